@@ -1,0 +1,1 @@
+"""From files on disk to batches: records, pixels, reports, corpora. Imports no model."""
