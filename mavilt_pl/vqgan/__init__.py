@@ -1,0 +1,1 @@
+"""The visual tokenizer: pixels to codes and back."""

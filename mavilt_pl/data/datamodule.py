@@ -1,0 +1,327 @@
+"""One LightningDataModule for all modules: images, pairs, instructions or plain text, from prepared corpora."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning import LightningDataModule
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.distributed import DistributedSampler
+
+from mavilt_pl.data.corpus import Corpus
+from mavilt_pl.data.questions import from_labels
+from mavilt_pl.data.report import clean, compose
+from mavilt_pl.data.study import DataError, Study, View
+from mavilt_pl.data.tokens import TokenCache
+
+Wants = Literal["images", "pairs", "instructions", "text"]
+
+
+class StudyDataset(Dataset):
+    """Studies of one split of one corpus as items of the kind that is wanted."""
+
+    def __init__(self, module: CXRDataModule, number: int, split: str):
+        self.module, self.split = module, split
+        self.corpus = module.opened[number]
+        self.tokens = module.caches[number] if module.caches else None
+        self.name = self.corpus.name
+        rows = [int(row) for row in self.corpus.rows(split)]
+        if module.hparams["wants"] == "text":
+            rows = [row for row in rows if module.text_of(self.corpus[row])]
+        elif module.hparams["wants"] in ("pairs", "instructions"):
+            rows = [r for r in rows if module.text_of(self.corpus[r]) and module.image_of(self.corpus, r) is not None]
+        else:
+            rows = [row for row in rows if module.image_of(self.corpus, row) is not None]
+        limit = module.hparams["limit_eval"]
+        if split != "train" and limit is not None and len(rows) > limit:
+            chosen = np.random.default_rng(0).permutation(len(rows))[:limit]
+            rows = [rows[i] for i in sorted(chosen)]
+        self.rows = rows
+        self.labels = self.corpus.labels(module.findings)
+        # The negative control: every study beside the image of another patient's study, fixed for the whole split.
+        self.stranger = self._strangers()
+
+    def _strangers(self) -> list[int]:
+        order = np.random.default_rng(1).permutation(len(self.rows))
+        stranger = list(range(len(self.rows)))
+        for here, there in zip(order, np.roll(order, 1)):
+            stranger[here] = int(there)
+        return stranger
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = self.rows[index]
+        study = self.corpus[row]
+        module = self.module
+        item: dict[str, Any] = {
+            "source": self.name,
+            "patient": f"{study.source}:{study.patient}",
+            "study": f"{study.source}:{study.study}",
+            "key": f"{study.source}:{study.study}",
+            "labels": torch.from_numpy(np.asarray(self.labels[row], dtype=np.float32)),
+            "label_names": dict(study.labels),
+            "text": module.text_of(study),
+        }
+        wants = module.hparams["wants"]
+        if wants == "text":
+            return item
+        image = module.image_of(self.corpus, row)
+        item["image_row"] = image
+        if wants == "images":
+            item["pixels"] = module.pixels(self.corpus, image, self.split == "train")
+        else:
+            assert self.tokens is not None
+            item["codes"] = torch.from_numpy(self.tokens[image])
+            other = module.image_of(self.corpus, self.rows[self.stranger[index]])
+            item["stranger_codes"] = torch.from_numpy(self.tokens[other])
+            if wants == "instructions":
+                asked = from_labels(study, module.findings) if module.hparams["ask_labels"] else ()
+                item["questions"] = [*study.questions, *asked]
+        return item
+
+
+def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Items side by side: tensors stacked, everything else as lists; `studies` keeps what belongs to each study."""
+    batch: dict[str, Any] = {"studies": [{k: v for k, v in item.items() if not isinstance(v, torch.Tensor)} for item in items]}
+    for key in ("pixels", "codes", "stranger_codes", "labels"):
+        if key in items[0]:
+            batch[key] = torch.stack([item[key] for item in items])
+    batch["patient"] = [item["patient"] for item in items]
+    batch["text"] = [item["text"] for item in items]
+    return batch
+
+
+class MixSampler(DistributedSampler):
+    """Training order over several sources: an epoch is as long as all sources together, drawn from each by its weight,
+    each source without repetition until it is used up. The order is a function of (seed, epoch); ranks take turns.
+
+    A `DistributedSampler` by name so that Lightning leaves it alone."""
+
+    def __init__(self, sizes: Sequence[int], weights: Sequence[float], seed: int, rank: int, world: int):
+        self.sizes, self.weights, self.seed = list(sizes), list(weights), seed
+        self.rank, self.num_replicas, self.epoch, self.skip = rank, world, 0, 0
+        self.num_samples = sum(sizes) // world
+        self.total_size = self.num_samples * world
+
+    def _order(self) -> list[int]:
+        random = np.random.default_rng([self.seed, self.epoch])
+        share = np.asarray(self.weights) / sum(self.weights)
+        counts = np.floor(share * self.total_size).astype(int)
+        counts[0] += self.total_size - counts.sum()
+        starts = np.cumsum([0, *self.sizes[:-1]])
+        picked = []
+        for start, size, count in zip(starts, self.sizes, counts):
+            rounds = [random.permutation(size) for _ in range(-(-int(count) // size))]
+            picked.append(start + np.concatenate(rounds)[:count] if rounds else np.empty(0, int))
+        order = np.concatenate(picked)
+        return [int(i) for i in random.permutation(order)]
+
+    def __iter__(self) -> Iterator[int]:
+        skip, self.skip = self.skip, 0
+        return iter(self._order()[self.rank : self.total_size : self.num_replicas][skip:])
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+
+class EveryStudyOnce(DistributedSampler):
+    """Rank r takes studies r, r + world, …: every study exactly once, none repeated to fill up a rank."""
+
+    def __init__(self, size: int, rank: int, world: int):
+        self.size, self.rank, self.num_replicas, self.epoch = size, rank, world, 0
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.rank, self.size, self.num_replicas))
+
+    def __len__(self) -> int:
+        return len(range(self.rank, self.size, self.num_replicas))
+
+
+class ResumableLoader(DataLoader):
+    """A loader that Lightning can save and set back to the batch it had reached within the epoch."""
+
+    done = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        done = self.done
+        for batch in super().__iter__():
+            done += 1
+            self.done = done
+            yield batch
+        self.done = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.sampler.epoch, "batches": self.done}  # type: ignore[attr-defined]
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.done = state["batches"]
+        self.sampler.epoch = state["epoch"]  # type: ignore[attr-defined]
+        self.sampler.skip = state["batches"] * self.batch_size  # type: ignore[attr-defined,operator]
+
+
+class CXRDataModule(LightningDataModule):
+    """Prepared corpora as batches.
+
+    A batch is a dict: `pixels` float32 [B,1,H,W] in [-1, 1] or `codes` int64 [B,N]; `labels` float32 [B,F] (1, 0, nan);
+    `text` and `patient`, lists of B strings; `studies`, a list of B dicts (key, source, text, label_names, questions).
+    Training mixes the corpora by weight; evaluation keeps them apart, one loader a corpus, in the order of `corpora`.
+
+    Args:
+        corpora: folders made by `mavilt prepare`.
+        tokens: folders made by `mavilt tokenize`, one a corpus, in the same order; for pairs and instructions.
+        wants: images | pairs | instructions | text.
+        weights: how often training draws from each corpus; default: in proportion to size.
+        batch_size, eval_batch_size, num_workers: as DataLoader's, per process.
+        findings: order of the columns of `labels`; those asked about in questions made from labels.
+        sections: findings | impression | findings+impression | whole: which part of a report is its text.
+        cleaning: name of a cleaning protocol of `mavilt_pl.data.report`.
+        views: images of these views only, e.g. [PA, AP]; default: the first image of a study.
+        augment: in training, small shifts, turns, zooms and exposures (Albumentations); never a flip: sides matter.
+        limit_eval: at most so many studies of each val and test set, the same ones each time.
+        ask_labels: make presence questions from labels.
+        text_split: `text` batches for validation and test come from this many held-out texts.
+    """
+
+    def __init__(
+        self,
+        corpora: list[str],
+        tokens: list[str] | None = None,
+        wants: Wants = "images",
+        weights: list[float] | None = None,
+        batch_size: int = 16,
+        eval_batch_size: int = 32,
+        num_workers: int = 0,
+        findings: list[str] | None = None,
+        sections: str = "findings",
+        cleaning: str = "none",
+        views: list[View] | None = None,
+        augment: bool = False,
+        limit_eval: int | None = None,
+        ask_labels: bool = True,
+        seed: int = 0,
+    ):
+        super().__init__()
+        self.save_hyperparameters()
+        if wants in ("pairs", "instructions") and (tokens is None or len(tokens) != len(corpora)):
+            raise DataError(f"data.wants: {wants} needs one token cache a corpus in data.tokens; found {tokens} for {corpora}")
+        if weights is not None and (len(weights) != len(corpora) or min(weights) < 0 or sum(weights) <= 0):
+            raise DataError(f"data.weights: one weight of 0 or more a corpus, not all 0; found {weights} for {corpora}")
+        self.findings = tuple(findings or ())
+        self.opened: list[Corpus] = []
+        self.caches: list[TokenCache] = []
+        self._augmentation: Any = None
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the corpora, in the order of the evaluation loaders."""
+        return [corpus.name for corpus in self.opened]
+
+    def setup(self, stage: str) -> None:
+        if self.opened:
+            return
+        self.opened = [Corpus(path) for path in self.hparams["corpora"]]
+        if self.hparams["tokens"] and self.hparams["wants"] in ("pairs", "instructions"):
+            self.caches = [TokenCache(p, c.fingerprint) for p, c in zip(self.hparams["tokens"], self.opened)]
+            for cache in self.caches[1:]:
+                self.caches[0].same_tokenizer(cache)
+
+    # What an item is made of.
+
+    def text_of(self, study: Study) -> str:
+        return clean(compose(study, self.hparams["sections"]), self.hparams["cleaning"])
+
+    def image_of(self, corpus: Corpus, row: int) -> int | None:
+        """The row in the pixel store of the study's image: the first of the wanted views."""
+        images = zip(corpus[row].images, corpus.image_rows(row))
+        views = self.hparams["views"]
+        return next((number for image, number in images if not views or image.view in views), None)
+
+    def pixels(self, corpus: Corpus, row: int, training: bool) -> torch.Tensor:
+        raw = np.asarray(corpus.pixels(row))
+        if training and self.hparams["augment"]:
+            raw = self._augment(raw)
+        return torch.from_numpy(raw.astype(np.float32)).div_(127.5).sub_(1)[None]
+
+    def _augment(self, raw: np.ndarray) -> np.ndarray:
+        if self._augmentation is None:
+            import albumentations as A
+
+            self._augmentation = A.Compose(
+                [
+                    A.Affine(scale=(0.95, 1.08), translate_percent=(-0.04, 0.04), rotate=(-4, 4), p=0.8),
+                    A.RandomBrightnessContrast(brightness_limit=0.08, contrast_limit=0.12, p=0.8),
+                ],
+                seed=int(torch.randint(2**31, (1,))),
+            )
+        return self._augmentation(image=raw)["image"]
+
+    # Loaders.
+
+    def _datasets(self, split: str) -> list[StudyDataset]:
+        datasets = [StudyDataset(self, number, split) for number in range(len(self.opened))]
+        for dataset in datasets:
+            if not dataset.rows:
+                h = self.hparams
+                raise DataError(
+                    f"corpus {dataset.corpus.path}: no {split} study has what is wanted (wants {h['wants']}, sections "
+                    f"{h['sections']}, views {h['views']}); look at its studies.parquet and rejects.csv"
+                )
+        return datasets
+
+    def _rank(self) -> tuple[int, int]:
+        trainer = self.trainer
+        return (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
+
+    def texts(self, split: str) -> list[str]:
+        """All texts of a split, in order."""
+        return [text for c in self.opened for row in c.rows(split) if (text := self.text_of(c[int(row)]))]
+
+    def train_dataloader(self) -> ResumableLoader:
+        datasets = self._datasets("train")
+        sizes = [len(dataset) for dataset in datasets]
+        weights = self.hparams["weights"] or sizes
+        rank, world = self._rank()
+        return ResumableLoader(
+            torch.utils.data.ConcatDataset(datasets),
+            batch_size=self.hparams["batch_size"],
+            sampler=MixSampler(sizes, weights, self.hparams["seed"], rank, world),
+            num_workers=self.hparams["num_workers"],
+            collate_fn=collate,
+            drop_last=True,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=self.hparams["num_workers"] > 0,
+        )
+
+    def _evaluation(self, split: str) -> list[DataLoader]:
+        rank, world = self._rank()
+        return [
+            DataLoader(
+                dataset,
+                batch_size=self.hparams["eval_batch_size"],
+                sampler=EveryStudyOnce(len(dataset), rank, world),
+                num_workers=self.hparams["num_workers"],
+                collate_fn=collate,
+                pin_memory=torch.cuda.is_available(),
+            )
+            for dataset in self._datasets(split)
+        ]
+
+    def val_dataloader(self) -> list[DataLoader]:
+        return self._evaluation("val")
+
+    def test_dataloader(self) -> list[DataLoader]:
+        return self._evaluation("test")
+
+    def predict_dataloader(self) -> list[DataLoader]:
+        return self._evaluation("test")
+
+
+def sample_key(name: str) -> int:
+    """A stable number for a study's name, for noise that does not depend on the batch."""
+    return zlib.crc32(name.encode())

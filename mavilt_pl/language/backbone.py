@@ -1,0 +1,147 @@
+"""Load a pretrained causal language model, or train a small one on plain text where none can be had."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning import LightningModule
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
+
+from mavilt_pl.data.study import DataError
+
+END = "<|endoftext|>"
+
+
+def load_backbone(name: str) -> tuple[Any, Any]:
+    """Model (float32, safetensors only) and tokenizer from a local folder or a hub name."""
+    if name.startswith((".", "/")) or "runs/" in name:  # meant as a folder
+        if not (Path(name) / "config.json").exists():
+            raise DataError(
+                f"backbone {name}: no config.json there. Expected a folder saved by Hugging Face's save_pretrained, such "
+                "as the one that `mavilt fit --config backbone.yaml` leaves in <run>/backbone"
+            )
+    model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
+    return model, AutoTokenizer.from_pretrained(name)
+
+
+def train_tokenizer(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of at most `size` words, learned from texts; it can write any text."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=[END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=END)
+
+
+class Backbone(LightningModule):
+    """A small Llama-style language model trained on plain text, and its tokenizer: the "pretrained" model of the demo.
+
+    It takes batches of texts (`wants: text`). At the end of the fit it is saved, Hugging Face style, to
+    `<default_root_dir>/backbone`, which is what Stage 1 takes.
+
+    Args:
+        vocabulary: words of the byte-level BPE tokenizer, learned from the training texts.
+        width, layers, heads: of the transformer; the MLP is 8/3 wide, as Llama's.
+        context: longest sequence in tokens.
+        learning_rate, warmup: AdamW, linear warm-up, cosine down to a tenth.
+        block: tokens in a training row; texts are joined end to end, so that nothing is padding.
+    """
+
+    def __init__(
+        self,
+        vocabulary: int = 2048,
+        width: int = 192,
+        layers: int = 4,
+        heads: int = 4,
+        context: int = 512,
+        learning_rate: float = 3e-3,
+        warmup: int = 20,
+        block: int = 128,
+    ):
+        super().__init__()
+        self.save_hyperparameters()
+        self.tokenizer: PreTrainedTokenizerFast | None = None
+        self.model: Any = None
+
+    def _build(self) -> None:
+        h = self.hparams
+        config = LlamaConfig(
+            vocab_size=len(self.tokenizer),  # type: ignore[arg-type]
+            hidden_size=h["width"],
+            intermediate_size=h["width"] * 8 // 3 // 16 * 16,
+            num_hidden_layers=h["layers"],
+            num_attention_heads=h["heads"],
+            max_position_embeddings=h["context"],
+            bos_token_id=0,
+            eos_token_id=0,
+            pad_token_id=0,
+            tie_word_embeddings=True,
+        )
+        self.model = AutoModelForCausalLM.from_config(config)
+
+    def setup(self, stage: str) -> None:
+        if self.model is None:
+            self.tokenizer = train_tokenizer(self.trainer.datamodule.texts("train"), self.hparams["vocabulary"])  # type: ignore[attr-defined]
+            self._build()
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        checkpoint["tokenizer"] = self.tokenizer.backend_tokenizer.to_str()  # type: ignore[union-attr]
+
+    def rows(self, texts: Sequence[str]) -> Tensor:
+        """Texts joined end to end, int64 [rows, block + 1]; what does not fill a row is left for another epoch."""
+        ids = [i for line in self.tokenizer(list(texts))["input_ids"] for i in [*line, 0]]  # type: ignore[misc]
+        block = min(self.hparams["block"], len(ids) - 1)
+        count = (len(ids) - 1) // block
+        joined = torch.tensor(ids[: count * block + 1], device=self.device)
+        return torch.stack([joined[i * block : (i + 1) * block + 1] for i in range(count)])
+
+    def loss(self, texts: Sequence[str]) -> Tensor:
+        """Cross-entropy in nats per token."""
+        rows = self.rows(texts)
+        logits_BTV = self.model(input_ids=rows[:, :-1]).logits
+        return F.cross_entropy(logits_BTV.flatten(0, 1), rows[:, 1:].flatten())
+
+    def training_step(self, batch: dict, index: int) -> Tensor:
+        loss = self.loss(batch["text"])
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: dict, index: int, dataloader_idx: int = 0) -> None:
+        loss = self.loss(batch["text"])
+        self.log("val/loss", loss, prog_bar=True, sync_dist=True, batch_size=len(batch["text"]), add_dataloader_idx=False)
+
+    def configure_optimizers(self) -> Any:
+        return adamw(self, self.parameters(), self.hparams["learning_rate"], self.hparams["warmup"])
+
+    def on_fit_end(self) -> None:
+        if self.trainer.is_global_zero:
+            folder = Path(self.trainer.default_root_dir) / "backbone"
+            self.model.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)  # type: ignore[union-attr]
+
+
+def adamw(module: LightningModule, parameters: Any, rate: float, warmup: int, decay: float = 0.01) -> dict:
+    """AdamW (0.9, 0.95) with linear warm-up and a cosine down to a tenth over the trainer's steps."""
+    optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.95), weight_decay=decay, foreach=True)
+    total = max(int(module.trainer.estimated_stepping_batches), warmup + 1)
+    schedule = torch.optim.lr_scheduler.SequentialLR(
+        optimizer,
+        [
+            torch.optim.lr_scheduler.LinearLR(optimizer, 1 / max(warmup, 1), 1.0, max(warmup, 1)),
+            torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total - warmup, eta_min=rate / 10),
+        ],
+        [warmup],
+    )
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -1,0 +1,108 @@
+"""Sequences as trees: what is read once (the prefix), and branches that each see the prefix and themselves only.
+
+One image with its report and eight questions is one tree: the image is read once, and no branch sees another. A
+sequence with a single branch is the ordinary case, and then no mask is needed at all.
+
+Shape legend: B trees, T positions, M target positions in the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Branch:
+    """What is asked and what should be said. `image` says that the target is codes; `task` groups the loss; `key` is
+    the caller's own, handed back with the target positions."""
+
+    prompt: list[int]
+    target: list[int]
+    task: int = 0
+    image: bool = False
+
+
+@dataclass(frozen=True)
+class Tree:
+    prefix: list[int]
+    branches: Sequence[Branch]
+
+
+@dataclass
+class Packed:
+    """A batch of trees as tensors. Position m of the target arrays says: from hidden state (row[m], column[m]) predict
+    id target[m], for the task task[m], within branch branch[m] (numbered through the batch)."""
+
+    ids_BT: Tensor
+    positions_BT: Tensor
+    segments_BT: Tensor | None  # 0 the prefix, 1… the branches, -1 padding; None: one branch each
+    row_M: Tensor
+    column_M: Tensor
+    target_M: Tensor
+    task_M: Tensor
+    branch_M: Tensor
+    image_M: Tensor
+
+    def to(self, device: torch.device) -> Packed:
+        moved = {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
+        return Packed(**moved)
+
+    def mask(self, dtype: torch.dtype) -> Tensor | None:
+        """Additive attention mask [B,1,T,T], or None where plain causal attention is right already.
+
+        Padding stands at the end, so that causal attention alone hides it from everything before it."""
+        if self.segments_BT is None:
+            return None
+        seen_BTT = self.segments_BT[:, None, :] == self.segments_BT[:, :, None]
+        seen_BTT |= self.segments_BT[:, None, :] == 0
+        length = self.ids_BT.shape[1]
+        seen_BTT &= torch.ones(length, length, dtype=torch.bool, device=self.ids_BT.device).tril()
+        return torch.zeros_like(seen_BTT, dtype=dtype).masked_fill_(~seen_BTT, torch.finfo(dtype).min)[:, None]
+
+
+def pack(trees: Sequence[Tree], pad: int = 0) -> Packed:
+    """Lay trees out side by side, padded at the end to the longest."""
+    lengths = [len(t.prefix) + sum(len(b.prompt) + len(b.target) for b in t.branches) for t in trees]
+    width = max(lengths)
+    ids, positions, segments = [], [], []
+    row, column, target, task, branch, image = [], [], [], [], [], []
+    number = 0
+    for r, tree in enumerate(trees):
+        line = list(tree.prefix)
+        place = list(range(len(line)))
+        segment = [0] * len(line)
+        for k, part in enumerate(tree.branches, start=1):
+            words = part.prompt + part.target
+            if not part.target or len(tree.prefix) + len(part.prompt) == 0:
+                raise ValueError("a branch needs a target, and something before it to predict it from")
+            # The first target is predicted by the last prompt token, or by the prefix's last where there is no prompt.
+            first = len(line) + len(part.prompt) - 1 if part.prompt else len(tree.prefix) - 1
+            after = len(line) + len(part.prompt)
+            column += [first, *range(after, after + len(part.target) - 1)]
+            row += [r] * len(part.target)
+            target += part.target
+            task += [part.task] * len(part.target)
+            branch += [number] * len(part.target)
+            image += [part.image] * len(part.target)
+            place += range(len(tree.prefix), len(tree.prefix) + len(words))
+            segment += [k] * len(words)
+            line += words
+            number += 1
+        rest = width - len(line)
+        ids.append(line + [pad] * rest)
+        positions.append(place + [0] * rest)
+        segments.append(segment + [-1] * rest)
+    several = any(len(tree.branches) > 1 for tree in trees)
+    if not several:  # plain causal sequences: positions simply count on
+        positions = [list(range(width))] * len(trees)
+    return Packed(
+        torch.tensor(ids),
+        torch.tensor(positions),
+        torch.tensor(segments) if several else None,
+        *(torch.tensor(values) for values in (row, column, target, task, branch)),
+        torch.tensor(image, dtype=torch.bool),
+    )

@@ -1,0 +1,32 @@
+"""Stage 2: three instructed tasks, report, synthesis and answers. A study's report and questions share its image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mavilt_pl.language.module import TASKS, LanguageModule
+from mavilt_pl.language.prompts import DRAW, REPORT, wording
+from mavilt_pl.language.sequences import Branch, Tree
+
+
+class Stage2(LanguageModule):
+    """Instruction and image → report; instruction and report → image; question and image → answer.
+
+    Batches: `wants: instructions`. The image of a study is read once; its report and its questions are branches that
+    do not see each other."""
+
+    def report_prompt(self, key: str, training: bool) -> list[int]:
+        return [*self.words(wording(REPORT, key, training)), self.vocabulary.mark("<answer>")]
+
+    def draw_prompt(self, text: str | None, key: str = "", training: bool = False) -> list[int]:
+        return super().draw_prompt(None if text is None else f"{wording(DRAW, key, training)} {text}")
+
+    def reading(self, codes: Sequence[int], study: Mapping[str, Any], training: bool) -> Tree:
+        answer = self.vocabulary.mark("<answer>")
+        branches = [Branch(self.report_prompt(study["key"], training), self.target_words(study["text"]), TASKS.index("report"))]
+        branches += [
+            Branch([*self.words(q.question), answer], self.target_words(q.answer), TASKS.index("answer"))
+            for q in study["questions"]
+        ]
+        return Tree(self.image_prefix(codes), branches)

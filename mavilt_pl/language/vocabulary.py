@@ -1,0 +1,78 @@
+"""How a causal language model's vocabulary grows by images.
+
+The model's embedding has V rows. Behind them stands one contiguous block: a few marks, then the K codes. Old ids do not
+move, and the tokenizer never learns the new ones: text that contains `<image>` literally stays text. `<end>` is the
+first mark, so that "the old vocabulary and `<end>`" is one slice of the head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+MARKS = ("<end>", "<begin>", "<image>", "</image>", "<answer>")
+
+
+@dataclass(frozen=True)
+class VisualVocabulary:
+    """Ids of the marks and codes. `text` is V, the model's rows before it grew; `codes` is K; `length` is N, the
+    number of codes in an image; `words` is how many of the V rows the tokenizer uses (models pad their rows)."""
+
+    text: int
+    words: int
+    codes: int
+    length: int
+
+    @property
+    def end(self) -> int:
+        return self.text
+
+    def mark(self, name: str) -> int:
+        return self.text + MARKS.index(name)
+
+    @property
+    def first_code(self) -> int:
+        return self.text + len(MARKS)
+
+    @property
+    def total(self) -> int:
+        return self.first_code + self.codes
+
+    def check(self, codes_BN: Tensor) -> None:
+        """Refuse codes that are not N codes in [0, K)."""
+        if codes_BN.shape[-1] != self.length or int(codes_BN.min()) < 0 or int(codes_BN.max()) >= self.codes:
+            raise ValueError(
+                f"an image is {self.length} codes in [0, {self.codes}); found {codes_BN.shape[-1]} codes in "
+                f"[{int(codes_BN.min())}, {int(codes_BN.max())}]: the token cache is another tokenizer's"
+            )
+
+
+@torch.no_grad()
+def grow(model: nn.Module, vocabulary: VisualVocabulary, codebook: Tensor | None, noise: float = 0.3) -> None:
+    """Add the block's rows to the embedding and, where it is not tied, to the head.
+
+    A new row starts at the mean of the old ones. What is added to it has `noise` times the old rows' spread: random for
+    the marks, and for the codes a random projection of the codebook [K, width], so that codes which look alike start
+    alike (measured in EXPERIMENTS.md). Without a codebook the codes' part is random too.
+    """
+    old = model.get_input_embeddings().weight
+    words = old[: vocabulary.words].float()
+    mean, spread = words.mean(0), words.std(0).mean()
+    model.resize_token_embeddings(vocabulary.total, mean_resizing=False)
+    generator = torch.Generator().manual_seed(0)
+    direction = torch.randn(vocabulary.total - vocabulary.text, len(mean), generator=generator)
+    if codebook is not None:
+        code = codebook.float().cpu()
+        code = (code - code.mean(0)) / (code.std() + 1e-6)
+        projection = torch.randn(code.shape[1], len(mean), generator=generator) / code.shape[1] ** 0.5
+        direction[len(MARKS) :] = code @ projection
+    rows = mean + noise * spread * direction.to(mean)
+    model.get_input_embeddings().weight[vocabulary.text :] = rows.to(old.dtype)
+    head = model.get_output_embeddings()
+    if head.weight is not model.get_input_embeddings().weight:
+        known = head.weight[: vocabulary.words].float()
+        head.weight[vocabulary.text :] = (known.mean(0) + noise * known.std(0).mean() * direction.to(known)).to(old.dtype)
+    if getattr(head, "bias", None) is not None:
+        head.bias[vocabulary.text :] = head.bias[: vocabulary.words].mean()

@@ -1,0 +1,91 @@
+"""The report of a phantom: sentences worded from its findings, in the fixed order of a structured report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mavilt_pl.phantom.findings import Finding
+
+PRESENT: dict[str, tuple[str, ...]] = {
+    "cardiomegaly": ("The heart is enlarged.", "There is {grade} cardiomegaly.", "The cardiac silhouette is enlarged."),
+    "edema": ("There is pulmonary edema.", "Perihilar haze is consistent with pulmonary edema."),
+    "consolidation": (
+        "There is a consolidation in the {side} {zone} lung.",
+        "There is consolidation of the {side} {zone} lung.",
+    ),
+    "lung lesion": (
+        "There is a {mm} mm nodule in the {side} {zone} lung.",
+        "There is a nodule in the {side} {zone} lung.",
+    ),
+    "atelectasis": (
+        "There is {side} basilar atelectasis with elevation of the {side} hemidiaphragm.",
+        "There is {side} lower lobe atelectasis with volume loss.",
+    ),
+    "hyperinflation": ("The lungs are hyperinflated with flattened diaphragms.",),
+    "pleural effusion": ("{amount} {side} pleural effusion.",),
+    "pneumothorax": ("{amount} {side} pneumothorax.",),
+    "support devices": ("{device}",),
+}
+ABSENT: dict[str, tuple[str, ...]] = {
+    "cardiomegaly": ("Heart size is normal.", "The cardiac silhouette is normal in size."),
+    "edema": ("No pulmonary edema.",),
+    "consolidation": ("No consolidation.", "No focal consolidation."),
+    "lung lesion": ("No nodule.",),
+    "atelectasis": ("No atelectasis.",),
+    "pleural effusion": ("No pleural effusion.",),
+    "pneumothorax": ("No pneumothorax.",),
+    "support devices": ("No support devices.",),
+}
+DEVICE = {
+    "pacemaker": "A left chest pacemaker is in place with its lead in the right ventricle.",
+    "central line": "A right central venous line ends in the superior vena cava.",
+    "endotracheal tube": "An endotracheal tube ends above the carina.",
+}
+LUNG = ("edema", "consolidation", "lung lesion", "atelectasis")
+PLEURA = ("pleural effusion", "pneumothorax")
+
+
+def _present(finding: Finding, rng: np.random.Generator) -> str:
+    third = min(int(finding.size * 3), 2)
+    return str(rng.choice(PRESENT[finding.name])).format(
+        side="bilateral" if finding.side == "both" else finding.side,
+        zone=finding.zone,
+        amount=("Small", "Moderate", "Large")[third],
+        grade=("mild", "moderate", "severe")[third],
+        mm=round(14 + 15 * finding.size),
+        device=DEVICE.get(finding.kind, ""),
+    )
+
+
+def findings_text(findings: Sequence[Finding], rng: np.random.Generator) -> str:
+    """The FINDINGS section: every finding is either described or denied."""
+    by_name = {finding.name: finding for finding in findings}
+
+    def say(name: str) -> str:
+        return _present(by_name[name], rng) if name in by_name else str(rng.choice(ABSENT[name]))
+
+    sentences = [say("cardiomegaly")]
+    if "hyperinflation" in by_name:
+        sentences.append(say("hyperinflation"))
+    if any(name in by_name for name in LUNG):
+        sentences += [say(name) for name in LUNG]
+    else:
+        sentences.append("The lungs are clear.")
+    if any(name in by_name for name in PLEURA):
+        sentences += [say(name) for name in PLEURA]
+    else:
+        sentences.append("No pleural effusion or pneumothorax.")
+    sentences.append(say("support devices"))
+    return " ".join(sentences)
+
+
+def impression_text(findings: Sequence[Finding]) -> str:
+    """The IMPRESSION section: what is present, named."""
+    names = []
+    for finding in findings:
+        name = {"lung lesion": "lung nodule", "support devices": finding.kind}.get(finding.name, finding.name)
+        side = "bilateral" if finding.side == "both" else finding.side
+        names.append(f"{side} {name}".strip().capitalize() + ".")
+    return " ".join(names) or "No acute cardiopulmonary process."

@@ -1,0 +1,153 @@
+"""`mavilt run RECIPE --out DIR`: a recipe is a list of `mavilt` commands, and this is a small make for them.
+
+Each step names what it reads and writes under DIR. A step that is done and whose command, configs and inputs are as
+they were is skipped; what a changed input made stale is deleted and made again; a step that was broken off is run
+again and resumes by its own means. The record of a finished step stands in DIR/.steps/<name>.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import gc
+import hashlib
+import json
+import os
+import resource
+import shlex
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from mavilt_pl.data.study import DataError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", help="a shipped recipe (demo) or a YAML file")
+    parser.add_argument("--out", type=Path, help="folder of the run (default runs/<recipe>)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--until", help="stop after this step")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands and run nothing")
+
+
+def load(name: str) -> dict[str, Any]:
+    """The recipe's YAML, checked."""
+    import yaml
+
+    from mavilt_pl.training import find_config
+
+    path = find_config(name if Path(name).is_file() else f"recipes/{name.removesuffix('.yaml')}.yaml")
+    recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    steps = recipe.get("steps") if isinstance(recipe, dict) else None
+    if not steps:
+        raise DataError(f"{path}: a recipe is a mapping with a list `steps`; found {type(recipe).__name__} without it")
+    seen: set[str] = set()
+    for step in steps:
+        unknown = set(step) - {"name", "run", "reads", "writes"}
+        if unknown or not {"name", "run", "writes"} <= set(step):
+            raise DataError(f"{path}: step {step.get('name', '?')}: expected name, run, writes and maybe reads; found {', '.join(step)}")
+        for read in step.get("reads", []):
+            if read not in seen:
+                raise DataError(f"{path}: step {step['name']} reads {read}, which no earlier step writes")
+        seen.add(step["writes"])
+    return recipe
+
+
+def _config_texts(words: list[str]) -> list[str]:
+    from mavilt_pl.training import find_config
+
+    return [find_config(value).read_text(encoding="utf-8") for word, value in zip(words, words[1:]) if word == "--config"]
+
+
+class Run:
+    """One recipe being walked under one folder."""
+
+    def __init__(self, recipe: dict[str, Any], out: Path, seed: int):
+        self.recipe, self.out, self.seed = recipe, out, seed
+        self.made: dict[str, str] = {}  # what is written → fingerprint of how
+
+    def words(self, step: dict[str, Any], out: str) -> list[str]:
+        return shlex.split(step["run"].format(out=shlex.quote(out), seed=self.seed))
+
+    def fingerprint(self, step: dict[str, Any]) -> str:
+        """Of the command (wherever the folder lies), its configs, and all that its inputs were made from."""
+        words = self.words(step, "{out}")
+        inputs = [self.made[name] for name in step.get("reads", [])]
+        return hashlib.sha256(json.dumps([words, _config_texts(words), inputs]).encode()).hexdigest()
+
+    def record(self, step: dict[str, Any]) -> Path:
+        return self.out / ".steps" / f"{step['name']}.json"
+
+    def _said(self, step: dict[str, Any], suffix: str = "") -> str | None:
+        path = self.record(step).with_suffix(f".json{suffix}")
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))["fingerprint"]
+        except (OSError, ValueError, KeyError):
+            return None
+
+    def walk(self, until: str | None) -> None:
+        from rich.console import Console
+
+        from mavilt_pl.cli import _dispatch
+
+        console = Console(stderr=True)
+        (self.out / ".steps").mkdir(parents=True, exist_ok=True)
+        count = len(self.recipe["steps"])
+        for number, step in enumerate(self.recipe["steps"], start=1):
+            mark = self.fingerprint(step)
+            self.made[step["writes"]] = mark
+            written = self.out / step["writes"]
+            title = f"[{number}/{count}] {step['name']}"
+            if self._said(step) == mark and written.exists():
+                console.print(f"[dim]{title}: done before")
+            else:
+                if self._said(step, ".begun") != mark and written.exists():
+                    shutil.rmtree(written) if written.is_dir() else written.unlink()
+                self.record(step).unlink(missing_ok=True)
+                self._write(step, ".begun", {"fingerprint": mark})
+                words = self.words(step, str(self.out))
+                console.print(f"[bold]{title}[/]\n[dim]$ mavilt {shlex.join(words)}")
+                start = time.time()
+                code = _dispatch(words)
+                gc.collect()
+                if code:
+                    raise DataError(f"step {step['name']} ended with exit status {code}; mend what it said and run the recipe again")
+                if not written.exists():
+                    raise DataError(f"step {step['name']} did not write {written}")
+                peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+                seconds = round(time.time() - start, 1)
+                self._write(step, "", {"fingerprint": mark, "command": words, "seconds": seconds, "peak_memory_bytes": peak})
+                console.print(f"[green]{title}: {seconds:.0f} s")
+            if step["name"] == until:
+                break
+
+    def _write(self, step: dict[str, Any], suffix: str, facts: dict[str, Any]) -> None:
+        path = self.record(step).with_suffix(f".json{suffix}")
+        path.with_suffix(".part").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+        os.replace(path.with_suffix(".part"), path)
+
+
+def run(args: argparse.Namespace) -> int:
+    recipe = load(args.recipe)
+    out = (args.out or Path("runs") / Path(args.recipe).stem).resolve()
+    walk = Run(recipe, out, args.seed)
+    names = [step["name"] for step in recipe["steps"]]
+    if args.until and args.until not in names:
+        raise DataError(f"--until {args.until}: no such step; the steps are {', '.join(names)}")
+    if args.dry_run:
+        for step in recipe["steps"]:
+            print("mavilt", shlex.join(walk.words(step, str(out))))
+        return 0
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(f"{out} is in use by another `mavilt run`: wait for it, or choose another --out") from None
+        walk.walk(args.until)
+    page = out / "report.html"
+    if page.exists():
+        print(f"The page to look at: {page}", file=sys.stderr)
+    return 0

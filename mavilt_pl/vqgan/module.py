@@ -1,0 +1,288 @@
+"""Training the tokenizer: two optimizers, one clock. Every step counted anywhere is a step of the generator."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning import LightningModule
+from torch import Tensor, nn
+
+from mavilt_pl.data.study import DataError
+from mavilt_pl.encoders.frozen import Classifier, Kind, load_checkpoint, load_encoder
+from mavilt_pl.vqgan.autoencoder import Autoencoder
+from mavilt_pl.vqgan.clinical import finding_map
+from mavilt_pl.vqgan.discriminator import Discriminator
+from mavilt_pl.vqgan.losses import (
+    adaptive_weight,
+    feature_term,
+    gradient_term,
+    hinge_discriminator,
+    reconstruction_term,
+)
+from mavilt_pl.vqgan.quantizer import Quantizer
+
+
+class Tokenizer(nn.Module):
+    """Pixels to codes and back: what the rest of the chain uses of a trained VQ-GAN.
+
+    With `clinical` (the shape of a `Classifier`), the encoder's last feature map is added to the latents before they are
+    quantised, so that what the clinical encoder sees need not be found again by a network trained on pixels.
+    """
+
+    def __init__(self, autoencoder: Mapping[str, Any], quantizer: Mapping[str, Any], clinical: Mapping[str, Any] | None = None):
+        super().__init__()
+        self.autoencoder = Autoencoder(**autoencoder)
+        self.quantizer = Quantizer(**{**quantizer, "latent": self.autoencoder.latent})
+        self.clinical = Classifier(**clinical).eval().requires_grad_(False) if clinical is not None else None
+        if self.clinical is not None:
+            self.adapter = nn.Conv2d(self.clinical.widths[-1], self.autoencoder.latent, 1)
+
+    @property
+    def grid(self) -> int:
+        return self.autoencoder.grid
+
+    @property
+    def codes(self) -> int:
+        return self.quantizer.codes
+
+    def train(self, mode: bool = True) -> Tokenizer:
+        super().train(mode)
+        if self.clinical is not None:
+            self.clinical.eval()
+        return self
+
+    def latents(self, pixels_BCHW: Tensor, maps: list[Tensor] | None = None) -> Tensor:
+        """Latents before quantisation [B,D,h,w]; `maps` spares a second pass of the clinical encoder."""
+        latents_BDhw = self.autoencoder.encode(pixels_BCHW)
+        if self.clinical is None:
+            return latents_BDhw
+        if maps is None:
+            with torch.no_grad():
+                maps = self.clinical.maps(pixels_BCHW)
+        return latents_BDhw + self.adapter(F.adaptive_avg_pool2d(maps[-1].detach(), self.grid))
+
+    def encode(self, pixels_BCHW: Tensor) -> Tensor:
+        """Pixels [B,1,H,W] in [-1,1] → codes int64 [B,N] in raster order."""
+        return self.quantizer(self.latents(pixels_BCHW))[1]
+
+    def decode(self, codes_BN: Tensor) -> Tensor:
+        """Codes int64 [B,N] → pixels [B,1,H,W] in [-1,1]."""
+        if codes_BN.shape[1] != self.grid**2:
+            raise ValueError(f"an image of this tokenizer is {self.grid**2} codes, found {codes_BN.shape[1]}")
+        quantised = self.quantizer.lookup(codes_BN.view(-1, self.grid, self.grid))
+        return self.autoencoder.decode(quantised).clamp(-1, 1)
+
+
+class VQGAN(LightningModule):
+    """The clinical gradient-weighted VQ-GAN.
+
+    L = |x − x̂|₁ + λ_grad ‖∇x − ∇x̂‖² + λ_feat ‖φ(x) − φ(x̂)‖² + β commitment + adaptive adversarial  (arXiv 2502.05926)
+
+    A λ of 0 leaves its term uncomputed. `max_steps`, schedules, `gan_start` and every log count generator steps: the
+    discriminator's optimizer is stepped without Lightning's counter (Lightning-AI/pytorch-lightning#17958).
+
+    Args:
+        autoencoder: arguments of `Autoencoder`.
+        quantizer: arguments of `Quantizer` (all but `latent`).
+        encoder: weights of φ; needed where lambda_feat, lambda_finding, focus or clinical_input is set.
+        encoder_kind: classifier | torchxrayvision | huggingface.
+        lambda_grad: λ_grad, 1.0; no chest-radiograph source exists (swept 0.1 to 10 in the paper's family).
+        lambda_feat: λ_feat on φ's feature maps; 100 on pooled torchxrayvision features in LLM-CXR (arXiv 2305.11490).
+        lambda_finding: of the cross-entropy between φ's findings on x and on x̂: the end of φ's features that a
+            radiologist would name.
+        focus: how much more |x − x̂| counts where φ reads a finding (`clinical.finding_map`); needs our classifier.
+        clinical_input: let the tokenizer's encoder see φ's last map; needs our classifier.
+        gan_weight: of the adversarial term, times its adaptive weight (taming: 0.8); 0 builds no discriminator.
+        gan_start: the generator step at which the discriminator starts.
+        discriminator: arguments of `Discriminator`.
+        learning_rate, betas, clip: of both optimizers; from scratch 1e-4, (0.9, 0.95), 1 (LlamaGen, arXiv 2406.06525).
+        warmup: steps of linear warm-up, then a cosine down to a hundredth.
+    """
+
+    automatic_optimization = False
+
+    def __init__(
+        self,
+        autoencoder: dict[str, Any] | None = None,
+        quantizer: dict[str, Any] | None = None,
+        encoder: str | None = None,
+        encoder_kind: Kind = "classifier",
+        lambda_grad: float = 1.0,
+        lambda_feat: float = 0.0,
+        lambda_finding: float = 0.0,
+        focus: float = 0.0,
+        clinical_input: bool = False,
+        gan_weight: float = 0.8,
+        gan_start: int = 10_000,
+        discriminator: dict[str, Any] | None = None,
+        learning_rate: float = 1e-4,
+        betas: tuple[float, float] = (0.9, 0.95),
+        clip: float = 1.0,
+        warmup: int = 100,
+    ):
+        super().__init__()
+        self.save_hyperparameters()
+        ours = focus > 0 or clinical_input
+        clinical = lambda_feat > 0 or lambda_finding > 0 or ours
+        if clinical and encoder is None:
+            raise DataError("model.encoder: lambda_feat, lambda_finding, focus and clinical_input need an encoder; name its weights, or set them to 0")
+        if ours and encoder_kind != "classifier":
+            raise DataError(f"model.encoder_kind {encoder_kind}: focus and clinical_input need `classifier`; set focus to 0 and clinical_input to false")
+        # φ is kept out of the state dict and of Lightning's sight; the tokenizer owns a copy where it needs one.
+        self._phi: list[Any] = [load_encoder(encoder, encoder_kind)] if clinical and encoder is not None else []
+        shape = self._phi[0].shape if clinical_input else None
+        self.tokenizer = Tokenizer(autoencoder or {}, quantizer or {}, shape)
+        if clinical_input:
+            self.tokenizer.clinical.load_state_dict(self._phi[0].state_dict())  # type: ignore[union-attr]
+            self._phi = [self.tokenizer.clinical]
+        self.discriminator = Discriminator(**(discriminator or {})) if gan_weight > 0 else None
+
+    @property
+    def phi(self) -> Any:
+        """The frozen clinical encoder, on this module's device."""
+        return self._phi[0].to(self.device) if self._phi else None
+
+    def forward(self, pixels_BCHW: Tensor, maps: list[Tensor] | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Reconstruction [B,1,H,W], codes int64 [B,N], commitment term."""
+        quantised, codes_BN, commitment = self.tokenizer.quantizer(self.tokenizer.latents(pixels_BCHW, maps))
+        return self.tokenizer.autoencoder.decode(quantised), codes_BN, commitment
+
+    def terms(self, pixels_BCHW: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """The weighted terms of the loss by name (adversarial aside), the reconstruction, and the codes."""
+        h, phi, maps = self.hparams, self.phi, None
+        if phi is not None:
+            with torch.no_grad():
+                maps = phi.maps(pixels_BCHW)
+        weight = None
+        if h["focus"] > 0:
+            weight = (1 + h["focus"] * finding_map(phi, maps, pixels_BCHW.shape[-1])) / (1 + h["focus"])
+        made_BCHW, codes_BN, commitment = self(pixels_BCHW, maps)
+        terms = {"l1": reconstruction_term(pixels_BCHW, made_BCHW, weight), "commitment": commitment}
+        if h["lambda_grad"] > 0:
+            terms["gradient"] = h["lambda_grad"] * gradient_term(pixels_BCHW, made_BCHW)
+        if h["lambda_feat"] > 0 or h["lambda_finding"] > 0:
+            seen = phi.maps(made_BCHW)
+            if h["lambda_feat"] > 0:
+                terms["feature"] = h["lambda_feat"] * feature_term(maps, seen)
+            if h["lambda_finding"] > 0:
+                wanted = phi.logits(maps).sigmoid()
+                terms["finding"] = h["lambda_finding"] * F.binary_cross_entropy_with_logits(phi.logits(seen), wanted)
+        return terms, made_BCHW, codes_BN
+
+    def _drawn(self) -> bool:
+        """Whether the adversarial part has started."""
+        return self.discriminator is not None and self.global_step >= self.hparams["gan_start"]
+
+    def training_step(self, batch: dict, index: int) -> None:
+        generator, critic = [*self._as_list(self.optimizers()), None][:2]
+        pixels_BCHW = batch["pixels"]
+        terms, made_BCHW, codes_BN = self.terms(pixels_BCHW)
+        if self._drawn():
+            self.discriminator.requires_grad_(False)  # type: ignore[union-attr]
+            adversarial = -self.discriminator(made_BCHW).mean()  # type: ignore[misc]
+            likeness = sum(value for name, value in terms.items() if name != "commitment")
+            last = self.tokenizer.autoencoder.last_layer
+            terms["adversarial"] = self.hparams["gan_weight"] * adaptive_weight(likeness, adversarial, last) * adversarial  # type: ignore[arg-type]
+        loss = torch.stack(list(terms.values())).sum()
+        if not torch.isfinite(loss):
+            bad = [name for name, value in terms.items() if not torch.isfinite(value)]
+            studies = [study["study"] for study in batch["studies"]]
+            raise DataError(
+                f"step {self.global_step}: the loss is not finite in {', '.join(bad) or 'the sum'}; studies of the batch: "
+                f"{', '.join(studies[:8])}. The last checkpoint is good: lower learning_rate or the term's weight and resume"
+            )
+        log_now = self.global_step % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        if log_now:
+            self._log_shares(terms)
+        generator.zero_grad()
+        self.manual_backward(loss)
+        self.clip_gradients(generator, self.hparams["clip"], "norm")
+        generator.step()
+        if self._drawn() and critic is not None:
+            self._critic_step(critic, pixels_BCHW, made_BCHW.detach())
+        for schedule in self._as_list(self.lr_schedulers()):
+            schedule.step()
+        self.log("train/loss", loss.detach(), prog_bar=True)
+        self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()})
+        if log_now:
+            self.log("train/batch_codes", float(codes_BN.unique().numel()))
+
+    def _critic_step(self, critic: Any, real: Tensor, made: Tensor) -> None:
+        self.discriminator.requires_grad_(True)  # type: ignore[union-attr]
+        real_logits, made_logits = self.discriminator(real), self.discriminator(made)  # type: ignore[misc]
+        loss = hinge_discriminator(real_logits, made_logits)
+        raw = critic.optimizer  # without Lightning's counter, see the class's text
+        raw.zero_grad()
+        self.manual_backward(loss)
+        self.clip_gradients(raw, self.hparams["clip"], "norm")
+        raw.step()
+        right = 0.5 * ((real_logits > 0).float().mean() + (made_logits < 0).float().mean())
+        self.log_dict({"train/discriminator": loss.detach(), "train/discriminator_right": right})
+
+    def _log_shares(self, terms: dict[str, Tensor]) -> None:
+        """Each term's share of the gradient at the decoder's last layer, in [0, 1]."""
+        last = self.tokenizer.autoencoder.last_layer
+        norms = {}
+        for name, value in terms.items():
+            if name != "commitment":  # it does not reach the decoder
+                (slope,) = torch.autograd.grad(value, last, retain_graph=True)
+                norms[name] = float(slope.norm())
+        total = sum(norms.values()) or 1.0
+        self.log_dict({f"train/share/{name}": norm / total for name, norm in norms.items()})
+
+    @staticmethod
+    def _as_list(value: Any) -> list[Any]:
+        return value if isinstance(value, list) else [value]
+
+    def validation_step(self, batch: dict, index: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        pixels_BCHW = batch["pixels"]
+        made_BCHW, codes_BN, _ = self(pixels_BCHW)
+        made_BCHW = made_BCHW.clamp(-1, 1)
+        psnr = 10 * torch.log10(4 / (made_BCHW - pixels_BCHW).square().mean((1, 2, 3)).clamp(min=1e-10)).mean()
+        logged = {"val/psnr": psnr, "val/l1": (made_BCHW - pixels_BCHW).abs().mean()}
+        self.log_dict(logged, prog_bar=True, sync_dist=True, batch_size=len(pixels_BCHW), add_dataloader_idx=False)
+        return {"reconstruction": made_BCHW, "codes": codes_BN}
+
+    def test_step(self, batch: dict, index: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """For the callbacks: reconstruction and codes."""
+        made_BCHW, codes_BN, _ = self(batch["pixels"])
+        return {"reconstruction": made_BCHW.clamp(-1, 1), "codes": codes_BN}
+
+    def configure_optimizers(self) -> Any:
+        h = self.hparams
+        trained = [p for p in self.tokenizer.parameters() if p.requires_grad]
+        optimizers = [torch.optim.AdamW(trained, h["learning_rate"], betas=h["betas"], weight_decay=1e-4)]
+        if self.discriminator is not None:
+            optimizers.append(torch.optim.AdamW(self.discriminator.parameters(), h["learning_rate"], betas=(0.5, 0.9)))
+        total = max(int(self.trainer.estimated_stepping_batches), h["warmup"] + 1)
+        warm, cool = max(h["warmup"], 1), total - h["warmup"]
+        return optimizers, [
+            torch.optim.lr_scheduler.SequentialLR(
+                optimizer,
+                [
+                    torch.optim.lr_scheduler.LinearLR(optimizer, 1 / warm, 1.0, warm),
+                    torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, cool, eta_min=h["learning_rate"] / 100),
+                ],
+                [warm],
+            )
+            for optimizer in optimizers
+        ]
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        clinical = self.tokenizer.clinical
+        checkpoint["clinical"] = None if clinical is None else clinical.shape
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """The tokenizer of a VQGAN checkpoint, in evaluation mode. Nothing else of the run is needed."""
+    checkpoint = load_checkpoint(path, "tokenizer.autoencoder.out.weight", "VQGAN (mavilt fit --config vqgan.yaml)")
+    h = checkpoint["hyper_parameters"]
+    tokenizer = Tokenizer(h["autoencoder"] or {}, h["quantizer"] or {}, checkpoint.get("clinical"))
+    prefix = "tokenizer."
+    weights = {k[len(prefix) :]: v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+    tokenizer.load_state_dict(weights)
+    return tokenizer.eval().requires_grad_(False)

@@ -1,0 +1,67 @@
+"""`mavilt tokenize`: a corpus and a trained VQ-GAN → a token cache."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--corpus", type=Path, required=True, help="folder made by `mavilt prepare`")
+    parser.add_argument("--tokenizer", type=Path, required=True, help="checkpoint of a VQGAN, or the run that holds it")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the token cache")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--device", default="auto", help="cpu, cuda, … (default: a GPU where there is one)")
+
+
+def checkpoint_of(path: Path) -> Path:
+    """A checkpoint, or a run's last one."""
+    return path / "checkpoints" / "last.ckpt" if path.is_dir() else path
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def run(args: argparse.Namespace) -> int:
+    import numpy as np
+    import torch
+    from rich.progress import track
+
+    from mavilt_pl.data.corpus import Corpus
+    from mavilt_pl.data.study import DataError
+    from mavilt_pl.data.tokens import TokenCache, write_tokens
+    from mavilt_pl.vqgan.module import load_tokenizer
+
+    checkpoint = checkpoint_of(args.tokenizer)
+    corpus = Corpus(args.corpus)
+    tokenizer = load_tokenizer(checkpoint)
+    mark = sha256(checkpoint)
+    if (args.out / "tokens.json").exists():
+        cache = TokenCache(args.out)
+        if (cache.corpus, cache.tokenizer) == (corpus.fingerprint, mark):
+            print(f"{args.out} holds these codes already")
+            return 0
+    if corpus.size != tokenizer.autoencoder.image_size:
+        raise DataError(
+            f"{args.corpus} holds {corpus.size}² images and the tokenizer {checkpoint} takes "
+            f"{tokenizer.autoencoder.image_size}²: prepare the corpus with --size {tokenizer.autoencoder.image_size}"
+        )
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
+    tokenizer.to(device)
+    starts = range(0, corpus.n_images, args.batch_size)
+
+    def batches() -> Iterator[np.ndarray]:
+        for start in track(starts, f"Tokenizing {corpus.name}"):
+            images = [corpus.pixels(row) for row in range(start, min(start + args.batch_size, corpus.n_images))]
+            pixels = torch.from_numpy(np.stack(images)).to(device).float().div_(127.5).sub_(1)[:, None]
+            with torch.inference_mode():
+                yield tokenizer.encode(pixels).cpu().numpy()
+
+    codebook = tokenizer.quantizer.codebook.detach().cpu().numpy()
+    write_tokens(args.out, corpus.fingerprint, mark, codebook, tokenizer.grid, corpus.n_images, batches())
+    print(f"{corpus.n_images:,} images of {corpus.name} as {tokenizer.grid**2} codes each: {args.out}")
+    return 0
