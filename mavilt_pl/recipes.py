@@ -89,6 +89,7 @@ class Run:
 
     def walk(self, until: str | None) -> None:
         from rich.console import Console
+        from rich.text import Text
 
         from mavilt_pl.cli import _dispatch
 
@@ -99,7 +100,7 @@ class Run:
             mark = self.fingerprint(step)
             self.made[step["writes"]] = mark
             written = self.out / step["writes"]
-            title = f"[{number}/{count}] {step['name']}"
+            title = f"{number}/{count} {step['name']}"
             if self._said(step) == mark and written.exists():
                 console.print(f"[dim]{title}: done before")
             else:
@@ -108,7 +109,7 @@ class Run:
                 self.record(step).unlink(missing_ok=True)
                 self._write(step, ".begun", {"fingerprint": mark})
                 words = self.words(step, str(self.out))
-                console.print(f"[bold]{title}[/]\n[dim]$ mavilt {shlex.join(words)}")
+                console.print(Text(title, "bold"), Text(f"$ mavilt {shlex.join(words)}", "dim"), sep="\n")
                 start = time.time()
                 code = _dispatch(words)
                 gc.collect()

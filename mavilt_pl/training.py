@@ -8,14 +8,13 @@ resume.
 
 from __future__ import annotations
 
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -51,45 +50,30 @@ def _with_configs(argv: list[str]) -> list[str]:
 
 
 class MaviltCLI(LightningCLI):
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Give every run one folder, one TensorBoard history and a `last.ckpt` that a resumed run finds again."""
-        assert self.subcommand is not None
-        config = self.config[self.subcommand]
-        chosen = config.trainer
-        if not chosen.default_root_dir:
-            chosen.default_root_dir = f"runs/{config.model.class_path.rsplit('.', 1)[-1].lower()}"
-        root = Path(chosen.default_root_dir)
-        if chosen.logger is None or chosen.logger is True:
-            kwargs["logger"] = TensorBoardLogger(root, name="", version="tensorboard") if self.subcommand == "fit" else False
-        trainer = super().instantiate_trainer(**kwargs)
-        extra: list[Any] = []
-        if chosen.enable_progress_bar is not False and sys.stdout.isatty():
-            extra.append(RichProgressBar())
-        if self.subcommand == "fit":
-            if not trainer.checkpoint_callbacks or all(c.dirpath is None for c in trainer.checkpoint_callbacks):
-                trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, ModelCheckpoint)]
-                every = self._get(config, "checkpoint_every")
-                extra.append(ModelCheckpoint(root / "checkpoints", filename="{step}", save_last=True, every_n_train_steps=every, save_on_train_epoch_end=False))  # fmt: skip
-            if trainer.loggers:
-                extra.append(LearningRateMonitor("step"))
-        if extra and isinstance(extra[0], RichProgressBar):
-            from lightning.pytorch.callbacks import ProgressBar
-
-            trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, ProgressBar)]
-        # Checkpoints are saved after every other callback has put its state in order.
-        trainer.callbacks = [
-            *[c for c in trainer.callbacks if not isinstance(c, ModelCheckpoint)],
-            *[c for c in extra if not isinstance(c, ModelCheckpoint)],
-            *[c for c in [*trainer.callbacks, *extra] if isinstance(c, ModelCheckpoint)],
-        ]
-        for callback in extra:
-            if hasattr(callback, "setup") and isinstance(callback, RichProgressBar):
-                trainer._callback_connector.trainer = trainer
-        return trainer
-
-    @staticmethod
-    def _get(config: Any, name: str) -> Any:
-        return config.get(name)
+    def _instantiate_trainer(self, config: Any, callbacks: list[Any]) -> Trainer:
+        """Give every run one folder, one TensorBoard history, and a `last.ckpt` that a resumed run finds again."""
+        chosen = self.config[self.subcommand]
+        name = chosen.model.class_path.rsplit(".", 1)[-1].lower()
+        root = Path(config["default_root_dir"] or f"runs/{name}")
+        config["default_root_dir"] = str(root)
+        fitting = self.subcommand == "fit"
+        if config["logger"] in (None, True):
+            config["logger"] = TensorBoardLogger(root, name="", version="tensorboard") if fitting else False
+        given = [*(config["callbacks"] or []), *callbacks]
+        if config["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in given):
+            callbacks = [*callbacks, RichProgressBar()]
+        if fitting and config["enable_checkpointing"] is not False and not any(isinstance(c, ModelCheckpoint) for c in given):
+            keep = ModelCheckpoint(
+                root / "checkpoints",
+                filename="{step}",
+                save_last=True,
+                every_n_train_steps=chosen.checkpoint_every,
+                save_on_train_epoch_end=False,
+            )
+            callbacks = [*callbacks, keep]
+        if fitting and config["logger"] is not False:
+            callbacks = [*callbacks, LearningRateMonitor("step")]
+        return super()._instantiate_trainer(config, callbacks)
 
     def add_arguments_to_parser(self, parser: Any) -> None:
         parser.add_argument("--checkpoint_every", type=int, default=500, help="steps between checkpoints")

@@ -99,7 +99,8 @@ class CXRClassifier(LightningModule):
     def validation_step(self, batch: dict, index: int, dataloader_idx: int = 0) -> None:
         loss, logits = self.loss(batch)
         self.seen.append((logits, batch["labels"]))
-        self.log("val/loss", loss, sync_dist=True, batch_size=len(logits), add_dataloader_idx=False)
+        source = self.trainer.datamodule.names[dataloader_idx]  # type: ignore[attr-defined]
+        self.log(f"val/{source}/loss", loss, sync_dist=True, batch_size=len(logits), add_dataloader_idx=False)
 
     def on_validation_epoch_end(self) -> None:
         logits, labels = (torch.cat(part) for part in zip(*self.seen))

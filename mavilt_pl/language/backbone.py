@@ -120,7 +120,8 @@ class Backbone(LightningModule):
 
     def validation_step(self, batch: dict, index: int, dataloader_idx: int = 0) -> None:
         loss = self.loss(batch["text"])
-        self.log("val/loss", loss, prog_bar=True, sync_dist=True, batch_size=len(batch["text"]), add_dataloader_idx=False)
+        source = self.trainer.datamodule.names[dataloader_idx]  # type: ignore[attr-defined]
+        self.log(f"val/{source}/loss", loss, prog_bar=True, sync_dist=True, batch_size=len(batch["text"]), add_dataloader_idx=False)
 
     def configure_optimizers(self) -> Any:
         return adamw(self, self.parameters(), self.hparams["learning_rate"], self.hparams["warmup"])

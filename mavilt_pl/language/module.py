@@ -233,9 +233,10 @@ class LanguageModule(LightningModule):
         losses = self.losses([packed.to(self.device) for packed in batch["packed"]])
         total = sum(self.task_weights[task] for task in losses)
         loss = torch.stack([self.task_weights[task] / total * value for task, value in losses.items()]).sum()
-        evaluating = {"sync_dist": True, "add_dataloader_idx": False} if name == "val" else {}
+        evaluating = {"sync_dist": True, "add_dataloader_idx": False} if name != "train" else {}
         size = len(batch["studies"])
-        self.log_dict({f"{name}/{task}_nats": value.detach() for task, value in losses.items()}, batch_size=size, **evaluating)
+        nats = {f"{name}/{task}_nats": value.detach() for task, value in losses.items()}
+        self.log_dict(nats, batch_size=size, **evaluating)
         self.log(f"{name}/loss", loss.detach(), prog_bar=True, batch_size=size, **evaluating)
         return loss
 
@@ -243,7 +244,7 @@ class LanguageModule(LightningModule):
         return self._step(batch, "train")
 
     def validation_step(self, batch: Any, index: int, dataloader_idx: int = 0) -> None:
-        self._step(batch, "val")
+        self._step(batch, f"val/{self.trainer.datamodule.names[dataloader_idx]}")  # type: ignore[attr-defined]
 
     def test_step(self, batch: Any, index: int, dataloader_idx: int = 0) -> None:
         """Nothing of its own: the callbacks ask for reports, drawings and answers."""

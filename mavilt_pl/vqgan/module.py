@@ -243,7 +243,8 @@ class VQGAN(LightningModule):
         made_BCHW, codes_BN, _ = self(pixels_BCHW)
         made_BCHW = made_BCHW.clamp(-1, 1)
         psnr = 10 * torch.log10(4 / (made_BCHW - pixels_BCHW).square().mean((1, 2, 3)).clamp(min=1e-10)).mean()
-        logged = {"val/psnr": psnr, "val/l1": (made_BCHW - pixels_BCHW).abs().mean()}
+        source = self.trainer.datamodule.names[dataloader_idx]  # type: ignore[attr-defined]
+        logged = {f"val/{source}/psnr": psnr, f"val/{source}/l1": (made_BCHW - pixels_BCHW).abs().mean()}
         self.log_dict(logged, prog_bar=True, sync_dist=True, batch_size=len(pixels_BCHW), add_dataloader_idx=False)
         return {"reconstruction": made_BCHW, "codes": codes_BN}
 

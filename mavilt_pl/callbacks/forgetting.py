@@ -1,0 +1,71 @@
+"""Forgetting is measured, not assumed: perplexity on held-out plain text before, during and after."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+
+from mavilt_pl.data.corpus import Corpus
+from mavilt_pl.data.report import clean, compose
+from mavilt_pl.metrics.text import Perplexity
+
+
+class Forgetting(Callback):
+    """Perplexity of the language model on held-out plain texts of a corpus, without any image.
+
+    It is logged at the start of the fit, at every validation, and in the test (`text/perplexity`).
+
+    Args:
+        corpus: prepared corpus whose texts are read; those of its `split` were never trained on.
+        sections, cleaning: as the data's.
+        limit: at most so many texts.
+    """
+
+    task = "text"
+
+    def __init__(self, corpus: str, split: str = "test", sections: str = "findings+impression", cleaning: str = "none", limit: int = 200):
+        self.corpus, self.split, self.sections, self.cleaning, self.limit = corpus, split, sections, cleaning, limit
+        self.figures: list[dict[str, Any]] = []
+        self.examples: list[dict[str, Any]] = []
+        self._texts: list[tuple[str, str]] = []
+        self._name = ""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        corpus = Corpus(self.corpus)
+        self._name = corpus.name
+        texts = ((study.patient, clean(compose(study, self.sections), self.cleaning)) for study in map(corpus.__getitem__, corpus.rows(self.split)))
+        self._texts = [(patient, text) for patient, text in texts if len(text) > 20][: self.limit]
+
+    def measure(self, trainer: Trainer, module: Any) -> Perplexity:
+        metric = Perplexity().to(module.device)
+        mine = self._texts[trainer.global_rank :: trainer.world_size]
+        training = module.training
+        module.eval()
+        for start in range(0, len(mine), 32):
+            part = mine[start : start + 32]
+            nats, tokens = module.text_nats([text for _, text in part])
+            metric.update(nats.tolist(), tokens.tolist(), [patient for patient, _ in part])
+        module.train(training)
+        return metric
+
+    def _log(self, trainer: Trainer, module: Any) -> None:
+        value = self.measure(trainer, module).compute().get("perplexity")
+        if value is not None and trainer.logger is not None:
+            trainer.logger.log_metrics({"val/text_perplexity": value.value, "val/text_nats": math.log(value.value)}, trainer.global_step)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step == 0:
+            self._log(trainer, pl_module)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._log(trainer, pl_module)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        metric = self.measure(trainer, pl_module)
+        self.figures = [
+            {"task": "text", "source": self._name, "metric": name, **value._asdict(), "protocol": metric.protocol, "control": None}
+            for name, value in metric.compute().items()
+        ]

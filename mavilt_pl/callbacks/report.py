@@ -1,0 +1,35 @@
+"""Reports: BLEU, ROUGE-L, METEOR, and the F1 of the findings they assert."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lightning import Trainer
+from torchmetrics import Metric
+
+from mavilt_pl.callbacks.figures import SHUFFLED, FigureCallback
+from mavilt_pl.callbacks.pixels import originals, to_uint8
+from mavilt_pl.metrics.clinical import FindingsF1
+from mavilt_pl.metrics.text import TextScores
+
+
+class ReportMetrics(FigureCallback):
+    """Writes a report for every image and scores it. The control writes it from another patient's image."""
+
+    task = "report"
+    controls = (None, SHUFFLED)
+
+    def metrics(self, trainer: Trainer, module: Any) -> dict[str, Metric]:
+        return {"text": TextScores(), "findings": FindingsF1(trainer.datamodule.findings)}  # type: ignore[attr-defined]
+
+    def observe(self, trainer: Trainer, module: Any, batch: dict, outputs: Any, control: str | None, metrics: Mapping[str, Metric], source: int) -> None:
+        written = module.write_reports(batch["codes" if control is None else "stranger_codes"])
+        metrics["text"].update(written, batch["text"], batch["patient"])
+        metrics["findings"].update(written, [study["label_names"] for study in batch["studies"]], batch["patient"])
+        if control is None and self.wants_sample(trainer, source):
+            images = to_uint8(originals(trainer, batch["studies"], source))
+            for study, text, image in zip(batch["studies"], written, images):
+                if self.wants_sample(trainer, source):
+                    known = {name: label for name, label in study["label_names"].items() if name in trainer.datamodule.findings}  # type: ignore[attr-defined]
+                    self.examples.append(self.sample(trainer, study, source, image=image, generated=text, reference=study["text"], labels=known))  # fmt: skip

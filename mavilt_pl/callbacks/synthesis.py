@@ -1,0 +1,80 @@
+"""Drawn radiographs: Fréchet distances, and whether what was asked for is there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from torchmetrics import Metric
+
+from mavilt_pl.callbacks.figures import FigureCallback
+from mavilt_pl.callbacks.pixels import originals, to_uint8
+from mavilt_pl.data.datamodule import sample_key
+from mavilt_pl.encoders.frozen import Kind, load_encoder
+from mavilt_pl.metrics.image import FrechetDistance, inception_features
+from mavilt_pl.metrics.vqa import GroupedAUROC
+from mavilt_pl.vqgan.module import load_tokenizer
+
+
+class SynthesisMetrics(FigureCallback):
+    """Draws a radiograph for every study's text.
+
+    Args:
+        tokenizer: checkpoint of the VQ-GAN whose codes the model writes.
+        judge: weights of the encoder that features and findings are read with; it has never seen a drawn image. Let it
+            be another than the one the tokenizer was trained with.
+        judge_kind: classifier | torchxrayvision | huggingface.
+        inception: pytorch-fid's Inception weights on this disk; without, there is no fid_inception.
+        seed: of the drawings.
+    """
+
+    task = "synthesis"
+
+    def __init__(self, tokenizer: str, judge: str, judge_kind: Kind = "classifier", inception: str | None = None, validate: int = 0, samples: int = 8, seed: int = 0):
+        super().__init__(validate, samples)
+        self.tokenizer_path, self.judge_path, self.judge_kind, self.inception_path, self.seed = tokenizer, judge, judge_kind, inception, seed
+        self.tokenizer: Any = None
+        self.judge: Any = None
+        self.inception: Any = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "test" or self.validate:
+            self.tokenizer = load_tokenizer(self.tokenizer_path)
+            self.judge = load_encoder(self.judge_path, self.judge_kind)
+            self.inception = inception_features(self.inception_path) if self.inception_path else None
+
+    def metrics(self, trainer: Trainer, module: Any) -> dict[str, Metric]:
+        drawn = GroupedAUROC(self.judge.findings, "drawn_auroc")
+        drawn.protocol = f"requested finding present or not; {self.judge_kind} encoder, not the tokenizer's; {drawn.protocol}"
+        found: dict[str, Metric] = {
+            "drawn": drawn,
+            "fid_cxr": FrechetDistance("fid_cxr", self.judge.width, f"pooled features of the {self.judge_kind} encoder, against the set's own images"),
+        }
+        if self.inception is not None:
+            found["fid_inception"] = FrechetDistance("fid_inception", 2048, "pytorch-fid's Inception, 2048 pooled features, against the set's own images")
+        return found
+
+    def observe(self, trainer: Trainer, module: Any, batch: dict, outputs: Any, control: str | None, metrics: Mapping[str, Metric], source: int) -> None:
+        device, studies = module.device, batch["studies"]
+        real = originals(trainer, studies, source).to(device)
+        codes = module.draw(batch["text"], self.seed, [sample_key(study["key"]) for study in studies])
+        self.tokenizer.to(device), self.judge.to(device)
+        with torch.inference_mode():
+            drawn = self.tokenizer.decode(codes)
+            maps = self.judge.maps(drawn)
+            asked = torch.tensor([[_value(study["label_names"].get(f)) for f in self.judge.findings] for study in studies])
+            if self.judge.findings:
+                metrics["drawn"].update_columns(self.judge.logits(maps).cpu(), asked, batch["patient"])
+            for is_real, pixels in ((True, real), (False, drawn)):
+                metrics["fid_cxr"].update(self.judge.features(pixels), is_real, batch["patient"])
+                if self.inception is not None:
+                    metrics["fid_inception"].update(self.inception(pixels), is_real, batch["patient"])
+        for study, text, image, reference in zip(studies, batch["text"], to_uint8(drawn), to_uint8(real)):
+            if control is None and self.wants_sample(trainer, source):
+                self.examples.append(self.sample(trainer, study, source, text=text, image=image, reference_image=reference))
+
+
+def _value(label: str | None) -> float:
+    return {"present": 1.0, "absent": 0.0}.get(label or "", float("nan"))
