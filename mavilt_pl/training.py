@@ -8,6 +8,7 @@ resume.
 
 from __future__ import annotations
 
+import logging
 import warnings
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,17 @@ class MaviltCLI(LightningCLI):
 def run(argv: list[str]) -> int:
     """fit, validate, test or predict."""
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+    for harmless in (
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*there is no last checkpoint available.*",  # `--ckpt_path last` on a first run, as documented above
+        ".*ModelCheckpoint with manual optimization.*",  # the state after the step is the one that is wanted
+        ".*module.s. in eval mode at the start of training.*",  # frozen encoders
+        ".*args parameter is intended to run from within Python.*",
+        ".*isinstance.treespec, LeafSpec.*",
+        ".*The epoch parameter in `scheduler.step.*",
+    ):
+        warnings.filterwarnings("ignore", message=harmless)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)  # tips and device lists
     torch.set_float32_matmul_precision("high")
     MaviltCLI(
         LightningModule,

@@ -36,10 +36,9 @@ class StudyDataset(Dataset):
             rows = [r for r in rows if module.text_of(self.corpus[r]) and module.image_of(self.corpus, r) is not None]
         else:
             rows = [row for row in rows if module.image_of(self.corpus, row) is not None]
-        limit = module.hparams["limit_eval"]
-        if split != "train" and limit is not None and len(rows) > limit:
-            chosen = np.random.default_rng(0).permutation(len(rows))[:limit]
-            rows = [rows[i] for i in sorted(chosen)]
+        limit = module.hparams[{"train": "limit_train", "val": "limit_val", "test": "limit_test"}[split]]
+        if limit is not None and len(rows) > limit:
+            rows = [rows[i] for i in sorted(np.random.default_rng(0).permutation(len(rows))[:limit])]
         self.rows = rows
         self.labels = self.corpus.labels(module.findings)
         # The negative control: every study beside the image of another patient's study, fixed for the whole split.
@@ -183,9 +182,8 @@ class CXRDataModule(LightningDataModule):
         cleaning: name of a cleaning protocol of `mavilt_pl.data.report`.
         views: images of these views only, e.g. [PA, AP]; default: the first image of a study.
         augment: in training, small shifts, turns, zooms and exposures (Albumentations); never a flip: sides matter.
-        limit_eval: at most so many studies of each val and test set, the same ones each time.
+        limit_train, limit_val, limit_test: at most so many studies of each corpus, the same ones each time.
         ask_labels: make presence questions from labels.
-        text_split: `text` batches for validation and test come from this many held-out texts.
     """
 
     def __init__(
@@ -202,12 +200,14 @@ class CXRDataModule(LightningDataModule):
         cleaning: str = "none",
         views: list[View] | None = None,
         augment: bool = False,
-        limit_eval: int | None = None,
+        limit_train: int | None = None,
+        limit_val: int | None = None,
+        limit_test: int | None = None,
         ask_labels: bool = True,
         seed: int = 0,
     ):
         super().__init__()
-        self.save_hyperparameters()
+        self.save_hyperparameters(logger=False)
         if wants in ("pairs", "instructions") and (tokens is None or len(tokens) != len(corpora)):
             raise DataError(f"data.wants: {wants} needs one token cache a corpus in data.tokens; found {tokens} for {corpora}")
         if weights is not None and (len(weights) != len(corpora) or min(weights) < 0 or sum(weights) <= 0):

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 
 from mavilt_pl.data.study import DataError
+from mavilt_pl.schedule import warm_cosine
 
 END = "<|endoftext|>"
 
@@ -136,13 +137,5 @@ class Backbone(LightningModule):
 def adamw(module: LightningModule, parameters: Any, rate: float, warmup: int, decay: float = 0.01) -> dict:
     """AdamW (0.9, 0.95) with linear warm-up and a cosine down to a tenth over the trainer's steps."""
     optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.95), weight_decay=decay, foreach=True)
-    total = max(int(module.trainer.estimated_stepping_batches), warmup + 1)
-    schedule = torch.optim.lr_scheduler.SequentialLR(
-        optimizer,
-        [
-            torch.optim.lr_scheduler.LinearLR(optimizer, 1 / max(warmup, 1), 1.0, max(warmup, 1)),
-            torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total - warmup, eta_min=rate / 10),
-        ],
-        [warmup],
-    )
+    schedule = warm_cosine(optimizer, warmup, int(module.trainer.estimated_stepping_batches))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -158,7 +158,7 @@ class LanguageModule(LightningModule):
 
     def report_prompt(self, key: str, training: bool) -> list[int]:
         """What follows the image when a report is wanted."""
-        return [self.vocabulary.mark("<answer>")]
+        return [self.vocabulary.mark("<report>")]
 
     def draw_prompt(self, text: str | None, key: str = "", training: bool = False) -> list[int]:
         """Text (None: no condition), then `<image>`."""
@@ -188,6 +188,12 @@ class LanguageModule(LightningModule):
         if isinstance(batch, dict) and "codes" in batch:
             batch["packed"] = [pack(group, self.vocabulary.end) for group in self.trees(batch, self.training)]
         return batch
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Tensors and packed sequences move; the studies' records stay as they are."""
+        moved = {key: value.to(device, non_blocking=True) for key, value in batch.items() if isinstance(value, Tensor)}
+        packed = [group.to(device) for group in batch.get("packed", [])]
+        return {**batch, **moved, "packed": packed}
 
     # The loss.
 
@@ -230,7 +236,7 @@ class LanguageModule(LightningModule):
         return {TASKS[task]: torch.cat(parts).mean() for task, parts in sums.items()}
 
     def _step(self, batch: Mapping[str, Any], name: str) -> Tensor:
-        losses = self.losses([packed.to(self.device) for packed in batch["packed"]])
+        losses = self.losses(batch["packed"])
         total = sum(self.task_weights[task] for task in losses)
         loss = torch.stack([self.task_weights[task] / total * value for task, value in losses.items()]).sum()
         evaluating = {"sync_dist": True, "add_dataloader_idx": False} if name != "train" else {}

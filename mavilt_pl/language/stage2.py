@@ -17,7 +17,7 @@ class Stage2(LanguageModule):
     do not see each other."""
 
     def report_prompt(self, key: str, training: bool) -> list[int]:
-        return [*self.words(wording(REPORT, key, training)), self.vocabulary.mark("<answer>")]
+        return [*self.words(wording(REPORT, key, training)), self.vocabulary.mark("<report>")]
 
     def draw_prompt(self, text: str | None, key: str = "", training: bool = False) -> list[int]:
         return super().draw_prompt(None if text is None else f"{wording(DRAW, key, training)} {text}")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-MARKS = ("<end>", "<begin>", "<image>", "</image>", "<answer>")
+MARKS = ("<end>", "<begin>", "<image>", "</image>", "<report>", "<answer>")
 
 
 @dataclass(frozen=True)

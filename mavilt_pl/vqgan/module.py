@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mavilt_pl.data.study import DataError
 from mavilt_pl.encoders.frozen import Classifier, Kind, load_checkpoint, load_encoder
+from mavilt_pl.schedule import warm_cosine
 from mavilt_pl.vqgan.autoencoder import Autoencoder
 from mavilt_pl.vqgan.clinical import finding_map
 from mavilt_pl.vqgan.discriminator import Discriminator
@@ -173,15 +174,12 @@ class VQGAN(LightningModule):
                 terms["finding"] = h["lambda_finding"] * F.binary_cross_entropy_with_logits(phi.logits(seen), wanted)
         return terms, made_BCHW, codes_BN
 
-    def _drawn(self) -> bool:
-        """Whether the adversarial part has started."""
-        return self.discriminator is not None and self.global_step >= self.hparams["gan_start"]
-
     def training_step(self, batch: dict, index: int) -> None:
         generator, critic = [*self._as_list(self.optimizers()), None][:2]
         pixels_BCHW = batch["pixels"]
         terms, made_BCHW, codes_BN = self.terms(pixels_BCHW)
-        if self._drawn():
+        adversarial_now = critic is not None and self.global_step >= self.hparams["gan_start"]
+        if adversarial_now:
             self.discriminator.requires_grad_(False)  # type: ignore[union-attr]
             adversarial = -self.discriminator(made_BCHW).mean()  # type: ignore[misc]
             likeness = sum(value for name, value in terms.items() if name != "commitment")
@@ -202,10 +200,11 @@ class VQGAN(LightningModule):
         self.manual_backward(loss)
         self.clip_gradients(generator, self.hparams["clip"], "norm")
         generator.step()
-        if self._drawn() and critic is not None:
+        schedules = self._as_list(self.lr_schedulers())
+        schedules[0].step()
+        if adversarial_now:
             self._critic_step(critic, pixels_BCHW, made_BCHW.detach())
-        for schedule in self._as_list(self.lr_schedulers()):
-            schedule.step()
+            schedules[1].step()
         self.log("train/loss", loss.detach(), prog_bar=True)
         self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()})
         if log_now:
@@ -259,18 +258,10 @@ class VQGAN(LightningModule):
         optimizers = [torch.optim.AdamW(trained, h["learning_rate"], betas=h["betas"], weight_decay=1e-4)]
         if self.discriminator is not None:
             optimizers.append(torch.optim.AdamW(self.discriminator.parameters(), h["learning_rate"], betas=(0.5, 0.9)))
-        total = max(int(self.trainer.estimated_stepping_batches), h["warmup"] + 1)
-        warm, cool = max(h["warmup"], 1), total - h["warmup"]
+        steps = int(self.trainer.estimated_stepping_batches)
         return optimizers, [
-            torch.optim.lr_scheduler.SequentialLR(
-                optimizer,
-                [
-                    torch.optim.lr_scheduler.LinearLR(optimizer, 1 / warm, 1.0, warm),
-                    torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, cool, eta_min=h["learning_rate"] / 100),
-                ],
-                [warm],
-            )
-            for optimizer in optimizers
+            warm_cosine(optimizer, h["warmup"], steps - start, floor=0.01)
+            for optimizer, start in zip(optimizers, (0, h["gan_start"]))
         ]
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:

@@ -57,7 +57,7 @@ class Quantizer(nn.Module):
 
     def lookup(self, codes_Bhw: Tensor) -> Tensor:
         """Codes int64 [B,h,w] → latents [B,D,h,w]."""
-        return self.vq.get_output_from_indices(codes_Bhw)
+        return self.vq.project_out(self.vq.codebook[codes_Bhw]).permute(0, 3, 1, 2)
 
     @property
     def codebook(self) -> Tensor:
