@@ -11,6 +11,7 @@ import argparse
 import fcntl
 import gc
 import hashlib
+import itertools
 import json
 import os
 import resource
@@ -47,7 +48,9 @@ def load(name: str) -> dict[str, Any]:
     for step in steps:
         unknown = set(step) - {"name", "run", "reads", "writes"}
         if unknown or not {"name", "run", "writes"} <= set(step):
-            raise DataError(f"{path}: step {step.get('name', '?')}: expected name, run, writes and maybe reads; found {', '.join(step)}")
+            raise DataError(
+                f"{path}: step {step.get('name', '?')}: expected name, run, writes and maybe reads; found {', '.join(step)}"
+            )
         for read in step.get("reads", []):
             if read not in seen:
                 raise DataError(f"{path}: step {step['name']} reads {read}, which no earlier step writes")
@@ -58,7 +61,11 @@ def load(name: str) -> dict[str, Any]:
 def _config_texts(words: list[str]) -> list[str]:
     from mavilt_pl.training import find_config
 
-    return [find_config(value).read_text(encoding="utf-8") for word, value in zip(words, words[1:]) if word == "--config"]
+    return [
+        find_config(value).read_text(encoding="utf-8")
+        for word, value in itertools.pairwise(words)
+        if word == "--config"
+    ]
 
 
 class Run:
@@ -114,12 +121,16 @@ class Run:
                 code = _dispatch(words)
                 gc.collect()
                 if code:
-                    raise DataError(f"step {step['name']} ended with exit status {code}; mend what it said and run the recipe again")
+                    raise DataError(
+                        f"step {step['name']} ended with exit status {code}; mend what it said and run the recipe again"
+                    )
                 if not written.exists():
                     raise DataError(f"step {step['name']} did not write {written}")
                 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
                 seconds = round(time.time() - start, 1)
-                self._write(step, "", {"fingerprint": mark, "command": words, "seconds": seconds, "peak_memory_bytes": peak})
+                self._write(
+                    step, "", {"fingerprint": mark, "command": words, "seconds": seconds, "peak_memory_bytes": peak}
+                )
                 console.print(f"[green]{title}: {seconds:.0f} s")
             if step["name"] == until:
                 break

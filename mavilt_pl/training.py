@@ -63,13 +63,18 @@ class MaviltCLI(LightningCLI):
         given = [*(config["callbacks"] or []), *callbacks]
         if config["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in given):
             callbacks = [*callbacks, RichProgressBar()]
-        if fitting and config["enable_checkpointing"] is not False and not any(isinstance(c, ModelCheckpoint) for c in given):
+        if (
+            fitting
+            and config["enable_checkpointing"] is not False
+            and not any(isinstance(c, ModelCheckpoint) for c in given)
+        ):
             keep = ModelCheckpoint(
                 root / "checkpoints",
                 filename="{step}",
                 save_last=True,
                 every_n_train_steps=chosen.checkpoint_every,
                 save_on_train_epoch_end=False,
+                enable_version_counter=False,  # one `last.ckpt`, never `last-v1.ckpt` beside a stale one
             )
             callbacks = [*callbacks, keep]
         if fitting and config["logger"] is not False:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,7 +45,16 @@ class FigureCallback(Callback):
         """Fresh metrics for one source and control, by any name."""
         raise NotImplementedError
 
-    def observe(self, trainer: Trainer, module: Any, batch: dict, outputs: Any, control: str | None, metrics: Mapping[str, Metric], source: int) -> None:
+    def observe(
+        self,
+        trainer: Trainer,
+        module: Any,
+        batch: dict,
+        outputs: Any,
+        control: str | None,
+        metrics: Mapping[str, Metric],
+        source: int,
+    ) -> None:
         """Update the metrics with a batch."""
         raise NotImplementedError
 
@@ -55,7 +65,9 @@ class FigureCallback(Callback):
         self.examples.clear()
         self._left = dict.fromkeys(range(len(names)), self.validate)
         self._open = {
-            (source, control): {name: metric.to(module.device) for name, metric in self.metrics(trainer, module).items()}
+            (source, control): {
+                name: metric.to(module.device) for name, metric in self.metrics(trainer, module).items()
+            }
             for source in range(len(names))
             for control in controls
         }
@@ -65,7 +77,9 @@ class FigureCallback(Callback):
         figures = []
         for (source, control), metrics in self._open.items():
             for metric in metrics.values():
-                found: dict[str, Estimate] = metric.compute()
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", message=".*called before the ``update``.*")  # a rank without cases
+                    found: dict[str, Estimate] = metric.compute()
                 for name, value in sorted(found.items()):
                     figures.append(
                         {
@@ -101,7 +115,9 @@ class FigureCallback(Callback):
 
     def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:  # fmt: skip
         for control in self.controls:
-            self.observe(trainer, pl_module, batch, outputs, control, self._open[dataloader_idx, control], dataloader_idx)
+            self.observe(
+                trainer, pl_module, batch, outputs, control, self._open[dataloader_idx, control], dataloader_idx
+            )
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.figures = self._finish(trainer, pl_module, "test")

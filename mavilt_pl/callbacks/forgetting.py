@@ -25,7 +25,14 @@ class Forgetting(Callback):
 
     task = "text"
 
-    def __init__(self, corpus: str, split: str = "test", sections: str = "findings+impression", cleaning: str = "none", limit: int = 200):
+    def __init__(
+        self,
+        corpus: str,
+        split: str = "test",
+        sections: str = "findings+impression",
+        cleaning: str = "none",
+        limit: int = 200,
+    ):
         self.corpus, self.split, self.sections, self.cleaning, self.limit = corpus, split, sections, cleaning, limit
         self.figures: list[dict[str, Any]] = []
         self.examples: list[dict[str, Any]] = []
@@ -35,7 +42,10 @@ class Forgetting(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         corpus = Corpus(self.corpus)
         self._name = corpus.name
-        texts = ((study.patient, clean(compose(study, self.sections), self.cleaning)) for study in map(corpus.__getitem__, corpus.rows(self.split)))
+        texts = (
+            (study.patient, clean(compose(study, self.sections), self.cleaning))
+            for study in map(corpus.__getitem__, corpus.rows(self.split))
+        )
         self._texts = [(patient, text) for patient, text in texts if len(text) > 20][: self.limit]
 
     def measure(self, trainer: Trainer, module: Any) -> Perplexity:
@@ -53,7 +63,9 @@ class Forgetting(Callback):
     def _log(self, trainer: Trainer, module: Any) -> None:
         value = self.measure(trainer, module).compute().get("perplexity")
         if value is not None and trainer.logger is not None:
-            trainer.logger.log_metrics({"val/text_perplexity": value.value, "val/text_nats": math.log(value.value)}, trainer.global_step)
+            trainer.logger.log_metrics(
+                {"val/text_perplexity": value.value, "val/text_nats": math.log(value.value)}, trainer.global_step
+            )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step == 0:
@@ -66,6 +78,13 @@ class Forgetting(Callback):
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         metric = self.measure(trainer, pl_module)
         self.figures = [
-            {"task": "text", "source": self._name, "metric": name, **value._asdict(), "protocol": metric.protocol, "control": None}
+            {
+                "task": "text",
+                "source": self._name,
+                "metric": name,
+                **value._asdict(),
+                "protocol": metric.protocol,
+                "control": None,
+            }
             for name, value in metric.compute().items()
         ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
@@ -51,7 +51,9 @@ class Pictures(Callback):
         codes = module.draw([study["text"] for study in studies], keys=[sample_key(study["key"]) for study in studies])
         with torch.inference_mode():
             drawn = self.tokenizer.to(module.device).decode(codes)
-        board.add_image("val/real, drawn from its text", _grid([originals(trainer, studies, source), drawn.cpu()]), step)
+        board.add_image(
+            "val/real, drawn from its text", _grid([originals(trainer, studies, source), drawn.cpu()]), step
+        )
 
 
 def _cell(text: str) -> str:

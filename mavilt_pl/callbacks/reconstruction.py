@@ -38,14 +38,27 @@ class ReconstructionMetrics(FigureCallback):
     def metrics(self, trainer: Trainer, module: Any) -> dict[str, Metric]:
         found: dict[str, Metric] = {"scores": ReconstructionScores(), "codes": CodebookUse(module.tokenizer.codes)}
         if self.judge is not None:
-            found["fid_cxr"] = FrechetDistance("fid_cxr", self.judge.width, f"pooled features of the {self.judge_kind} encoder, reconstructions against originals")
+            found["fid_cxr"] = FrechetDistance(
+                "fid_cxr",
+                self.judge.width,
+                f"pooled features of the {self.judge_kind} encoder, reconstructions against originals",
+            )
             for side in ("original", "reconstructed"):
                 area = GroupedAUROC(self.judge.findings, f"{side}_auroc")
                 area.protocol = f"{self.judge_kind} encoder, not the tokenizer's, on the {side} images; {area.protocol}"
                 found[side] = area
         return found
 
-    def observe(self, trainer: Trainer, module: Any, batch: dict, outputs: Any, control: str | None, metrics: Mapping[str, Metric], source: int) -> None:
+    def observe(
+        self,
+        trainer: Trainer,
+        module: Any,
+        batch: dict,
+        outputs: Any,
+        control: str | None,
+        metrics: Mapping[str, Metric],
+        source: int,
+    ) -> None:
         real, made = batch["pixels"], outputs["reconstruction"]
         metrics["scores"].update(real, made, batch["patient"])
         metrics["codes"].update(outputs["codes"])
@@ -57,7 +70,9 @@ class ReconstructionMetrics(FigureCallback):
             truths = torch.cat([batch["labels"], unknown], 1)[:, columns]
             with torch.inference_mode():
                 for side, pixels in (("original", real), ("reconstructed", made)):
-                    metrics[side].update_columns(self.judge.logits(self.judge.maps(pixels)).cpu(), truths.cpu(), batch["patient"])
+                    metrics[side].update_columns(
+                        self.judge.logits(self.judge.maps(pixels)).cpu(), truths.cpu(), batch["patient"]
+                    )
                     metrics["fid_cxr"].update(self.judge.features(pixels), side == "original", batch["patient"])
         for study, original, image in zip(batch["studies"], to_uint8(real), to_uint8(made)):
             if self.wants_sample(trainer, source):

@@ -23,7 +23,16 @@ class ReportMetrics(FigureCallback):
     def metrics(self, trainer: Trainer, module: Any) -> dict[str, Metric]:
         return {"text": TextScores(), "findings": FindingsF1(trainer.datamodule.findings)}  # type: ignore[attr-defined]
 
-    def observe(self, trainer: Trainer, module: Any, batch: dict, outputs: Any, control: str | None, metrics: Mapping[str, Metric], source: int) -> None:
+    def observe(
+        self,
+        trainer: Trainer,
+        module: Any,
+        batch: dict,
+        outputs: Any,
+        control: str | None,
+        metrics: Mapping[str, Metric],
+        source: int,
+    ) -> None:
         written = module.write_reports(batch["codes" if control is None else "stranger_codes"])
         metrics["text"].update(written, batch["text"], batch["patient"])
         metrics["findings"].update(written, [study["label_names"] for study in batch["studies"]], batch["patient"])
@@ -31,5 +40,9 @@ class ReportMetrics(FigureCallback):
             images = to_uint8(originals(trainer, batch["studies"], source))
             for study, text, image in zip(batch["studies"], written, images):
                 if self.wants_sample(trainer, source):
-                    known = {name: label for name, label in study["label_names"].items() if name in trainer.datamodule.findings}  # type: ignore[attr-defined]
+                    known = {
+                        name: label
+                        for name, label in study["label_names"].items()
+                        if name in trainer.datamodule.findings
+                    }  # type: ignore[attr-defined]
                     self.examples.append(self.sample(trainer, study, source, image=image, generated=text, reference=study["text"], labels=known))  # fmt: skip

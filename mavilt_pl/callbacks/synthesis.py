@@ -32,9 +32,24 @@ class SynthesisMetrics(FigureCallback):
 
     task = "synthesis"
 
-    def __init__(self, tokenizer: str, judge: str, judge_kind: Kind = "classifier", inception: str | None = None, validate: int = 0, samples: int = 8, seed: int = 0):
+    def __init__(
+        self,
+        tokenizer: str,
+        judge: str,
+        judge_kind: Kind = "classifier",
+        inception: str | None = None,
+        validate: int = 0,
+        samples: int = 8,
+        seed: int = 0,
+    ):
         super().__init__(validate, samples)
-        self.tokenizer_path, self.judge_path, self.judge_kind, self.inception_path, self.seed = tokenizer, judge, judge_kind, inception, seed
+        self.tokenizer_path, self.judge_path, self.judge_kind, self.inception_path, self.seed = (
+            tokenizer,
+            judge,
+            judge_kind,
+            inception,
+            seed,
+        )
         self.tokenizer: Any = None
         self.judge: Any = None
         self.inception: Any = None
@@ -47,16 +62,33 @@ class SynthesisMetrics(FigureCallback):
 
     def metrics(self, trainer: Trainer, module: Any) -> dict[str, Metric]:
         drawn = GroupedAUROC(self.judge.findings, "drawn_auroc")
-        drawn.protocol = f"requested finding present or not; {self.judge_kind} encoder, not the tokenizer's; {drawn.protocol}"
+        drawn.protocol = (
+            f"requested finding present or not; {self.judge_kind} encoder, not the tokenizer's; {drawn.protocol}"
+        )
         found: dict[str, Metric] = {
             "drawn": drawn,
-            "fid_cxr": FrechetDistance("fid_cxr", self.judge.width, f"pooled features of the {self.judge_kind} encoder, against the set's own images"),
+            "fid_cxr": FrechetDistance(
+                "fid_cxr",
+                self.judge.width,
+                f"pooled features of the {self.judge_kind} encoder, against the set's own images",
+            ),
         }
         if self.inception is not None:
-            found["fid_inception"] = FrechetDistance("fid_inception", 2048, "pytorch-fid's Inception, 2048 pooled features, against the set's own images")
+            found["fid_inception"] = FrechetDistance(
+                "fid_inception", 2048, "pytorch-fid's Inception, 2048 pooled features, against the set's own images"
+            )
         return found
 
-    def observe(self, trainer: Trainer, module: Any, batch: dict, outputs: Any, control: str | None, metrics: Mapping[str, Metric], source: int) -> None:
+    def observe(
+        self,
+        trainer: Trainer,
+        module: Any,
+        batch: dict,
+        outputs: Any,
+        control: str | None,
+        metrics: Mapping[str, Metric],
+        source: int,
+    ) -> None:
         device, studies = module.device, batch["studies"]
         real = originals(trainer, studies, source).to(device)
         codes = module.draw(batch["text"], self.seed, [sample_key(study["key"]) for study in studies])
@@ -64,7 +96,9 @@ class SynthesisMetrics(FigureCallback):
         with torch.inference_mode():
             drawn = self.tokenizer.decode(codes)
             maps = self.judge.maps(drawn)
-            asked = torch.tensor([[_value(study["label_names"].get(f)) for f in self.judge.findings] for study in studies])
+            asked = torch.tensor(
+                [[_value(study["label_names"].get(f)) for f in self.judge.findings] for study in studies]
+            )
             if self.judge.findings:
                 metrics["drawn"].update_columns(self.judge.logits(maps).cpu(), asked, batch["patient"])
             for is_real, pixels in ((True, real), (False, drawn)):
@@ -73,7 +107,9 @@ class SynthesisMetrics(FigureCallback):
                     metrics["fid_inception"].update(self.inception(pixels), is_real, batch["patient"])
         for study, text, image, reference in zip(studies, batch["text"], to_uint8(drawn), to_uint8(real)):
             if control is None and self.wants_sample(trainer, source):
-                self.examples.append(self.sample(trainer, study, source, text=text, image=image, reference_image=reference))
+                self.examples.append(
+                    self.sample(trainer, study, source, text=text, image=image, reference_image=reference)
+                )
 
 
 def _value(label: str | None) -> float:

@@ -26,7 +26,16 @@ class VQAMetrics(FigureCallback):
         topics = [*trainer.datamodule.findings, "other"]  # type: ignore[attr-defined]
         return {"auroc": GroupedAUROC(topics), "accuracy": Accuracy(topics)}
 
-    def observe(self, trainer: Trainer, module: Any, batch: dict, outputs: Any, control: str | None, metrics: Mapping[str, Metric], source: int) -> None:
+    def observe(
+        self,
+        trainer: Trainer,
+        module: Any,
+        batch: dict,
+        outputs: Any,
+        control: str | None,
+        metrics: Mapping[str, Metric],
+        source: int,
+    ) -> None:
         topics = list(trainer.datamodule.findings)  # type: ignore[attr-defined]
         closed = [[q for q in study["questions"] if q.candidates] for study in batch["studies"]]
         rows = [row for row, asked in enumerate(closed) if asked]

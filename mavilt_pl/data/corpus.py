@@ -116,7 +116,9 @@ def _settings(out: Path, settings: dict[str, Any]) -> bool:
         differs = sorted(k for k in settings | before if settings.get(k) != before.get(k))
         if differs:
             said = "; ".join(f"{k} was {before.get(k)!r} and is {settings.get(k)!r}" for k in differs)
-            raise DataError(f"{out} was prepared with other settings ({said}): choose another --out, or delete the folder")
+            raise DataError(
+                f"{out} was prepared with other settings ({said}): choose another --out, or delete the folder"
+            )
     elif out.exists() and any(out.iterdir()):
         raise DataError(f"{out} is not empty and not a corpus in the making: choose another --out")
     (out / "parts").mkdir(parents=True, exist_ok=True)
@@ -145,7 +147,9 @@ def prepare(
     if _settings(out, settings):
         return json.loads((out / "corpus.json").read_text(encoding="utf-8"))
     read_rejects: list[tuple[str, ...]] = []
-    studies = itertools.islice(read_source(source, root, lambda *why: read_rejects.append(why), **(options or {})), limit)
+    studies = itertools.islice(
+        read_source(source, root, lambda *why: read_rejects.append(why), **(options or {})), limit
+    )
     columns = (TextColumn("Preparing"), BarColumn(), MofNCompleteColumn(), TextColumn("studies"), TimeElapsedColumn())
     with ProcessPoolExecutor(workers or os.cpu_count()) as pool, Progress(*columns) as progress:
         bar = progress.add_task("", total=limit)
@@ -168,7 +172,9 @@ def _only(study: Study, views: Sequence[str]) -> Study:
     return Study(**{**vars(study), "images": tuple(image for image in study.images if image.view in wanted)})
 
 
-def _finish(out: Path, settings: dict[str, Any], shards: _Shards, number: int, last: list[tuple[str, ...]]) -> dict[str, Any]:
+def _finish(
+    out: Path, settings: dict[str, Any], shards: _Shards, number: int, last: list[tuple[str, ...]]
+) -> dict[str, Any]:
     """Join the shards' rows and rejects, count, and write corpus.json."""
     rejects, read = [("study", "file", "stage", "reason")], len(last)
     base, counts = 0, Counter[str]()
@@ -188,7 +194,9 @@ def _finish(out: Path, settings: dict[str, Any], shards: _Shards, number: int, l
             read += int(total[1]) + sum(stage == "read" for _, _, stage, _ in said)
     os.replace(part, out / "studies.parquet")
     if not sum(counts.values()):
-        raise DataError(f"{settings['root']}: no study of {read} could be used; {rejects[1] if len(rejects) > 1 else 'the dataset is empty'}")
+        raise DataError(
+            f"{settings['root']}: no study of {read} could be used; {rejects[1] if len(rejects) > 1 else 'the dataset is empty'}"
+        )
     with (out / "rejects.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([*rejects, *last])
     facts = {
@@ -222,7 +230,9 @@ class Corpus:
                 f"`mavilt prepare SOURCE ROOT --out {self.path}`"
             ) from None
         if facts["format"] != FORMAT:
-            raise DataError(f"{self.path}: corpus of format {facts['format']}, this version reads {FORMAT}: prepare it again")
+            raise DataError(
+                f"{self.path}: corpus of format {facts['format']}, this version reads {FORMAT}: prepare it again"
+            )
         self.name: str = facts["name"]
         self.size: int = facts["size"]
         self.fingerprint: str = facts["fingerprint"]
@@ -231,7 +241,9 @@ class Corpus:
         self._shards = [np.load(self.path / f"pixels-{n:05d}.npy", mmap_mode="r") for n in range(facts["shards"])]
         self._starts = np.cumsum([0, *(len(shard) for shard in self._shards)])
         if len(self._rows) != facts["studies"] or self._starts[-1] != self.n_images:
-            raise DataError(f"{self.path}: the table or the pixel shards are not those that corpus.json counts: prepare it again")
+            raise DataError(
+                f"{self.path}: the table or the pixel shards are not those that corpus.json counts: prepare it again"
+            )
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -245,7 +257,10 @@ class Corpus:
             **{n: self._value(n, row) for n in ("source", "patient", "study", "split", "findings", "impression")},
             images=tuple(Image(self.path, image["view"], image["key"]) for image in images),
             labels=json.loads(self._value("labels", row)),
-            questions=tuple(Question(**{**q, "candidates": tuple(q["candidates"])}) for q in json.loads(self._value("questions", row))),
+            questions=tuple(
+                Question(**{**q, "candidates": tuple(q["candidates"])})
+                for q in json.loads(self._value("questions", row))
+            ),
         )
 
     def __iter__(self) -> Iterator[Study]:

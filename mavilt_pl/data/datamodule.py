@@ -87,7 +87,9 @@ class StudyDataset(Dataset):
 
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Items side by side: tensors stacked, everything else as lists; `studies` keeps what belongs to each study."""
-    batch: dict[str, Any] = {"studies": [{k: v for k, v in item.items() if not isinstance(v, torch.Tensor)} for item in items]}
+    batch: dict[str, Any] = {
+        "studies": [{k: v for k, v in item.items() if not isinstance(v, torch.Tensor)} for item in items]
+    }
     for key in ("pixels", "codes", "stranger_codes", "labels"):
         if key in items[0]:
             batch[key] = torch.stack([item[key] for item in items])
@@ -209,7 +211,9 @@ class CXRDataModule(LightningDataModule):
         super().__init__()
         self.save_hyperparameters(logger=False)
         if wants in ("pairs", "instructions") and (tokens is None or len(tokens) != len(corpora)):
-            raise DataError(f"data.wants: {wants} needs one token cache a corpus in data.tokens; found {tokens} for {corpora}")
+            raise DataError(
+                f"data.wants: {wants} needs one token cache a corpus in data.tokens; found {tokens} for {corpora}"
+            )
         if weights is not None and (len(weights) != len(corpora) or min(weights) < 0 or sum(weights) <= 0):
             raise DataError(f"data.weights: one weight of 0 or more a corpus, not all 0; found {weights} for {corpora}")
         self.findings = tuple(findings or ())

@@ -58,7 +58,11 @@ def _r2gen(text: str) -> str:
     return _plain(" . ".join(s for s in map(_plain, sentences) if s) + " .")
 
 
-CLEANING: dict[str, Callable[[str], str]] = {"none": _plain, "lower": lambda text: _plain(text.lower()), "r2gen": _r2gen}
+CLEANING: dict[str, Callable[[str], str]] = {
+    "none": _plain,
+    "lower": lambda text: _plain(text.lower()),
+    "r2gen": _r2gen,
+}
 SECTIONS = ("findings", "impression", "findings+impression")
 
 

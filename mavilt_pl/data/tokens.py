@@ -16,7 +16,13 @@ FORMAT = 1
 
 
 def write_tokens(
-    out: Path, corpus_fingerprint: str, tokenizer: str, codebook: np.ndarray, grid: int, images: int, batches: Iterable[np.ndarray]
+    out: Path,
+    corpus_fingerprint: str,
+    tokenizer: str,
+    codebook: np.ndarray,
+    grid: int,
+    images: int,
+    batches: Iterable[np.ndarray],
 ) -> None:
     """Write the codes of `images` images, given as int arrays [b, N] in the corpus's order.
 
@@ -26,7 +32,9 @@ def write_tokens(
     out.mkdir(parents=True, exist_ok=True)
     (out / "tokens.json").unlink(missing_ok=True)
     part = out / "codes.npy.part"
-    codes = np.lib.format.open_memmap(part, "w+", np.uint16 if len(codebook) <= 2**16 else np.uint32, (images, grid * grid))
+    codes = np.lib.format.open_memmap(
+        part, "w+", np.uint16 if len(codebook) <= 2**16 else np.uint32, (images, grid * grid)
+    )
     row = 0
     for batch in batches:
         codes[row : row + len(batch)] = batch
@@ -37,7 +45,14 @@ def write_tokens(
     del codes
     os.replace(part, out / "codes.npy")
     np.save(out / "codebook.npy", codebook.astype(np.float32))
-    facts = {"format": FORMAT, "corpus": corpus_fingerprint, "tokenizer": tokenizer, "codes": len(codebook), "grid": grid, "images": images}
+    facts = {
+        "format": FORMAT,
+        "corpus": corpus_fingerprint,
+        "tokenizer": tokenizer,
+        "codes": len(codebook),
+        "grid": grid,
+        "images": images,
+    }
     (out / "tokens.json.part").write_text(json.dumps(facts, indent=1), encoding="utf-8")
     os.replace(out / "tokens.json.part", out / "tokens.json")
 
@@ -55,7 +70,9 @@ class TokenCache:
                 f"`mavilt tokenize --corpus CORPUS --tokenizer RUN --out {self.path}`"
             ) from None
         if facts["format"] != FORMAT:
-            raise DataError(f"{self.path}: token cache of format {facts['format']}, this version reads {FORMAT}: tokenize again")
+            raise DataError(
+                f"{self.path}: token cache of format {facts['format']}, this version reads {FORMAT}: tokenize again"
+            )
         if corpus_fingerprint is not None and facts["corpus"] != corpus_fingerprint:
             raise DataError(
                 f"{self.path} holds the codes of another corpus (fingerprint {facts['corpus'][:12]}, expected "
@@ -68,7 +85,9 @@ class TokenCache:
         self.corpus: str = facts["corpus"]
         self._codes = np.load(self.path / "codes.npy", mmap_mode="r")
         if self._codes.shape != (facts["images"], self.length):
-            raise DataError(f"{self.path}/codes.npy holds {self._codes.shape}, tokens.json says {(facts['images'], self.length)}: tokenize again")
+            raise DataError(
+                f"{self.path}/codes.npy holds {self._codes.shape}, tokens.json says {(facts['images'], self.length)}: tokenize again"
+            )
 
     def __getitem__(self, row: int) -> np.ndarray:
         """Codes of image `row` of the corpus, int64 [N]."""

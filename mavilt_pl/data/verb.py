@@ -12,7 +12,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the corpus")
     parser.add_argument("--name", help="what results call it (default: the source)")
     parser.add_argument("--size", type=int, default=256, help="pixels along each side (default 256)")
-    parser.add_argument("--fit", choices=["pad", "crop"], default="pad", help="keep the aspect by padding or by a centre crop")
+    parser.add_argument(
+        "--fit", choices=["pad", "crop"], default="pad", help="keep the aspect by padding or by a centre crop"
+    )
     parser.add_argument("--views", help="only images of these views, e.g. PA,AP")
     parser.add_argument("--reports", help="where the reports are, if not in the dataset's folder")
     parser.add_argument("--limit", type=int, help="only the first studies")
@@ -34,7 +36,11 @@ def run(args: argparse.Namespace) -> int:
     for split, count in facts["splits"].items():
         table.add_row(split, f"{count:,}")
     table.add_section()
-    for row, count in (("kept", facts["studies"]), ("rejected (rejects.csv)", facts["rejected_studies"]), ("read", facts["read"])):
+    for row, count in (
+        ("kept", facts["studies"]),
+        ("rejected (rejects.csv)", facts["rejected_studies"]),
+        ("read", facts["read"]),
+    ):
         table.add_row(row, f"{count:,}")
     Console().print(table, f"{facts['images']:,} images of {facts['size']}² pixels")
     return 0

@@ -135,7 +135,11 @@ class HuggingFace(nn.Module):
 
 def load_encoder(path: str | Path, kind: Kind = "classifier") -> Classifier | TorchXRayVision | HuggingFace:
     """A frozen encoder in evaluation mode; gradients flow through it to the pixels and not into it."""
-    encoder: Any = {"classifier": Classifier.from_checkpoint, "torchxrayvision": TorchXRayVision, "huggingface": HuggingFace}[kind](path)
+    encoder: Any = {
+        "classifier": Classifier.from_checkpoint,
+        "torchxrayvision": TorchXRayVision,
+        "huggingface": HuggingFace,
+    }[kind](path)
     return encoder.eval().requires_grad_(False)
 
 
@@ -152,8 +156,12 @@ def load_checkpoint(path: str | Path, key: str, what: str) -> dict:
     except DataError:
         raise
     except Exception as error:
-        raise DataError(f"{path} is not a readable checkpoint ({type(error).__name__}: {str(error).splitlines()[0]})") from None
+        raise DataError(
+            f"{path} is not a readable checkpoint ({type(error).__name__}: {str(error).splitlines()[0]})"
+        ) from None
     if key not in checkpoint.get("state_dict", {}):
         found = next(iter(checkpoint.get("state_dict", {})), "none")
-        raise DataError(f"{path} is a checkpoint of another module (found weights such as {found}); expected one of {what}")
+        raise DataError(
+            f"{path} is a checkpoint of another module (found weights such as {found}); expected one of {what}"
+        )
     return checkpoint

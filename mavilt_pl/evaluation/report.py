@@ -23,13 +23,27 @@ PUBLISHED = (
     ("CvT2DistilGPT2", "findings, R2Gen split, IU, n = 590", "BLEU-1 .473, BLEU-4 .175, METEOR .200, ROUGE-L .376"),
 )  # fmt: skip
 HEADLINES = {
-    "tokenizer": ("psnr", "ssim", "gradient_psnr", "codebook_used", "original_auroc_macro", "reconstructed_auroc_macro", "fid_cxr"),
+    "tokenizer": (
+        "psnr",
+        "ssim",
+        "gradient_psnr",
+        "codebook_used",
+        "original_auroc_macro",
+        "reconstructed_auroc_macro",
+        "fid_cxr",
+    ),
     "report": ("findings_f1_macro", "findings_f1_micro", "bleu_1", "bleu_4", "rouge_l", "meteor"),
     "vqa": ("auroc_macro", "accuracy"),
     "synthesis": ("drawn_auroc_macro", "fid_cxr", "fid_inception"),
     "text": ("perplexity",),
 }
-TITLES = {"tokenizer": "Tokenizer", "report": "Reports", "vqa": "Questions", "synthesis": "Drawn radiographs", "text": "Plain text"}
+TITLES = {
+    "tokenizer": "Tokenizer",
+    "report": "Reports",
+    "vqa": "Questions",
+    "synthesis": "Drawn radiographs",
+    "text": "Plain text",
+}
 
 
 def gather(run: Path) -> Path:
@@ -40,7 +54,10 @@ def gather(run: Path) -> Path:
     parts = {str(path.parent.parent.relative_to(run)): read_results(path) for path in found}
     figures = [figure for part in parts.values() for figure in part["figures"]]
     made_by: dict[str, Any] = {name: part["made_by"] for name, part in parts.items()}
-    steps = [json.loads(path.read_text(encoding="utf-8")) | {"step": path.stem} for path in sorted((run / ".steps").glob("*.json"))]
+    steps = [
+        json.loads(path.read_text(encoding="utf-8")) | {"step": path.stem}
+        for path in sorted((run / ".steps").glob("*.json"))
+    ]
     made_by["seconds"] = {step["step"]: step["seconds"] for step in steps}
     made_by["peak_memory_bytes"] = max([step["peak_memory_bytes"] for step in steps] or [0])
     write_json(run / "results.json", {"figures": figures, "made_by": made_by})
@@ -62,8 +79,16 @@ def gather(run: Path) -> Path:
 
 
 def _template() -> Any:
-    environment = Environment(loader=PackageLoader("mavilt_pl.evaluation", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["figure"] = lambda value: "–" if value is None else f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+    environment = Environment(
+        loader=PackageLoader("mavilt_pl.evaluation", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["figure"] = lambda value: (
+        "–" if value is None else f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+    )
     environment.filters["claims"] = _claims
     return environment.get_template("report.html.jinja")
 
@@ -122,7 +147,13 @@ def _per_finding(figures: list[dict[str, Any]]) -> list[dict[str, Any]]:
         names = sorted({name for column, name in values if column in columns})
         used = [column for column in columns if any((column, name) in values for name in names)]
         if names:
-            tables.append({"source": source, "columns": [columns[c] for c in used], "rows": [(n, [values.get((c, n)) for c in used]) for n in names]})
+            tables.append(
+                {
+                    "source": source,
+                    "columns": [columns[c] for c in used],
+                    "rows": [(n, [values.get((c, n)) for c in used]) for n in names],
+                }
+            )
     return tables
 
 
@@ -146,10 +177,20 @@ def _curves(run: Path) -> list[dict[str, Any]]:
         reader = EventAccumulator(str(folder), size_guidance={SCALARS: 2000})
         reader.Reload()
         for tag in reader.Tags()["scalars"]:
-            keep = tag == "train/loss" or (tag.startswith("val/") and tag.rsplit("/", 1)[-1] in ("loss", "psnr", "auroc", "text_perplexity"))
+            keep = tag == "train/loss" or (
+                tag.startswith("val/") and tag.rsplit("/", 1)[-1] in ("loss", "psnr", "auroc", "text_perplexity")
+            )
             points = [(event.step, event.value) for event in reader.Scalars(tag)] if keep else []
             if len(points) > 1:
-                charts.append({"module": str(folder.parent.relative_to(run)), "tag": tag, "line": _line(points), "last": points[-1], "first": points[0]})
+                charts.append(
+                    {
+                        "module": str(folder.parent.relative_to(run)),
+                        "tag": tag,
+                        "line": _line(points),
+                        "last": points[-1],
+                        "first": points[0],
+                    }
+                )
     return charts
 
 
@@ -157,4 +198,6 @@ def _line(points: list[tuple[int, float]], width: float = 220, height: float = 6
     steps, values = zip(*points)
     low, high = min(values), max(values)
     across, up = (max(steps) - min(steps)) or 1, (high - low) or 1
-    return " ".join(f"{(s - min(steps)) / across * width:.1f},{height - (v - low) / up * height:.1f}" for s, v in points)
+    return " ".join(
+        f"{(s - min(steps)) / across * width:.1f},{height - (v - low) / up * height:.1f}" for s, v in points
+    )

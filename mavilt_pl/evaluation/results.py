@@ -36,7 +36,9 @@ def check_figures(figures: Sequence[dict[str, Any]], where: str) -> list[dict[st
     for figure in figures:
         missing = [key for key in KEYS if key not in figure]
         if missing or figure["task"] not in TASKS or not figure["protocol"] or not math.isfinite(figure["value"]):
-            raise DataError(f"{where}: figure {figure.get('metric', '?')} of task {figure.get('task', '?')}: missing {missing}, or a value or protocol that says nothing")
+            raise DataError(
+                f"{where}: figure {figure.get('metric', '?')} of task {figure.get('task', '?')}: missing {missing}, or a value or protocol that says nothing"
+            )
     return list(figures)
 
 
@@ -60,7 +62,9 @@ def commit() -> str | None:
     """The commit of the source tree, where it is one."""
     try:
         here = Path(__file__).parent
-        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True, timeout=5)
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True, timeout=5
+        )
         return done.stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
@@ -79,10 +83,19 @@ class ResultsWriter(Callback):
         sources = [callback for callback in trainer.callbacks if hasattr(callback, "figures")]  # type: ignore[attr-defined]
         figures = [figure for callback in sources for figure in callback.figures]  # type: ignore[attr-defined]
         if not figures:
-            raise DataError("the test computed no figure: add metric callbacks (mavilt_pl.callbacks) to trainer.callbacks")
-        samples = {callback.task: self._saved(callback.examples, out, callback.task) for callback in sources if callback.examples}  # type: ignore[attr-defined]
+            raise DataError(
+                "the test computed no figure: add metric callbacks (mavilt_pl.callbacks) to trainer.callbacks"
+            )
+        samples = {
+            callback.task: self._saved(callback.examples, out, callback.task)
+            for callback in sources
+            if callback.examples
+        }  # type: ignore[attr-defined]
         write_json(out / "samples.json", samples)
-        write_json(out / "results.json", {"figures": check_figures(figures, str(out)), "made_by": self._made_by(trainer, pl_module)})
+        write_json(
+            out / "results.json",
+            {"figures": check_figures(figures, str(out)), "made_by": self._made_by(trainer, pl_module)},
+        )
         print(f"{len(figures)} figures: {out / 'results.json'}")
 
     @staticmethod
@@ -104,7 +117,9 @@ class ResultsWriter(Callback):
     def _made_by(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
         data = trainer.datamodule  # type: ignore[attr-defined]
         path = Path(str(trainer.ckpt_path)) if trainer.ckpt_path else None
-        decoding = {k: module.hparams[k] for k in ("guidance", "temperature", "top_p", "max_words") if k in module.hparams}
+        decoding = {
+            k: module.hparams[k] for k in ("guidance", "temperature", "top_p", "max_words") if k in module.hparams
+        }
         return {
             "checkpoint_sha256": sha256(path) if path is not None and path.is_file() else None,
             "corpus": {corpus.name: corpus.fingerprint for corpus in data.opened},

@@ -21,12 +21,12 @@ END = "<|endoftext|>"
 
 def load_backbone(name: str) -> tuple[Any, Any]:
     """Model (float32, safetensors only) and tokenizer from a local folder or a hub name."""
-    if name.startswith((".", "/")) or "runs/" in name:  # meant as a folder
-        if not (Path(name) / "config.json").exists():
-            raise DataError(
-                f"backbone {name}: no config.json there. Expected a folder saved by Hugging Face's save_pretrained, such "
-                "as the one that `mavilt fit --config backbone.yaml` leaves in <run>/backbone"
-            )
+    folder = name.startswith((".", "/")) or "runs/" in name or not name  # meant as a folder
+    if folder and not (Path(name) / "config.json").exists():
+        raise DataError(
+            f"backbone {name}: no config.json there. Expected a folder saved by Hugging Face's save_pretrained, such "
+            "as the one that `mavilt fit --config backbone.yaml` leaves in <run>/backbone"
+        )
     model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
     return model, AutoTokenizer.from_pretrained(name)
 
@@ -122,7 +122,14 @@ class Backbone(LightningModule):
     def validation_step(self, batch: dict, index: int, dataloader_idx: int = 0) -> None:
         loss = self.loss(batch["text"])
         source = self.trainer.datamodule.names[dataloader_idx]  # type: ignore[attr-defined]
-        self.log(f"val/{source}/loss", loss, prog_bar=True, sync_dist=True, batch_size=len(batch["text"]), add_dataloader_idx=False)
+        self.log(
+            f"val/{source}/loss",
+            loss,
+            prog_bar=True,
+            sync_dist=True,
+            batch_size=len(batch["text"]),
+            add_dataloader_idx=False,
+        )
 
     def configure_optimizers(self) -> Any:
         return adamw(self, self.parameters(), self.hparams["learning_rate"], self.hparams["warmup"])

@@ -31,13 +31,13 @@ class _Stepper:
         self.module, self.mask, self.cache = module, mask_BT, None
         self.position = (mask_BT.cumsum(1) - 1).clamp(min=0)
 
-    def __call__(self, ids_BT: Tensor) -> Tensor:
+    def __call__(self, ids_BT: Tensor, places: Tensor | None = None) -> Tensor:
         if self.cache is not None:
             self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), ids_BT.shape[1])], 1)
             self.position = self.position[:, -1:] + 1
         every = None if bool(self.mask.all()) else self.mask
         out = self.module.body(
-            inputs_embeds=self.module.embed(ids_BT),
+            inputs_embeds=self.module.embed(ids_BT, places),
             attention_mask=every,
             position_ids=self.position,
             past_key_values=self.cache,
@@ -69,7 +69,9 @@ def write(module: LanguageModule, prompts: Sequence[Sequence[int]], most: int) -
 
 def _uniform(seed: int, keys: Sequence[int], length: int, codes: int) -> list[Tensor]:
     """One stream of uniform noise a sample, [length, codes]."""
-    return [torch.rand(length, codes, generator=torch.Generator().manual_seed(hash((seed, key)) % 2**63)) for key in keys]
+    return [
+        torch.rand(length, codes, generator=torch.Generator().manual_seed(hash((seed, key)) % 2**63)) for key in keys
+    ]
 
 
 @torch.inference_mode()
@@ -101,9 +103,10 @@ def draw(
     step = _Stepper(module, mask)
     noise = _uniform(seed, keys if keys is not None else range(count), vocabulary.length, vocabulary.codes)
     noise_BNK = torch.stack(noise).to(module.device)
-    codes = []
+    codes: list[Tensor] = []
     for n in range(vocabulary.length):
-        logits = module.code_logits(step(ids)).float()
+        # What is fed is code n - 1, and the cache hides from `embed` where on the grid it stands.
+        logits = module.code_logits(step(ids, torch.full_like(ids, n - 1) if n else None)).float()
         if guided:
             given, free = logits.chunk(2)
             logits = free + guidance * (given - free)

@@ -69,7 +69,9 @@ class LanguageModule(LightningModule):
         self.save_hyperparameters()
         weights = {"report": 1.0, "image": 1.0, "answer": 1.0} | dict(task_weights or {})
         if set(weights) - set(TASKS):
-            raise DataError(f"task_weights: unknown task {sorted(set(weights) - set(TASKS))}; the tasks are {', '.join(TASKS)}")
+            raise DataError(
+                f"task_weights: unknown task {sorted(set(weights) - set(TASKS))}; the tasks are {', '.join(TASKS)}"
+            )
         self.task_weights = weights
         self.model, self.tokenizer = load_backbone(backbone)
         cache = TokenCache(tokens)
@@ -91,12 +93,7 @@ class LanguageModule(LightningModule):
             raise DataError(f"init_from: {path} does not exist; expected the checkpoint of an earlier stage")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         self.on_load_checkpoint(checkpoint)
-        missing = self.load_state_dict(checkpoint["state_dict"], strict=False)
-        if missing.unexpected_keys or missing.missing_keys:
-            raise DataError(
-                f"init_from: {path} is not a checkpoint of this model (missing {missing.missing_keys[:3]}, unexpected "
-                f"{missing.unexpected_keys[:3]}); expected one trained with the same backbone and settings"
-            )
+        self.load_state_dict(checkpoint["state_dict"])
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["visual_tokenizer"] = self.made_with_tokenizer
@@ -104,11 +101,22 @@ class LanguageModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         made_with = checkpoint.get("visual_tokenizer")
         if made_with is None:
-            raise DataError("the checkpoint is of another module: it has no visual tokenizer. Expected one of Stage 1 or Stage 2")
+            raise DataError(
+                "the checkpoint is of another module: it has no visual tokenizer. Expected one of Stage 1 or Stage 2"
+            )
         if made_with != self.made_with_tokenizer:
             raise DataError(
                 f"the checkpoint was trained on the codes of tokenizer {made_with[:12]} and the token cache was made by "
                 f"{self.made_with_tokenizer[:12]}: its codes mean different things. Train again, or tokenize with the first"
+            )
+        here = {name: tuple(value.shape) for name, value in self.state_dict().items()}
+        there = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
+        differs = sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name))
+        if differs:
+            raise DataError(
+                f"the checkpoint does not fit this model: {differs[0]} is {there.get(differs[0], 'missing')} there and "
+                f"{here.get(differs[0], 'missing')} here ({len(differs)} weights differ); use the backbone, places and "
+                "tokenizer that it was trained with"
             )
 
     # The model's parts.
@@ -262,7 +270,12 @@ class LanguageModule(LightningModule):
             self.log_dict({f"drift/{name}": value for name, value in self.drift.per_layer().items() if value > 0})
 
     def configure_optimizers(self) -> Any:
-        return adamw(self, [p for p in self.parameters() if p.requires_grad], self.hparams["learning_rate"], self.hparams["warmup"])
+        return adamw(
+            self,
+            [p for p in self.parameters() if p.requires_grad],
+            self.hparams["learning_rate"],
+            self.hparams["warmup"],
+        )
 
     # What it can do. Codes are int64 [B,N]; keys make sampling and wordings independent of the batch.
 
@@ -280,7 +293,9 @@ class LanguageModule(LightningModule):
         )
 
     @torch.inference_mode()
-    def answer(self, codes_BN: Tensor, questions: Sequence[Sequence[tuple[str, Sequence[str]]]]) -> list[list[list[float]]]:
+    def answer(
+        self, codes_BN: Tensor, questions: Sequence[Sequence[tuple[str, Sequence[str]]]]
+    ) -> list[list[list[float]]]:
         """For each image and question, the likelihood of each candidate answer, per token and normalised over the
         candidates. All of an image's questions are answered in one pass that reads it once."""
         prompt = self.vocabulary.mark("<answer>")
@@ -308,7 +323,9 @@ class LanguageModule(LightningModule):
         """Plain text without images: summed nats and token count of each text, float [B] and int [B]."""
         begin = [self.vocabulary.mark("<begin>")]
         kept = [ids for ids in (self.words(text) for text in texts) if len(ids) > 1]
-        packed = pack([Tree([*begin, ids[0]], [Branch([], ids[1:])]) for ids in kept], self.vocabulary.end).to(self.device)
+        packed = pack([Tree([*begin, ids[0]], [Branch([], ids[1:])]) for ids in kept], self.vocabulary.end).to(
+            self.device
+        )
         losses_M = self.token_losses(packed)
         total = losses_M.new_zeros(len(kept)).index_add_(0, packed.branch_M, losses_M)
         return total, torch.tensor([len(ids) - 1 for ids in kept])

@@ -73,6 +73,8 @@ def grow(model: nn.Module, vocabulary: VisualVocabulary, codebook: Tensor | None
     head = model.get_output_embeddings()
     if head.weight is not model.get_input_embeddings().weight:
         known = head.weight[: vocabulary.words].float()
-        head.weight[vocabulary.text :] = (known.mean(0) + noise * known.std(0).mean() * direction.to(known)).to(old.dtype)
+        head.weight[vocabulary.text :] = (known.mean(0) + noise * known.std(0).mean() * direction.to(known)).to(
+            old.dtype
+        )
     if getattr(head, "bias", None) is not None:
         head.bias[vocabulary.text :] = head.bias[: vocabulary.words].mean()

@@ -110,7 +110,10 @@ class FindingsF1(PatientRows):
             right, invented, missed = (weights @ rows).reshape(-1, 3).sum(0)
             return float(2 * right / (2 * right + invented + missed)) if right + invented + missed else np.nan
 
-        figures = {f"findings_f1/{name}": estimate(lambda w, i=i: float(each(w)[i]), patients) for i, name in enumerate(self.findings)}  # type: ignore[misc]
+        figures = {
+            f"findings_f1/{name}": estimate(lambda w, i=i: float(each(w)[i]), patients)
+            for i, name in enumerate(self.findings)
+        }  # type: ignore[misc]
         if any(value is not None for value in figures.values()):
             figures["findings_f1_macro"] = estimate(lambda w: float(np.nanmean(each(w))), patients)
             figures["findings_f1_micro"] = estimate(micro, patients)

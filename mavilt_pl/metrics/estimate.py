@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -76,6 +76,13 @@ class PatientRows(Metric):
             raise ValueError(f"{len(values)} cases and {len(patients)} patients: one patient a case")
         self.rows.append(values.to(self.device))  # type: ignore[union-attr,operator]
         self.patients.append(torch.tensor([patient_key(p) for p in patients], dtype=torch.int64, device=self.device))  # type: ignore[union-attr,operator]
+
+    def sync(self, *args: Any, **kwargs: Any) -> None:
+        """A process without a single case still takes part in the gathering, with no rows."""
+        if isinstance(self.rows, list) and not self.rows:
+            self.rows.append(torch.empty(0, self.width, dtype=torch.float64, device=self.device))
+            self.patients.append(torch.empty(0, dtype=torch.int64, device=self.device))  # type: ignore[union-attr,operator]
+        super().sync(*args, **kwargs)
 
     def table(self) -> tuple[np.ndarray, np.ndarray]:
         """All rows float64 [n,width] and patients int64 [n], in a fixed order."""

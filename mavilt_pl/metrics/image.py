@@ -74,7 +74,10 @@ class CodebookUse(Metric):
         share = self.counts.double() / self.counts.sum()  # type: ignore[union-attr,operator]
         entropy = float(-(share * share.clamp(min=1e-30).log()).sum())
         used = float((self.counts > 0).double().mean())  # type: ignore[operator,union-attr]
-        return {"codebook_used": Estimate(used, None, None, n), "codebook_perplexity": Estimate(float(np.exp(entropy)), None, None, n)}
+        return {
+            "codebook_used": Estimate(used, None, None, n),
+            "codebook_perplexity": Estimate(float(np.exp(entropy)), None, None, n),
+        }
 
 
 def frechet_distance(real: np.ndarray, made: np.ndarray) -> float:
@@ -124,9 +127,15 @@ def inception_features(weights: str | Path) -> Callable[[Tensor], Tensor]:
     from pytorch_fid import inception
 
     if not Path(weights).exists():
-        raise ValueError(f"Inception weights {weights} do not exist; expected pytorch-fid's pt_inception-2015-12-05-6726825d.pth on this disk")
+        raise ValueError(
+            f"Inception weights {weights} do not exist; expected pytorch-fid's pt_inception-2015-12-05-6726825d.pth on this disk"
+        )
     # The package always downloads: the same call is made to read the local file, as tensors only.
-    with patch.object(inception, "load_state_dict_from_url", lambda *_, **__: torch.load(weights, map_location="cpu", weights_only=True)):
+    with patch.object(
+        inception,
+        "load_state_dict_from_url",
+        lambda *_, **__: torch.load(weights, map_location="cpu", weights_only=True),
+    ):
         net: nn.Module = inception.InceptionV3([3], normalize_input=True).eval().requires_grad_(False)
 
     def features(pixels_BCHW: Tensor) -> Tensor:

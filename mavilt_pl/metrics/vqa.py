@@ -62,7 +62,7 @@ class GroupedAUROC(PatientRows):
                     figures[f"{self.prefix}/{name}"] = found
         present = [n for n, name in enumerate(self.groups) if f"{self.prefix}/{name}" in figures]
         if present:
-            mean = estimate(lambda w: float(np.nanmean([area(w, n) for n in present])), patients)
+            mean = estimate(lambda w: float(np.mean([a for n in present if (a := area(w, n)) == a] or [np.nan])), patients)
             if mean is not None:
                 figures[f"{self.prefix}_macro"] = mean
         return figures
@@ -86,7 +86,10 @@ class Accuracy(PatientRows):
         for number, name in [(-1, ""), *enumerate(self.groups)]:
             chosen = np.ones(len(rows), bool) if number < 0 else rows[:, 0] == number
             if chosen.any():
-                found = estimate(lambda w, c=chosen: float(np.average(rows[c, 1], weights=w)) if w.sum() else np.nan, patients[chosen])  # type: ignore[misc]
+                found = estimate(
+                    lambda w, c=chosen: float(np.average(rows[c, 1], weights=w)) if w.sum() else np.nan,
+                    patients[chosen],
+                )  # type: ignore[misc]
                 if found is not None:
                     figures["accuracy" if number < 0 else f"accuracy/{name}"] = found
         return figures

@@ -8,6 +8,7 @@ from their place, shape and size, and far simpler than a patient.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -80,7 +81,7 @@ def _blob(x: Array, y: Array, cx: float, cy: float, rx: float, ry: float) -> Arr
 def _segment(x: Array, y: Array, points: Sequence[tuple[float, float]], width: float) -> Array:
     """A soft tube of that width along a polyline."""
     nearest = np.full_like(x, np.inf)
-    for (ax, ay), (bx, by) in zip(points[:-1], points[1:]):
+    for (ax, ay), (bx, by) in itertools.pairwise(points):
         dx, dy = bx - ax, by - ay
         t = np.clip(((x - ax) * dx + (y - ay) * dy) / (dx * dx + dy * dy), 0, 1)
         nearest = np.minimum(nearest, (x - ax - t * dx) ** 2 + (y - ay - t * dy) ** 2)
@@ -196,7 +197,9 @@ class Chest:
         along, across = dx + body.heart_tilt * dy, dy - 0.3 * body.heart_tilt * dx
         heart = np.clip(1 - (along / half) ** 2 - (across / (0.30 + 0.35 * (half - 0.35))) ** 2, 0, 1) ** 0.5
         total += 0.42 * heart * np.clip(air * 1.2, 0, 1) + 0.10 * heart
-        mediastinum = np.exp(-((x / 0.13) ** 4)) * torso + 0.6 * _blob(x, y, 0.12, -0.36, 0.10, 0.12)  # with the aortic knob
+        mediastinum = np.exp(-((x / 0.13) ** 4)) * torso + 0.6 * _blob(
+            x, y, 0.12, -0.36, 0.10, 0.12
+        )  # with the aortic knob
         total += 0.20 * mediastinum - 0.10 * np.exp(-((x / 0.035) ** 2)) * _step(-0.25 - y, 0.1)  # and the trachea
         vertebrae = 0.5 + 0.5 * np.cos(2 * np.pi * (y / 0.135))
         total += np.exp(-((x / 0.085) ** 4)) * (0.08 + 0.035 * vertebrae)

@@ -93,7 +93,9 @@ def write_indiana(root: Path, studies: int, size: int = 160, seed: int = 0, work
         (root / folder).mkdir(parents=True, exist_ok=True)
     tasks = []
     with tarfile.open(reports_archive()) as archive:
-        members = sorted((m for m in archive.getmembers() if m.name.endswith(".xml")), key=lambda m: int(Path(m.name).stem))
+        members = sorted(
+            (m for m in archive.getmembers() if m.name.endswith(".xml")), key=lambda m: int(Path(m.name).stem)
+        )
         for member in members:
             if len(tasks) == studies:
                 break

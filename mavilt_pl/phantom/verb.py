@@ -28,7 +28,9 @@ def run(args: argparse.Namespace) -> int:
     if args.out.exists() and any(args.out.iterdir()) and not mark.exists():
         raise DataError(f"{args.out} is not empty and was not written by this command: choose another folder")
     if args.studies < 1 or args.validate + args.test > args.studies:
-        raise DataError(f"--studies {args.studies} must be at least 1 and hold --validate {args.validate} and --test {args.test}")
+        raise DataError(
+            f"--studies {args.studies} must be at least 1 and hold --validate {args.validate} and --test {args.test}"
+        )
     shutil.rmtree(args.out, ignore_errors=True)
     args.out.mkdir(parents=True)
     mark.write_text("Synthetic radiographs: no patient is shown here.\n", encoding="utf-8")

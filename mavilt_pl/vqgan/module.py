@@ -34,7 +34,9 @@ class Tokenizer(nn.Module):
     quantised, so that what the clinical encoder sees need not be found again by a network trained on pixels.
     """
 
-    def __init__(self, autoencoder: Mapping[str, Any], quantizer: Mapping[str, Any], clinical: Mapping[str, Any] | None = None):
+    def __init__(
+        self, autoencoder: Mapping[str, Any], quantizer: Mapping[str, Any], clinical: Mapping[str, Any] | None = None
+    ):
         super().__init__()
         self.autoencoder = Autoencoder(**autoencoder)
         self.quantizer = Quantizer(**{**quantizer, "latent": self.autoencoder.latent})
@@ -130,9 +132,13 @@ class VQGAN(LightningModule):
         ours = focus > 0 or clinical_input
         clinical = lambda_feat > 0 or lambda_finding > 0 or ours
         if clinical and encoder is None:
-            raise DataError("model.encoder: lambda_feat, lambda_finding, focus and clinical_input need an encoder; name its weights, or set them to 0")
+            raise DataError(
+                "model.encoder: lambda_feat, lambda_finding, focus and clinical_input need an encoder; name its weights, or set them to 0"
+            )
         if ours and encoder_kind != "classifier":
-            raise DataError(f"model.encoder_kind {encoder_kind}: focus and clinical_input need `classifier`; set focus to 0 and clinical_input to false")
+            raise DataError(
+                f"model.encoder_kind {encoder_kind}: focus and clinical_input need `classifier`; set focus to 0 and clinical_input to false"
+            )
         # φ is kept out of the state dict and of Lightning's sight; the tokenizer owns a copy where it needs one.
         self._phi: list[Any] = [load_encoder(encoder, encoder_kind)] if clinical and encoder is not None else []
         shape = self._phi[0].shape if clinical_input else None
@@ -184,7 +190,9 @@ class VQGAN(LightningModule):
             adversarial = -self.discriminator(made_BCHW).mean()  # type: ignore[misc]
             likeness = sum(value for name, value in terms.items() if name != "commitment")
             last = self.tokenizer.autoencoder.last_layer
-            terms["adversarial"] = self.hparams["gan_weight"] * adaptive_weight(likeness, adversarial, last) * adversarial  # type: ignore[arg-type]
+            terms["adversarial"] = (
+                self.hparams["gan_weight"] * adaptive_weight(likeness, adversarial, last) * adversarial
+            )  # type: ignore[arg-type]
         loss = torch.stack(list(terms.values())).sum()
         if not torch.isfinite(loss):
             bad = [name for name, value in terms.items() if not torch.isfinite(value)]

@@ -32,14 +32,18 @@ def table(root: Path, stem: str, columns: tuple[str, ...]) -> pd.DataFrame:
     """The table `stem`.csv or .csv.gz under `root`, all text, its needed columns checked."""
     path = next((p for p in (root / f"{stem}.csv.gz", root / f"{stem}.csv") if p.exists()), None)
     if path is None:
-        raise DataError(f"{root}: {stem}.csv.gz (or .csv) is missing; it belongs to the official release, download it there")
+        raise DataError(
+            f"{root}: {stem}.csv.gz (or .csv) is missing; it belongs to the official release, download it there"
+        )
     try:
         rows = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except Exception as error:
         raise DataError(f"{path} is not a readable table ({str(error)[:120]}): download it again") from None
     missing = [column for column in columns if column not in rows.columns]
     if missing:
-        raise DataError(f"{path} has no column {', '.join(missing)} (found {', '.join(rows.columns[:12])}): is it the official table?")
+        raise DataError(
+            f"{path} has no column {', '.join(missing)} (found {', '.join(rows.columns[:12])}): is it the official table?"
+        )
     return rows
 
 

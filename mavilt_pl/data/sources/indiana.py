@@ -53,7 +53,9 @@ def _xml_files(root: Path, reports: str | None) -> Iterator[tuple[str, bytes]]:
         return
     files = sorted(place.rglob("*.xml"), key=lambda p: (len(p.stem), p.name))
     if not files:
-        raise DataError(f"{place}: no *.xml found; expected the folder ecgen-radiology of the Open-i download (or --reports NLMCXR_reports.tgz)")
+        raise DataError(
+            f"{place}: no *.xml found; expected the folder ecgen-radiology of the Open-i download (or --reports NLMCXR_reports.tgz)"
+        )
     for path in files:
         yield str(path), path.read_bytes()
 
@@ -64,7 +66,10 @@ def _views(root: Path) -> dict[str, View]:
         return {}
     rows = pd.read_csv(path, dtype=str, keep_default_na=False)
     view: dict[str, View] = {"frontal": "FRONTAL", "lateral": "LATERAL"}
-    return {n.removesuffix(".dcm.png").removesuffix(".png"): view.get(p.lower(), "UNKNOWN") for n, p in zip(rows["filename"], rows["projection"])}
+    return {
+        n.removesuffix(".dcm.png").removesuffix(".png"): view.get(p.lower(), "UNKNOWN")
+        for n, p in zip(rows["filename"], rows["projection"])
+    }
 
 
 def _annotation(root: Path) -> dict[str, Split]:
@@ -73,7 +78,11 @@ def _annotation(root: Path) -> dict[str, Split]:
     if not path.exists():
         return {}
     groups = json.loads(path.read_text(encoding="utf-8-sig"))
-    return {item["id"].split("_")[0].removeprefix("CXR"): split for split in ("train", "val", "test") for item in groups[split]}  # type: ignore[misc]
+    return {
+        item["id"].split("_")[0].removeprefix("CXR"): split
+        for split in ("train", "val", "test")
+        for item in groups[split]
+    }  # type: ignore[misc]
 
 
 def mesh_labels(tree: Element) -> dict[str, Label]:

@@ -11,7 +11,14 @@ from mavilt_pl.data.sources import Reject, table
 from mavilt_pl.data.study import DataError, Image, Label, Split, Study, View
 
 SPLIT: dict[str, Split] = {"train": "train", "validate": "val", "test": "test"}
-LABEL: dict[str, Label] = {"1.0": "present", "1": "present", "0.0": "absent", "0": "absent", "-1.0": "uncertain", "-1": "uncertain"}
+LABEL: dict[str, Label] = {
+    "1.0": "present",
+    "1": "present",
+    "0.0": "absent",
+    "0": "absent",
+    "-1.0": "uncertain",
+    "-1": "uncertain",
+}
 VIEW: dict[str, View] = {"PA": "PA", "AP": "AP", "LATERAL": "LATERAL", "LL": "LATERAL", "": "UNKNOWN"}
 
 
@@ -20,7 +27,9 @@ def _report_reader(root: Path, reports: str | None) -> Callable[[str], str | Non
     place = Path(reports) if reports else root
     archive = place if place.suffix == ".zip" else next((p for p in (place / "mimic-cxr-reports.zip", place.parent / "mimic-cxr-reports.zip") if p.exists()), None)  # fmt: skip
     if reports and not place.exists():
-        raise DataError(f"--reports {reports} does not exist; expected mimic-cxr-reports.zip or the folder that holds files/")
+        raise DataError(
+            f"--reports {reports} does not exist; expected mimic-cxr-reports.zip or the folder that holds files/"
+        )
     if archive is not None and archive.exists():
         opened = zipfile.ZipFile(archive)
         names = set(opened.namelist())
@@ -46,7 +55,9 @@ def read(root: Path, reject: Reject, reports: str | None = None, labels: str = "
         raise DataError(f"{root}/mimic-cxr-2.0.0-split.csv.gz has no rows: the dataset is empty")
     doubled = split["dicom_id"][split["dicom_id"].duplicated()]
     if len(doubled):
-        raise DataError(f"{root}/mimic-cxr-2.0.0-split.csv.gz names dicom_id {doubled.iloc[0]} twice: download the table again")
+        raise DataError(
+            f"{root}/mimic-cxr-2.0.0-split.csv.gz names dicom_id {doubled.iloc[0]} twice: download the table again"
+        )
     views = dict(zip(metadata["dicom_id"], metadata["ViewPosition"]))
     names = [column for column in label_table.columns if column not in ("subject_id", "study_id")]
     known = {row["study_id"]: row for row in label_table.to_dict("records")}
@@ -55,7 +66,12 @@ def read(root: Path, reject: Reject, reports: str | None = None, labels: str = "
         folder = f"files/p{subject[:2]}/p{subject}"
         wrong = [s for s in rows["split"].unique() if s not in SPLIT]
         if wrong or rows["split"].nunique() != 1:
-            reject(study, "mimic-cxr-2.0.0-split", "read", f"split {'/'.join(rows['split'].unique())}; expected one of {', '.join(SPLIT)}")
+            reject(
+                study,
+                "mimic-cxr-2.0.0-split",
+                "read",
+                f"split {'/'.join(rows['split'].unique())}; expected one of {', '.join(SPLIT)}",
+            )
             continue
         if not (subject.isalnum() and study.isalnum() and rows["dicom_id"].str.fullmatch(r"[\w.-]+").all()):
             reject(study, "mimic-cxr-2.0.0-split", "read", "an identifier that is not letters, digits, dots and dashes")

@@ -8,7 +8,13 @@ from pathlib import Path
 from mavilt_pl.data.sources import Reject, hash_split, table
 from mavilt_pl.data.study import DataError, Image, Label, Split, Study, View
 
-NAMES = {"effusion": "pleural effusion", "nodule": "lung lesion", "mass": "lung lesion", "infiltration": "lung opacity", "pleural_thickening": "pleural other"}
+NAMES = {
+    "effusion": "pleural effusion",
+    "nodule": "lung lesion",
+    "mass": "lung lesion",
+    "infiltration": "lung opacity",
+    "pleural_thickening": "pleural other",
+}
 FINDINGS = (
     "Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Effusion", "Emphysema", "Fibrosis", "Hernia",
     "Infiltration", "Mass", "Nodule", "Pleural_Thickening", "Pneumonia", "Pneumothorax",
@@ -28,7 +34,9 @@ def read(root: Path, reject: Reject) -> Iterator[Study]:
     test, train = _list(root, "test_list.txt"), _list(root, "train_val_list.txt")
     files = {path.name: path for folder in sorted(root.glob("images*")) for path in folder.rglob("*.png")}
     if rows.empty or not files:
-        raise DataError(f"{root}: {len(rows)} rows in the table and {len(files)} *.png under images*/; expected the official layout")
+        raise DataError(
+            f"{root}: {len(rows)} rows in the table and {len(files)} *.png under images*/; expected the official layout"
+        )
     for row in rows.to_dict("records"):
         name, patient = row["Image Index"], row["Patient ID"]
         if test or train:

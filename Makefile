@@ -1,0 +1,41 @@
+# Everything a bare machine with Python 3.11 needs. `make help` lists the targets.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+OUT ?= runs/demo
+SEED ?= 0
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-unit lint types check clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+$(BIN)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet -e '.[demo,dev]'
+	@touch $@
+
+install: $(BIN)/.installed ## install everything into .venv
+
+demo: install ## the whole chain on synthetic radiographs, about 13 minutes on two CPU cores
+	$(BIN)/mavilt run demo --out $(OUT) --seed $(SEED)
+
+test: install ## all tests
+	$(BIN)/pytest -q
+
+test-unit: install ## the tests that train nothing, under two minutes
+	$(BIN)/pytest -q -m "not slow"
+
+lint: install ## ruff
+	$(BIN)/ruff check mavilt_pl tests
+	$(BIN)/ruff format --check mavilt_pl tests
+
+types: install ## mypy
+	$(BIN)/mypy
+
+check: lint types test ## what CI runs
+
+clean: ## remove caches (never runs or data)
+	rm -rf .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info

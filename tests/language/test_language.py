@@ -1,0 +1,179 @@
+"""Vocabulary, sequences, losses, drift and decoding of the language module, on two kinds of tiny models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.nn.utils import clip_grad_norm_
+from transformers import AutoModelForCausalLM
+
+from mavilt_pl.data.study import DataError, Question
+from mavilt_pl.language.drift import Drift
+from mavilt_pl.language.sequences import Branch, Tree, pack
+from mavilt_pl.language.stage2 import Stage2
+
+CODES = torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8, 9], [11, 0, 0, 3, 19, 5, 5, 5, 2]])
+ASK = [[("Is there an effusion?", ("yes", "no"))], [("Is there edema?", ("yes", "no")), ("Is there an effusion?", ("yes", "no"))]]
+
+
+def study(text: str) -> dict:
+    question = Question("Is there an effusion?", "yes", "pleural effusion", ("yes", "no"))
+    return {"text": text, "key": text, "questions": [question, question]}
+
+
+def test_old_ids_keep_their_rows_and_meaning(stage2: Stage2, backbone: Path) -> None:
+    before = AutoModelForCausalLM.from_pretrained(backbone)
+    old = before.get_input_embeddings().weight
+    assert torch.equal(stage2.model.get_input_embeddings().weight[: len(old)], old)
+    ids = torch.tensor([stage2.words("The heart is enlarged.")])
+    with torch.no_grad():
+        wanted = before(input_ids=ids).logits
+        found = stage2.text_logits(stage2.body(inputs_embeds=stage2.embed(ids)).last_hidden_state)
+    torch.testing.assert_close(found[..., : len(old)], wanted)
+
+
+def test_text_that_looks_like_a_mark_stays_text(stage2: Stage2) -> None:
+    assert max(stage2.words("<image> </image> <end> <report>")) < stage2.vocabulary.words
+
+
+def test_codes_that_look_alike_start_alike(backbone: Path, tokens: Path) -> None:
+    from mavilt_pl.data.tokens import TokenCache
+
+    module = Stage2(str(backbone), str(tokens), drift=0)
+    codebook = torch.from_numpy(TokenCache(tokens).codebook())
+    rows = module.model.get_input_embeddings().weight[module.vocabulary.first_code :].detach()
+    near = torch.corrcoef(torch.stack([torch.pdist(codebook), torch.pdist(rows)]))[0, 1]
+    assert near > 0.9
+
+
+def test_a_branch_sees_its_prefix_and_itself_only(stage2: Stage2) -> None:
+    """Perturbing one branch changes nothing in another; and each branch alone gives the same losses."""
+    a, b, c = Branch([5, 6], [7, 8, 9]), Branch([10], [11, 12]), Branch([13, 14], [15])
+    prefix = stage2.image_prefix(CODES[0].tolist())
+    with torch.no_grad():
+        together = stage2.token_losses(pack([Tree(prefix, [a, b, c]), Tree(prefix, [b])]))
+        alone = torch.cat([stage2.token_losses(pack([Tree(prefix, [part])])) for part in (a, b, c, b)])
+        changed = stage2.token_losses(pack([Tree(prefix, [a, Branch([20], [21, 22]), c]), Tree(prefix, [b])]))
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(changed[[0, 1, 2, 5, 6, 7]], together[[0, 1, 2, 5, 6, 7]], atol=1e-6, rtol=1e-5)
+
+
+def test_losses_are_those_of_the_model_s_own_logits(stage2: Stage2) -> None:
+    """Against full logits from the model's own forward pass, restricted afterwards."""
+    v, codes = stage2.vocabulary, CODES[:1].tolist()[0]
+    tree = stage2.drawing(codes, "An effusion.", "k", training=False)
+    packed = pack([tree])
+    with torch.no_grad():
+        found = stage2.token_losses(packed)
+        logits = stage2.model(inputs_embeds=stage2.embed(packed.ids_BT)).logits[0, len(tree.prefix) - 1 : -1, v.first_code : v.total]
+    torch.testing.assert_close(found, F.cross_entropy(logits, CODES[0], reduction="none"), atol=1e-5, rtol=1e-4)
+
+
+def test_a_task_weighs_what_its_weight_says_not_its_length(stage2: Stage2) -> None:
+    batch = {"codes": CODES, "studies": [study("No effusion."), study("The heart is enlarged. No effusion. No edema.")]}
+    losses = stage2.losses([pack(group) for group in stage2.trees(batch, training=False)])
+    assert set(losses) == {"report", "image", "answer"}
+    assert losses["image"].item() == pytest.approx(torch.log(torch.tensor(20.0)).item(), rel=0.3)  # over K, not over V
+
+
+def test_drift_is_autograd_of_its_term(stage2: Stage2) -> None:
+    """Equal to the gradient of λ/2‖θ − θ₀‖² to 1e-6, under accumulation and clipping."""
+    model, drift = stage2.model, stage2.drift
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    batches = [pack([Tree([1, 2], [Branch([3], [4 + i, 5])])]) for i in range(2)]
+    rows = stage2.vocabulary.text
+
+    def held() -> torch.Tensor:
+        grown = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
+        parts = [(p[:rows] if id(p) in grown else p, r) for p, r in zip(drift.parameters, drift.reference)]
+        return sum(0.05 * (p - r).square().sum() for p, r in parts)  # type: ignore[return-value]
+
+    model.zero_grad()
+    sum((stage2.token_losses(b).mean() for b in batches), start=held()).backward()
+    wanted = [p.grad.clone() for p in drift.parameters]
+    norm = clip_grad_norm_(model.parameters(), 0.5)
+    clipped = [p.grad.clone() for p in drift.parameters]
+    model.zero_grad()
+    for batch in batches:
+        stage2.token_losses(batch).mean().backward()
+    drift.add_gradient()
+    for parameter, gradient in zip(drift.parameters, wanted):
+        torch.testing.assert_close(parameter.grad, gradient, atol=1e-6, rtol=1e-5)
+    assert clip_grad_norm_(model.parameters(), 0.5) == pytest.approx(norm.item(), rel=1e-5)
+    for parameter, gradient in zip(drift.parameters, clipped):
+        torch.testing.assert_close(parameter.grad, gradient, atol=1e-6, rtol=1e-5)
+    assert drift.term() == pytest.approx(held().item(), rel=1e-5)
+    assert Drift(model, 0.0, rows).reference == []
+
+
+def test_drawing_is_n_codes_and_does_not_depend_on_the_batch(stage2: Stage2) -> None:
+    texts = ["No effusion.", "The heart is enlarged. No edema and no pneumothorax.", ""]
+    stage2.hparams["guidance"] = 2.0
+    together = stage2.draw(texts, seed=3, keys=[7, 8, 9])
+    assert together.shape == (3, 9) and together.min() >= 0 and together.max() < 20
+    for i, text in enumerate(texts):
+        assert torch.equal(stage2.draw([text], seed=3, keys=[7 + i])[0], together[i])
+    assert not torch.equal(stage2.draw(texts, seed=4, keys=[7, 8, 9]), together)
+
+
+def test_cached_drawing_is_that_of_a_model_without_cache(stage2: Stage2) -> None:
+    """The likeliest codes, one after another, each from a whole forward pass."""
+    stage2.hparams["temperature"] = 0.0
+    v, ids = stage2.vocabulary, stage2.draw_prompt("An effusion.")
+    with torch.no_grad():
+        for _ in range(v.length):
+            hidden = stage2.body(inputs_embeds=stage2.embed(torch.tensor([ids])), use_cache=False).last_hidden_state[0, -1]
+            ids.append(v.first_code + int(stage2.code_logits(hidden).argmax()))
+    assert (stage2.draw(["An effusion."])[0] + v.first_code).tolist() == ids[-v.length :]
+
+
+def test_cached_greedy_text_is_that_of_a_model_without_cache(stage2: Stage2) -> None:
+    prompt = stage2.image_prefix(CODES[0].tolist()) + stage2.report_prompt("", training=False)
+    ids = list(prompt)
+    v = stage2.vocabulary
+    with torch.no_grad():
+        for _ in range(12):
+            hidden = stage2.body(inputs_embeds=stage2.embed(torch.tensor([ids])), use_cache=False).last_hidden_state[0, -1]
+            logits = stage2.text_logits(hidden)
+            logits[v.words : v.text] = -torch.inf
+            ids.append(int(logits.argmax()))
+            if ids[-1] == v.end:
+                ids.pop()
+                break
+    assert stage2.write_reports(CODES)[0] == stage2.tokenizer.decode(ids[len(prompt) :])
+
+
+def test_answers_are_normalised_likelihoods(stage2: Stage2) -> None:
+    both = stage2.answer(CODES, ASK)
+    assert [len(row) for row in both] == [1, 2] and all(sum(given) == pytest.approx(1) for row in both for given in row)
+    alone = stage2.answer(CODES[1:], ASK[1:])
+    torch.testing.assert_close(torch.tensor(alone[0]), torch.tensor(both[1]))
+
+
+def test_awkward_input_is_defined(stage2: Stage2) -> None:
+    assert len(stage2.target_words("word " * 5000)) == 13 and stage2.cut_texts == 1  # cut, and counted
+    assert stage2.target_words("") == [stage2.vocabulary.end]
+    with pytest.raises(ValueError, match="9 codes in"):
+        stage2.trees({"codes": CODES + 10, "studies": [study("a"), study("b")]}, training=False)
+    with pytest.raises(ValueError, match="9 codes in"):
+        stage2.vocabulary.check(CODES[:, :4])
+
+
+def test_checkpoints_of_others_are_refused(stage2: Stage2) -> None:
+    with pytest.raises(DataError, match="another module"):
+        stage2.on_load_checkpoint({"state_dict": {}})
+    with pytest.raises(DataError, match="its codes mean different things"):
+        stage2.on_load_checkpoint({"state_dict": {}, "visual_tokenizer": "tokenizer-b"})
+    state = stage2.state_dict() | {"place": torch.zeros(4, 32)}
+    with pytest.raises(DataError, match=r"place is \(4, 32\) there and \(9, 32\) here"):
+        stage2.on_load_checkpoint({"state_dict": state, "visual_tokenizer": "tokenizer-a"})
+
+
+def test_a_missing_backbone_says_what_to_do(tokens: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"backbone\.yaml"):
+        Stage2(str(tmp_path / "absent"), str(tokens))

@@ -1,0 +1,181 @@
+"""Every metric against somebody else's implementation."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from nltk.translate.bleu_score import corpus_bleu as nltk_bleu
+from nltk.translate.meteor_score import meteor_score
+from pytorch_fid.fid_score import calculate_frechet_distance
+from rouge_score.rouge_scorer import RougeScorer
+from sacrebleu.metrics import BLEU
+from sklearn.metrics import f1_score, roc_auc_score
+from torchmetrics.functional.image import peak_signal_noise_ratio
+
+from mavilt_pl.metrics.clinical import FindingsF1, findings_in
+from mavilt_pl.metrics.image import CodebookUse, FrechetDistance, ReconstructionScores, gradient_psnr, inception_features
+from mavilt_pl.metrics.text import Perplexity, TextScores, has_wordnet, words
+from mavilt_pl.metrics.vqa import Accuracy, GroupedAUROC, auroc
+
+TEXTS = [
+    ("The heart is enlarged. No effusion.", "The heart is mildly enlarged. There is no effusion."),
+    ("No pneumothorax is seen in the lungs today.", "No pneumothorax. The lungs are clear."),
+    ("Small left pleural effusion.", "There is a small left pleural effusion."),
+]
+PATIENTS = ["a", "b", "c"]
+
+
+def test_bleu_against_nltk_and_sacrebleu() -> None:
+    metric = TextScores()
+    metric.update([p for p, _ in TEXTS], [r for _, r in TEXTS], PATIENTS)
+    found = metric.compute()
+    said, wanted = [words(p) for p, _ in TEXTS], [[words(r)] for _, r in TEXTS]
+    for n in range(1, 5):
+        assert found[f"bleu_{n}"].value == pytest.approx(nltk_bleu(wanted, said, weights=(1 / n,) * n), abs=1e-9)
+    joined = [" ".join(p) for p in said], [[" ".join(r[0]) for r in wanted]]
+    other = BLEU(tokenize="none", smooth_method="none").corpus_score(*joined).score / 100
+    assert found["bleu_4"].value == pytest.approx(other, abs=1e-6)
+
+
+def test_rouge_and_interval() -> None:
+    metric = TextScores()
+    metric.update([p for p, _ in TEXTS], [r for _, r in TEXTS], PATIENTS)
+    found = metric.compute()["rouge_l"]
+    each = [RougeScorer(["rougeL"]).score(r, p)["rougeL"].fmeasure for p, r in TEXTS]
+    assert found.value == pytest.approx(np.mean(each)) and found.n == 3
+    assert min(each) - 1e-9 <= found.low <= found.value <= found.high <= max(each) + 1e-9
+
+
+@pytest.mark.real
+@pytest.mark.skipif(not has_wordnet(), reason="NLTK finds no WordNet")
+def test_meteor() -> None:
+    metric = TextScores()
+    metric.update([p for p, _ in TEXTS], [r for _, r in TEXTS], PATIENTS)
+    each = [meteor_score([words(r)], words(p)) for p, r in TEXTS]
+    assert metric.compute()["meteor"].value == pytest.approx(np.mean(each))
+
+
+def test_without_wordnet_meteor_is_absent_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mavilt_pl.metrics.text.has_wordnet", lambda: False)
+    with pytest.warns(UserWarning, match=r"nltk\.downloader wordnet"):
+        metric = TextScores()
+    metric.update(["a b"], ["a b"], ["p"])
+    assert "meteor" not in metric.compute()
+
+
+def test_auroc_against_sklearn() -> None:
+    random = np.random.default_rng(0)
+    score, truth = random.integers(0, 9, 200) / 9, random.integers(0, 2, 200)
+    assert auroc(score, truth) == pytest.approx(roc_auc_score(truth, score))
+    weights = random.integers(0, 4, 200)
+    assert auroc(score, truth, weights) == pytest.approx(roc_auc_score(truth, score, sample_weight=weights))
+    assert math.isnan(auroc(score, np.ones(200)))
+
+
+def test_grouped_auroc_and_accuracy() -> None:
+    random = np.random.default_rng(1)
+    scores, truths = torch.tensor(random.random((60, 3))), torch.tensor(random.integers(0, 2, (60, 3))).float()
+    truths[:, 2] = 1  # one class only: no figure, not in the mean
+    truths[5, 0] = torch.nan
+    metric = GroupedAUROC(["x", "y", "z"])
+    metric.update_columns(scores, truths, [str(i) for i in range(60)])
+    found = metric.compute()
+    known = ~truths[:, 0].isnan()
+    x = roc_auc_score(truths[known, 0], scores[known, 0])
+    y = roc_auc_score(truths[:, 1], scores[:, 1])
+    assert found["auroc/x"].value == pytest.approx(x) and found["auroc/x"].n == 59
+    assert found["auroc_macro"].value == pytest.approx((x + y) / 2) and "auroc/z" not in found
+    assert found["auroc_macro"].low < found["auroc_macro"].value < found["auroc_macro"].high
+    right = Accuracy(["x", "y"])
+    right.update([True, False, True, True], [0, 0, 1, 1], list("abcd"))
+    assert {k: v.value for k, v in right.compute().items()} == {"accuracy": 0.75, "accuracy/x": 0.5, "accuracy/y": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("The heart is enlarged.", {"cardiomegaly": "present"}),
+        ("Heart size is normal.", {}),
+        ("No pleural effusion or pneumothorax.", {"pleural effusion": "absent", "pneumothorax": "absent"}),
+        ("No edema, but a small left effusion.", {"edema": "absent", "pleural effusion": "present"}),
+        ("Possible pneumonia.", {"pneumonia": "uncertain"}),
+        ("Pneumothorax is not seen.", {"pneumothorax": "absent"}),
+        ("Lungs are hyperexpanded.", {"hyperinflation": "present"}),
+        ("There is a 15 mm nodule in the left upper lung. No mass.", {"lung lesion": "present"}),
+        ("A left chest pacemaker is in place.", {"support devices": "present"}),
+        ("Lungs are clear without focal consolidation.", {"consolidation": "absent"}),
+        ("", {}),
+    ],
+)
+def test_labeller(text: str, found: dict[str, str]) -> None:
+    assert findings_in(text) == found
+
+
+def test_findings_f1_against_sklearn() -> None:
+    names = ["cardiomegaly", "pleural effusion"]
+    written = ["The heart is enlarged.", "Small effusion.", "No effusion.", "The heart is enlarged. Large effusion."]
+    truth = [(1, 0), (0, 1), (0, 1), (0, 1)]
+    metric = FindingsF1(names)
+    labels = [{n: "present" if v else "absent" for n, v in zip(names, row)} for row in truth]
+    metric.update(written, labels, list("abcd"))
+    said = [(1, 0), (0, 1), (0, 0), (1, 1)]
+    found = metric.compute()
+    for average in ("macro", "micro"):
+        assert found[f"findings_f1_{average}"].value == pytest.approx(f1_score(truth, said, average=average))
+    metric = FindingsF1(names)
+    metric.update(written, [{"cardiomegaly": "uncertain"}] * 4, list("abcd"))
+    assert metric.compute() == {}
+
+
+def test_reconstruction_against_torchmetrics() -> None:
+    real, made = torch.rand(4, 1, 32, 32) * 2 - 1, torch.rand(4, 1, 32, 32) * 2 - 1
+    metric = ReconstructionScores()
+    metric.update(real, made, list("abcd"))
+    each = [peak_signal_noise_ratio(m, r, data_range=2.0).item() for r, m in zip(real, made)]
+    assert metric.compute()["psnr"].value == pytest.approx(np.mean(each), rel=1e-5)
+    assert gradient_psnr(real, real + 0.3).min() > 90  # a shift of brightness moves no edge
+
+
+def test_frechet_against_pytorch_fid() -> None:
+    random = np.random.default_rng(0)
+    real, made = random.normal(size=(300, 8)), random.normal(0.4, 1.3, size=(250, 8))
+    metric = FrechetDistance("fid_cxr", 8, "test")
+    metric.update(torch.tensor(real), True, [str(i) for i in range(300)])
+    metric.update(torch.tensor(made), False, [str(i) for i in range(250)])
+    found = metric.compute()["fid_cxr"]
+    other = calculate_frechet_distance(real.mean(0), np.cov(real, rowvar=False), made.mean(0), np.cov(made, rowvar=False))
+    assert found.value == pytest.approx(other, rel=1e-4) and found.low < found.high and found.n == 250
+    metric = FrechetDistance("fid_cxr", 8, "test")
+    metric.update(torch.tensor(real), True, [str(i) for i in range(300)])
+    assert metric.compute() == {}  # never silently 0
+
+
+def test_codebook_use_and_perplexity() -> None:
+    use = CodebookUse(8)
+    use.update(torch.tensor([[0, 1, 2, 3]]))
+    found = use.compute()
+    assert found["codebook_used"].value == 0.5 and found["codebook_perplexity"].value == pytest.approx(4)
+    text = Perplexity()
+    text.update([2.0, 4.0], [2, 2], ["a", "b"])
+    assert text.compute()["perplexity"].value == pytest.approx(math.exp(6 / 4))
+
+
+@pytest.mark.slow
+def test_inception_from_a_local_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights of the right shape, made here: the real loader reads them and never the network."""
+    from pytorch_fid import inception
+
+    made = {}
+    monkeypatch.setattr(inception, "load_state_dict_from_url", lambda *_, **__: made)
+    monkeypatch.setattr(torch.nn.Module, "load_state_dict", lambda self, state, **_: made.update(self.state_dict()))
+    inception.fid_inception_v3()
+    monkeypatch.undo()
+    torch.save(made, tmp_path / "inception.pth")
+    features = inception_features(tmp_path / "inception.pth")
+    assert features(torch.zeros(2, 1, 64, 64)).shape == (2, 2048)
+    with pytest.raises(ValueError, match="do not exist"):
+        inception_features(tmp_path / "absent.pth")
