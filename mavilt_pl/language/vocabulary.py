@@ -50,7 +50,7 @@ class VisualVocabulary:
 
 
 @torch.no_grad()
-def grow(model: nn.Module, vocabulary: VisualVocabulary, codebook: Tensor | None, noise: float = 0.3) -> None:
+def grow(model: nn.Module, vocabulary: VisualVocabulary, codebook: Tensor | None, noise: float = 1.0) -> None:
     """Add the block's rows to the embedding and, where it is not tied, to the head.
 
     A new row starts at the mean of the old ones. What is added to it has `noise` times the old rows' spread: random for
