@@ -1,6 +1,6 @@
 """`mavilt run RECIPE --out DIR`: a recipe is a list of `mavilt` commands, and this is a small make for them.
 
-Each step names what it reads and writes under DIR. A step that is done and whose command, configs and inputs are as
+Each step names what it reads and writes under DIR; words that several steps share stand under `let`. A step that is done and whose command, configs and inputs are as
 they were is skipped; what a changed input made stale is deleted and made again; a step that was broken off is run
 again and resumes by its own means. The record of a finished step stands in DIR/.steps/<name>.json.
 """
@@ -76,7 +76,9 @@ class Run:
         self.made: dict[str, str] = {}  # what is written → fingerprint of how
 
     def words(self, step: dict[str, Any], out: str) -> list[str]:
-        return shlex.split(step["run"].format(out=shlex.quote(out), seed=self.seed))
+        given = {"out": shlex.quote(out), "seed": self.seed}
+        let = {name: text.format(**given) for name, text in self.recipe.get("let", {}).items()}
+        return shlex.split(step["run"].format(**given, **let))
 
     def fingerprint(self, step: dict[str, Any]) -> str:
         """Of the command (wherever the folder lies), its configs, and all that its inputs were made from."""

@@ -51,17 +51,53 @@ def chain(corpus_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every stage trained for a few steps through the command line: encoder, vqgan, tokens, backbone, stage1, stage2."""
     out = tmp_path_factory.mktemp("chain")
     corpora = f"--data.corpora=[{corpus_path}]"
-    short = [*QUIET, corpora, "--trainer.log_every_n_steps=2", "--trainer.max_steps=4", "--trainer.val_check_interval=2"]
+    short = [
+        *QUIET,
+        corpora,
+        "--trainer.log_every_n_steps=2",
+        "--trainer.max_steps=4",
+        "--trainer.val_check_interval=2",
+    ]
 
     def fit(config: str, name: str, *more: str) -> None:
-        assert main(["fit", "--config", f"demo/{config}.yaml", *short, f"--trainer.default_root_dir={out / name}", *more]) == 0
+        assert (
+            main(["fit", "--config", f"demo/{config}.yaml", *short, f"--trainer.default_root_dir={out / name}", *more])
+            == 0
+        )
 
-    fit("encoder", "encoder", "--model.init_args.image_size=32", DATA, f"--model.init_args.findings={FINDINGS}", "--data.batch_size=8")
-    vqgan = ["--model.init_args.autoencoder.image_size=32", "--model.init_args.autoencoder.channels=8", "--model.init_args.quantizer.codes=32"]
-    vqgan += [f"--model.init_args.encoder={out}/encoder/checkpoints/last.ckpt", "--model.init_args.gan_start=2", "--data.batch_size=8"]
+    fit(
+        "encoder",
+        "encoder",
+        "--model.init_args.image_size=32",
+        DATA,
+        f"--model.init_args.findings={FINDINGS}",
+        "--data.batch_size=8",
+    )
+    vqgan = [
+        "--model.init_args.autoencoder.image_size=32",
+        "--model.init_args.autoencoder.channels=8",
+        "--model.init_args.quantizer.codes=32",
+    ]
+    vqgan += [
+        f"--model.init_args.encoder={out}/encoder/checkpoints/last.ckpt",
+        "--model.init_args.gan_start=2",
+        "--data.batch_size=8",
+    ]
     fit("vqgan", "vqgan", *vqgan, "--data.weights=null", "--trainer.max_steps=6", "--checkpoint_every=2")
-    assert main(["tokenize", "--corpus", str(corpus_path), "--tokenizer", str(out / "vqgan"), "--out", str(out / "tokens")]) == 0
-    fit("backbone", "backbone", "--model.init_args.width=32", "--model.init_args.layers=2", "--model.init_args.heads=2", "--data.batch_size=16")
+    assert (
+        main(
+            ["tokenize", "--corpus", str(corpus_path), "--tokenizer", str(out / "vqgan"), "--out", str(out / "tokens")]
+        )
+        == 0
+    )
+    fit(
+        "backbone",
+        "backbone",
+        "--model.init_args.width=32",
+        "--model.init_args.layers=2",
+        "--model.init_args.heads=2",
+        "--data.batch_size=16",
+    )
     language = [f"--model.init_args.backbone={out}/backbone/backbone", f"--model.init_args.tokens={out}/tokens"]
     language += [f"--data.tokens=[{out}/tokens]", "--data.weights=null", DATA, "--data.batch_size=4"]
     fit("stage1", "stage1", *language)

@@ -22,7 +22,9 @@ def test_mimic_reads_what_the_phantom_wrote(mimic_root: Path) -> None:
     studies, rejects = read("mimic-cxr-jpg", mimic_root)
     assert len(studies) == 61 and not rejects
     assert [sum(s.split == name for s in studies) for name in ("train", "val", "test")] == [43, 7, 11]
-    assert all(s.findings and s.impression and s.images[0].path.exists() and s.images[0].view in ("PA", "AP") for s in studies)
+    assert all(
+        s.findings and s.impression and s.images[0].path.exists() and s.images[0].view in ("PA", "AP") for s in studies
+    )
     splits: dict[str, set[str]] = {}
     for study in studies:
         splits.setdefault(study.patient, set()).add(study.split)

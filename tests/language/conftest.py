@@ -11,7 +11,11 @@ from mavilt_pl.data.tokens import write_tokens
 from mavilt_pl.language.backbone import train_tokenizer
 from mavilt_pl.language.stage2 import Stage2
 
-TEXTS = ["The heart is enlarged. No pleural effusion or pneumothorax.", "Draw <image> and </image>.", "Is there an effusion? yes no"] * 4
+TEXTS = [
+    "The heart is enlarged. No pleural effusion or pneumothorax.",
+    "Draw <image> and </image>.",
+    "Is there an effusion? yes no",
+] * 4
 
 
 @pytest.fixture(scope="session", params=["llama-tied", "gpt2-untied"])
@@ -22,7 +26,14 @@ def backbone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     rows = len(tokenizer) + 3  # models pad their vocabulary
     torch.manual_seed(0)
     if request.param == "llama-tied":
-        config = LlamaConfig(vocab_size=rows, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, tie_word_embeddings=True)
+        config = LlamaConfig(
+            vocab_size=rows,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            tie_word_embeddings=True,
+        )
         model: torch.nn.Module = LlamaForCausalLM(config)
     else:
         config = GPT2Config(vocab_size=rows, n_embd=32, n_layer=2, n_head=2, n_positions=256, tie_word_embeddings=False)

@@ -16,7 +16,10 @@ from mavilt_pl.language.sequences import Branch, Tree, pack
 from mavilt_pl.language.stage2 import Stage2
 
 CODES = torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8, 9], [11, 0, 0, 3, 19, 5, 5, 5, 2]])
-ASK = [[("Is there an effusion?", ("yes", "no"))], [("Is there edema?", ("yes", "no")), ("Is there an effusion?", ("yes", "no"))]]
+ASK = [
+    [("Is there an effusion?", ("yes", "no"))],
+    [("Is there edema?", ("yes", "no")), ("Is there an effusion?", ("yes", "no"))],
+]
 
 
 def study(text: str) -> dict:
@@ -68,7 +71,9 @@ def test_losses_are_those_of_the_model_s_own_logits(stage2: Stage2) -> None:
     packed = pack([tree])
     with torch.no_grad():
         found = stage2.token_losses(packed)
-        logits = stage2.model(inputs_embeds=stage2.embed(packed.ids_BT)).logits[0, len(tree.prefix) - 1 : -1, v.first_code : v.total]
+        logits = stage2.model(inputs_embeds=stage2.embed(packed.ids_BT)).logits[
+            0, len(tree.prefix) - 1 : -1, v.first_code : v.total
+        ]
     torch.testing.assert_close(found, F.cross_entropy(logits, CODES[0], reduction="none"), atol=1e-5, rtol=1e-4)
 
 
@@ -127,7 +132,9 @@ def test_cached_drawing_is_that_of_a_model_without_cache(stage2: Stage2) -> None
     v, ids = stage2.vocabulary, stage2.draw_prompt("An effusion.")
     with torch.no_grad():
         for _ in range(v.length):
-            hidden = stage2.body(inputs_embeds=stage2.embed(torch.tensor([ids])), use_cache=False).last_hidden_state[0, -1]
+            hidden = stage2.body(inputs_embeds=stage2.embed(torch.tensor([ids])), use_cache=False).last_hidden_state[
+                0, -1
+            ]
             ids.append(v.first_code + int(stage2.code_logits(hidden).argmax()))
     assert (stage2.draw(["An effusion."])[0] + v.first_code).tolist() == ids[-v.length :]
 
@@ -138,7 +145,9 @@ def test_cached_greedy_text_is_that_of_a_model_without_cache(stage2: Stage2) -> 
     v = stage2.vocabulary
     with torch.no_grad():
         for _ in range(12):
-            hidden = stage2.body(inputs_embeds=stage2.embed(torch.tensor([ids])), use_cache=False).last_hidden_state[0, -1]
+            hidden = stage2.body(inputs_embeds=stage2.embed(torch.tensor([ids])), use_cache=False).last_hidden_state[
+                0, -1
+            ]
             logits = stage2.text_logits(hidden)
             logits[v.words : v.text] = -torch.inf
             ids.append(int(logits.argmax()))

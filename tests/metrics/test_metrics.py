@@ -17,7 +17,13 @@ from sklearn.metrics import f1_score, roc_auc_score
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from mavilt_pl.metrics.clinical import FindingsF1, findings_in
-from mavilt_pl.metrics.image import CodebookUse, FrechetDistance, ReconstructionScores, gradient_psnr, inception_features
+from mavilt_pl.metrics.image import (
+    CodebookUse,
+    FrechetDistance,
+    ReconstructionScores,
+    gradient_psnr,
+    inception_features,
+)
 from mavilt_pl.metrics.text import Perplexity, TextScores, has_wordnet, words
 from mavilt_pl.metrics.vqa import Accuracy, GroupedAUROC, auroc
 
@@ -147,7 +153,9 @@ def test_frechet_against_pytorch_fid() -> None:
     metric.update(torch.tensor(real), True, [str(i) for i in range(300)])
     metric.update(torch.tensor(made), False, [str(i) for i in range(250)])
     found = metric.compute()["fid_cxr"]
-    other = calculate_frechet_distance(real.mean(0), np.cov(real, rowvar=False), made.mean(0), np.cov(made, rowvar=False))
+    other = calculate_frechet_distance(
+        real.mean(0), np.cov(real, rowvar=False), made.mean(0), np.cov(made, rowvar=False)
+    )
     assert found.value == pytest.approx(other, rel=1e-4) and found.low < found.high and found.n == 250
     metric = FrechetDistance("fid_cxr", 8, "test")
     metric.update(torch.tensor(real), True, [str(i) for i in range(300)])

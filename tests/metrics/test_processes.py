@@ -24,8 +24,13 @@ def figures(rows: range) -> dict[str, tuple]:
     random = torch.Generator().manual_seed(0)
     pixels = torch.rand(2, STUDIES, 1, 32, 32, generator=random) * 2 - 1
     features = torch.randn(2, STUDIES, 3, generator=random)
-    scores, truths = torch.rand(STUDIES, 2, generator=random), torch.randint(0, 2, (STUDIES, 2), generator=random).float()
-    texts = [" ".join(["no effusion", "the heart is enlarged", "small pneumothorax"][: 1 + i % 3]) for i in range(STUDIES)]
+    scores, truths = (
+        torch.rand(STUDIES, 2, generator=random),
+        torch.randint(0, 2, (STUDIES, 2), generator=random).float(),
+    )
+    texts = [
+        " ".join(["no effusion", "the heart is enlarged", "small pneumothorax"][: 1 + i % 3]) for i in range(STUDIES)
+    ]
     metrics: dict[str, Metric] = {
         "text": TextScores(), "f1": FindingsF1(["cardiomegaly"]), "auroc": GroupedAUROC(["x", "y"]), "right": Accuracy(["x"]),
         "image": ReconstructionScores(), "codes": CodebookUse(16), "fid": FrechetDistance("fid", 3, "t"), "text nats": Perplexity(),

@@ -1,0 +1,133 @@
+"""Every stage through the command line: resume, two processes, and the page in the end."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import DATA, FINDINGS, QUIET
+
+from mavilt_pl.cli import main
+from mavilt_pl.training import CONFIGS
+
+pytestmark = pytest.mark.slow
+
+
+def language(chain: Path, corpus: Path) -> list[str]:
+    return [
+        *QUIET, f"--data.corpora=[{corpus}]", f"--data.tokens=[{chain}/tokens]", "--data.weights=null", DATA,
+        f"--model.init_args.backbone={chain}/backbone/backbone", f"--model.init_args.tokens={chain}/tokens",
+    ]  # fmt: skip
+
+
+def test_each_stage_left_what_the_next_one_takes(chain: Path) -> None:
+    for name in ("encoder", "vqgan", "backbone", "stage1", "stage2"):
+        assert (chain / name / "checkpoints" / "last.ckpt").exists()
+        assert list((chain / name / "tensorboard").glob("events.out.tfevents.*"))
+    assert (chain / "backbone" / "backbone" / "config.json").exists()
+    first, second = (torch.load(chain / s / "checkpoints/last.ckpt", weights_only=True) for s in ("stage1", "stage2"))
+    assert first["visual_tokenizer"] == second["visual_tokenizer"]
+
+
+@pytest.mark.parametrize("module", ["vqgan", "stage1"])
+def test_resumed_equals_never_stopped(chain: Path, corpus_path: Path, tmp_path: Path, module: str) -> None:
+    """Stopped after 3 of 6 steps and resumed with `--ckpt_path last`, in the middle of an epoch: the same weights."""
+    if module == "vqgan":
+        more = [
+            *QUIET,
+            f"--data.corpora=[{corpus_path}]",
+            "--data.weights=null",
+            "--data.batch_size=8",
+            "--model.init_args.gan_start=2",
+        ]
+        more += [
+            "--model.init_args.autoencoder.image_size=32",
+            "--model.init_args.autoencoder.channels=8",
+            "--model.init_args.quantizer.codes=32",
+        ]
+        more += [f"--model.init_args.encoder={chain}/encoder/checkpoints/last.ckpt"]
+    else:
+        more = [*language(chain, corpus_path), "--data.batch_size=4"]
+
+    def fit(folder: str, stop: str) -> dict:
+        words = [
+            "fit",
+            "--config",
+            f"demo/{module}.yaml",
+            *more,
+            f"--trainer.default_root_dir={tmp_path / folder}",
+            "--ckpt_path=last",
+        ]
+        # The schedule is of the whole run: a stopped run is one that was cut off, so it is stopped by a callback.
+        code = "import sys; from mavilt_pl.cli import main; import lightning; from lightning.pytorch.callbacks import Timer\n"
+        code += "T = lightning.Trainer; o = T.fit\n"
+        code += f"class Stop(lightning.Callback):\n  def on_train_batch_end(self, t, *a):\n    if t.global_step == {stop}: t.save_checkpoint(t.default_root_dir + '/checkpoints/last.ckpt'); sys.exit(0)\n"
+        code += "def fit(self, *a, **k): self.callbacks.append(Stop()); return o(self, *a, **k)\nT.fit = fit\n"
+        code += "main(sys.argv[1:])"
+        limits = [
+            "--trainer.max_steps=6",
+            "--trainer.val_check_interval=100",
+            "--trainer.limit_val_batches=0",
+            "--checkpoint_every=100",
+        ]
+        subprocess.run([sys.executable, "-c", code, *words, *limits], check=True, capture_output=True, text=True)
+        return torch.load(tmp_path / folder / "checkpoints/last.ckpt", weights_only=True)
+
+    whole = fit("whole", "6")
+    fit("cut", "3")
+    resumed = fit("cut", "6")
+    assert resumed["global_step"] == whole["global_step"] == 6
+    for name, value in whole["state_dict"].items():
+        assert torch.equal(value, resumed["state_dict"][name]), name
+    for mine, other in zip(whole["optimizer_states"], resumed["optimizer_states"]):
+        for key, state in mine["state"].items():
+            assert all(torch.equal(v, other["state"][key][k]) for k, v in state.items())
+
+
+def results(chain: Path, corpus: Path, out: Path, *more: str) -> dict[tuple, dict]:
+    words = [
+        "test", "--config", "demo/stage2.yaml", *language(chain, corpus), f"--trainer.default_root_dir={out}", "--data.eval_batch_size=3",
+        f"--ckpt_path={chain}/stage2/checkpoints/last.ckpt",
+        "--trainer.callbacks+=mavilt_pl.callbacks.ReportMetrics", "--trainer.callbacks+=mavilt_pl.callbacks.VQAMetrics",
+        "--trainer.callbacks+=mavilt_pl.callbacks.SynthesisMetrics", f"--trainer.callbacks.tokenizer={chain}/vqgan/checkpoints/last.ckpt",
+        f"--trainer.callbacks.judge={chain}/encoder/checkpoints/last.ckpt",
+        "--trainer.callbacks+=mavilt_pl.callbacks.Forgetting", f"--trainer.callbacks.corpus={corpus}",
+        "--trainer.callbacks+=mavilt_pl.evaluation.ResultsWriter", *more,
+    ]  # fmt: skip
+    done = subprocess.run([sys.executable, "-m", "mavilt_pl.cli", *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    figures = json.loads((out / "test" / "results.json").read_text())["figures"]
+    return {(f["task"], f["metric"], f["control"]): f for f in figures}
+
+
+def test_two_processes_give_the_figures_of_one_and_the_page_shows_them(
+    chain: Path, corpus_path: Path, tmp_path: Path
+) -> None:
+    """11 studies on two processes: every study once, every figure and interval equal to 1e-6."""
+    one = results(chain, corpus_path, tmp_path / "one")
+    two = results(chain, corpus_path, tmp_path / "two", "--trainer.devices=2", "--trainer.strategy=ddp")
+    assert one.keys() == two.keys() and one["report", "bleu_1", None]["n"] == 11
+    assert {task for task, _, _ in one} == {"report", "vqa", "synthesis", "text"}
+    assert ("vqa", "auroc_macro", "shuffled_images") in one
+    for key, figure in one.items():
+        for part in ("value", "low", "high", "n"):
+            assert two[key][part] == pytest.approx(figure[part], abs=1e-6, rel=1e-5), key
+
+    assert main(["results", str(tmp_path / "one")]) == 0
+    page = (tmp_path / "one" / "report.html").read_text()
+    assert "no medical device" in page and "shuffled" in page and "findings_f1_macro" in page
+    assert page.count("data:image/png;base64") >= 8 and "http" not in page.replace("http-equiv", "")
+    corpus_ids = [p.name for p in (corpus_path).glob("*")]
+    assert "mimic-cxr:50000000" not in page and corpus_ids  # studies are named by a hash
+
+
+@pytest.mark.parametrize("config", sorted(p.relative_to(CONFIGS).as_posix() for p in CONFIGS.glob("*.yaml")))
+def test_shipped_configs_parse(config: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["fit", "--config", config, "--print_config"])
+    assert left.value.code == 0 and "class_path" in capsys.readouterr().out
+    assert FINDINGS

@@ -1,0 +1,111 @@
+"""The tokenizer's parts by hand on tiny tensors, and its training through the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mavilt_pl.data.study import DataError
+from mavilt_pl.vqgan import losses
+from mavilt_pl.vqgan.autoencoder import Autoencoder
+from mavilt_pl.vqgan.module import VQGAN, Tokenizer, load_tokenizer
+from mavilt_pl.vqgan.quantizer import Quantizer
+
+SMALL = {"image_size": 16, "channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": [8], "latent": 8}
+
+
+def test_loss_terms_by_hand() -> None:
+    real = torch.tensor([[[[0.0, 1.0], [0.0, 0.0]]]])
+    made = torch.tensor([[[[0.0, 0.0], [0.0, 0.5]]]])
+    assert losses.reconstruction_term(real, made) == pytest.approx(1.5 / 4)
+    weight = torch.tensor([[[[0.0, 2.0], [1.0, 1.0]]]])
+    assert losses.reconstruction_term(real, made, weight) == pytest.approx(2.5 / 4)
+    # Across: 1 against 0, 0 against 0.5. Down: 0 against 0, -1 against 0.5.
+    assert losses.gradient_term(real, made) == pytest.approx((1 + 0.25) / 2 + (0 + 2.25) / 2)
+    assert losses.feature_term([real, real[..., :1]], [made, made[..., :1]]) == pytest.approx(1.25 / 4 / 2)
+    logits = torch.tensor([2.0, 0.5]), torch.tensor([-3.0, 0.0])
+    assert losses.hinge_discriminator(*logits) == pytest.approx(0.5 * (0.25 + 0.5))
+
+
+def test_adaptive_weight_by_hand() -> None:
+    layer = torch.nn.Parameter(torch.tensor([3.0]))
+    weight = losses.adaptive_weight(4 * layer.sum(), 0.5 * layer.sum(), layer)
+    assert weight.item() == pytest.approx(4 / (0.5 + 1e-4)) and not weight.requires_grad
+
+
+@pytest.mark.parametrize("patch", [1, 2])
+def test_shapes_and_refusals(patch: int) -> None:
+    net = Autoencoder(**{**SMALL, "patch": patch})
+    latents = net.encode(torch.zeros(2, 1, 16, 16))
+    assert latents.shape == (2, 8, 8 // patch, 8 // patch) and net.decode(latents).shape == (2, 1, 16, 16)
+    with pytest.raises(ValueError, match="--size 16"):
+        net.encode(torch.zeros(2, 1, 32, 32))
+    with pytest.raises(ValueError, match="not a multiple of 4"):
+        Autoencoder(**{**SMALL, "image_size": 18, "patch": 2})
+
+
+def test_the_default_is_the_published_shape() -> None:
+    """256² pixels, factor 16, 256 channels of latent."""
+    with torch.device("meta"):
+        net = Autoencoder()
+        latents = net.encode(torch.zeros(1, 1, 256, 256))
+        assert latents.shape == (1, 256, 16, 16) and net.decode(latents).shape == (1, 1, 256, 256)
+
+
+def test_codes_decode_to_what_was_quantised() -> None:
+    torch.manual_seed(0)
+    quantizer = Quantizer(codes=16, latent=8, code_width=4, kmeans=False)
+    quantizer(torch.randn(4, 8, 4, 4))
+    quantizer.eval()
+    quantised, codes, _ = quantizer(torch.randn(2, 8, 4, 4))
+    torch.testing.assert_close(quantizer.lookup(codes.view(2, 4, 4)), quantised)
+
+
+def test_dead_codes_revive() -> None:
+    torch.manual_seed(0)
+    quantizer = Quantizer(codes=32, latent=4, code_width=4, kmeans=False, cosine=False)
+    quantizer.vq._codebook.embed.data += 100  # every code far away from every latent
+    for _ in range(20):
+        quantizer(torch.randn(16, 4, 4, 4))
+    used = quantizer.eval()(torch.randn(64, 4, 4, 4))[1].unique().numel()
+    assert used > 16
+
+
+def test_clinical_terms_need_an_encoder() -> None:
+    with pytest.raises(DataError, match="need an encoder"):
+        VQGAN(SMALL, {"codes": 16}, lambda_feat=1.0)
+
+
+@pytest.mark.slow
+def test_every_count_is_of_generator_steps(chain: Path) -> None:
+    """Six steps with the discriminator from step 2 on: global_step, the file names and both schedules say six."""
+    checkpoint = torch.load(chain / "vqgan/checkpoints/last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 6 and (chain / "vqgan/checkpoints/step=6.ckpt").exists()
+    generator, critic = checkpoint["lr_schedulers"]
+    assert generator["last_epoch"] == 6 and critic["last_epoch"] == 4
+    steps = [state["state"][0]["step"].item() for state in checkpoint["optimizer_states"]]
+    assert steps == [6, 4]
+
+
+@pytest.mark.slow
+def test_the_saved_tokenizer_is_the_trained_one(chain: Path) -> None:
+    tokenizer = load_tokenizer(chain / "vqgan/checkpoints/last.ckpt")
+    assert isinstance(tokenizer, Tokenizer) and tokenizer.clinical is not None
+    pixels = torch.rand(3, 1, 32, 32) * 2 - 1
+    codes = tokenizer.encode(pixels)
+    assert codes.shape == (3, 16) and codes.max() < 32
+    assert torch.equal(codes[1:2], tokenizer.encode(pixels[1:2]))
+    assert tokenizer.decode(codes).abs().max() <= 1
+    with pytest.raises(ValueError, match="16 codes, found 9"):
+        tokenizer.decode(codes[:, :9])
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_stops_with_step_term_and_studies(chain: Path) -> None:
+    module = VQGAN({**SMALL, "image_size": 16}, {"codes": 16, "kmeans": False}, gan_weight=0)
+    batch = {"pixels": torch.full((2, 1, 16, 16), torch.nan), "studies": [{"study": "mimic:1"}, {"study": "mimic:2"}]}
+    module.optimizers = lambda: None  # type: ignore[method-assign,assignment]
+    with pytest.raises(DataError, match=r"step 0: .* l1.* studies of the batch: mimic:1, mimic:2"):
+        module.training_step(batch, 0)
