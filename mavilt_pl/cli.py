@@ -77,10 +77,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\nmavilt: interrupted. What was finished is kept; the same command goes on from there.", file=sys.stderr)
         return 130
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         print(
-            f"mavilt: no space left on the disk ({error.filename or 'while writing'}). Nothing half-written counts as "
+            f"mavilt: {error.strerror}{f': {error.filename}' if error.filename else ''}. Nothing half-written counts as "
             "whole: free some space and run the same command again.",
             file=sys.stderr,
         )

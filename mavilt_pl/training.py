@@ -95,6 +95,7 @@ def run(argv: list[str]) -> int:
         ".*module.s. in eval mode at the start of training.*",  # frozen encoders
         ".*args parameter is intended to run from within Python.*",
         ".*isinstance.treespec, LeafSpec.*",
+        ".*You have overridden `.*` in `LightningModule` but have passed in a `LightningDataModule`.*",
         ".*The epoch parameter in `scheduler.step.*",
     ):
         warnings.filterwarnings("ignore", message=harmless)

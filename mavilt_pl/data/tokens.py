@@ -32,17 +32,16 @@ def write_tokens(
     out.mkdir(parents=True, exist_ok=True)
     (out / "tokens.json").unlink(missing_ok=True)
     part = out / "codes.npy.part"
-    codes = np.lib.format.open_memmap(
-        part, "w+", np.uint16 if len(codebook) <= 2**16 else np.uint32, (images, grid * grid)
-    )
+    dtype = np.dtype(np.uint16 if len(codebook) <= 2**16 else np.uint32)
     row = 0
-    for batch in batches:
-        codes[row : row + len(batch)] = batch
-        row += len(batch)
+    with part.open("wb") as file:  # written in order, not mapped: a full disk is an error here and not a dead process
+        shape = (images, grid * grid)
+        np.lib.format.write_array_header_1_0(file, {"descr": dtype.str, "fortran_order": False, "shape": shape})
+        for batch in batches:
+            file.write(np.ascontiguousarray(batch, dtype).tobytes())
+            row += len(batch)
     if row != images:
         raise DataError(f"{out}: the tokenizer gave codes of {row} images, the corpus has {images}; run tokenize again")
-    codes.flush()
-    del codes
     os.replace(part, out / "codes.npy")
     np.save(out / "codebook.npy", codebook.astype(np.float32))
     facts = {

@@ -74,6 +74,7 @@ class LanguageModule(LightningModule):
             )
         self.task_weights = weights
         self.model, self.tokenizer = load_backbone(backbone)
+        self.model.train()  # Hugging Face loads in evaluation mode, and Lightning leaves modes as it finds them
         cache = TokenCache(tokens)
         rows = self.model.get_input_embeddings().num_embeddings
         self.vocabulary = VisualVocabulary(rows, min(len(self.tokenizer), rows), cache.codes, cache.length)

@@ -87,8 +87,9 @@ def _write_study(task: tuple[Path, bytes, str, int, int]) -> None:
     (root / "ecgen-radiology" / name).write_bytes(tostring(tree, encoding="utf-8", xml_declaration=True))
 
 
-def write_indiana(root: Path, studies: int, size: int = 160, seed: int = 0, workers: int = 1) -> None:
-    """Write the first `studies` reports that have FINDINGS, IMPRESSION and an image, each with one rendered image."""
+def write_indiana(root: Path, studies: int, size: int = 160, seed: int = 0, workers: int = 1) -> int:
+    """Write the first `studies` reports that have FINDINGS, IMPRESSION and an image, each with one rendered image; gives
+    how many there were."""
     for folder in ("ecgen-radiology", "NLMCXR_png"):
         (root / folder).mkdir(parents=True, exist_ok=True)
     tasks = []
@@ -108,3 +109,4 @@ def write_indiana(root: Path, studies: int, size: int = 160, seed: int = 0, work
         done = pool.map(_write_study, tasks, chunksize=32)
         for _ in track(done, "Phantoms, Open-i", len(tasks)):
             pass
+    return len(tasks)

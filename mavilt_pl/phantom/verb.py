@@ -35,8 +35,10 @@ def run(args: argparse.Namespace) -> int:
     args.out.mkdir(parents=True)
     mark.write_text("Synthetic radiographs: no patient is shown here.\n", encoding="utf-8")
     if args.layout == "mimic":
+        written = args.studies
         write_mimic(args.out, args.studies, args.size, args.seed, args.validate, args.test, args.workers)
     else:
-        write_indiana(args.out, args.studies, args.size, args.seed, args.workers)
-    print(f"{args.studies} synthetic studies in the {args.layout} layout: {args.out}")
+        written = write_indiana(args.out, args.studies, args.size, args.seed, args.workers)
+    fewer = f" (there are no more than that; {args.studies} were asked for)" if written < args.studies else ""
+    print(f"{written} synthetic studies in the {args.layout} layout{fewer}: {args.out}")
     return 0
