@@ -78,7 +78,9 @@ class FigureCallback(Callback):
         for (source, control), metrics in self._open.items():
             for metric in metrics.values():
                 with warnings.catch_warnings():
-                    warnings.filterwarnings("ignore", message=".*called before the ``update``.*")  # a rank without cases
+                    warnings.filterwarnings(
+                        "ignore", message=".*called before the ``update``.*"
+                    )  # a rank without cases
                     found: dict[str, Estimate] = metric.compute()
                 for name, value in sorted(found.items()):
                     figures.append(

@@ -91,7 +91,7 @@ class SynthesisMetrics(FigureCallback):
     ) -> None:
         device, studies = module.device, batch["studies"]
         real = originals(trainer, studies, source).to(device)
-        codes = module.draw(batch["text"], self.seed, [sample_key(study["key"]) for study in studies])
+        codes = module.draw(batch["text"], self.seed, [sample_key(study["study"]) for study in studies])
         self.tokenizer.to(device), self.judge.to(device)
         with torch.inference_mode():
             drawn = self.tokenizer.decode(codes)

@@ -45,9 +45,13 @@ class StudyDataset(Dataset):
         self.stranger = self._strangers()
 
     def _strangers(self) -> list[int]:
-        order = np.random.default_rng(1).permutation(len(self.rows))
+        """Each patient's studies stand together in a random order of patients; one turn of the ring by the largest
+        number of studies a patient has leads to another patient, and every image is used once."""
+        patients = [self.corpus[row].patient for row in self.rows]
+        names, number, counts = np.unique(patients, return_inverse=True, return_counts=True)
+        ring = np.argsort(np.random.default_rng(1).permutation(len(names))[number], kind="stable")
         stranger = list(range(len(self.rows)))
-        for here, there in zip(order, np.roll(order, 1)):
+        for here, there in zip(ring, np.roll(ring, counts.max(initial=0))):
             stranger[here] = int(there)
         return stranger
 
@@ -62,7 +66,6 @@ class StudyDataset(Dataset):
             "source": self.name,
             "patient": f"{study.source}:{study.patient}",
             "study": f"{study.source}:{study.study}",
-            "key": f"{study.source}:{study.study}",
             "labels": torch.from_numpy(np.asarray(self.labels[row], dtype=np.float32)),
             "label_names": dict(study.labels),
             "text": module.text_of(study),
@@ -170,7 +173,7 @@ class CXRDataModule(LightningDataModule):
     """Prepared corpora as batches.
 
     A batch is a dict: `pixels` float32 [B,1,H,W] in [-1, 1] or `codes` int64 [B,N]; `labels` float32 [B,F] (1, 0, nan);
-    `text` and `patient`, lists of B strings; `studies`, a list of B dicts (key, source, text, label_names, questions).
+    `text` and `patient`, lists of B strings; `studies`, a list of B dicts (study, source, text, label_names, questions).
     Training mixes the corpora by weight; evaluation keeps them apart, one loader a corpus, in the order of `corpora`.
 
     Args:

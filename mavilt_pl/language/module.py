@@ -190,7 +190,7 @@ class LanguageModule(LightningModule):
         self.vocabulary.check(batch["codes"])
         rows = batch["codes"].tolist()
         reading = [self.reading(codes, study, training) for codes, study in zip(rows, batch["studies"])]
-        drawing = [self.drawing(codes, s["text"], s["key"], training) for codes, s in zip(rows, batch["studies"])]
+        drawing = [self.drawing(codes, s["text"], s["study"], training) for codes, s in zip(rows, batch["studies"])]
         return [reading, drawing]
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:

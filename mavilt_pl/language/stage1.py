@@ -14,5 +14,5 @@ class Stage1(LanguageModule):
 
     def reading(self, codes: Sequence[int], study: Mapping[str, Any], training: bool) -> Tree:
         target = self.target_words(study["text"])
-        report = Branch(self.report_prompt(study["key"], training), target, TASKS.index("report"))
+        report = Branch(self.report_prompt(study["study"], training), target, TASKS.index("report"))
         return Tree(self.image_prefix(codes), [report])

@@ -8,7 +8,7 @@ report outweighs denials elsewhere.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -74,14 +74,16 @@ def findings_in(text: str) -> dict[str, str]:
 
 
 class FindingsF1(PatientRows):
-    """F1 of what reports assert against known labels: `findings_f1/<finding>`, their mean `findings_f1_macro`, and
-    `findings_f1_micro` over all. A label that is uncertain or unknown does not count for its finding; a finding without
-    a positive label has no figure."""
+    """F1 of what reports assert against known labels: `findings_f1/<finding>`, their mean `findings_f1_macro`,
+    `findings_f1_micro` over all, and `findings_f1_macro_chance`, which the same claims would score about other patients.
+
+    A label that is uncertain or unknown does not count for its finding; a finding without a positive label has no
+    figure."""
 
     protocol = f"{VERSION}; present against not present; labels of the corpus"
 
     def __init__(self, findings: Sequence[str]):
-        super().__init__(3 * len(findings))
+        super().__init__(3 * len(findings))  # of each finding: known, known to be present, claimed where known
         self.findings = tuple(findings)
 
     def update(self, predictions: Sequence[str], labels: Sequence[Mapping[str, str]], patients: Sequence[str]) -> None:
@@ -90,9 +92,9 @@ class FindingsF1(PatientRows):
             said = findings_in(text)
             row: list[float] = []
             for finding in self.findings:
-                truth, claim = known.get(finding), said.get(finding) == "present"
+                truth = known.get(finding)
                 counts = truth in ("present", "absent")
-                row += [counts and truth == "present" and claim, counts and truth == "absent" and claim, counts and truth == "present" and not claim]  # fmt: skip
+                row += [counts, truth == "present", counts and said.get(finding) == "present"]
             rows.append(row)
         self.add_rows(rows, patients)
 
@@ -100,21 +102,33 @@ class FindingsF1(PatientRows):
         rows, patients = self.table()
         if not len(rows):
             return {}
+        known, present, claimed = rows.reshape(len(rows), -1, 3).transpose(2, 0, 1)
+        right = present * claimed
+
+        def ratio(above: np.ndarray, below: np.ndarray, positive: np.ndarray) -> np.ndarray:
+            return np.where(positive > 0, above / np.maximum(below, 1e-12), np.nan)
 
         def each(weights: np.ndarray) -> np.ndarray:
-            right, invented, missed = (weights @ rows).reshape(-1, 3).T
-            with np.errstate(invalid="ignore"):
-                return np.where(right + missed > 0, 2 * right / (2 * right + invented + missed), np.nan)
+            positive = weights @ present
+            return ratio(2 * (weights @ right), positive + weights @ claimed, positive)
+
+        def chance(weights: np.ndarray) -> np.ndarray:
+            """2pq / (p + q) for prevalence p and rate of claims q."""
+            positive, said = weights @ present, weights @ claimed
+            return ratio(2 * positive * said, (positive + said) * (weights @ known), positive)
 
         def micro(weights: np.ndarray) -> float:
-            right, invented, missed = (weights @ rows).reshape(-1, 3).sum(0)
-            return float(2 * right / (2 * right + invented + missed)) if right + invented + missed else np.nan
+            positive = (weights @ present).sum()
+            return float(ratio(2 * (weights @ right).sum(), positive + (weights @ claimed).sum(), positive))
 
-        figures = {
-            f"findings_f1/{name}": estimate(lambda w, i=i: float(each(w)[i]), patients)
-            for i, name in enumerate(self.findings)
-        }  # type: ignore[misc]
+        def mean(of: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], float]:
+            return lambda weights: float(np.nanmean(of(weights)))
+
+        figures = {}
+        for i, name in enumerate(self.findings):
+            figures[f"findings_f1/{name}"] = estimate(lambda w, i=i: float(each(w)[i]), patients)  # type: ignore[misc]
         if any(value is not None for value in figures.values()):
-            figures["findings_f1_macro"] = estimate(lambda w: float(np.nanmean(each(w))), patients)
+            figures["findings_f1_macro"] = estimate(mean(each), patients)
+            figures["findings_f1_macro_chance"] = estimate(mean(chance), patients)
             figures["findings_f1_micro"] = estimate(micro, patients)
         return {name: value for name, value in figures.items() if value is not None}

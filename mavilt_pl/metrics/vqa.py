@@ -62,7 +62,9 @@ class GroupedAUROC(PatientRows):
                     figures[f"{self.prefix}/{name}"] = found
         present = [n for n, name in enumerate(self.groups) if f"{self.prefix}/{name}" in figures]
         if present:
-            mean = estimate(lambda w: float(np.mean([a for n in present if (a := area(w, n)) == a] or [np.nan])), patients)
+            mean = estimate(
+                lambda w: float(np.mean([a for n in present if (a := area(w, n)) == a] or [np.nan])), patients
+            )
             if mean is not None:
                 figures[f"{self.prefix}_macro"] = mean
         return figures

@@ -24,7 +24,7 @@ ASK = [
 
 def study(text: str) -> dict:
     question = Question("Is there an effusion?", "yes", "pleural effusion", ("yes", "no"))
-    return {"text": text, "key": text, "questions": [question, question]}
+    return {"text": text, "study": text, "questions": [question, question]}
 
 
 def test_old_ids_keep_their_rows_and_meaning(stage2: Stage2, backbone: Path) -> None:

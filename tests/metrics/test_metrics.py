@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 
@@ -132,6 +133,9 @@ def test_findings_f1_against_sklearn() -> None:
     found = metric.compute()
     for average in ("macro", "micro"):
         assert found[f"findings_f1_{average}"].value == pytest.approx(f1_score(truth, said, average=average))
+    # Chance: the expectation over all ways of dealing the four reports to the four patients.
+    dealt = [f1_score(truth, [said[i] for i in order], average=None) for order in itertools.permutations(range(4))]
+    assert found["findings_f1_macro_chance"].value == pytest.approx(np.mean(dealt), abs=0.02)
     metric = FindingsF1(names)
     metric.update(written, [{"cardiomegaly": "uncertain"}] * 4, list("abcd"))
     assert metric.compute() == {}

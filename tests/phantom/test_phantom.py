@@ -20,7 +20,10 @@ def contents(root: Path) -> dict[str, bytes]:
 
 def test_the_same_arguments_give_the_same_bytes_whatever_the_workers(tmp_path: Path) -> None:
     for name, workers in (("a", "1"), ("b", "2")):
-        assert main(["phantom", "mimic", str(tmp_path / name), "--studies", "9", "--size", "32", "--workers", workers]) == 0
+        assert (
+            main(["phantom", "mimic", str(tmp_path / name), "--studies", "9", "--size", "32", "--workers", workers])
+            == 0
+        )
     assert contents(tmp_path / "a") == contents(tmp_path / "b") and len(contents(tmp_path / "a")) == 19
 
 
@@ -68,5 +71,9 @@ def test_the_indiana_phantom_keeps_the_real_reports(tmp_path: Path) -> None:
     real = {s.study: s for s in read_source("indiana", tmp_path, lambda *_: None, reports=str(reports_archive()))}
     assert len(written) == 12
     for name, study in written.items():
-        assert (study.findings, study.impression, study.labels) == (real[name].findings, real[name].impression, real[name].labels)
+        assert (study.findings, study.impression, study.labels) == (
+            real[name].findings,
+            real[name].impression,
+            real[name].labels,
+        )
         assert len(study.images) == 1 and study.images[0].path.exists()

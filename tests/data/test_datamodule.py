@@ -1,0 +1,97 @@
+"""Batches from prepared corpora: every study once in evaluation, whatever the world size; mixing and resuming in training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mavilt_pl.data.corpus import Corpus
+from mavilt_pl.data.datamodule import CXRDataModule, EveryStudyOnce, MixSampler
+from mavilt_pl.data.study import DataError
+from mavilt_pl.data.tokens import TokenCache, write_tokens
+
+
+@pytest.fixture
+def tokens(corpus_path: Path, tmp_path: Path) -> Path:
+    corpus = Corpus(corpus_path)
+    codes = np.arange(corpus.n_images * 4).reshape(-1, 4) % 50
+    write_tokens(tmp_path / "tokens", corpus.fingerprint, "sha", np.zeros((50, 2)), 2, corpus.n_images, [codes[:40], codes[40:]])
+    return tmp_path / "tokens"
+
+
+def module(corpus: Path, **more: object) -> CXRDataModule:
+    made = CXRDataModule([str(corpus)], findings=["edema"], batch_size=4, eval_batch_size=4, **more)  # type: ignore[arg-type]
+    made.setup("fit")
+    return made
+
+
+def test_images(corpus_path: Path) -> None:
+    batch = next(iter(module(corpus_path).train_dataloader()))
+    assert batch["pixels"].shape == (4, 1, 32, 32) and batch["pixels"].dtype == torch.float32
+    assert batch["pixels"].min() >= -1 and batch["pixels"].max() <= 1 and batch["labels"].shape == (4, 1)
+
+
+def test_instructions_and_the_control(corpus_path: Path, tokens: Path) -> None:
+    made = module(corpus_path, tokens=[str(tokens)], wants="instructions")
+    batches = list(made.test_dataloader()[0])
+    studies = [study for batch in batches for study in batch["studies"]]
+    assert len({s["study"] for s in studies}) == 11 and all(len(s["questions"]) == 1 for s in studies)
+    own, other = (torch.cat([batch[name] for batch in batches]) for name in ("codes", "stranger_codes"))
+    dataset = made.test_dataloader()[0].dataset
+    patient = [study["patient"] for study in studies]
+    assert all(patient[i] != patient[other] for i, other in enumerate(dataset.stranger))  # never the patient's own
+    assert sorted(own[:, 0].tolist()) == sorted(other[:, 0].tolist())  # and every image is somebody's
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 20])
+def test_every_study_once_whatever_the_world(world: int) -> None:
+    seen = [i for rank in range(world) for i in EveryStudyOnce(11, rank, world)]
+    assert sorted(seen) == list(range(11))
+    assert all(len(EveryStudyOnce(11, rank, world)) == len(list(EveryStudyOnce(11, rank, world))) for rank in range(world))
+
+
+def test_mixing_by_weight_and_ranks_that_do_not_overlap() -> None:
+    ranks = [list(MixSampler([30, 10], [0.5, 0.5], 0, rank, 2)) for rank in range(2)]
+    assert [len(r) for r in ranks] == [20, 20]
+    both = ranks[0] + ranks[1]
+    assert sum(i < 30 for i in both) == 20 and len({i for i in both if i < 30}) == 20
+    later = MixSampler([30, 10], [0.5, 0.5], 0, 0, 2)
+    later.epoch = 1
+    assert list(later) != ranks[0]
+    later.epoch, later.skip = 0, 5
+    assert list(later) == ranks[0][5:]
+
+
+def test_a_loader_goes_on_where_it_was(corpus_path: Path) -> None:
+    whole = [b["patient"] for b in module(corpus_path).train_dataloader()]
+    first, second = module(corpus_path).train_dataloader(), module(corpus_path).train_dataloader()
+    taken = iter(first)
+    next(taken), next(taken), next(taken)
+    second.load_state_dict(first.state_dict())
+    assert [b["patient"] for b in second] == whole[3:]
+
+
+def test_caches_of_others_are_refused(corpus_path: Path, tokens: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="codes of another corpus"):
+        TokenCache(tokens, "f" * 64)
+    with pytest.raises(DataError, match="one token cache a corpus"):
+        CXRDataModule([str(corpus_path)], wants="pairs")
+    write_tokens(tmp_path / "other", "x", "another", np.zeros((50, 2)), 2, 1, [np.zeros((1, 4), int)])
+    with pytest.raises(DataError, match="different tokenizers"):
+        TokenCache(tokens).same_tokenizer(TokenCache(tmp_path / "other"))
+    with pytest.raises(DataError, match="codes of 1 images, the corpus has 2"):
+        write_tokens(tmp_path / "short", "x", "y", np.zeros((50, 2)), 2, 2, [np.zeros((1, 4), int)])
+    with pytest.raises(DataError, match="not a finished token cache"):
+        TokenCache(tmp_path / "short")
+
+
+def test_settings_that_cannot_be(corpus_path: Path) -> None:
+    with pytest.raises(DataError, match="one of findings"):
+        module(corpus_path, sections="finding").texts("train")
+    with pytest.raises(DataError, match="no train study has what is wanted"):
+        module(corpus_path, views=["LATERAL"]).train_dataloader()
+    with pytest.raises(DataError, match="one weight of 0 or more a corpus"):
+        CXRDataModule([str(corpus_path)], weights=[0.5, 0.5])
