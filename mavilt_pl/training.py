@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import LightningModule, Trainer
+from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -47,7 +47,28 @@ def _with_configs(argv: list[str]) -> list[str]:
             word = f"--config={find_config(word.removeprefix('--config='))}"
         following = word in ("--config", "-c")
         out.append(word)
+    if not any(word.startswith("--weights_only") for word in out) and not {"-h", "--help"} & set(out):
+        out.append("--weights_only=true")  # checkpoints are read as tensors only
     return out
+
+
+class RandomState(Callback):
+    """Keeps torch's random state in the checkpoint, so that a resumed run draws what the uninterrupted one would have.
+
+    Of several processes all resume with the first one's state."""
+
+    def __init__(self) -> None:
+        self.resumed: torch.Tensor | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"torch": torch.get_rng_state()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.resumed = state_dict["torch"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.resumed is not None:
+            torch.set_rng_state(self.resumed.cpu())
 
 
 class MaviltCLI(LightningCLI):
@@ -79,6 +100,8 @@ class MaviltCLI(LightningCLI):
             callbacks = [*callbacks, keep]
         if fitting and config["logger"] is not False:
             callbacks = [*callbacks, LearningRateMonitor("step")]
+        if fitting:
+            callbacks = [*callbacks, RandomState()]
         return super()._instantiate_trainer(config, callbacks)
 
     def add_arguments_to_parser(self, parser: Any) -> None:

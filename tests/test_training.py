@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import DATA, FINDINGS, QUIET
+from lightning import Callback, Trainer
 
 from mavilt_pl.cli import main
 from mavilt_pl.training import CONFIGS
@@ -24,6 +25,13 @@ def language(chain: Path, corpus: Path) -> list[str]:
     ]  # fmt: skip
 
 
+def vqgan(chain: Path, corpus: Path) -> list[str]:
+    small = {"autoencoder.image_size": 32, "autoencoder.channels": 8, "quantizer.codes": 32}
+    encoder = f"--model.init_args.encoder={chain}/encoder/checkpoints/last.ckpt"
+    sizes = [f"--model.init_args.{name}={value}" for name, value in small.items()]
+    return [*QUIET, f"--data.corpora=[{corpus}]", "--data.weights=null", "--data.batch_size=8", encoder, *sizes]
+
+
 def test_each_stage_left_what_the_next_one_takes(chain: Path) -> None:
     for name in ("encoder", "vqgan", "backbone", "stage1", "stage2"):
         assert (chain / name / "checkpoints" / "last.ckpt").exists()
@@ -34,52 +42,38 @@ def test_each_stage_left_what_the_next_one_takes(chain: Path) -> None:
 
 
 @pytest.mark.parametrize("module", ["vqgan", "stage1"])
-def test_resumed_equals_never_stopped(chain: Path, corpus_path: Path, tmp_path: Path, module: str) -> None:
-    """Stopped after 3 of 6 steps and resumed with `--ckpt_path last`, in the middle of an epoch: the same weights."""
+def test_resumed_equals_never_stopped(
+    chain: Path, corpus_path: Path, tmp_path: Path, module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Resumed from the checkpoint of step 3 of 6, in the middle of an epoch: the same weights, bit for bit."""
     if module == "vqgan":
-        more = [
-            *QUIET,
-            f"--data.corpora=[{corpus_path}]",
-            "--data.weights=null",
-            "--data.batch_size=8",
-            "--model.init_args.gan_start=2",
-        ]
-        more += [
-            "--model.init_args.autoencoder.image_size=32",
-            "--model.init_args.autoencoder.channels=8",
-            "--model.init_args.quantizer.codes=32",
-        ]
-        more += [f"--model.init_args.encoder={chain}/encoder/checkpoints/last.ckpt"]
+        more = [*vqgan(chain, corpus_path), "--model.init_args.gan_start=2"]
     else:
         more = [*language(chain, corpus_path), "--data.batch_size=4"]
+    middle = tmp_path / "middle.ckpt"
 
-    def fit(folder: str, stop: str) -> dict:
-        words = [
-            "fit",
-            "--config",
-            f"demo/{module}.yaml",
-            *more,
-            f"--trainer.default_root_dir={tmp_path / folder}",
-            "--ckpt_path=last",
-        ]
-        # The schedule is of the whole run: a stopped run is one that was cut off, so it is stopped by a callback.
-        code = "import sys; from mavilt_pl.cli import main; import lightning; from lightning.pytorch.callbacks import Timer\n"
-        code += "T = lightning.Trainer; o = T.fit\n"
-        code += f"class Stop(lightning.Callback):\n  def on_train_batch_end(self, t, *a):\n    if t.global_step == {stop}: t.save_checkpoint(t.default_root_dir + '/checkpoints/last.ckpt'); sys.exit(0)\n"
-        code += "def fit(self, *a, **k): self.callbacks.append(Stop()); return o(self, *a, **k)\nT.fit = fit\n"
-        code += "main(sys.argv[1:])"
-        limits = [
-            "--trainer.max_steps=6",
-            "--trainer.val_check_interval=100",
-            "--trainer.limit_val_batches=0",
-            "--checkpoint_every=100",
-        ]
-        subprocess.run([sys.executable, "-c", code, *words, *limits], check=True, capture_output=True, text=True)
+    class Keep(Callback):
+        """Stands where the learning-rate monitor stands, and keeps the checkpoint of step 3."""
+
+        def __init__(self, interval: str):
+            self.interval = interval
+
+        def on_train_batch_end(self, trainer: Trainer, *_: object) -> None:
+            if trainer.global_step == 3:
+                trainer.save_checkpoint(middle)
+
+    monkeypatch.setattr("mavilt_pl.training.LearningRateMonitor", Keep)
+
+    def fit(folder: str, *ckpt: str) -> dict:
+        words = [*more, "--trainer.max_steps=6", "--trainer.val_check_interval=3", "--checkpoint_every=6", *ckpt]
+        assert (
+            main(["fit", "--config", f"demo/{module}.yaml", *words, f"--trainer.default_root_dir={tmp_path / folder}"])
+            == 0
+        )
         return torch.load(tmp_path / folder / "checkpoints/last.ckpt", weights_only=True)
 
-    whole = fit("whole", "6")
-    fit("cut", "3")
-    resumed = fit("cut", "6")
+    whole = fit("whole")
+    resumed = fit("resumed", f"--ckpt_path={middle}")
     assert resumed["global_step"] == whole["global_step"] == 6
     for name, value in whole["state_dict"].items():
         assert torch.equal(value, resumed["state_dict"][name]), name

@@ -303,6 +303,7 @@ class CXRDataModule(LightningDataModule):
             drop_last=True,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.hparams["num_workers"] > 0,
+            generator=torch.Generator().manual_seed(self.hparams["seed"]),  # its own: the global one is the model's
         )
 
     def _evaluation(self, split: str) -> list[DataLoader]:
@@ -315,6 +316,7 @@ class CXRDataModule(LightningDataModule):
                 num_workers=self.hparams["num_workers"],
                 collate_fn=collate,
                 pin_memory=torch.cuda.is_available(),
+                generator=torch.Generator().manual_seed(0),
             )
             for dataset in self._datasets(split)
         ]

@@ -18,7 +18,9 @@ from mavilt_pl.data.tokens import TokenCache, write_tokens
 def tokens(corpus_path: Path, tmp_path: Path) -> Path:
     corpus = Corpus(corpus_path)
     codes = np.arange(corpus.n_images * 4).reshape(-1, 4) % 50
-    write_tokens(tmp_path / "tokens", corpus.fingerprint, "sha", np.zeros((50, 2)), 2, corpus.n_images, [codes[:40], codes[40:]])
+    write_tokens(
+        tmp_path / "tokens", corpus.fingerprint, "sha", np.zeros((50, 2)), 2, corpus.n_images, [codes[:40], codes[40:]]
+    )
     return tmp_path / "tokens"
 
 
@@ -50,7 +52,9 @@ def test_instructions_and_the_control(corpus_path: Path, tokens: Path) -> None:
 def test_every_study_once_whatever_the_world(world: int) -> None:
     seen = [i for rank in range(world) for i in EveryStudyOnce(11, rank, world)]
     assert sorted(seen) == list(range(11))
-    assert all(len(EveryStudyOnce(11, rank, world)) == len(list(EveryStudyOnce(11, rank, world))) for rank in range(world))
+    assert all(
+        len(EveryStudyOnce(11, rank, world)) == len(list(EveryStudyOnce(11, rank, world))) for rank in range(world)
+    )
 
 
 def test_mixing_by_weight_and_ranks_that_do_not_overlap() -> None:

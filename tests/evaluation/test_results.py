@@ -11,7 +11,17 @@ from mavilt_pl.cli import main
 from mavilt_pl.data.study import DataError
 from mavilt_pl.evaluation.results import read_results, write_json
 
-FIGURE = {"task": "vqa", "source": "s", "metric": "auroc_macro", "value": 0.9, "low": 0.8, "high": 0.95, "n": 7, "protocol": "p", "control": None}
+FIGURE = {
+    "task": "vqa",
+    "source": "s",
+    "metric": "auroc_macro",
+    "value": 0.9,
+    "low": 0.8,
+    "high": 0.95,
+    "n": 7,
+    "protocol": "p",
+    "control": None,
+}
 
 
 def write_run(folder: Path, figures: list[dict], generated: str = "The heart is enlarged.") -> None:
@@ -21,7 +31,14 @@ def write_run(folder: Path, figures: list[dict], generated: str = "The heart is 
     (folder / "stage2/test/pictures").mkdir(parents=True)
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(folder / "stage2/test" / picture)
     labels = {"cardiomegaly": "present", "edema": "present", "pneumothorax": "absent"}
-    report = {"source": "s", "study": "0a1b", "image": picture, "generated": generated, "reference": "Edema.", "labels": labels}
+    report = {
+        "source": "s",
+        "study": "0a1b",
+        "image": picture,
+        "generated": generated,
+        "reference": "Edema.",
+        "labels": labels,
+    }
     write_json(folder / "stage2/test/samples.json", {"report": [report]})
 
 
