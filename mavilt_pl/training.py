@@ -104,6 +104,9 @@ class MaviltCLI(LightningCLI):
             callbacks = [*callbacks, RandomState()]
         return super()._instantiate_trainer(config, callbacks)
 
+    def _parse_ckpt_path(self) -> None:
+        """What the config says holds. (Lightning would put the checkpoint's hyperparameters, even its class, over it.)"""
+
     def add_arguments_to_parser(self, parser: Any) -> None:
         parser.add_argument("--checkpoint_every", type=int, default=500, help="steps between checkpoints")
 
@@ -124,13 +127,22 @@ def run(argv: list[str]) -> int:
         warnings.filterwarnings("ignore", message=harmless)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)  # tips and device lists
     torch.set_float32_matmul_precision("high")
-    MaviltCLI(
-        LightningModule,
-        CXRDataModule,
-        subclass_mode_model=True,
-        args=_with_configs(argv),
-        save_config_callback=SaveConfigCallback,
-        save_config_kwargs={"overwrite": True},
-        seed_everything_default=0,
-    )
+    try:
+        MaviltCLI(
+            LightningModule,
+            CXRDataModule,
+            subclass_mode_model=True,
+            args=_with_configs(argv),
+            save_config_callback=SaveConfigCallback,
+            save_config_kwargs={"overwrite": True},
+            seed_everything_default=0,
+        )
+    except ValueError as error:
+        # jsonargparse wraps what a module's constructor raises in the whole configuration; the reason is at the bottom.
+        reason: BaseException = error
+        while reason.__cause__ is not None:
+            reason = reason.__cause__
+        if reason is not error and isinstance(reason, (DataError, ValueError)):
+            raise DataError(str(reason)) from error
+        raise
     return 0

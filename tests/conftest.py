@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from mavilt_pl.cli import main
 
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 torch.set_num_threads(2)
+logging.raiseExceptions = False  # loggers keep the stream that pytest captured for an earlier test
 
 FINDINGS = ["cardiomegaly", "pleural effusion", "edema", "support devices"]
 DATA = "--data.findings=[" + ",".join(FINDINGS) + "]"

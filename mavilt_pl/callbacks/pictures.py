@@ -48,7 +48,9 @@ class Pictures(Callback):
             return
         if self.tokenizer is None:
             self.tokenizer = load_tokenizer(self.path)
-        codes = module.draw([study["text"] for study in studies], keys=[sample_key(study["study"]) for study in studies])
+        codes = module.draw(
+            [study["text"] for study in studies], keys=[sample_key(study["study"]) for study in studies]
+        )
         with torch.inference_mode():
             drawn = self.tokenizer.to(module.device).decode(codes)
         board.add_image(

@@ -111,7 +111,8 @@ def _sha256(paths: Sequence[Path]) -> str:
 def _settings(out: Path, settings: dict[str, Any]) -> bool:
     """Remember how the corpus is being made; True where it is finished already with the same settings."""
     path = out / "prepare.json"
-    if path.exists():
+    begun = (out / "corpus.json").exists() or any(out.glob("parts/*.parquet"))
+    if path.exists() and begun:
         before = json.loads(path.read_text(encoding="utf-8"))
         differs = sorted(k for k in settings | before if settings.get(k) != before.get(k))
         if differs:
@@ -119,7 +120,7 @@ def _settings(out: Path, settings: dict[str, Any]) -> bool:
             raise DataError(
                 f"{out} was prepared with other settings ({said}): choose another --out, or delete the folder"
             )
-    elif out.exists() and any(out.iterdir()):
+    elif out.exists() and not path.exists() and any(out.iterdir()):
         raise DataError(f"{out} is not empty and not a corpus in the making: choose another --out")
     (out / "parts").mkdir(parents=True, exist_ok=True)
     _replace_text(path, json.dumps(settings, indent=1))

@@ -15,6 +15,8 @@ from lightning import LightningModule
 from torch import Tensor, nn
 from torchmetrics.functional.classification import binary_auroc
 
+from mavilt_pl.checkpoint import refuse_others
+
 
 def _block(inside: int, outside: int, stride: int) -> nn.Sequential:
     return nn.Sequential(
@@ -83,6 +85,9 @@ class CXRClassifier(LightningModule):
         self.save_hyperparameters()
         self.net = FindingsNet(findings, widths)
         self.seen: list[tuple[Tensor, Tensor]] = []
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        refuse_others(checkpoint, self)
 
     def loss(self, batch: dict) -> tuple[Tensor, Tensor]:
         labels_BF = batch["labels"]

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 
+from mavilt_pl.checkpoint import refuse_others
 from mavilt_pl.data.study import DataError
 from mavilt_pl.schedule import warm_cosine
 
@@ -96,6 +97,9 @@ class Backbone(LightningModule):
         if self.model is None:
             self.tokenizer = train_tokenizer(self.trainer.datamodule.texts("train"), self.hparams["vocabulary"])  # type: ignore[attr-defined]
             self._build()
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        refuse_others(checkpoint, self)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["tokenizer"] = self.tokenizer.backend_tokenizer.to_str()  # type: ignore[union-attr]

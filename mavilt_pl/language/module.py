@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from lightning import LightningModule
 from torch import Tensor, nn
 
+from mavilt_pl.checkpoint import refuse_others
 from mavilt_pl.data.study import DataError
 from mavilt_pl.data.tokens import TokenCache
 from mavilt_pl.language import decoding
@@ -110,15 +111,7 @@ class LanguageModule(LightningModule):
                 f"the checkpoint was trained on the codes of tokenizer {made_with[:12]} and the token cache was made by "
                 f"{self.made_with_tokenizer[:12]}: its codes mean different things. Train again, or tokenize with the first"
             )
-        here = {name: tuple(value.shape) for name, value in self.state_dict().items()}
-        there = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
-        differs = sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name))
-        if differs:
-            raise DataError(
-                f"the checkpoint does not fit this model: {differs[0]} is {there.get(differs[0], 'missing')} there and "
-                f"{here.get(differs[0], 'missing')} here ({len(differs)} weights differ); use the backbone, places and "
-                "tokenizer that it was trained with"
-            )
+        refuse_others(checkpoint, self)
 
     # The model's parts.
 

@@ -25,7 +25,9 @@ class Stage2(LanguageModule):
     def reading(self, codes: Sequence[int], study: Mapping[str, Any], training: bool) -> Tree:
         answer = self.vocabulary.mark("<answer>")
         branches = [
-            Branch(self.report_prompt(study["study"], training), self.target_words(study["text"]), TASKS.index("report"))
+            Branch(
+                self.report_prompt(study["study"], training), self.target_words(study["text"]), TASKS.index("report")
+            )
         ]
         branches += [
             Branch([*self.words(q.question), answer], self.target_words(q.answer), TASKS.index("answer"))

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from lightning import LightningModule
 from torch import Tensor, nn
 
+from mavilt_pl.checkpoint import refuse_others
 from mavilt_pl.data.study import DataError
 from mavilt_pl.encoders.frozen import Classifier, Kind, load_checkpoint, load_encoder
 from mavilt_pl.schedule import warm_cosine
@@ -271,6 +272,9 @@ class VQGAN(LightningModule):
             warm_cosine(optimizer, h["warmup"], steps - start, floor=0.01)
             for optimizer, start in zip(optimizers, (0, h["gan_start"]))
         ]
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        refuse_others(checkpoint, self)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         clinical = self.tokenizer.clinical
