@@ -68,7 +68,8 @@ class _Shards:
     def write(self, number: int, studies: Sequence[Study], rejects: list[tuple[str, ...]], step: Any) -> None:
         tasks = [(image.path, self.size, self.fit) for study in studies for image in study.images]
         results = iter(self.pool.map(_decode, tasks, chunksize=8))
-        kept, pixels = [], []
+        kept: list[dict[str, Any]] = []
+        pixels: list[np.ndarray] = []
         for study in studies:
             images = []
             for image in study.images:

@@ -74,6 +74,7 @@ class StudyDataset(Dataset):
         if wants == "text":
             return item
         image = module.image_of(self.corpus, row)
+        assert image is not None  # rows without an image were left out above
         item["image_row"] = image
         if wants == "images":
             item["pixels"] = module.pixels(self.corpus, image, self.split == "train")
@@ -81,6 +82,7 @@ class StudyDataset(Dataset):
             assert self.tokens is not None
             item["codes"] = torch.from_numpy(self.tokens[image])
             other = module.image_of(self.corpus, self.rows[self.stranger[index]])
+            assert other is not None
             item["stranger_codes"] = torch.from_numpy(self.tokens[other])
             if wants == "instructions":
                 asked = from_labels(study, module.findings) if module.hparams["ask_labels"] else ()

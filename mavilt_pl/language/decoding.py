@@ -97,8 +97,9 @@ def draw(
     """
     vocabulary = module.vocabulary
     count = len(prompts)
-    guided = guidance != 1.0 and unconditional is not None
-    rows = [*prompts, *([unconditional] * count if guided else [])]  # type: ignore[list-item]
+    free_rows = [unconditional] * count if guidance != 1.0 and unconditional is not None else []
+    guided = bool(free_rows)
+    rows = [*prompts, *free_rows]
     ids, mask = left_padded(rows, vocabulary.end, module.device)
     step = _Stepper(module, mask)
     noise = _uniform(seed, keys if keys is not None else range(count), vocabulary.length, vocabulary.codes)

@@ -241,7 +241,7 @@ class LanguageModule(LightningModule):
         losses = self.losses(batch["packed"])
         total = sum(self.task_weights[task] for task in losses)
         loss = torch.stack([self.task_weights[task] / total * value for task, value in losses.items()]).sum()
-        evaluating = {"sync_dist": True, "add_dataloader_idx": False} if name != "train" else {}
+        evaluating: dict[str, Any] = {"sync_dist": True, "add_dataloader_idx": False} if name != "train" else {}
         size = len(batch["studies"])
         nats = {f"{name}/{task}_nats": value.detach() for task, value in losses.items()}
         self.log_dict(nats, batch_size=size, **evaluating)

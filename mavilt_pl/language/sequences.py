@@ -17,8 +17,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Branch:
-    """What is asked and what should be said. `image` says that the target is codes; `task` groups the loss; `key` is
-    the caller's own, handed back with the target positions."""
+    """What is asked and what should be said. `image` says that the target is codes; `task` groups the
+    loss."""
 
     prompt: list[int]
     target: list[int]
@@ -100,9 +100,13 @@ def pack(trees: Sequence[Tree], pad: int = 0) -> Packed:
     if not several:  # plain causal sequences: positions simply count on
         positions = [list(range(width))] * len(trees)
     return Packed(
-        torch.tensor(ids),
-        torch.tensor(positions),
-        torch.tensor(segments) if several else None,
-        *(torch.tensor(values) for values in (row, column, target, task, branch)),
-        torch.tensor(image, dtype=torch.bool),
+        ids_BT=torch.tensor(ids),
+        positions_BT=torch.tensor(positions),
+        segments_BT=torch.tensor(segments) if several else None,
+        row_M=torch.tensor(row),
+        column_M=torch.tensor(column),
+        target_M=torch.tensor(target),
+        task_M=torch.tensor(task),
+        branch_M=torch.tensor(branch),
+        image_M=torch.tensor(image, dtype=torch.bool),
     )

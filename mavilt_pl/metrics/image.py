@@ -68,12 +68,12 @@ class CodebookUse(Metric):
         self.images += len(codes_BN)  # type: ignore[operator,assignment]
 
     def compute(self) -> dict[str, Estimate]:
-        n = int(self.images)  # type: ignore[arg-type]
+        n, counts = int(self.images), torch.as_tensor(self.counts).double()
         if not n:
             return {}
-        share = self.counts.double() / self.counts.sum()  # type: ignore[union-attr,operator]
+        share = counts / counts.sum()
         entropy = float(-(share * share.clamp(min=1e-30).log()).sum())
-        used = float((self.counts > 0).double().mean())  # type: ignore[operator,union-attr]
+        used = float((counts > 0).double().mean())
         return {
             "codebook_used": Estimate(used, None, None, n),
             "codebook_perplexity": Estimate(float(np.exp(entropy)), None, None, n),

@@ -88,10 +88,8 @@ class Accuracy(PatientRows):
         for number, name in [(-1, ""), *enumerate(self.groups)]:
             chosen = np.ones(len(rows), bool) if number < 0 else rows[:, 0] == number
             if chosen.any():
-                found = estimate(
-                    lambda w, c=chosen: float(np.average(rows[c, 1], weights=w)) if w.sum() else np.nan,
-                    patients[chosen],
-                )  # type: ignore[misc]
+                right = rows[chosen, 1]
+                found = estimate(lambda w, r=right: float(w @ r / w.sum()), patients[chosen])  # type: ignore[misc]
                 if found is not None:
                     figures["accuracy" if number < 0 else f"accuracy/{name}"] = found
         return figures

@@ -92,7 +92,7 @@ def write_indiana(root: Path, studies: int, size: int = 160, seed: int = 0, work
     how many there were."""
     for folder in ("ecgen-radiology", "NLMCXR_png"):
         (root / folder).mkdir(parents=True, exist_ok=True)
-    tasks = []
+    tasks: list[tuple[Path, bytes, str, int, int]] = []
     with tarfile.open(reports_archive()) as archive:
         members = sorted(
             (m for m in archive.getmembers() if m.name.endswith(".xml")), key=lambda m: int(Path(m.name).stem)

@@ -128,11 +128,11 @@ class Autoencoder(nn.Module):
 
     @staticmethod
     def _middle(width: int, attends: bool) -> list[nn.Module]:
-        blocks = [ResidualBlock(width, width), ResidualBlock(width, width)]
+        blocks: list[nn.Module] = [ResidualBlock(width, width), ResidualBlock(width, width)]
         return [blocks[0], AttentionBlock(width), blocks[1]] if attends else blocks
 
     @property
-    def last_layer(self) -> nn.Parameter:
+    def last_layer(self) -> Tensor:
         """The weight that the adaptive weight of the adversarial term is measured at (arXiv 2012.09841, eq. 7)."""
         return self.out.weight
 

@@ -161,7 +161,8 @@ class VQGAN(LightningModule):
 
     def terms(self, pixels_BCHW: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """The weighted terms of the loss by name (adversarial aside), the reconstruction, and the codes."""
-        h, phi, maps = self.hparams, self.phi, None
+        h, phi = self.hparams, self.phi
+        maps: Any = None
         if phi is not None:
             with torch.no_grad():
                 maps = phi.maps(pixels_BCHW)
@@ -189,7 +190,7 @@ class VQGAN(LightningModule):
         if adversarial_now:
             self.discriminator.requires_grad_(False)  # type: ignore[union-attr]
             adversarial = -self.discriminator(made_BCHW).mean()  # type: ignore[misc]
-            likeness = sum(value for name, value in terms.items() if name != "commitment")
+            likeness = torch.stack([value for name, value in terms.items() if name != "commitment"]).sum()
             last = self.tokenizer.autoencoder.last_layer
             terms["adversarial"] = (
                 self.hparams["gan_weight"] * adaptive_weight(likeness, adversarial, last) * adversarial
