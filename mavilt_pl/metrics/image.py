@@ -68,7 +68,7 @@ class CodebookUse(Metric):
         self.images += len(codes_BN)  # type: ignore[operator,assignment]
 
     def compute(self) -> dict[str, Estimate]:
-        n, counts = int(self.images), torch.as_tensor(self.counts).double()
+        n, counts = int(torch.as_tensor(self.images)), torch.as_tensor(self.counts).double()
         if not n:
             return {}
         share = counts / counts.sum()
