@@ -32,6 +32,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from mavilt_pl.data.radiograph import Fit, read_radiograph, resize
 from mavilt_pl.data.sources import read_source
 from mavilt_pl.data.study import FRONTAL, DataError, Image, Question, Rejected, Split, Study
+from mavilt_pl.workers import pool
 
 FORMAT = 1
 SHARD = 1024  # studies
@@ -56,8 +57,8 @@ def _replace_text(path: Path, text: str) -> None:
 class _Shards:
     """Writes runs of studies under `out`, and knows which are whole already."""
 
-    def __init__(self, out: Path, size: int, fit: Fit, pool: ProcessPoolExecutor):
-        self.out, self.size, self.fit, self.pool = out, size, fit, pool
+    def __init__(self, out: Path, size: int, fit: Fit, processes: ProcessPoolExecutor):
+        self.out, self.size, self.fit, self.processes = out, size, fit, processes
 
     def rows(self, number: int) -> Path:
         return self.out / "parts" / f"{number:05d}.parquet"
@@ -67,7 +68,7 @@ class _Shards:
 
     def write(self, number: int, studies: Sequence[Study], rejects: list[tuple[str, ...]], step: Any) -> None:
         tasks = [(image.path, self.size, self.fit) for study in studies for image in study.images]
-        results = iter(self.pool.map(_decode, tasks, chunksize=8))
+        results = iter(self.processes.map(_decode, tasks, chunksize=8))
         kept: list[dict[str, Any]] = []
         pixels: list[np.ndarray] = []
         for study in studies:
@@ -153,9 +154,9 @@ def prepare(
         read_source(source, root, lambda *why: read_rejects.append(why), **(options or {})), limit
     )
     columns = (TextColumn("Preparing"), BarColumn(), MofNCompleteColumn(), TextColumn("studies"), TimeElapsedColumn())
-    with ProcessPoolExecutor(workers or os.cpu_count()) as pool, Progress(*columns) as progress:
+    with pool(workers) as processes, Progress(*columns) as progress:
         bar = progress.add_task("", total=limit)
-        shards = _Shards(out, size, fit, pool)
+        shards = _Shards(out, size, fit, processes)
         number = 0
         while run := list(itertools.islice(studies, SHARD)):
             rejects, read_rejects[:] = list(read_rejects), []

@@ -7,7 +7,6 @@ import importlib.util
 import io
 import tarfile
 import zlib
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from xml.etree.ElementTree import Element, tostring
 
@@ -19,6 +18,7 @@ from rich.progress import track
 from mavilt_pl.data.study import DataError
 from mavilt_pl.phantom.anatomy import draw_body, render
 from mavilt_pl.phantom.findings import Finding, make_finding
+from mavilt_pl.workers import pool
 
 # What a MeSH heading's parts name, and what is rendered for it.
 HEADINGS: dict[str, str] = {
@@ -105,8 +105,8 @@ def write_indiana(root: Path, studies: int, size: int = 160, seed: int = 0, work
             texts = {part.attrib.get("Label"): part.text for part in tree.iter("AbstractText")}
             if texts.get("FINDINGS") and texts.get("IMPRESSION") and next(tree.iter("parentImage"), None) is not None:
                 tasks.append((root, xml, Path(member.name).name, seed, size))
-    with ProcessPoolExecutor(workers) as pool:
-        done = pool.map(_write_study, tasks, chunksize=32)
+    with pool(workers) as processes:
+        done = processes.map(_write_study, tasks, chunksize=32)
         for _ in track(done, "Phantoms, Open-i", len(tasks)):
             pass
     return len(tasks)

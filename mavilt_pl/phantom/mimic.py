@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import gzip
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -15,6 +14,7 @@ from rich.progress import track
 from mavilt_pl.phantom.anatomy import draw_body, render
 from mavilt_pl.phantom.findings import MIMIC_FINDINGS, Finding, draw_findings
 from mavilt_pl.phantom.wording import findings_text, impression_text
+from mavilt_pl.workers import pool
 
 CHEXPERT = (
     "Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Enlarged Cardiomediastinum", "Fracture", "Lung Lesion",
@@ -100,8 +100,8 @@ def write_mimic(root: Path, studies: int, size: int = 160, seed: int = 0, valida
     without it is not a dataset to any reader.
     """
     tasks = list(_tasks(root, studies, size, seed, validate, test))
-    with ProcessPoolExecutor(workers) as pool:
-        rows = list(track(pool.map(_write_study, tasks, chunksize=32), "Phantoms, MIMIC-CXR-JPG", len(tasks)))
+    with pool(workers) as processes:
+        rows = list(track(processes.map(_write_study, tasks, chunksize=32), "Phantoms, MIMIC-CXR-JPG", len(tasks)))
     splits, metadata, labels = ([row[i] for row in rows] for i in range(3))
     _table(root / "mimic-cxr-2.0.0-metadata.csv.gz", metadata)
     _table(root / "mimic-cxr-2.0.0-chexpert.csv.gz", labels)
