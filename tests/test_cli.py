@@ -55,8 +55,11 @@ def test_a_study_whose_image_is_damaged_is_rejected_and_counted(mimic_root: Path
     second.unlink()
     assert main(["prepare", "mimic-cxr-jpg", str(root), "--out", str(out), "--size", "32", "--workers", "1"]) == 0
     facts = json.loads((out / "corpus.json").read_text())
-    assert (facts["read"], facts["studies"], facts["rejected_studies"]) == (61, 59, 2)
-    assert sum(facts["splits"].values()) == 59
+    assert facts["total"]["studies"] == {"read": 61, "kept": 59, "rejected": 2}
+    assert facts["total"]["images"] == {"read": 61, "kept": 59, "rejected": 2}
+    for what in ("studies", "images"):
+        for end in ("read", "kept", "rejected"):
+            assert sum(split[what][end] for split in facts["splits"].values()) == facts["total"][what][end]
     rejects = (out / "rejects.csv").read_text()
     assert first.name in rejects and second.name in rejects and "the file is missing" in rejects
 

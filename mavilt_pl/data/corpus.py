@@ -1,12 +1,13 @@
 """The prepared corpus: a dataset's studies as one table and its images as 8-bit pixels, read by memory map.
 
-    corpus.json            what it is and its fingerprint; written last: a folder without it is not a corpus
-    studies.parquet        one row a study
+    corpus.json            what it is, its counts and its fingerprint; written last: a folder without it is not a corpus
+    studies.parquet        one row a study, for people and their tools
+    studies.arrow          the same rows uncompressed, which loaders map into memory instead of reading them
     pixels-00000.npy …     uint8 [n, S, S], one shard for each run of studies
     rejects.csv            study, file, stage, reason of everything left out
 
-`prepare` works shard by shard. A shard's rows are renamed into place after its pixels are, so a killed run goes on
-after the last whole shard.
+`prepare` reads the dataset's tables and reports first, into `parts/`, then decodes. Each image that is done is in a
+journal before the next is asked for, so a killed run does none twice and loses none.
 """
 
 from __future__ import annotations
@@ -18,34 +19,41 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from mavilt_pl.data.radiograph import Fit, read_radiograph, resize
+from mavilt_pl.data.radiograph import Fit, read_sized
 from mavilt_pl.data.sources import read_source
-from mavilt_pl.data.study import FRONTAL, DataError, Image, Question, Rejected, Split, Study
-from mavilt_pl.workers import pool
+from mavilt_pl.data.study import FRONTAL, SPLITS, DataError, Image, Question, Rejected, Split, Study
+from mavilt_pl.workers import CarefulMap
 
-FORMAT = 1
+FORMAT = 2
 SHARD = 1024  # studies
-SCHEMA = pa.schema([(n, pa.string()) for n in ("source", "patient", "study", "split", "findings", "impression", "labels", "questions", "images")])  # fmt: skip
+TEXTS = ("source", "patient", "study", "split", "findings", "impression", "report")
+SCHEMA = pa.schema([(name, pa.string()) for name in (*TEXTS, "labels", "questions", "images")])
+UNKNOWN = "unknown"  # the split of what was left out before its split was known
 
 
-def _decode(task: tuple[Path, int, Fit]) -> np.ndarray | str:
+def _decode(task: tuple[str, int, Fit]) -> np.ndarray | str:
     """One file's pixels, or why not."""
     path, size, fit = task
+    cv2.setNumThreads(1)  # a process a core: threads within would only wait for one another
     try:
-        return resize(read_radiograph(path), size, fit)
+        return read_sized(Path(path), size, fit)
     except Rejected as reason:
         return str(reason)
+
+
+def _died(task: tuple[str, int, Fit], why: str) -> str:
+    return f"{task[0]}: {why}"
 
 
 def _replace_text(path: Path, text: str) -> None:
@@ -54,60 +62,78 @@ def _replace_text(path: Path, text: str) -> None:
     os.replace(part, path)
 
 
-class _Shards:
-    """Writes runs of studies under `out`, and knows which are whole already."""
+def _row(study: Study) -> dict[str, Any]:
+    return {
+        **{name: getattr(study, name) for name in TEXTS},
+        "labels": json.dumps(dict(study.labels)),
+        "questions": json.dumps([asdict(question) for question in study.questions]),
+        "images": json.dumps([{"key": image.key, "view": image.view, "path": str(image.path)} for image in study.images]),
+    }  # fmt: skip
 
-    def __init__(self, out: Path, size: int, fit: Fit, processes: ProcessPoolExecutor):
-        self.out, self.size, self.fit, self.processes = out, size, fit, processes
 
-    def rows(self, number: int) -> Path:
-        return self.out / "parts" / f"{number:05d}.parquet"
+class _Tally:
+    """What was read, kept and rejected of each split, studies and images apart; and the rejects with their reasons."""
 
-    def pixels(self, number: int) -> Path:
-        return self.out / f"pixels-{number:05d}.npy"
+    def __init__(self) -> None:
+        self.counts: dict[str, Counter[str]] = {"studies": Counter(), "images": Counter()}
+        self.rejects: list[tuple[str, str, str, str]] = []
 
-    def write(self, number: int, studies: Sequence[Study], rejects: list[tuple[str, ...]], step: Any) -> None:
-        tasks = [(image.path, self.size, self.fit) for study in studies for image in study.images]
-        results = iter(self.processes.map(_decode, tasks, chunksize=8))
-        kept: list[dict[str, Any]] = []
-        pixels: list[np.ndarray] = []
-        for study in studies:
-            images = []
-            for image in study.images:
-                made = next(results)
-                if isinstance(made, str):
-                    rejects.append((study.study, str(image.path), "decode", made))
-                    continue
-                images.append({"key": image.key, "view": image.view, "row": len(pixels)})  # row within the shard
-                pixels.append(made)
-            step()
-            if not images:
-                if not study.images:
-                    rejects.append((study.study, "", "images", "no image of the wanted views"))
-                continue
-            row = {n: getattr(study, n) for n in ("source", "patient", "study", "split", "findings", "impression")}
-            row["labels"] = json.dumps(dict(study.labels))
-            row["questions"] = json.dumps([asdict(question) for question in study.questions])
-            row["images"] = json.dumps(images)
-            kept.append(row)
-        part = self.pixels(number).with_suffix(".part")
+    def kept(self, what: str, split: str) -> None:
+        self.counts[what][f"{split}/kept"] += 1
+
+    def rejected(self, what: str, split: str, *why: str) -> None:
+        self.counts[what][f"{split}/rejected"] += 1
+        self.rejects.append(why)  # type: ignore[arg-type]
+
+
+class _Journal:
+    """The images of one shard that are done: their pixels one after another, and a line for each file, pixels or not.
+
+    The pixels of an image are written before its line, so a line that is whole is true."""
+
+    def __init__(self, folder: Path, number: int, size: int, tasks: Sequence[tuple[str, int, Fit]]):
+        self.pixels_path, self.lines_path, self.size = folder / f"{number:05d}.u8", folder / f"{number:05d}.log", size
+        mark = hashlib.sha256(repr(tasks).encode()).hexdigest()
+        self.reasons: list[str | None] = []  # of each file that is done: None, or why it was left out
+        written = self.lines_path.read_bytes() if self.lines_path.exists() else b""
+        lines = written[: written.rfind(b"\n") + 1].splitlines()
+        there = self.pixels_path.stat().st_size // size**2 if self.pixels_path.exists() else 0
+        if lines and json.loads(lines[0]) == mark:
+            for reason in map(json.loads, lines[1:]):
+                if reason is None and self.reasons.count(None) == there:
+                    break  # a line without its pixels: the machine, not the process, went down
+                self.reasons.append(reason)
+        _replace_text(self.lines_path, "".join(json.dumps(entry) + "\n" for entry in (mark, *self.reasons)))
+        self.lines = self.lines_path.open("ab")
+        self.pixels = self.pixels_path.open("r+b" if self.pixels_path.exists() else "w+b")
+        self.pixels.truncate(self.reasons.count(None) * size**2)
+        self.pixels.seek(0, os.SEEK_END)
+
+    def add(self, made: np.ndarray | str) -> None:
+        if not isinstance(made, str):
+            self.pixels.write(made.tobytes())
+            self.pixels.flush()
+        self.reasons.append(made if isinstance(made, str) else None)
+        self.lines.write(json.dumps(self.reasons[-1]).encode() + b"\n")
+        self.lines.flush()
+
+    def finish(self, out: Path) -> None:
+        """The pixels as one array."""
+        self.close()
+        shape = (self.reasons.count(None), self.size, self.size)
+        made = np.memmap(self.pixels_path, np.uint8, "r", shape=shape) if shape[0] else np.empty(shape, np.uint8)
+        part = out.with_suffix(".part")
         with part.open("wb") as file:
-            np.save(file, np.stack(pixels) if pixels else np.empty((0, self.size, self.size), np.uint8))
-        os.replace(part, self.pixels(number))
-        with (self.out / "parts" / f"{number:05d}.csv").open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([*rejects, ("", str(len(studies)), "read", "")])
-        part = self.rows(number).with_suffix(".part")
-        pq.write_table(pa.Table.from_pylist(kept, SCHEMA), part)
-        os.replace(part, self.rows(number))
+            np.save(file, made)
+        os.replace(part, out)
 
+    def close(self) -> None:
+        self.lines.close()
+        self.pixels.close()
 
-def _sha256(paths: Sequence[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            while block := file.read(1 << 22):
-                digest.update(block)
-    return digest.hexdigest()
+    def remove(self) -> None:
+        self.lines_path.unlink(missing_ok=True)
+        self.pixels_path.unlink(missing_ok=True)
 
 
 def _settings(out: Path, settings: dict[str, Any]) -> bool:
@@ -140,88 +166,197 @@ def prepare(
     workers: int | None = None,
     limit: int | None = None,
     views: Sequence[str] | None = None,
-    options: dict[str, str] | None = None,
+    options: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Prepare a dataset under `out`, on all cores, with a progress bar; gives what corpus.json says.
 
     Running it again on a finished corpus does nothing; on a broken-off one it goes on; with other settings it refuses.
+    `views` keeps images of these views only; FRONTAL stands for PA, AP and FRONTAL. `options` are the reader's.
     """
     settings = {"source": source, "root": str(root.resolve()), "name": name or source, "size": size, "fit": fit, "limit": limit, "views": list(views or []), **(options or {})}  # fmt: skip
     if _settings(out, settings):
         return json.loads((out / "corpus.json").read_text(encoding="utf-8"))
-    read_rejects: list[tuple[str, ...]] = []
-    studies = itertools.islice(
-        read_source(source, root, lambda *why: read_rejects.append(why), **(options or {})), limit
-    )
-    columns = (TextColumn("Preparing"), BarColumn(), MofNCompleteColumn(), TextColumn("studies"), TimeElapsedColumn())
-    with pool(workers) as processes, Progress(*columns) as progress:
-        bar = progress.add_task("", total=limit)
-        shards = _Shards(out, size, fit, processes)
-        number = 0
-        while run := list(itertools.islice(studies, SHARD)):
-            rejects, read_rejects[:] = list(read_rejects), []
-            if shards.rows(number).exists():
-                progress.advance(bar, len(run))
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[unit]}"), TimeElapsedColumn(), TimeRemainingColumn())  # fmt: skip
+    with Progress(*columns) as progress:
+        facts = _read(out, settings, options or {}, progress)
+        decoder = CarefulMap(_decode, _died, workers)
+        bar = progress.add_task("Decoding", total=facts["images"], unit="images")
+        try:
+            for number in range(facts["shards"]):
+                if not _done(out, number).exists():
+                    _decode_shard(out, number, settings, decoder, lambda: progress.advance(bar))
+                else:
+                    progress.advance(bar, sum(_images_read(out, number)))
+        finally:
+            decoder.close()
+    return _finish(out, settings, facts["shards"])
+
+
+def _read_rows(out: Path, number: int) -> Path:
+    return out / "parts" / f"{number:05d}.read.parquet"
+
+
+def _done(out: Path, number: int) -> Path:
+    return out / "parts" / f"{number:05d}.parquet"
+
+
+def _pixels(out: Path, number: int) -> Path:
+    return out / f"pixels-{number:05d}.npy"
+
+
+def _images_read(out: Path, number: int) -> Iterator[int]:
+    rows = pq.read_table(_read_rows(out, number), columns=["images"])["images"]
+    return (len(json.loads(row.as_py())) for row in rows)
+
+
+def _read(out: Path, settings: Mapping[str, Any], options: Mapping[str, str], progress: Progress) -> dict[str, Any]:
+    """The dataset's studies as rows under parts/, before anything is decoded; gives how many shards and images."""
+    done = out / "parts" / "read.json"
+    if done.exists():
+        return json.loads(done.read_text(encoding="utf-8"))
+    rejects: list[tuple[str, str, str, str]] = []
+    root = Path(settings["root"])
+    studies = itertools.islice(read_source(settings["source"], root, lambda *why: rejects.append(why), **options), settings["limit"])  # fmt: skip
+    bar = progress.add_task("Reading", total=None, unit="studies")
+    images = shards = 0
+    while run := list(itertools.islice(studies, SHARD)):
+        rows = pa.Table.from_pylist([_row(study) for study in run], SCHEMA)
+        part = _read_rows(out, shards).with_suffix(".part")
+        pq.write_table(rows, part)
+        os.replace(part, _read_rows(out, shards))
+        images += sum(len(study.images) for study in run)
+        shards += 1
+        progress.advance(bar, len(run))
+    progress.update(bar, total=progress.tasks[bar].completed)
+    facts = {"shards": shards, "images": images, "rejects": rejects}
+    _replace_text(done, json.dumps(facts))
+    return facts
+
+
+def _decode_shard(out: Path, number: int, settings: Mapping[str, Any], decoder: CarefulMap, step: Any) -> None:
+    """A shard's pixels, then its rows: a shard whose rows are there is done."""
+    size, fit = settings["size"], settings["fit"]
+    wanted = set(settings["views"]) | (FRONTAL if "FRONTAL" in settings["views"] else set())
+    rows = pq.read_table(_read_rows(out, number)).to_pylist()
+    of_row = [json.loads(row["images"]) for row in rows]
+    chosen = [[image for image in images if not wanted or image["view"] in wanted] for images in of_row]
+    tasks = [(image["path"], size, fit) for images in chosen for image in images]
+    journal = _Journal(out / "parts", number, size, tasks)
+    for _ in range(len(journal.reasons)):
+        step()
+    try:
+        for made in decoder(tasks[len(journal.reasons) :]):
+            journal.add(made)
+            step()
+    finally:
+        journal.close()
+    for _ in range(sum(map(len, of_row)) - len(tasks)):
+        step()
+    tally, reasons, place, kept = _Tally(), iter(journal.reasons), itertools.count(), []
+    for row, images, left in zip(rows, of_row, chosen):
+        study, split = row["study"], row["split"]
+        for image in images:
+            if image not in left:
+                tally.rejected("images", split, study, image["path"], "views", f"view {image['view']} is not among {', '.join(sorted(wanted))}")  # fmt: skip
+        whole = []
+        for image in left:
+            reason = next(reasons)
+            if reason is None:
+                tally.kept("images", split)
+                whole.append({"key": image["key"], "view": image["view"], "row": next(place)})  # row within the shard
             else:
-                if views:
-                    run = [_only(study, views) for study in run]
-                shards.write(number, run, rejects, lambda: progress.advance(bar))
-            number += 1
-    return _finish(out, settings, shards, number, read_rejects)
+                tally.rejected("images", split, study, image["path"], "decode", reason)
+        if whole:
+            tally.kept("studies", split)
+            kept.append({**row, "images": json.dumps(whole)})
+        else:
+            tally.rejected("studies", split, study, "", "images", f"none of its {len(images)} images could be used")
+    journal.finish(_pixels(out, number))
+    _replace_text(out / "parts" / f"{number:05d}.json", json.dumps({"rejects": tally.rejects, **tally.counts}))
+    part = _done(out, number).with_suffix(".part")
+    pq.write_table(pa.Table.from_pylist(kept, SCHEMA), part)
+    os.replace(part, _done(out, number))
+    journal.remove()
 
 
-def _only(study: Study, views: Sequence[str]) -> Study:
-    wanted = set(views) | (FRONTAL if "FRONTAL" in views else set())
-    return Study(**{**vars(study), "images": tuple(image for image in study.images if image.view in wanted)})
+def _sha256(paths: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()
 
 
-def _finish(
-    out: Path, settings: dict[str, Any], shards: _Shards, number: int, last: list[tuple[str, ...]]
-) -> dict[str, Any]:
+def _finish(out: Path, settings: Mapping[str, Any], shards: int) -> dict[str, Any]:
     """Join the shards' rows and rejects, count, and write corpus.json."""
-    rejects, read = [("study", "file", "stage", "reason")], len(last)
-    base, counts = 0, Counter[str]()
-    part = out / "studies.parquet.part"
-    with pq.ParquetWriter(part, SCHEMA) as writer:
-        for n in range(number):
-            rows = pq.read_table(shards.rows(n)).to_pylist()
+    read = json.loads((out / "parts" / "read.json").read_text(encoding="utf-8"))["rejects"]
+    counts = {"studies": Counter[str](), "images": Counter[str]()}
+    for _, _, stage, _ in read:  # what a reader refused: a whole study, or one image of a study that it gave
+        if stage in ("read", "image"):
+            counts["studies" if stage == "read" else "images"][f"{UNKNOWN}/rejected"] += 1
+    base = 0
+    with (
+        pq.ParquetWriter(out / "studies.parquet.part", SCHEMA) as table,
+        pa.OSFile(str(out / "studies.arrow.part"), "wb") as file,
+        pa.ipc.new_file(file, SCHEMA) as mapped,
+        (out / "rejects.csv").open("w", newline="", encoding="utf-8") as rejects,
+    ):
+        writer = csv.writer(rejects)
+        writer.writerows([("study", "file", "stage", "reason"), *read])
+        for number in range(shards):
+            said = json.loads((out / "parts" / f"{number:05d}.json").read_text(encoding="utf-8"))
+            writer.writerows(said["rejects"])
+            for what, counter in counts.items():
+                counter.update(said[what])
+            rows = pq.read_table(_done(out, number)).to_pylist()
             for row in rows:
-                images = json.loads(row["images"])
-                counts[row["split"]] += 1
-                row["images"] = json.dumps([{**image, "row": image["row"] + base} for image in images])
-            writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
-            base += len(np.load(shards.pixels(n), mmap_mode="r"))
-            with (out / "parts" / f"{n:05d}.csv").open(newline="", encoding="utf-8") as file:
-                *said, total = [tuple(line) for line in csv.reader(file)]
-            rejects += said  # type: ignore[arg-type]
-            read += int(total[1]) + sum(stage == "read" for _, _, stage, _ in said)
-    os.replace(part, out / "studies.parquet")
-    if not sum(counts.values()):
-        raise DataError(
-            f"{settings['root']}: no study of {read} could be used; {rejects[1] if len(rejects) > 1 else 'the dataset is empty'}"
-        )
-    with (out / "rejects.csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([*rejects, *last])
+                images = [{**image, "row": image["row"] + base} for image in json.loads(row["images"])]
+                row["images"] = json.dumps(images)
+            part = pa.Table.from_pylist(rows, SCHEMA)
+            table.write_table(part)
+            mapped.write_table(part)
+            base += len(np.load(_pixels(out, number), mmap_mode="r"))
+    for name in ("studies.parquet", "studies.arrow"):
+        os.replace(out / f"{name}.part", out / name)
+    splits = {split: {what: _count(counter, split) for what, counter in counts.items()} for split in (*SPLITS, UNKNOWN)}
+    splits = {split: said for split, said in splits.items() if said["studies"]["read"] or said["images"]["read"]}
+    total = {what: _count(counter, None) for what, counter in counts.items()}
+    if not total["studies"]["kept"]:
+        with (out / "rejects.csv").open(encoding="utf-8") as file:
+            first = [*itertools.islice(csv.reader(file), 1, 2)]
+        why = f"the first: {first[0][0]}: {first[0][3]} {first[0][1]}" if first else "the dataset is empty"
+        raise DataError(f"{settings['root']}: no study of {total['studies']['read']} could be used; {why}")
     facts = {
         "format": FORMAT,
         "name": settings["name"],
         "source": settings["source"],
         "size": settings["size"],
-        "studies": sum(counts.values()),
+        "studies": total["studies"]["kept"],
         "images": base,
-        "read": read,
-        "rejected_studies": read - sum(counts.values()),
-        "splits": dict(sorted(counts.items())),
-        "shards": number,
-        "fingerprint": _sha256([out / "studies.parquet", *(shards.pixels(n) for n in range(number))]),
+        "total": total,
+        "splits": splits,
+        "shards": shards,
+        "fingerprint": _sha256([out / "studies.parquet", *(_pixels(out, n) for n in range(shards))]),
     }
     _replace_text(out / "corpus.json", json.dumps(facts, indent=1))
     shutil.rmtree(out / "parts")
     return facts
 
 
+def _count(counter: Counter[str], split: str | None) -> dict[str, int]:
+    """read = kept + rejected, of one split or of all."""
+    kept, rejected = (
+        sum(n for key, n in counter.items() if key.endswith("/" + end) and split in (None, key.split("/")[0]))
+        for end in ("kept", "rejected")
+    )
+    return {"read": kept + rejected, "kept": kept, "rejected": rejected}
+
+
 class Corpus:
-    """A prepared corpus. `name`, `size` (pixels a side), `fingerprint`, `n_images`; `len()` counts studies."""
+    """A prepared corpus. `name`, `size` (pixels a side), `fingerprint`, `n_images`; `len()` counts studies.
+
+    Its table and its pixels are mapped, not read: opening a large one costs no memory."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
@@ -236,17 +371,26 @@ class Corpus:
             raise DataError(
                 f"{self.path}: corpus of format {facts['format']}, this version reads {FORMAT}: prepare it again"
             )
+        self.facts: dict[str, Any] = facts
         self.name: str = facts["name"]
         self.size: int = facts["size"]
         self.fingerprint: str = facts["fingerprint"]
         self.n_images: int = facts["images"]
-        self._rows = pq.read_table(self.path / "studies.parquet", memory_map=True)
-        self._shards = [np.load(self.path / f"pixels-{n:05d}.npy", mmap_mode="r") for n in range(facts["shards"])]
+        try:
+            self._rows = pa.ipc.open_file(pa.memory_map(str(self.path / "studies.arrow"))).read_all()
+            self._shards = [np.load(_pixels(self.path, n), mmap_mode="r") for n in range(facts["shards"])]
+        except (OSError, ValueError, pa.ArrowInvalid) as error:
+            raise DataError(
+                f"{self.path}: {error}: a part of the corpus is missing or damaged; prepare it again"
+            ) from None
         self._starts = np.cumsum([0, *(len(shard) for shard in self._shards)])
         if len(self._rows) != facts["studies"] or self._starts[-1] != self.n_images:
             raise DataError(
                 f"{self.path}: the table or the pixel shards are not those that corpus.json counts: prepare it again"
             )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Corpus, (self.path,)  # loaders' processes map it themselves
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -257,7 +401,7 @@ class Corpus:
     def __getitem__(self, row: int) -> Study:
         images = json.loads(self._value("images", row))
         return Study(
-            **{n: self._value(n, row) for n in ("source", "patient", "study", "split", "findings", "impression")},
+            **{n: self._value(n, row) for n in TEXTS},
             images=tuple(Image(self.path, image["view"], image["key"]) for image in images),
             labels=json.loads(self._value("labels", row)),
             questions=tuple(

@@ -1,11 +1,17 @@
 """One radiograph file as one float image: the only code that decodes pixels.
 
-DICOM through pydicom (rescale or modality LUT, window or VOI LUT, MONOCHROME1 inverted), PNG and JPEG through Pillow.
-Sizes are read from the header and refused before anything is decoded.
+DICOM through pydicom: modality LUT or rescale, then VOI LUT or window, as DICOM PS3.3 C.11.1 and C.11.2 say; MONOCHROME1 is
+inverted. PNG and JPEG through Pillow. What a header promises is read and refused before anything is decoded.
+
+Where the grey scale begins and ends: a window says so itself; a picture of 8 bits has 0 and 255; everything else is
+stretched from its darkest to its brightest pixel.
 """
 
 from __future__ import annotations
 
+import struct
+import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -14,13 +20,33 @@ import numpy as np
 import pydicom
 from PIL import Image as Pillow
 from PIL import ImageOps
+from pydicom.encaps import get_frame
+from pydicom.filereader import read_file_meta_info
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from mavilt_pl.data.study import Rejected
 
 LARGEST = 12_000  # pixels a side; detectors make at most 4,000 to 5,000
 SMALLEST = 16
+DICOM_SUFFIXES = (".dcm", ".dicom", "")
 Fit = Literal["pad", "crop"]
+Pillow.MAX_IMAGE_PIXELS = LARGEST**2
+
+
+@dataclass
+class _Grey:
+    """Pixels as stored, float32 [H,W], the values that become 0 and 1, and whether bright means air."""
+
+    pixels: np.ndarray
+    low: float
+    high: float
+    inverted: bool = False
+
+    def scaled(self, pixels: np.ndarray) -> np.ndarray:
+        """These pixels, or the same made smaller, in [0, 1] with air dark."""
+        out = (pixels - self.low) / (self.high - self.low)
+        return (1 - out if self.inverted else out).clip(0, 1)
 
 
 def _check_size(path: Path, height: int, width: int) -> None:
@@ -28,27 +54,104 @@ def _check_size(path: Path, height: int, width: int) -> None:
         raise Rejected(f"{path}: {height} × {width} pixels; expected {SMALLEST} to {LARGEST} a side")
 
 
-def _read_dicom(path: Path) -> np.ndarray:
+def _stretched(pixels: np.ndarray, inverted: bool = False) -> _Grey:
+    return _Grey(pixels, float(pixels.min()), float(pixels.max()), inverted)
+
+
+def _encoded_size(frame: bytes) -> tuple[int, int] | None:
+    """Height and width in the header of a JPEG, JPEG-LS or JPEG 2000 stream; None where it is none of them."""
+    siz = frame.find(b"\xff\x4f\xff\x51")  # JPEG 2000: SOC, SIZ
+    if siz >= 0 and len(frame) >= siz + 24:
+        right, bottom, left, top = struct.unpack(">4I", frame[siz + 8 : siz + 24])
+        return bottom - top, right - left
+    place = 2 if frame[:2] == b"\xff\xd8" else len(frame)
+    while place + 9 <= len(frame) and frame[place] == 0xFF:
+        marker, length = struct.unpack(">BH", frame[place + 1 : place + 4])
+        if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
+            return struct.unpack(">HH", frame[place + 5 : place + 9])
+        place += 2 + length
+    return None
+
+
+def _number(data: pydicom.Dataset, name: str, default: float) -> float:
+    """A numeric tag; the first of several values."""
+    value = data.get(name)
+    return (
+        default if value in (None, "") else float(value[0] if isinstance(value, pydicom.multival.MultiValue) else value)
+    )
+
+
+def _read_dicom(path: Path) -> _Grey:
+    if read_file_meta_info(path).get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+        raise Rejected(f"{path}: a deflated data set, whose size cannot be known beforehand; save it undeflated")
     data = pydicom.dcmread(path)
     if "PixelData" not in data:
         raise Rejected(f"{path}: the DICOM file holds no pixel data")
-    _check_size(path, int(data.Rows), int(data.Columns))
+    rows, columns = int(data.Rows), int(data.Columns)
+    _check_size(path, rows, columns)
     frames, samples = int(data.get("NumberOfFrames", 1) or 1), int(data.get("SamplesPerPixel", 1))
     if frames != 1 or samples != 1:
         raise Rejected(f"{path}: {frames} frames of {samples} samples a pixel; expected one grey frame")
-    pixels = apply_voi_lut(apply_modality_lut(data.pixel_array, data), data).astype(np.float32)
-    return -pixels if data.PhotometricInterpretation == "MONOCHROME1" else pixels
+    if data.file_meta.TransferSyntaxUID.is_encapsulated:
+        inside = _encoded_size(get_frame(data.PixelData, 0, number_of_frames=1))
+        if inside not in (None, (rows, columns)):
+            raise Rejected(f"{path}: the header says {rows} × {columns} pixels and the compressed image {inside[0]} × {inside[1]}")  # type: ignore[index]  # fmt: skip
+    stored = data.pixel_array
+    if stored.shape != (rows, columns):
+        raise Rejected(f"{path}: the header says {rows} × {columns} pixels, {stored.shape} were decoded")
+    inverted = data.PhotometricInterpretation == "MONOCHROME1"
+    if data.get("ModalityLUTSequence"):
+        stored, slope, intercept = apply_modality_lut(stored, data), 1.0, 0.0
+    else:
+        slope, intercept = _number(data, "RescaleSlope", 1.0), _number(data, "RescaleIntercept", 0.0)
+    function = str(data.get("VOILUTFunction") or "LINEAR")
+    windowed = data.get("WindowCenter") not in (None, "") and data.get("WindowWidth") not in (None, "")
+    if data.get("VOILUTSequence") or (windowed and function not in ("LINEAR", "LINEAR_EXACT")):
+        return _stretched(apply_voi_lut(apply_modality_lut(stored, data), data).astype(np.float32), inverted)
+    pixels = stored.astype(np.float32)
+    if not windowed:
+        return _stretched(pixels, inverted != (slope < 0))
+    centre, width = _number(data, "WindowCenter", 0), _number(data, "WindowWidth", 1)
+    if function == "LINEAR":  # PS3.3 C.11.2.1.2.1: the centre is of a pixel, the width counts both ends
+        centre, width = centre - 0.5, width - 1
+    if not width > 0 or slope == 0:
+        raise Rejected(
+            f"{path}: window width {width:g} and rescale slope {slope:g}; expected a window that is not empty"
+        )
+    low, high = ((centre + side * width / 2 - intercept) / slope for side in (-1, 1))  # as stored: spares a pass
+    np.clip(pixels, min(low, high), max(low, high), out=pixels)
+    return _Grey(pixels, low, high, inverted)
 
 
-def _read_picture(path: Path) -> np.ndarray:
+def _read_picture(path: Path, least: int | None) -> _Grey:
+    """`least`: that many pixels a side will do. A JPEG is then decoded at a half, a quarter or an eighth."""
     with Pillow.open(path) as opened:
         _check_size(path, opened.height, opened.width)
+        if least is not None and opened.format == "JPEG":
+            opened.draft(None, (least, least))
         picture = ImageOps.exif_transpose(opened)
         if picture.mode in ("I;16", "I;16B", "I", "F"):
-            return np.asarray(picture, dtype=np.float32)
+            return _stretched(np.asarray(picture, dtype=np.float32))
         if picture.mode in ("RGBA", "LA", "PA"):  # transparency is not radiology: the grey under it counts
             picture = picture.convert("RGBA").convert("RGB")
-        return np.asarray(picture.convert("L"), dtype=np.float32)
+        return _Grey(np.asarray(picture.convert("L"), dtype=np.float32), 0.0, 255.0)
+
+
+def _read(path: Path, least: int | None) -> _Grey:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of files that bend the standard: what matters is refused or read
+            grey = _read_dicom(path) if path.suffix.lower() in DICOM_SUFFIXES else _read_picture(path, least)
+    except Rejected:
+        raise
+    except FileNotFoundError:
+        raise Rejected(f"{path}: the file is missing") from None
+    except Exception as error:  # decoders raise anything on damaged files
+        raise Rejected(f"{path}: not readable ({type(error).__name__}: {str(error)[:120]})") from None
+    darkest, brightest = float(grey.pixels.min()), float(grey.pixels.max())
+    if not np.isfinite(darkest + brightest) or brightest <= darkest:
+        raise Rejected(f"{path}: every pixel has the same value, or some are not numbers")
+    return grey
 
 
 def read_radiograph(path: Path) -> np.ndarray:
@@ -56,29 +159,36 @@ def read_radiograph(path: Path) -> np.ndarray:
 
     Raises `Rejected`, naming the file and the reason, for whatever is not one whole grey radiograph.
     """
-    try:
-        pixels = _read_dicom(path) if path.suffix.lower() in (".dcm", ".dicom", "") else _read_picture(path)
-    except Rejected:
-        raise
-    except FileNotFoundError:
-        raise Rejected(f"{path}: the file is missing") from None
-    except Exception as error:  # decoders raise anything on damaged files
-        raise Rejected(f"{path}: not readable ({type(error).__name__}: {str(error)[:120]})") from None
-    low, high = float(np.nanmin(pixels)), float(np.nanmax(pixels))
-    if not np.isfinite(low + high) or high <= low:
-        raise Rejected(f"{path}: every pixel has the same value, or some are not numbers")
-    return (pixels - low) / (high - low)
+    grey = _read(path, None)
+    return grey.scaled(grey.pixels)
+
+
+def read_sized(path: Path, size: int, fit: Fit = "pad") -> np.ndarray:
+    """`resize(read_radiograph(path), size, fit)` to within a grey level or two, and faster: a large JPEG is decoded no
+    finer than twice what is wanted, and what is done to each pixel is done to the small image. uint8 [size,size].
+    """
+    grey = _read(path, 2 * size)
+    return _framed(grey.scaled(_shrunk(grey.pixels, size, fit)), size)
 
 
 def resize(image: np.ndarray, size: int, fit: Fit = "pad") -> np.ndarray:
     """float [H,W] in [0,1] → uint8 [size,size] by area averaging; the aspect is kept by black padding or a centre crop."""
+    return _framed(_shrunk(image, size, fit), size)
+
+
+def _shrunk(image: np.ndarray, size: int, fit: Fit) -> np.ndarray:
+    """Sized so that the longer side (pad) or the shorter (crop) is `size`."""
     height, width = image.shape
     scale = size / (max if fit == "pad" else min)(height, width)
     tall, wide = max(1, round(height * scale)), max(1, round(width * scale))
-    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    sized = cv2.resize(image, (wide, tall), interpolation=method)
+    return cv2.resize(image, (wide, tall), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+
+
+def _framed(image: np.ndarray, size: int) -> np.ndarray:
+    """In the middle of a black square: uint8 [size,size]; what stands out is cut."""
+    tall, wide = image.shape
     out = np.zeros((size, size), np.float32)
     top, left = (size - tall) // 2, (size - wide) // 2
-    source = sized[max(-top, 0) : max(-top, 0) + size, max(-left, 0) : max(-left, 0) + size]
+    source = image[max(-top, 0) : max(-top, 0) + size, max(-left, 0) : max(-left, 0) + size]
     out[max(top, 0) : max(top, 0) + source.shape[0], max(left, 0) : max(left, 0) + source.shape[1]] = source
     return (out.clip(0, 1) * 255).round().astype(np.uint8)

@@ -7,7 +7,9 @@ from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", help="mimic-cxr-jpg, indiana or nih")
+    from mavilt_pl.data.sources import SOURCES
+
+    parser.add_argument("source", choices=sorted(SOURCES), metavar="source", help=", ".join(sorted(SOURCES)))
     parser.add_argument("root", type=Path, help="the dataset's folder, as downloaded")
     parser.add_argument("--out", type=Path, required=True, help="folder of the corpus")
     parser.add_argument("--name", help="what results call it (default: the source)")
@@ -15,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fit", choices=["pad", "crop"], default="pad", help="keep the aspect by padding or by a centre crop"
     )
-    parser.add_argument("--views", help="only images of these views, e.g. PA,AP")
+    parser.add_argument("--views", help="only images of these views, e.g. PA,AP or FRONTAL")
     parser.add_argument("--reports", help="where the reports are, if not in the dataset's folder")
     parser.add_argument("--limit", type=int, help="only the first studies")
     parser.add_argument("--workers", type=int, help="processes (default: all cores)")
@@ -26,21 +28,24 @@ def run(args: argparse.Namespace) -> int:
     from rich.table import Table
 
     from mavilt_pl.data.corpus import prepare
+    from mavilt_pl.data.study import VIEWS, DataError
 
     options = {"reports": args.reports} if args.reports else {}
     views = args.views.split(",") if args.views else None
+    unknown = [view for view in views or () if view not in VIEWS]
+    if unknown or args.size < 1:
+        raise DataError(f"--views {args.views} --size {args.size}: expected views among {', '.join(VIEWS)} and a size of 1 or more")  # fmt: skip
     facts = prepare(args.source, args.root, args.out, name=args.name, size=args.size, fit=args.fit, workers=args.workers, limit=args.limit, views=views, options=options)  # fmt: skip
     table = Table(title=f"{facts['name']}: {args.out}")
-    for column in ("", "studies"):
-        table.add_column(column, justify="right" if column else "left")
-    for split, count in facts["splits"].items():
-        table.add_row(split, f"{count:,}")
-    table.add_section()
-    for row, count in (
-        ("kept", facts["studies"]),
-        ("rejected (rejects.csv)", facts["rejected_studies"]),
-        ("read", facts["read"]),
-    ):
-        table.add_row(row, f"{count:,}")
-    Console().print(table, f"{facts['images']:,} images of {facts['size']}² pixels")
+    table.add_column("split")
+    for what in ("studies", "images"):
+        for column in ("read", "kept", "rejected"):
+            table.add_column(f"{what}\n{column}", justify="right")
+    for split, said in {**facts["splits"], "all": facts["total"]}.items():
+        if split == "all":
+            table.add_section()
+        table.add_row(split, *(f"{n:,}" for what in ("studies", "images") for n in said[what].values()))
+    Console().print(table)
+    if any(said["rejected"] for said in facts["total"].values()):
+        print(f"Why each was rejected: {args.out / 'rejects.csv'}")
     return 0
