@@ -13,6 +13,7 @@ from collections.abc import Sequence
 VERBS = {
     "phantom": ("mavilt_pl.phantom.verb", "write a synthetic corpus in a real dataset's own layout"),
     "prepare": ("mavilt_pl.data.verb", "a raw dataset → a prepared corpus"),
+    "doctor": ("mavilt_pl.data.doctor", "check a dataset, a corpus, a token cache or a run before you train on it"),
     "tokenize": ("mavilt_pl.vqgan.verb", "a corpus and a trained VQ-GAN → a token cache"),
     "run": ("mavilt_pl.recipes", "walk a whole recipe, such as `demo`; resumes where it stopped"),
     "results": ("mavilt_pl.evaluation.verb", "gather a run's figures into results.json and report.html"),

@@ -17,10 +17,11 @@ def _leave_interrupts_to_the_parent() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _executor(workers: int | None) -> ProcessPoolExecutor:
+def _executor(workers: int | None, preload: str | None = None) -> ProcessPoolExecutor:
     # Forked from a server of its own, not from this process: that one may hold threads, and a fork of those can hang.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["mavilt_pl.data.radiograph"])
+    if preload is not None and preload != "__main__":
+        context.set_forkserver_preload([preload])
     return ProcessPoolExecutor(workers or os.cpu_count() or 1, context, _leave_interrupts_to_the_parent)
 
 
@@ -49,7 +50,7 @@ class CarefulMap:
     def __init__(self, function: Callable[[Any], Any], failed: Callable[[Any, str], Any], workers: int | None = None, patience: float = 60.0):  # fmt: skip
         self.function, self.failed, self.patience = function, failed, patience
         self.workers = workers or os.cpu_count() or 1
-        self.executor = _executor(self.workers)
+        self.executor = _executor(self.workers, function.__module__)
 
     def close(self) -> None:
         self.executor.shutdown(wait=False, cancel_futures=True)

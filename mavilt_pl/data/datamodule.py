@@ -29,13 +29,13 @@ class StudyDataset(Dataset):
         self.corpus = module.opened[number]
         self.tokens = module.caches[number] if module.caches else None
         self.name = self.corpus.name
-        rows = [int(row) for row in self.corpus.rows(split)]
-        if module.hparams["wants"] == "text":
-            rows = [row for row in rows if module.text_of(self.corpus[row])]
-        elif module.hparams["wants"] in ("pairs", "instructions"):
-            rows = [r for r in rows if module.text_of(self.corpus[r]) and module.image_of(self.corpus, r) is not None]
-        else:
-            rows = [row for row in rows if module.image_of(self.corpus, row) is not None]
+        wants = module.hparams["wants"]
+        rows = [
+            row
+            for row in map(int, self.corpus.rows(split))
+            if (wants == "images" or module.text_of(self.corpus.text(row)))
+            and (wants == "text" or module.image_of(self.corpus, row) is not None)
+        ]
         limit = module.hparams[{"train": "limit_train", "val": "limit_val", "test": "limit_test"}[split]]
         if limit is not None and len(rows) > limit:
             rows = [rows[i] for i in sorted(np.random.default_rng(0).permutation(len(rows))[:limit])]
@@ -47,7 +47,7 @@ class StudyDataset(Dataset):
     def _strangers(self) -> list[int]:
         """Each patient's studies stand together in a random order of patients; one turn of the ring by the largest
         number of studies a patient has leads to another patient, and every image is used once."""
-        patients = [self.corpus[row].patient for row in self.rows]
+        patients = [self.corpus.text(row).patient for row in self.rows]
         names, number, counts = np.unique(patients, return_inverse=True, return_counts=True)
         ring = np.argsort(np.random.default_rng(1).permutation(len(names))[number], kind="stable")
         stranger = list(range(len(self.rows)))
@@ -247,9 +247,8 @@ class CXRDataModule(LightningDataModule):
 
     def image_of(self, corpus: Corpus, row: int) -> int | None:
         """The row in the pixel store of the study's image: the first of the wanted views."""
-        images = zip(corpus[row].images, corpus.image_rows(row))
         views = self.hparams["views"]
-        return next((number for image, number in images if not views or image.view in views), None)
+        return next((number for number, view in corpus.image_rows(row) if not views or view in views), None)
 
     def pixels(self, corpus: Corpus, row: int, training: bool) -> torch.Tensor:
         raw = np.asarray(corpus.pixels(row))
@@ -289,7 +288,7 @@ class CXRDataModule(LightningDataModule):
 
     def texts(self, split: str) -> list[str]:
         """All texts of a split, in order."""
-        return [text for c in self.opened for row in c.rows(split) if (text := self.text_of(c[int(row)]))]
+        return [text for c in self.opened for row in c.rows(split) if (text := self.text_of(c.text(row)))]
 
     def train_dataloader(self) -> ResumableLoader:
         datasets = self._datasets("train")

@@ -142,11 +142,13 @@ def _read(path: Path, least: int | None) -> _Grey:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of files that bend the standard: what matters is refused or read
             grey = _read_dicom(path) if path.suffix.lower() in DICOM_SUFFIXES else _read_picture(path, least)
-    except Rejected:
+    except (Rejected, KeyboardInterrupt, SystemExit):
         raise
     except FileNotFoundError:
         raise Rejected(f"{path}: the file is missing") from None
-    except Exception as error:  # decoders raise anything on damaged files
+    except (
+        BaseException
+    ) as error:  # decoders raise anything on damaged files; the RLE one panics, which is no Exception
         raise Rejected(f"{path}: not readable ({type(error).__name__}: {str(error)[:120]})") from None
     darkest, brightest = float(grey.pixels.min()), float(grey.pixels.max())
     if not np.isfinite(darkest + brightest) or brightest <= darkest:

@@ -1,0 +1,174 @@
+"""Mutants of valid files: each is read or rejected with its file's name and a reason; none crashes, hangs, or gives an image
+that is not one. Native decoders may die on a mutant, so images are read where `prepare` reads them: in processes."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from pydicom.uid import JPEG2000Lossless, RLELossless
+from test_radiograph import RAMP, write_dicom
+
+from mavilt_pl.data.corpus import _decode, _died
+from mavilt_pl.data.report import clean, sections
+from mavilt_pl.data.sources import read_source
+from mavilt_pl.data.study import DataError, Study
+from mavilt_pl.workers import CarefulMap
+
+ROUNDS = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+
+
+@pytest.fixture(scope="module")
+def decoder() -> Iterator[CarefulMap]:
+    made = CarefulMap(_decode, _died, workers=1, patience=10.0)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    folder = tmp_path_factory.mktemp("valid")
+    texture = np.random.default_rng(0).integers(0, 4096, RAMP.shape).astype(np.uint16)
+    files = {"plain.dcm": write_dicom(folder / "a.dcm", (RAMP + texture) // 2, WindowCenter=2000, WindowWidth=3000)}
+    for name, syntax in (("rle.dcm", RLELossless), ("j2k.dcm", JPEG2000Lossless)):
+        data = pydicom.dcmread(files["plain.dcm"])
+        data.compress(syntax)
+        data.save_as(folder / name)
+        files[name] = folder / name
+    found = {name: path.read_bytes() for name, path in files.items()}
+    grey = (texture >> 4).astype(np.uint8)
+    for name, picture in (
+        ("grey.png", Image.fromarray(grey)),
+        ("deep.png", Image.fromarray(texture)),
+        ("colour.png", Image.fromarray(grey).convert("RGBA")),
+        ("grey.jpg", Image.fromarray(grey)),
+        ("cmyk.jpg", Image.fromarray(grey).convert("CMYK")),
+    ):
+        out = io.BytesIO()
+        picture.save(out, {"png": "PNG", "jpg": "JPEG"}[name[-3:]])
+        found[name] = out.getvalue()
+    return found
+
+
+@st.composite
+def mutations(draw: st.DrawFn) -> list[tuple[str, float, bytes]]:
+    """Cuts, overwrites, insertions and deletions at places given as shares of the length."""
+    kinds = st.sampled_from(["cut", "write", "insert", "delete"])
+    place = st.one_of(st.floats(0, 1), st.floats(0, 0.1))  # headers matter most
+    return draw(st.lists(st.tuples(kinds, place, st.binary(min_size=1, max_size=6)), min_size=1, max_size=4))
+
+
+def mutate(data: bytes, changes: list[tuple[str, float, bytes]]) -> bytes:
+    for kind, share, piece in changes:
+        at = int(share * len(data))
+        rest = {"cut": b"", "write": piece + data[at + len(piece) :], "insert": piece + data[at:], "delete": data[at + len(piece) :]}  # fmt: skip
+        data = data[:at] + rest[kind]
+    return data
+
+
+@pytest.mark.parametrize("name", ["plain.dcm", "rle.dcm", "j2k.dcm", "grey.png", "deep.png", "colour.png", "grey.jpg", "cmyk.jpg"])  # fmt: skip
+def test_images(name: str, decoder: CarefulMap, originals: dict[str, bytes], tmp_path: Path) -> None:
+    tasks = []
+
+    @ROUNDS
+    @given(mutations())
+    def write(changes: list[tuple[str, float, bytes]]) -> None:
+        path = tmp_path / f"{len(tasks):04d}-{name}"
+        path.write_bytes(mutate(originals[name], changes))
+        tasks.append((str(path), 32, "pad"))
+
+    write()
+    assert len(tasks) >= 60
+    for (path, _, _), made in zip(tasks, decoder(tasks), strict=True):
+        if isinstance(made, str):
+            assert Path(path).name in made and len(made) > len(path) + 5
+        else:
+            assert made.shape == (32, 32) and made.dtype == np.uint8 and made.min() < made.max()
+
+
+@ROUNDS
+@given(mutations())
+def test_report_text(changes: list[tuple[str, float, bytes]]) -> None:
+    whole = "FINAL REPORT\n INDICATION: ___ with cough.\n FINDINGS: Clear lungs.\n1. IMPRESSION: Normal chest.\n"
+    text = mutate(whole.encode(), changes).decode("utf-8", "replace")
+    found = sections(text)
+    assert set(found) == {"findings", "impression", "whole"}
+    for protocol in ("none", "lower", "r2gen"):
+        clean(found["whole"], protocol)
+
+
+def studies_or_reason(name: str, root: Path) -> list[Study]:
+    """All studies of a mutated dataset, or none where one message said why."""
+    rejects: list[tuple[str, ...]] = []
+    try:
+        studies = list(read_source(name, root, lambda *why: rejects.append(why)))
+    except DataError as reason:
+        assert len(str(reason)) > 20
+        return []
+    assert all(len(why) == 4 and why[3] for why in rejects)
+    for study in studies:
+        for image in study.images:
+            assert root.resolve() in image.path.resolve().parents, "an image outside the dataset's folder"
+    return studies
+
+
+TABLES = ["mimic-cxr-2.0.0-split.csv.gz", "mimic-cxr-2.0.0-metadata.csv.gz", "mimic-cxr-2.0.0-chexpert.csv.gz"]
+
+
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("compressed", [True, False])
+def test_tables(table: str, compressed: bool, mimic_root: Path, tmp_path: Path) -> None:
+    for path in mimic_root.glob("*.csv.gz"):
+        shutil.copy(path, tmp_path / path.name)
+    whole = (mimic_root / table).read_bytes()
+
+    @ROUNDS
+    @given(mutations())
+    def check(changes: list[tuple[str, float, bytes]]) -> None:
+        if compressed:
+            (tmp_path / table).write_bytes(mutate(whole, changes))
+        else:
+            (tmp_path / table).write_bytes(gzip.compress(mutate(gzip.decompress(whole), changes)))
+        studies_or_reason("mimic-cxr-jpg", tmp_path)
+
+    check()
+
+
+def test_xml(tmp_path: Path) -> None:
+    folder = tmp_path / "ecgen-radiology"
+    folder.mkdir()
+    whole = (
+        b'<?xml version="1.0" encoding="utf-8"?><eCitation><uId id="CXR1"/><MeSH><major>normal</major></MeSH><Abstract>'
+        b'<AbstractText Label="FINDINGS">Clear.</AbstractText></Abstract><parentImage id="CXR1_1_IM-0001-3001"/></eCitation>'
+    )
+
+    @ROUNDS
+    @given(mutations())
+    def check(changes: list[tuple[str, float, bytes]]) -> None:
+        (folder / "1.xml").write_bytes(mutate(whole, changes))
+        studies_or_reason("indiana", tmp_path)
+
+    check()
+
+
+def test_json(tmp_path: Path) -> None:
+    item = {"id": "CXR1_IM-0001", "report": "Clear.", "image_path": ["CXR1_IM-0001/0.png"]}
+    whole = json.dumps({"train": [item], "val": [], "test": []}).encode()
+
+    @ROUNDS
+    @given(mutations())
+    def check(changes: list[tuple[str, float, bytes]]) -> None:
+        (tmp_path / "annotation.json").write_bytes(mutate(whole, changes))
+        studies_or_reason("r2gen", tmp_path)
+
+    check()
