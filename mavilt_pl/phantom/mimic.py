@@ -58,7 +58,7 @@ def _write_study(task: tuple[Path, int, int, int, str, int, int]) -> tuple[dict,
     cv2.setNumThreads(1)
     findings = draw_findings(rng)
     view = str(rng.choice(["PA", "AP"]))
-    image = render(draw_body(rng, findings), findings, size, rng)
+    image = render(draw_body(rng, findings), findings, size, rng, "AP" if view == "AP" else "PA")
     dicom = "-".join(f"{rng.integers(2**32):08x}" for _ in range(5))
     folder = root / "files" / f"p{str(subject)[:2]}" / f"p{subject}"
     (folder / f"s{study}").mkdir(parents=True, exist_ok=True)
