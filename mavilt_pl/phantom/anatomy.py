@@ -14,11 +14,12 @@ import numpy as np
 from mavilt_pl.phantom.body import Body, draw_body
 from mavilt_pl.phantom.findings import Finding
 from mavilt_pl.phantom.frontal import Frontal
+from mavilt_pl.phantom.lateral import Lateral
 from mavilt_pl.phantom.shapes import Array
 
 __all__ = ["Body", "Projection", "draw_body", "render"]
 
-Projection = Literal["PA", "AP"]
+Projection = Literal["PA", "AP", "LATERAL"]
 
 
 def render(
@@ -29,7 +30,7 @@ def render(
     projection: Projection = "PA",
 ) -> Array:
     """One projection, float32 [size, size] in [0, 1], air dark and bone bright, quantum noise on top."""
-    chest = Frontal(body, size, rng, projection)
+    chest = Lateral(body, size, rng) if projection == "LATERAL" else Frontal(body, size, rng, projection)
     for finding in findings:
         chest.add(finding)
     image = 0.06 + body.exposure + 0.86 * body.contrast * chest.attenuation()
