@@ -100,7 +100,7 @@ class Lateral(Chest):
         air = self.air["left"] + self.air["right"]
         under = {side: step(y - self.base[side] - 0.02, 0.06) for side in SIDES}
         total = 0.72 * torso - 0.50 * air + 0.085 * (under["left"] + under["right"]) * torso
-        total += self._heart() * (0.34 * np.clip(air * 1.2, 0, 1) + 0.05 * torso)
+        total += self._heart() * (0.31 * np.clip(air * 1.2, 0, 1) + 0.04 * torso)
         # Great vessels above the heart, the trachea's air behind them, the hila where they cross.
         vessels = blob(x, y, 0.0, -0.30, 0.13, 0.22) + 0.7 * tube(x, y, curve([(0.02, -0.36), (0.14, -0.42), (0.24, -0.30), (0.30, 0.2)]), 0.06)  # fmt: skip
         total += 0.10 * vessels * self.within() + 0.12 * blob(x, y, 0.05, -0.06, 0.09, 0.13) * self.within()
@@ -114,7 +114,7 @@ class Lateral(Chest):
         back = body.depth + 0.22 + body.wall - 0.12 * np.clip((-0.35 - y) / 0.6, 0, 1)
         half = (back - front) / 2
         trunk = np.sqrt(np.clip(1 - ((x - (back + front) / 2) / half) ** 6, 0, 1))
-        shoulder = 0.16 * blob(x, y, 0.08, -0.88, 0.42, 0.24)  # raised arms: more tissue over the apices
+        shoulder = 0.18 * blob(x, y, 0.10, -0.85, 0.45, 0.26)  # raised arms: more tissue over the apices
         return trunk + shoulder * trunk
 
     def _heart(self) -> Array:
@@ -125,16 +125,17 @@ class Lateral(Chest):
         dx, dy = self.x - cx, self.y - cy
         along, across = dx * 0.80 - dy * 0.60, dx * 0.60 + dy * 0.80
         square = (along / (half * 1.15)) ** 2 + (across / (half * 0.88)) ** 2
-        return step(1 - square, 0.25) * (0.6 + 0.4 * np.sqrt(np.clip(1 - square, 0, 1)))
+        return step(1 - square, 0.50) * (0.45 + 0.55 * np.sqrt(np.clip(1 - square, 0, 1)))
 
     def _bones(self) -> Array:
         body, x, y = self.body, self.x, self.y
         disc = 0.5 + 0.5 * np.cos(2 * np.pi * (y / 0.135 + body.rib_phase))
-        spine = np.exp(-(((x - self.spine) / 0.085) ** 4)) * (0.14 - 0.09 * disc)
+        spine = np.exp(-(((x - self.spine) / 0.085) ** 4)) * (0.13 - 0.07 * disc) * (1 - 0.4 * step(self.y - 0.55, 0.4))
         cage = step(x - self.front + 0.02, 0.05) * step(self.back + 0.03 - x, 0.05)
         cage = cage * step(y - body.apex - 0.05, 0.1) * step(0.70 - y, 0.25)
         ribs = rib((y + 0.55 * x - 0.25 * x**2) / 0.165 + body.rib_phase, 0.18)  # down and forward
         ribs = 0.04 * ribs + 0.03 * rib((y + 0.62 * x - 0.25 * x**2) / 0.160 + body.rib_phase + 0.35, 0.18)
         sternum = 0.14 * np.exp(-(((x - self.front + 0.03) / 0.025) ** 2)) * step(y + 0.52, 0.08) * step(0.18 - y, 0.1)
-        scapula = 0.05 * tube(x, y, [(0.30, -0.75), (self.body.depth + 0.10, -0.20)], 0.07)
+        scapula = 0.06 * tube(x, y, [(0.30, -0.80), (body.depth + 0.10, -0.22)], 0.05)
+        scapula += 0.05 * tube(x, y, [(0.05, -1.0), (0.16, -0.74)], 0.09)  # and the raised arm's humerus
         return spine + ribs * cage + sternum + scapula
