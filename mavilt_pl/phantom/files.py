@@ -1,0 +1,41 @@
+"""Pixels and tables as bytes that do not change from one run to the next."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from mavilt_pl.phantom.shapes import Array
+
+
+def picture(image: Array, suffix: str) -> bytes:
+    """An image [H,W] in [0, 1] as an 8-bit `.jpg` (quality 95) or `.png`."""
+    options = [cv2.IMWRITE_JPEG_QUALITY, 95] if suffix == ".jpg" else []
+    _, data = cv2.imencode(suffix, (image * 255).round().astype(np.uint8), options)
+    return data.tobytes()
+
+
+def write_table(path: Path, rows: Sequence[Mapping], columns: Sequence[str] = ()) -> None:
+    """Rows as .csv, or as .csv.gz without the time of day in the header."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(
+        text, list(columns or rows[0]), extrasaction="ignore" if columns else "raise", lineterminator="\n"
+    )
+    writer.writeheader()
+    writer.writerows(rows)
+    data = text.getvalue().encode()
+    path.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
+
+
+def write_archive(path: Path, members: Mapping[str, str]) -> None:
+    """Texts by name as a .zip, every member dated 1980."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, text in members.items():
+            archive.writestr(zipfile.ZipInfo(name), text, zipfile.ZIP_DEFLATED)
