@@ -54,6 +54,7 @@ class Task(NamedTuple):
     number: int  # of the study, from 0
     laterals: float
     pixels: Literal["jpg", "dicom"]
+    zipped: bool
 
 
 class Row(NamedTuple):
@@ -62,7 +63,7 @@ class Row(NamedTuple):
     splits: list[dict]
     metadata: list[dict]
     labels: dict
-    report: tuple[str, str]  # path under the root, text
+    report: tuple[str, str]  # path under the root; text, where it goes into the archive
     records: list[dict]
 
 
@@ -79,8 +80,8 @@ def _name(rng: np.random.Generator) -> str:
     return "-".join(f"{rng.integers(2**32):08x}" for _ in range(5))
 
 
-def _draw(task: Task) -> tuple[list[tuple[str, Projection, Array]], list[Finding], str]:
-    """Images as name, view and pixels; findings; the report's text. Laterals have a random stream of their own, so
+def _draw(task: Task) -> tuple[list[tuple[str, Projection, Array]], list[Finding], str, str]:
+    """Images as name, view and pixels; findings; the examination's name; the report's text. Laterals have a random stream of their own, so
     that the frontal images and the reports' sentences are the same with and without them."""
     rng, beside = (np.random.default_rng([task.seed, task.number, *more]) for more in ((), (1,)))
     findings = draw_findings(rng)
@@ -95,12 +96,13 @@ def _draw(task: Task) -> tuple[list[tuple[str, Projection, Array]], list[Finding
     text = REPORT.format(
         examination=examination, findings=findings_text(findings, rng), impression=impression_text(findings)
     )
-    return images, findings, text
+    return images, findings, examination, text
 
 
 def _write_study(task: Task) -> Row:
     cv2.setNumThreads(1)
-    images, findings, text = _draw(task)
+    images, findings, examination, text = _draw(task)
+    bedside = len(images) == 1 and images[0][1] == "AP"  # a patient who cannot stand has no lateral taken
     date = 21000101 + task.number % 28
     patient = f"files/p{str(task.subject)[:2]}/p{task.subject}"
     folder = task.root / patient / f"s{task.study}"
@@ -120,20 +122,21 @@ def _write_study(task: Task) -> Row:
         meta = dict.fromkeys(METADATA, "") | {"dicom_id": name} | ids
         meta |= {"ViewPosition": view, "Rows": task.size, "Columns": task.size, "StudyDate": date}
         meta |= {
-            "PerformedProcedureStepDescription": text.split("EXAMINATION:")[1].splitlines()[0].strip(),
+            "PerformedProcedureStepDescription": examination,
             "StudyTime": f"{7 + task.number % 12:02d}{task.number % 60:02d}00.000",
-            "ProcedureCodeSequence_CodeMeaning": "CHEST (PORTABLE AP)"
-            if images[0][1] == "AP"
-            else "CHEST (PA AND LAT)",
+            "ProcedureCodeSequence_CodeMeaning": "CHEST (PORTABLE AP)" if bedside else examination,
             "ViewCodeSequence_CodeMeaning": VIEW_CODE[view],
-            "PatientOrientationCodeSequence_CodeMeaning": "Recumbent" if images[0][1] == "AP" else "Erect",
+            "PatientOrientationCodeSequence_CodeMeaning": "Recumbent" if bedside else "Erect",
         }
         metadata.append(meta)
-    return Row(splits, metadata, ids | _labels(findings), (f"{patient}/s{task.study}.txt", text), records)
+    report = f"{patient}/s{task.study}.txt"
+    if not task.zipped:
+        (task.root / report).write_text(text, encoding="utf-8")
+    return Row(splits, metadata, ids | _labels(findings), (report, text if task.zipped else ""), records)
 
 
 def _tasks(root: Path, studies: int, size: int, seed: int, validate: int, test: int, laterals: float,
-           pixels: Literal["jpg", "dicom"]) -> Iterator[Task]:  # fmt: skip
+           pixels: Literal["jpg", "dicom"], zipped: bool = False) -> Iterator[Task]:  # fmt: skip
     """Patients have one to three studies; whole patients go to test, then to validate, then to train."""
     rng = np.random.default_rng([seed, 2**32 - 1])
     subject, number = 10_000_031, 0
@@ -142,7 +145,7 @@ def _tasks(root: Path, studies: int, size: int, seed: int, validate: int, test: 
         split = "test" if number < test else "validate" if number < test + validate else "train"
         end = test if split == "test" else test + validate if split == "validate" else studies
         for _ in range(min(int(rng.integers(1, 4)), end - number)):
-            yield Task(root, seed, subject, 50_000_000 + number, split, size, number, laterals, pixels)
+            yield Task(root, seed, subject, 50_000_000 + number, split, size, number, laterals, pixels, zipped)
             number += 1
 
 
@@ -165,16 +168,12 @@ def write_mimic(
     The same arguments give the same bytes, whatever the number of workers. The split table or record list is written
     last: a folder without it is not a dataset to any reader.
     """
-    tasks = list(_tasks(root, studies, size, seed, validate, test, laterals, pixels))
+    tasks = list(_tasks(root, studies, size, seed, validate, test, laterals, pixels, zipped))
     title = "Phantoms, MIMIC-CXR-JPG" if pixels == "jpg" else "Phantoms, MIMIC-CXR"
     with pool(workers) as processes:
         rows = list(track(processes.map(_write_study, tasks, chunksize=32), title, len(tasks)))
-    reports = dict(row.report for row in rows)
     if zipped:
-        write_archive(root / "mimic-cxr-reports.zip", reports)
-    else:
-        for name, text in reports.items():
-            (root / name).write_text(text, encoding="utf-8")
+        write_archive(root / "mimic-cxr-reports.zip", dict(row.report for row in rows))
     splits = [split for row in rows for split in row.splits]
     if pixels == "jpg":
         labels = [row.labels for row in rows]
