@@ -50,7 +50,8 @@ class Study:
     """One examination: its images, its report, what is known of its findings, and questions about it.
 
     `labels` maps a finding's name to present, absent or uncertain; a finding that is not mentioned has no entry.
-    `patient` and `study` are the source's own identifiers; they are unique only together with `source`."""
+    `report` is the whole text where the source has more than the two sections. `patient` and `study` are the source's
+    own identifiers; they are unique only together with `source`."""
 
     source: str
     patient: str
@@ -61,3 +62,4 @@ class Study:
     impression: str = ""
     labels: Mapping[str, Label] = field(default_factory=dict)
     questions: tuple[Question, ...] = ()
+    report: str = ""
