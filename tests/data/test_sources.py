@@ -15,9 +15,11 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from mavilt_pl.cli import main
-from mavilt_pl.data.sources import SOURCES, hash_split, read_source
+from mavilt_pl.data.sources import SOURCES, hash_split, read_source, source_options
 from mavilt_pl.data.study import DataError, Study
 
 
@@ -589,3 +591,79 @@ def test_prepare_counts_what_was_read(tmp_path: Path) -> None:
     assert (facts["read"], facts["studies"], facts["rejected_studies"]) == (3, 1, 2)
     rejects = (tmp_path / "out/rejects.csv").read_text()
     assert all(text in rejects for text in ("CXR1", "CXR2", "CXR10"))
+
+
+def test_the_reader_in_the_docs_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs/datasets.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(code.splitlines()) < 60
+    (tmp_path / "padchest_of_the_docs.py").write_text(code, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(SOURCES, "padchest", "padchest_of_the_docs")
+    rows = (
+        ("1_a.png", 0, "1", "p", "PA", "['normal']"),
+        ("1_b.png", 0, "1", "p", "L", "['normal']"),
+        ("2_a.png", 3, "2", "p", "AP_horizontal", "['pulmonary edema', ' nodule']"),
+        ("../3_a.png", 3, "3", "q", "PA", "['normal']"),
+        ("4_a.png", 3, "4", "q", "PA", "nan"),
+        ("5_a.png", "..", "5", "q", "PA", "['normal']"),
+    )
+    columns = ("ImageID", "ImageDir", "StudyID", "PatientID", "Projection", "Labels")
+    write_csv(tmp_path / "root/PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv", columns, *rows)
+    studies, rejects = read("padchest", tmp_path / "root")
+    assert [[image.view for image in s.images] for s in studies] == [["PA", "LATERAL"], ["AP"]]
+    assert studies[0].images[1].path == tmp_path / "root/0/1_b.png"
+    assert studies[1].labels == {"edema": "present", "lung lesion": "present"}
+    assert len({s.split for s in studies}) == 1 and [why[0] for why in rejects] == ["3", "4", "5"]
+
+
+def test_the_docs_name_every_source_and_option() -> None:
+    page = (Path(__file__).parents[2] / "docs/datasets.md").read_text(encoding="utf-8")
+    for name in SOURCES:
+        (line,) = [line for line in page.splitlines() if line.startswith(f"| `{name}` |")]
+        assert set(re.findall(r"`(\w+)`", line.split("|")[3])) == set(source_options(name))
+
+
+@pytest.mark.slow
+def test_official_counts_of_the_real_tables(tmp_path: Path) -> None:
+    """The label tables that torchxrayvision carries are the datasets' own: studies and patients as published."""
+    tables = Path(pytest.importorskip("torchxrayvision").__file__).parent / "data"
+    for folder in ("chexpert", "nih/images", "rsna"):
+        (tmp_path / folder).mkdir(parents=True)
+    shutil.copy(tables / "chexpert_train.csv.gz", tmp_path / "chexpert/train.csv.gz")
+    chexpert(tmp_path / "valid")
+    shutil.copy(tmp_path / "valid/valid.csv", tmp_path / "chexpert")
+    shutil.copy(tables / "Data_Entry_2017_v2020.csv.gz", tmp_path / "nih")
+    (tmp_path / "nih/images/00000001_000.png").touch()
+    with zipfile.ZipFile(tables / "kaggle_stage_2_train_labels.csv.zip") as archive:
+        name = next(n for n in archive.namelist() if n.endswith("stage_2_train_labels.csv") and "MACOSX" not in n)
+        (tmp_path / "rsna/stage_2_train_labels.csv").write_bytes(archive.read(name))
+    for source, studies, patients, images in (("chexpert", 187_642, 64_541, 223_415), ("nih", 112_120, 30_805, 112_120), ("rsna", 26_684, 26_684, 26_684)):  # fmt: skip
+        found, rejects = read(source, tmp_path / source)
+        counts = len(found), len({s.patient for s in found}), sum(len(s.images) for s in found)
+        assert not rejects and counts == (studies, patients, images)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_mutants_are_read_or_refused(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Bytes changed, cut or doubled in any table, JSON, XML or text: studies, rejects or a DataError that names a file."""
+    name = data.draw(st.sampled_from(sorted(SOURCES)))
+    root = tmp_path_factory.mktemp("mutant")
+    LAYOUTS[name](root)
+    path = data.draw(st.sampled_from(sorted(p for p in root.rglob("*.*") if p.is_file() and p.stat().st_size)))
+    raw = path.read_bytes()
+    start, length = (data.draw(st.integers(0, len(raw) - 1)) for _ in range(2))
+    middle = data.draw(
+        st.one_of(st.binary(max_size=8), st.sampled_from([b"\n", b",", b'"', b"{", b"null", b"\0", raw]))
+    )
+    path.write_bytes(raw[:start] + middle + raw[start + length % 16 :])
+    try:
+        studies, rejects = read(name, root)
+    except DataError as error:
+        assert str(root) in str(error)
+        return
+    assert all(isinstance(text, str) for why in rejects for text in why)
+    assert all(image.path.is_relative_to(root) and ".." not in image.path.parts for s in studies for image in s.images)
+    assert len({s.study for s in studies}) == len(studies)
+    assert len({s.patient for s in studies}) == len({(s.patient, s.split) for s in studies})

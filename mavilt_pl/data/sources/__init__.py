@@ -67,11 +67,15 @@ def read_source(name: str, root: Path, reject: Reject, **options: object) -> Ite
         raise DataError(f"unknown source {name!r}; expected one of {', '.join(SOURCES)}")
     if not root.is_dir():
         raise DataError(f"{root} is not a folder; expected the root of a {name} download")
-    read = importlib.import_module(SOURCES[name]).read
-    known = list(inspect.signature(read).parameters)[2:]
+    known = source_options(name)
     if unknown := [option for option in options if option not in known]:
         raise DataError(f"source {name} has no option {', '.join(unknown)}; it has {', '.join(known) or 'none'}")
-    return _consistent(read(root, reject, **options), reject)
+    return _consistent(importlib.import_module(SOURCES[name]).read(root, reject, **options), reject)
+
+
+def source_options(name: str) -> tuple[str, ...]:
+    """Names of the options of a source's reader; each takes a text."""
+    return tuple(inspect.signature(importlib.import_module(SOURCES[name]).read).parameters)[2:]
 
 
 def _consistent(studies: Iterator[Study], reject: Reject) -> Iterator[Study]:
@@ -140,6 +144,17 @@ def read_table(path: Path, columns: Sequence[str], key: Sequence[str] = ()) -> p
         values = ", ".join(f"{column} {rows.at[row, column]}" for column in key)
         raise DataError(f"{path}, row {row + 2}: {values} is there twice; expected once: download the table again")
     return rows
+
+
+def groups(rows: pd.DataFrame, *key: str) -> Iterator[list[dict[str, str]]]:
+    """The rows that share a key, as dicts, in the order in which the keys come. (An order of magnitude faster than
+    iterating over pandas' groupby, which makes a frame of each group.)"""
+    places: dict[tuple[str, ...], list[int]] = {}
+    for place, values in enumerate(zip(*(rows[column] for column in key))):
+        places.setdefault(values, []).append(place)
+    columns, cells = list(rows.columns), rows.to_numpy()
+    for found in places.values():
+        yield [dict(zip(columns, cells[place])) for place in found]
 
 
 def read_json(path: Path, kind: type) -> Any:

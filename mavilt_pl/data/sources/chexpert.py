@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from mavilt_pl.data.sources import Reject, certainties, inside, table, view
+from mavilt_pl.data.sources import Reject, certainties, groups, inside, table, view
 from mavilt_pl.data.study import DataError, Image, Rejected, Split, Study
 
 FINDINGS = (
@@ -19,26 +19,27 @@ _PATH = re.compile(r"(?:CheXpert[^/]*/)?((?:train|valid)/(patient\d+)/(study\d+)
 
 
 def _studies(rows: pd.DataFrame, stem: str, split: Split, root: Path, reject: Reject) -> Iterator[Study]:
-    matches = [_PATH.fullmatch(path) for path in rows["Path"]]
-    for path, match in zip(rows["Path"], matches):
-        if match is None:
+    matches = {path: match for path in rows["Path"] if (match := _PATH.fullmatch(path))}
+    for path in rows["Path"]:
+        if path not in matches:
             try:
                 inside(root, path)
                 raise Rejected(f"Path {path[:300]!r}; expected …/train/patient00001/study1/view1_frontal.jpg")
             except Rejected as reason:
                 reject("", path, "read", f"{stem}: {reason}")
-    rows = rows.assign(study=[f"{match[2]}_{match[3]}" if match else "" for match in matches], match=matches)
-    for study, group in rows[rows["study"] != ""].groupby("study", sort=False):
+    rows = rows[rows["Path"].isin(matches)]
+    for group in groups(rows.assign(study=[f"{m[2]}_{m[3]}" for m in map(matches.__getitem__, rows["Path"])]), "study"):
+        study, images = group[0]["study"], []
         try:
-            labels = [certainties(row, FINDINGS) for row in group.to_dict("records")]
+            labels = [certainties(row, FINDINGS) for row in group]
             if any(label != labels[0] for label in labels):
                 raise Rejected(f"{stem} gives the images of this study different labels; expected one set a study")
-            images = [
-                Image(inside(root, match[1]), view(*(("lateral",) if side == "Lateral" else (position, side))), f"{study}_{match[4]}")
-                for match, side, position in zip(group["match"], group["Frontal/Lateral"], group["AP/PA"])
-            ]  # fmt: skip
+            for row in group:
+                match, side = matches[row["Path"]], row["Frontal/Lateral"]
+                codes = (side,) if side == "Lateral" else (row["AP/PA"], side)
+                images.append(Image(inside(root, match[1]), view(*codes), f"{study}_{match[4]}"))
         except Rejected as reason:
-            reject(study, group["Path"].iloc[0], "read", str(reason))
+            reject(study, group[0]["Path"], "read", str(reason))
             continue
         yield Study("chexpert", study.split("_")[0], study, split, tuple(images), labels=labels[0])
 

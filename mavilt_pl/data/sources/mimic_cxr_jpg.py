@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from mavilt_pl.data.report import sections
-from mavilt_pl.data.sources import Reject, certainties, inside, table, view
+from mavilt_pl.data.sources import Reject, certainties, groups, inside, table, view
 from mavilt_pl.data.study import DataError, Image, Rejected, Split, Study
 
 SPLIT: dict[str, Split] = {"train": "train", "validate": "val", "test": "test"}
@@ -90,23 +90,26 @@ def studies(
     labels: Labels,
 ) -> Iterator[Study]:
     """Studies in the order of `rows`, which name an image each: dicom_id, study_id, subject_id, split, path."""
-    for (subject, study), group in rows.groupby(["subject_id", "study_id"], sort=False):
+    for group in groups(rows, "subject_id", "study_id"):
+        subject, study = group[0]["subject_id"], group[0]["study_id"]
         try:
-            split = "/".join(group["split"].unique())
+            split = "/".join(dict.fromkeys(row["split"] for row in group))
             if split not in SPLIT:
                 raise Rejected(f"split {split!r}; expected one of {', '.join(SPLIT)}: correct the split table")
-            wrong = [name for name in (subject, study, *group["dicom_id"]) if not _IDENTIFIER.fullmatch(name)]
+            wrong = [
+                name for name in (subject, study, *(r["dicom_id"] for r in group)) if not _IDENTIFIER.fullmatch(name)
+            ]
             if wrong:
                 raise Rejected(f"identifier {wrong[0]!r}; expected letters, digits, dots and dashes: correct the table")
             images = [
-                Image(inside(root, path), view(*views.get(dicom, ())), dicom)
-                for dicom, path in zip(group["dicom_id"], group["path"])
+                Image(inside(root, row["path"]), view(*views.get(row["dicom_id"], ())), row["dicom_id"])
+                for row in group
             ]
             report = text(report_paths.get(study, f"{folder(subject)}/s{study}.txt"))
-            row = labels.get((subject, study), {})
-            found = certainties(row, list(row))
+            said = labels.get((subject, study), {})
+            found = certainties(said, list(said))
         except Rejected as reason:
-            reject(study, group["path"].iloc[0], "read", str(reason))
+            reject(study, group[0]["path"], "read", str(reason))
             continue
         parts = sections(report)
         yield Study(

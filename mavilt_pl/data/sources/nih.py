@@ -24,7 +24,10 @@ FINDINGS = (
 
 def _list(root: Path, name: str) -> set[str]:
     path = root / name
-    return set(path.read_text(encoding="utf-8-sig").split()) if path.exists() else set()
+    try:
+        return set(path.read_text(encoding="utf-8-sig").split()) if path.exists() else set()
+    except (OSError, UnicodeError) as error:
+        raise DataError(f"{path} is not a readable list of file names ({error}): download it again") from None
 
 
 def _labels(row: dict[str, str]) -> dict[str, Label]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from mavilt_pl.data.sources import Reject, find_table, hash_split, inside, read_table, table
+from mavilt_pl.data.sources import Reject, find_table, groups, hash_split, inside, read_table, table
 from mavilt_pl.data.study import Image, Label, Rejected, Study
 
 CLASSES = {"lung opacity": "1", "normal": "0", "no lung opacity / not normal": "0"}  # class → its Target
@@ -19,10 +19,11 @@ def read(root: Path, reject: Reject) -> Iterator[Study]:
     rows = table(root, "stage_2_train_labels", ("patientId", "Target"))
     classes: dict[str, set[str]] = {}
     if path := find_table(root, "stage_2_detailed_class_info"):
-        for patient, name in read_table(path, ("patientId", "class"))[["patientId", "class"]].itertuples(index=False):
-            classes.setdefault(patient, set()).add(name.strip().lower())
-    for patient, group in rows.groupby("patientId", sort=False):
-        targets, named = set(group["Target"]), classes.get(patient, set())
+        for group in groups(read_table(path, ("patientId", "class")), "patientId"):
+            classes[group[0]["patientId"]] = {row["class"].strip().lower() for row in group}
+    for boxes in groups(rows, "patientId"):
+        patient, targets = boxes[0]["patientId"], {box["Target"] for box in boxes}
+        named = classes.get(patient, set())
         try:
             if targets not in ({"0"}, {"1"}):
                 raise Rejected(f"Target {' and '.join(sorted(targets))}; expected 0 or 1, the same in all rows")
