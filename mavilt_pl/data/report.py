@@ -24,12 +24,16 @@ _HEADINGS = {
     r"|dictated\sby|attending|electronically\ssigned(?:\sby)?|communication|patient\shistory|provisional\sfindings(?:\simpression)?",
 }
 _HEADING = re.compile(
-    r"(?P<start>^[ \t>*#•-]*(?:\(?(?:\d{1,2}|[ivxIVX]{1,4})[.)][ \t]*)?[*_]*)?(?<![A-Za-z-])(?P<name>"
+    # At a line's start, at a capital, or after a sentence: only there a name may open a section, and few words are tried.
+    r"(?:(?P<start>^[ \t>*#•-]*(?:\(?(?:\d{1,2}|[ivxIVX]{1,4})[.)][ \t]*)?[*_]*)"
+    r"|(?<![A-Za-z-])(?-i:(?=[A-Z]))|(?<=[.:;!?_)])|(?<=[.:;!?_)]\s)|(?<=[.:;!?_)]\s\s))(?P<name>"
     + "|".join(f"(?P<{kind}>{pattern})" for kind, pattern in reversed(_HEADINGS.items()))
     + r")(?:\(s\))?[*]*(?P<mark>[ \t]*:+[-*]*|[ \t]*;|[ \t]*[-–—]{1,2}(?=\s)|[ \t]*$|(?=\s+(?:\d\.|(?-i:[A-Z][a-z]))))",
     re.IGNORECASE | re.MULTILINE,
 )
 _TITLE = re.compile(r"^[ \t]*(?:final report|wet read|(?:final )?addendum)[ \t:]*$", re.IGNORECASE | re.MULTILINE)
+_PRELIMINARY = re.compile(r"^[ \t]*(?:wet\sread|prelim(?:inary)?\sreport)\b", re.IGNORECASE | re.MULTILINE)
+_FINAL = re.compile(r"^[ \t]*final\sreport\b", re.IGNORECASE | re.MULTILINE)
 _MISSPELT = re.compile(r"^[ \t]*(?P<name>[A-Za-z]{6,12})[ \t]*:", re.MULTILINE)
 # After these words a heading's name goes on with their sentence: "these findings: …".
 _SENTENCE_GOES_ON = re.compile(
@@ -96,10 +100,14 @@ def sections(text: str) -> dict[str, str]:
     """`findings`, `impression` and `whole` of a report, each "" where there is none.
 
     Sections are found whatever their order, spelling or numbering, in mid-line too; of two of one kind (an addendum),
-    both are kept in order. FINDINGS AND IMPRESSION under one heading are findings. Text before any heading belongs to
-    no section; a report without any heading of a section is all `whole`.
+    both are kept in order, but nothing of a wet read that a final report follows. FINDINGS AND IMPRESSION under one
+    heading are findings. Text before any heading belongs to no section; a report without any heading of a section is all
+    `whole`.
     """
     text = re.sub(r"\r\n?", "\n", text.lstrip("\ufeff"))
+    whole = _plain(_TITLE.sub("", text))
+    if (early := _PRELIMINARY.search(text)) and (final := _FINAL.search(text, early.end())):
+        text = text[: early.start()] + text[final.start() :]
     found: dict[str, list[str]] = {kind: [] for kind in _HEADINGS}
     headings = _headings(text)
     for (_, begin, kind), (end, _, _) in zip(headings, [*headings[1:], (len(text), 0, "")]):
@@ -109,7 +117,7 @@ def sections(text: str) -> dict[str, str]:
     return {
         "findings": " ".join(found["findings"]),
         "impression": " ".join(found["impression"]),
-        "whole": _plain(_TITLE.sub("", text)),
+        "whole": whole,
     }
 
 
