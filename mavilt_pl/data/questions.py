@@ -52,8 +52,8 @@ def _set_answer(names: Iterable[str]) -> str:
 
 
 def choices(item: Mapping[str, Any]) -> tuple[str, ...]:
-    """Possible answers of a MIMIC-CXR-VQA `choose` question: either alternative, both, and none; () where the two cannot
-    be read from the template's arguments or, where there are none, from the end of the question."""
+    """Possible answers of a MIMIC-CXR-VQA `choose` question: either alternative, both, none; () where the two cannot be
+    read from the template's arguments or, where there are none, from the end of the question."""
     arguments = item.get("template_arguments")
     pair: list[str] = []
     if isinstance(arguments, dict):
@@ -95,7 +95,9 @@ def _medical_diff_vqa(row: dict[str, str]) -> tuple[str, Question]:
     if not (row["study_id"] and question and answer):
         raise Rejected(f"study {row['study_id']!r}: a blank study_id, question or answer; expected all three")
     closed = answer.lower() in YES_NO
-    return row["study_id"], Question(question, answer.lower() if closed else answer, row["question_type"], YES_NO if closed else ())  # fmt: skip
+    return row["study_id"], Question(
+        question, answer.lower() if closed else answer, row["question_type"], YES_NO if closed else ()
+    )
 
 
 _DIFF_COLUMNS = ("study_id", "question_type", "question", "answer")
@@ -112,7 +114,11 @@ def _items(path: Path, counts: Counter[str]) -> Iterator[tuple[Path, str, Any]]:
                 yield pairs, f"row {number}", row
         return
     folder = path / "dataset" if (path / "dataset").is_dir() else path
-    files = [path] if path.is_file() else [f for name in ("train", "valid", "test") if (f := folder / f"{name}.json").exists()]  # fmt: skip
+    files = (
+        [path]
+        if path.is_file()
+        else [f for name in ("train", "valid", "test") if (f := folder / f"{name}.json").exists()]
+    )
     if not files:
         raise DataError(
             f"{path}: no questions found; expected a .json file or the folder of MIMIC-CXR-VQA (dataset/train.json, "
@@ -146,7 +152,12 @@ def read_questions(path: Path, reject: Reject) -> dict[str, tuple[Question, ...]
                 with_ = "with the same answer" if first == question else "with another answer"
                 raise Rejected(f"study {study}: {question.question[:120]!r} is asked twice, {with_}; the first is kept")
         except Rejected as reason:
-            reject(str(item.get("study_id", "")) if isinstance(item, dict) else "", str(file), "question", f"{place}: {reason}")  # fmt: skip
+            reject(
+                str(item.get("study_id", "")) if isinstance(item, dict) else "",
+                str(file),
+                "question",
+                f"{place}: {reason}",
+            )
     for reason_, number in counts.items():
         reject("", str(path), "question", f"{number:,} {reason_}")
     return {study: tuple(asked.values()) for study, asked in found.items() if asked}
@@ -155,7 +166,7 @@ def read_questions(path: Path, reject: Reject) -> dict[str, tuple[Question, ...]
 def with_questions(
     studies: Iterable[Study], questions: Mapping[str, tuple[Question, ...]], reject: Reject | None = None
 ) -> Iterator[Study]:
-    """The studies, each with the questions about it added to its own. Once all studies have passed, `reject` is told how
+    """The studies, each with the questions about it added to its own. After the last study, `reject` is told how
     many questions are about none of them."""
     unasked = set(questions)
     for study in studies:

@@ -10,21 +10,27 @@ from mavilt_pl.data.study import DataError, Study
 # Headings as they are spelled in MIMIC-CXR, and the section that they open. A `title` is a heading without a colon too.
 # `chest` names the views ("PA AND LATERAL CHEST RADIOGRAPHS:") or the report itself, and its text is the findings only
 # where no FINDINGS are: elsewhere it is a heading within a section.
-_CHEST_WORDS = r"(?:a|an|and|ap|bedside|chest|cxr|erect|film|frontal|lateral|of|one|pa|portable|radiographs?|semi-?erect|single|supine|the|two|upright|views?|x-?rays?)"
+_CHEST_WORDS = (
+    r"(?:a|an|and|ap|bedside|chest|cxr|erect|film|frontal|lateral|of|one|pa|portable|radiographs?|semi-?erect|single"
+    r"|supine|the|two|upright|views?|x-?rays?)"
+)
 _HEADINGS = {
-    "findings": r"(?:(?:additional|chest|cxr|other|pertinent|radiographic|x-?ray)\s)?findings?(?:\s*(?:and|/|&)\s*impressions?)?"
+    "findings": r"(?:(?:additional|chest|cxr|other|pertinent|radiographic|x-?ray)\s)?findings?"
+    r"(?:\s*(?:and|/|&)\s*impressions?)?"
     r"|impressions?\s*(?:and|/|&)\s*findings?",
     "impression": r"(?:(?:final|overall|radiographic)\s)?impressions?(?:\s*(?:and|/|&)\s*recommendations?)?"
     r"|conclusions?|summary|opinion|interpretation|imp",
-    "chest": rf"(?:{_CHEST_WORDS}[\s,/&]+){{0,9}}(?:chest|cxr)(?:[\s,/&]+{_CHEST_WORDS}){{0,9}}|report|description|observations?",
-    "title": r"(?:final|preliminary|prelim)\sreport|wet\sread|(?:final\s)?addend(?:um|a)|examination|indications?|history|technique"
-    r"|comparisons?|recommendations?|notifications?",
-    "other": r"exams?|(?:type\sof\s)?(?:study|exam(?:ination)?)|procedure|clinical\s(?:history|information|indication|data|statement)"
-    r"|reason\sfor\s(?:the\s)?(?:exam(?:ination)?|study)|comparison\s(?:study|film|exam)s?|(?:exam|procedure)\sdate|pfi|views?"
-    r"|dictated\sby|attending|electronically\ssigned(?:\sby)?|communication|patient\shistory|provisional\sfindings(?:\simpression)?",
+    "chest": rf"(?:{_CHEST_WORDS}[\s,/&]+){{0,9}}(?:chest|cxr)(?:[\s,/&]+{_CHEST_WORDS}){{0,9}}"
+    r"|report|description|observations?",
+    "title": r"(?:final|preliminary|prelim)\sreport|wet\sread|(?:final\s)?addend(?:um|a)|examination|indications?"
+    r"|history|technique|comparisons?|recommendations?|notifications?",
+    "other": r"exams?|(?:type\sof\s)?(?:study|exam(?:ination)?)|procedure"
+    r"|clinical\s(?:history|information|indication|data|statement)|reason\sfor\s(?:the\s)?(?:exam(?:ination)?|study)|comparison\s(?:study|film|exam)s?|(?:exam|procedure)\sdate|pfi|views?"
+    r"|dictated\sby|attending|electronically\ssigned(?:\sby)?|communication|patient\shistory"
+    r"|provisional\sfindings(?:\simpression)?",
 }
 _HEADING = re.compile(
-    # At a line's start, at a capital, or after a sentence: only there a name may open a section, and few words are tried.
+    # At a line's start, a capital, or after a sentence: only there may a name open a section, and few words are tried.
     r"(?:(?P<start>^[ \t>*#•-]*(?:\(?(?:\d{1,2}|[ivxIVX]{1,4})[.)][ \t]*)?[*_]*)"
     r"|(?<![A-Za-z-])(?-i:(?=[A-Z]))|(?<=[.:;!?_)])|(?<=[.:;!?_)]\s)|(?<=[.:;!?_)]\s\s))(?P<name>"
     + "|".join(f"(?P<{kind}>{pattern})" for kind, pattern in reversed(_HEADINGS.items()))
@@ -101,8 +107,7 @@ def sections(text: str) -> dict[str, str]:
 
     Sections are found whatever their order, spelling or numbering, in mid-line too; of two of one kind (an addendum),
     both are kept in order, but nothing of a wet read that a final report follows. FINDINGS AND IMPRESSION under one
-    heading are findings. Text before any heading belongs to no section; a report without any heading of a section is all
-    `whole`.
+    heading are findings. Text before any heading belongs to no section; a report without any section is all `whole`.
     """
     text = re.sub(r"\r\n?", "\n", text.lstrip("\ufeff"))
     whole = _plain(_TITLE.sub("", text))
@@ -179,7 +184,8 @@ def compose(study: Study, which: str) -> str:
     choices = which.split("|")
     if wrong := [name for name in choices if name not in SECTIONS]:
         raise DataError(
-            f"data.sections: unknown section {wrong[0]!r}; expected one of {', '.join(SECTIONS)}, or several with | between"
+            f"data.sections: unknown section {wrong[0]!r}; expected one of {', '.join(SECTIONS)}, or several with | "
+            "between"
         )
     for name in choices:
         parts = "findings+impression" if name == "whole" and not study.report else name.replace("whole", "report")

@@ -43,15 +43,32 @@ def written(path: Path, *items: Any) -> Path:
         (item("Is there edema?", "No", "verify"), "no", YES_NO),
         (item("What is seen?", []), "none", ()),
         (item("What is seen?", ["Edema", "atelectasis"]), "atelectasis, edema", ()),
-        (item("Which is it, edema or pneumonia?", ["edema"], "choose"), "edema", ("edema", "pneumonia", "edema, pneumonia", "none")),
-        (item("Which is it, the Right lung or the left lung?", [], "choose"), "none", ("right lung", "left lung", "left lung, right lung", "none")),
+        (
+            item("Which is it, edema or pneumonia?", ["edema"], "choose"),
+            "edema",
+            ("edema", "pneumonia", "edema, pneumonia", "none"),
+        ),
+        (
+            item("Which is it, the Right lung or the left lung?", [], "choose"),
+            "none",
+            ("right lung", "left lung", "left lung, right lung", "none"),
+        ),
         (item("Is this an AP or a PA view?", ["ap"], "choose"), "ap", ()),
         (item("Is it edema, mass or pneumonia?", "mass", "choose"), "mass", ()),
         (item("Is it, a mass, edema, or pneumonia?", "edema", "choose"), "edema", ()),
-        (item("One of the two?", ["edema", "mass"], "choose", template_arguments={"object": {"0": "lung"}, "attribute": {"0": "mass", "1": "edema"}}), "edema, mass", ("mass", "edema", "edema, mass", "none")),
+        (
+            item(
+                "One of the two?",
+                ["edema", "mass"],
+                "choose",
+                template_arguments={"object": {"0": "lung"}, "attribute": {"0": "mass", "1": "edema"}},
+            ),
+            "edema, mass",
+            ("mass", "edema", "edema, mass", "none"),
+        ),
         (item("Which?", ["edema"], "choose"), "edema", ()),
     ],
-)  # fmt: skip
+)
 def test_mimic_cxr_vqa_items(asked: dict[str, Any], answer: str, candidates: tuple[str, ...], tmp_path: Path) -> None:
     found, rejects = read(written(tmp_path / "train.json", asked))
     assert not rejects and found == {"50": (Question(asked["question"], answer, "presence", candidates),)}
@@ -60,19 +77,34 @@ def test_mimic_cxr_vqa_items(asked: dict[str, Any], answer: str, candidates: tup
 def test_mimic_cxr_vqa_folder_and_what_it_leaves_out(tmp_path: Path) -> None:
     written(tmp_path / "dataset/train.json", item("A?", ["x"]), item("B?", ["y"], study="51"))
     written(tmp_path / "dataset/valid.json", item("A?", ["x"]), item("A?", ["z"]), item("C?", ["maybe"], "verify"), 7)
-    written(tmp_path / "dataset/test.json", item("D?", 3), item("E?", ["x"], "guess"), item("", ["x"]), item("F?", "x", study=None))  # fmt: skip
+    written(
+        tmp_path / "dataset/test.json",
+        item("D?", 3),
+        item("E?", ["x"], "guess"),
+        item("", ["x"]),
+        item("F?", "x", study=None),
+    )
     found, rejects = read(tmp_path)
     assert {study: [q.question for q in asked] for study, asked in found.items()} == {"50": ["A?"], "51": ["B?"]}
     assert all(why[2] == "question" for why in rejects)
     said = [why[3] for why in rejects]
-    expected = ("with the same answer", "with another answer", "expected yes or no", "item 3: a int", "answer '3'", "semantic_type 'guess'", "question ''", "study_id 'None'")  # fmt: skip
+    expected = (
+        "with the same answer",
+        "with another answer",
+        "expected yes or no",
+        "item 3: a int",
+        "answer '3'",
+        "semantic_type 'guess'",
+        "question ''",
+        "study_id 'None'",
+    )
     assert len(said) == len(expected) and all(text in line for text, line in zip(expected, said))
     assert 2 + len(rejects) == 10  # nothing disappears
 
 
 def test_medical_diff_vqa(tmp_path: Path) -> None:
     rows = """study_id,subject_id,ref_id,question_type,question,answer,split
-50,10,49,difference,what has changed?,"the main image has an additional finding of edema than the reference image. ",train
+50,10,49,difference,what has changed?,"the main image has an additional finding of edema. ",train
 50,10,49,presence,is there edema?,Yes,train
 50,10,49,abnormality,what abnormalities are seen in this image?,"edema, atelectasis",train
 50,10,49,view,which view is this image taken?,,train
@@ -88,13 +120,18 @@ def test_medical_diff_vqa(tmp_path: Path) -> None:
     }
     assert "row 5: study '50': a blank" in rejects[0][3]
     assert rejects[1][3] == "2 difference questions need the reference image too: left out"
-    assert read(tmp_path / "mimic_pair_questions.csv.gz") [0] == found  # fmt: skip
+    assert read(tmp_path / "mimic_pair_questions.csv.gz")[0] == found
 
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [("[", "not readable JSON"), ("{}", "JSON dict; expected a list"), ("[]", "empty list"), ("[" * 100_000, "not readable JSON")],
-)  # fmt: skip
+    [
+        ("[", "not readable JSON"),
+        ("{}", "JSON dict; expected a list"),
+        ("[]", "empty list"),
+        ("[" * 100_000, "not readable JSON"),
+    ],
+)
 def test_json_that_is_not_what_it_should_be(content: str, reason: str, tmp_path: Path) -> None:
     (tmp_path / "train.json").write_text(content)
     with pytest.raises(DataError, match=reason) as refused:

@@ -139,8 +139,22 @@ def test_unknown_source_and_missing_folder(tmp_path: Path) -> None:
 
 # Each dataset, small, in its official layout with its official columns. `name` replaces the last image's file name.
 
-LABELS = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Enlarged Cardiomediastinum", "Fracture", "Lung Lesion",
-          "Lung Opacity", "No Finding", "Pleural Effusion", "Pleural Other", "Pneumonia", "Pneumothorax", "Support Devices")  # fmt: skip
+LABELS = (
+    "Atelectasis",
+    "Cardiomegaly",
+    "Consolidation",
+    "Edema",
+    "Enlarged Cardiomediastinum",
+    "Fracture",
+    "Lung Lesion",
+    "Lung Opacity",
+    "No Finding",
+    "Pleural Effusion",
+    "Pleural Other",
+    "Pneumonia",
+    "Pneumothorax",
+    "Support Devices",
+)
 REPORT = " FINAL REPORT\n INDICATION: ___.\n\n FINDINGS:\n\n Effusion {n}.\n\n IMPRESSION:\n\n Seen {n}.\n"
 
 
@@ -176,7 +190,11 @@ def mimic_cxr(root: Path, name: str = "files/p10/p10000002/s52/e-4.dcm") -> None
     paths = (f"{home}/s50/a-1.dcm", f"{home}/s50/b-2.dcm", f"{home}/s51/c-3.dcm", name)
     rows = zip((10000001, 10000001, 10000001, 10000002), (50, 50, 51, 52), ("a-1", "b-2", "c-3", "e-4"), paths)
     write_csv(root / "cxr-record-list.csv", ("subject_id", "study_id", "dicom_id", "path"), *rows)
-    listed = [(10000001, 50, f"{home}/s50.txt"), (10000001, 51, f"{home}/s51.txt"), (10000002, 52, "files/p10/p10000002/s52.txt")]  # fmt: skip
+    listed = [
+        (10000001, 50, f"{home}/s50.txt"),
+        (10000001, 51, f"{home}/s51.txt"),
+        (10000002, 52, "files/p10/p10000002/s52.txt"),
+    ]
     write_csv(root / "cxr-study-list.csv", ("subject_id", "study_id", "path"), *listed)
     for _, study, path in listed:
         (root / path).parent.mkdir(parents=True, exist_ok=True)
@@ -206,20 +224,34 @@ def indiana(root: Path, name: str = "CXR2_IM-0652-1001") -> None:
 
 
 def indiana_kaggle(root: Path, name: str = "2_IM-0652-1001.dcm.png") -> None:
-    reports = ((n, "Cardiomegaly/mild;Lung/hyperdistention", "", "PA", "", "None.", f"Findings {n}.", f"Normal {n}.") for n in (1, 2, 10))  # fmt: skip
+    reports = (
+        (n, "Cardiomegaly/mild;Lung/hyperdistention", "", "PA", "", "None.", f"Findings {n}.", f"Normal {n}.")
+        for n in (1, 2, 10)
+    )
     write_csv(root / "indiana_reports.csv", KAGGLE, *reports)
     projections(root, name)
 
 
 def r2gen(root: Path, name: str = "CXR2_IM-0652/0.png") -> None:
     (root / "images").mkdir(parents=True)
-    entries = [{"id": f"CXR{n}_IM-000{n}", "report": f"Findings {n}.", "image_path": [f"CXR{n}_IM-000{n}/{i}.png" for i in (0, 1)]} for n in (1, 3)]  # fmt: skip
+    entries = [
+        {
+            "id": f"CXR{n}_IM-000{n}",
+            "report": f"Findings {n}.",
+            "image_path": [f"CXR{n}_IM-000{n}/{i}.png" for i in (0, 1)],
+        }
+        for n in (1, 3)
+    ]
     entries.append({"id": "CXR2_IM-0652", "report": "Findings 2.", "image_path": [name]})
     (root / "annotation.json").write_text(json.dumps(dict(zip(("train", "val", "test"), ([e] for e in entries)))))
 
 
 def nih(root: Path, name: str = "00000003_000.png") -> None:
-    rows = (("00000001_000.png", "Cardiomegaly|Effusion", 1, "PA"), ("00000001_001.png", "No Finding", 1, "AP"), (name, "Hernia", 3, "PA"))  # fmt: skip
+    rows = (
+        ("00000001_000.png", "Cardiomegaly|Effusion", 1, "PA"),
+        ("00000001_001.png", "No Finding", 1, "AP"),
+        (name, "Hernia", 3, "PA"),
+    )
     columns = ("Image Index", "Finding Labels", "Patient ID", "View Position")
     write_csv(root / "Data_Entry_2017_v2020.csv", columns, *rows)
     (root / "images_001/images").mkdir(parents=True)
@@ -231,7 +263,11 @@ def chexpert(root: Path, name: str = "CheXpert-v1.0-small/train/patient00002/stu
     columns = ("Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *LABELS)
     labels = ["1.0", "", "0.0", "-1.0", *[""] * 10]
     home = "CheXpert-v1.0-small/{}/patient{:05d}/study1/view{}.jpg".format
-    rows = ((home("train", 1, "1_frontal"), "F", 68, "Frontal", "AP"), (home("train", 1, "2_lateral"), "F", 68, "Lateral", ""), (name, "M", 50, "Frontal", "PA"))  # fmt: skip
+    rows = (
+        (home("train", 1, "1_frontal"), "F", 68, "Frontal", "AP"),
+        (home("train", 1, "2_lateral"), "F", 68, "Lateral", ""),
+        (name, "M", 50, "Frontal", "PA"),
+    )
     write_csv(root / "train.csv", columns, *([*row, *labels] for row in rows))
     write_csv(root / "valid.csv", columns, [home("valid", 64541, "1_frontal"), "M", 73, "Frontal", "", *["0.0"] * 14])
 
@@ -250,15 +286,27 @@ def rsna(root: Path, name: str = "c") -> None:
 
 def vqa_rad(root: Path, name: str = "synpic2.jpg") -> None:
     (root / "VQA_RAD Image Folder").mkdir(parents=True)
-    rows = (("synpic1.jpg", "CHEST", "Is there a pneumothorax?", "No", "CLOSED ", "PRES"), ("synpic1.jpg", "CHEST", "Where is the nodule?", "left lung", "OPEN", "POS"), ("synpic9.jpg", "HEAD", "Is it normal?", "Yes", "CLOSED", "ABN"), (name, "CHEST", "How many ribs?", 12, "OPEN", "COUNT"))  # fmt: skip
+    rows = (
+        ("synpic1.jpg", "CHEST", "Is there a pneumothorax?", "No", "CLOSED ", "PRES"),
+        ("synpic1.jpg", "CHEST", "Where is the nodule?", "left lung", "OPEN", "POS"),
+        ("synpic9.jpg", "HEAD", "Is it normal?", "Yes", "CLOSED", "ABN"),
+        (name, "CHEST", "How many ribs?", 12, "OPEN", "COUNT"),
+    )
     keys = ("image_name", "image_organ", "question", "answer", "answer_type", "question_type")
     (root / "VQA_RAD Dataset Public.json").write_text(json.dumps([dict(zip(keys, row)) for row in rows]))
 
 
 LAYOUTS: dict[str, Callable[..., None]] = {
-    "mimic-cxr-jpg": mimic_cxr_jpg, "mimic-cxr": mimic_cxr, "indiana": indiana, "indiana-kaggle": indiana_kaggle,
-    "r2gen": r2gen, "nih": nih, "chexpert": chexpert, "rsna": rsna, "vqa-rad": vqa_rad,
-}  # fmt: skip
+    "mimic-cxr-jpg": mimic_cxr_jpg,
+    "mimic-cxr": mimic_cxr,
+    "indiana": indiana,
+    "indiana-kaggle": indiana_kaggle,
+    "r2gen": r2gen,
+    "nih": nih,
+    "chexpert": chexpert,
+    "rsna": rsna,
+    "vqa-rad": vqa_rad,
+}
 every_source = pytest.mark.parametrize("name", sorted(SOURCES))
 pytestmark = pytest.mark.filterwarnings("ignore:.*no mimic-cxr-2.0.0-split table")
 
@@ -310,7 +358,12 @@ def damage(path: Path, kind: str) -> str:
     text = path.read_text()
     if path.suffix == ".json":
         path.write_text({"cut": text[: len(text) // 2], "column": '"text"', "empty": "[]", "twice": "[[1]]"}[kind])
-        return {"cut": "not readable JSON", "column": "holds a JSON str", "empty": "empty|no list|holds a JSON list", "twice": "holds a JSON list|no image_name|names no image"}[kind]  # fmt: skip
+        return {
+            "cut": "not readable JSON",
+            "column": "holds a JSON str",
+            "empty": "empty|no list|holds a JSON list",
+            "twice": "holds a JSON list|no image_name|names no image",
+        }[kind]
     header, *rows = text.splitlines()
     if kind == "cut":
         data = gzip.compress(text.encode())
@@ -389,6 +442,15 @@ def test_mimic_cxr_what_the_tables_do_not_agree_on(tmp_path: Path) -> None:
     assert ids(studies) == ["50", "51"]
     assert [(why[0], why[2]) for why in rejects] == [("52", "read"), ("53", "read")]
     assert "not in the table" in rejects[0][3] and "no image" in rejects[1][3]
+
+
+def test_mimic_cxr_report_paths_stay_in_the_folder(tmp_path: Path) -> None:
+    mimic_cxr(tmp_path / "root")
+    (tmp_path / "secret.txt").write_text("FINDINGS: secret")
+    path = tmp_path / "root/cxr-study-list.csv"
+    path.write_text(path.read_text().replace("files/p10/p10000002/s52.txt", "../secret.txt"))
+    studies, rejects = read("mimic-cxr", tmp_path / "root")
+    assert ids(studies) == ["50", "51"] and "'../secret.txt' leaves the dataset's folder" in rejects[0][3]
 
 
 def test_mimic_zip_that_is_none_and_a_damaged_member(copied: Path) -> None:
@@ -493,7 +555,11 @@ def test_r2gen_both_flavours(tmp_path: Path) -> None:
     entry = {"subject_id": 10, "study_id": 5, "report": "Clear."}
     train = [entry | {"id": n, "image_path": [f"p10/p10/s5/{n}.jpg"]} for n in ("a", "b", "b")]
     train.append(entry | {"id": "c", "image_path": ["p10/p10/s5/c.jpg"], "report": "Other."})
-    test = [entry | {"id": "d", "study_id": 6, "image_path": ["p10/p10/s6/d.jpg"]}, {"id": "e", "report": None}, {"id": "f", "report": "R."}]  # fmt: skip
+    test = [
+        entry | {"id": "d", "study_id": 6, "image_path": ["p10/p10/s6/d.jpg"]},
+        {"id": "e", "report": None},
+        {"id": "f", "report": "R."},
+    ]
     (tmp_path / "annotation.json").write_text(json.dumps({"train": train, "val": [], "test": test}))
     studies, rejects = read("r2gen", tmp_path)
     assert [(s.source, s.patient, s.study, len(s.images)) for s in studies] == [("mimic-cxr", "10", "5", 2)]
@@ -542,7 +608,11 @@ def test_chexpert_studies_and_splits(tmp_path: Path) -> None:
 def test_rsna_boxes_and_classes(tmp_path: Path) -> None:
     rsna(tmp_path)
     studies, _ = read("rsna", tmp_path)
-    assert [(s.labels["pneumonia"], s.labels["no finding"]) for s in studies] == [("present", "absent"), ("absent", "present"), ("absent", "absent")]  # fmt: skip
+    assert [(s.labels["pneumonia"], s.labels["no finding"]) for s in studies] == [
+        ("present", "absent"),
+        ("absent", "present"),
+        ("absent", "absent"),
+    ]
     assert studies[0].images[0].path == tmp_path / "stage_2_train_images/a.dcm"
     (tmp_path / "stage_2_detailed_class_info.csv").write_text("patientId,class\na,Normal\n")
     studies, rejects = read("rsna", tmp_path)
@@ -577,7 +647,7 @@ def test_options_that_a_source_lacks(tmp_path: Path) -> None:
 
 
 def test_prepare_counts_what_was_read(tmp_path: Path) -> None:
-    """read = kept + rejected, through the command line: one study is kept, one has only a damaged image, one has none."""
+    """read = kept + rejected, through the command line: one study is kept, one has a damaged image, one has none."""
     indiana_kaggle(tmp_path / "raw")
     folder = tmp_path / "raw/images/images_normalized"
     folder.mkdir(parents=True)
@@ -638,7 +708,11 @@ def test_official_counts_of_the_real_tables(tmp_path: Path) -> None:
     with zipfile.ZipFile(tables / "kaggle_stage_2_train_labels.csv.zip") as archive:
         name = next(n for n in archive.namelist() if n.endswith("stage_2_train_labels.csv") and "MACOSX" not in n)
         (tmp_path / "rsna/stage_2_train_labels.csv").write_bytes(archive.read(name))
-    for source, studies, patients, images in (("chexpert", 187_642, 64_541, 223_415), ("nih", 112_120, 30_805, 112_120), ("rsna", 26_684, 26_684, 26_684)):  # fmt: skip
+    for source, studies, patients, images in (
+        ("chexpert", 187_642, 64_541, 223_415),
+        ("nih", 112_120, 30_805, 112_120),
+        ("rsna", 26_684, 26_684, 26_684),
+    ):
         found, rejects = read(source, tmp_path / source)
         counts = len(found), len({s.patient for s in found}), sum(len(s.images) for s in found)
         assert not rejects and counts == (studies, patients, images)
@@ -647,7 +721,7 @@ def test_official_counts_of_the_real_tables(tmp_path: Path) -> None:
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_mutants_are_read_or_refused(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Bytes changed, cut or doubled in any table, JSON, XML or text: studies, rejects or a DataError that names a file."""
+    """Bytes changed, cut or doubled in any table, JSON, XML or text: studies, rejects or a DataError naming a file."""
     name = data.draw(st.sampled_from(sorted(SOURCES)))
     root = tmp_path_factory.mktemp("mutant")
     LAYOUTS[name](root)

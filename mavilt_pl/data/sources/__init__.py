@@ -104,7 +104,7 @@ def find_table(root: Path, stem: str) -> Path | None:
 
 
 def table(root: Path, stem: str, columns: Sequence[str], key: Sequence[str] = ()) -> pd.DataFrame:
-    """The table `stem`.csv or .csv.gz under `root`, as `read_table` reads it. Raises `DataError` where it is missing."""
+    """The table `stem`.csv or .csv.gz under `root`, by `read_table`. Raises `DataError` where it is missing."""
     path = find_table(root, stem)
     if path is None:
         raise DataError(
@@ -134,7 +134,8 @@ def read_table(path: Path, columns: Sequence[str], key: Sequence[str] = ()) -> p
     rows = pd.DataFrame(fields, columns=header, dtype=object)
     if missing := [column for column in columns if column not in rows.columns]:
         raise DataError(
-            f"{path} has no column {', '.join(missing)} (found {', '.join(rows.columns[:12])}): is it the official table?"
+            f"{path} has no column {', '.join(missing)} (found {', '.join(rows.columns[:12])}): is it the official "
+            "table?"
         )
     if rows.empty:
         raise DataError(f"{path} has no rows: the table is empty, download it again")

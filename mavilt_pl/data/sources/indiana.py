@@ -92,8 +92,8 @@ def view_lookup(root: Path) -> dict[str, View]:
 
 
 def mesh_labels(headings: Iterable[str]) -> dict[str, Label]:
-    """MeSH/major headings such as `Pleural Effusion/left` → labels. What no heading names is absent: the indexers listed
-    what they saw. No heading at all is no label."""
+    """MeSH/major headings such as `Pleural Effusion/left` → labels. What no heading names is absent: the indexers
+    listed what they saw. No heading at all is no label."""
     parts = [[part.strip() for part in heading.lower().split("/")] for heading in headings if heading.strip()]
     if not parts:
         return {}
@@ -109,7 +109,7 @@ def whole(texts: Mapping[str, str]) -> str:
 
 
 def read(root: Path, reject: Reject, reports: str | None = None) -> Iterator[Study]:
-    """Studies by number. Images are `NLMCXR_png/<id>.png` or `<n>/<n>_IM-….dcm`; `reports` names the XML folder or .tgz.
+    """Studies by number. Images are `NLMCXR_png/<id>.png` or `<n>/<n>_IM-….dcm`; `reports` is the XML folder or .tgz.
 
     Splits: those of R2Gen's annotation.json where it lies in the folder (a report that it leaves out is rejected), else
     70 / 10 / 20 by patient (each report is one patient). Views: see `view_lookup`."""

@@ -33,7 +33,7 @@ def read(
     place = Path(tables) if tables else root
     if tables and find_table(place, "mimic-cxr-2.0.0-split") is None:
         raise DataError(
-            f"option tables: {place} holds no mimic-cxr-2.0.0-split.csv.gz; expected the folder of MIMIC-CXR-JPG's tables"
+            f"option tables: {place} holds no mimic-cxr-2.0.0-split.csv.gz; expected MIMIC-CXR-JPG's tables"
         )
     if labels not in LABELLERS:
         raise DataError(f"option labels is {labels!r}; expected one of {', '.join(LABELLERS)}")

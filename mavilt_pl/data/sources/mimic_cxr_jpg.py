@@ -23,8 +23,8 @@ Labels = Mapping[tuple[str, str], dict[str, str]]  # (subject_id, study_id) → 
 def report_reader(root: Path, reports: str | None) -> Callable[[str], str]:
     """A function from `files/p10/p…/s….txt` to its text, "" where there is none.
 
-    `reports` is mimic-cxr-reports.zip or the folder that holds it or `files/`; by default it is looked for in `root` and
-    beside it. Raises `DataError` where `reports` names nothing, and for a zip file that cannot be opened."""
+    `reports` is mimic-cxr-reports.zip or the folder that holds it or `files/`; by default it is looked for in `root`
+    and beside it. Raises `DataError` where `reports` names nothing, and for a zip file that cannot be opened."""
     place = Path(reports) if reports else root
     if not place.exists():
         raise DataError(

@@ -37,4 +37,6 @@ def read(root: Path, reject: Reject) -> Iterator[Study]:
         labels: dict[str, Label] = {"pneumonia": opacity, "lung opacity": opacity}
         if named:
             labels["no finding"] = "present" if named == {"normal"} else "absent"
-        yield Study("rsna", patient, patient, hash_split("rsna", patient), (Image(file, "FRONTAL", patient),), labels=labels)  # fmt: skip
+        yield Study(
+            "rsna", patient, patient, hash_split("rsna", patient), (Image(file, "FRONTAL", patient),), labels=labels
+        )

@@ -35,8 +35,8 @@ def read(root: Path, reject: Reject) -> Iterator[Study]:
     folder = next((root / name for name in _FOLDERS if (root / name).is_dir()), None)
     if len(files) != 1 or folder is None:
         raise DataError(
-            f"{root}: {len(files)} *.json and {'no' if folder is None else 'an'} image folder; expected one JSON list and "
-            f"{' or '.join(repr(name) for name in _FOLDERS)}"
+            f"{root}: {len(files)} *.json and {'no' if folder is None else 'an'} image folder; expected one JSON list "
+            f"and {' or '.join(repr(name) for name in _FOLDERS)}"
         )
     items: dict[str, list[dict[str, Any]]] = {}
     for number, item in enumerate(read_json(files[0], list)):
