@@ -132,8 +132,8 @@ def read(root: Path, reject: Reject, reports: str | None = None, labels: str = "
     `root`. `labels` is chexpert or negbio. A study without a report is kept (its images train the tokenizer).
     """
     rows = split_table(root)
-    home = "files/p" + rows["subject_id"].str[:2] + "/p" + rows["subject_id"]
-    rows["path"] = home + "/s" + rows["study_id"] + "/" + rows["dicom_id"] + ".jpg"
+    names = zip(rows["subject_id"], rows["study_id"], rows["dicom_id"])
+    rows["path"] = [f"{folder(subject)}/s{study}/{dicom}.jpg" for subject, study, dicom in names]
     yield from studies(
         rows,
         root,
