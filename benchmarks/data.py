@@ -166,7 +166,7 @@ def loader(folder: Path) -> None:
     def rate(batches: torch.utils.data.DataLoader) -> float:
         count, start = 0, 0.0
         for epoch in range(4):
-            for batch in batches:
+            for _ in batches:
                 if epoch and start == 0.0:
                     start = time.perf_counter()  # the first epoch warms up
                 elif epoch:

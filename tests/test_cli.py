@@ -43,7 +43,7 @@ def test_missing_folder_and_empty_dataset(capsys: pytest.CaptureFixture[str], tm
         capsys, "prepare", "nih", str(tmp_path), "--out", out
     )
     (tmp_path / "Data_Entry_2017_v2020.csv").write_text("Image Index,Finding Labels,Patient ID,View Position\n")
-    assert "expected the official layout" in fails(capsys, "prepare", "nih", str(tmp_path), "--out", out)
+    assert "has no rows" in fails(capsys, "prepare", "nih", str(tmp_path), "--out", out)
     assert not (tmp_path / "out" / "corpus.json").exists()
 
 

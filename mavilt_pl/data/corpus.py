@@ -30,6 +30,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from mavilt_pl.data.questions import read_questions, with_questions
 from mavilt_pl.data.radiograph import Fit, read_sized
 from mavilt_pl.data.sources import read_source
 from mavilt_pl.data.study import FRONTAL, SPLITS, DataError, Image, Question, Rejected, Split, Study, View
@@ -168,14 +169,16 @@ def prepare(
     workers: int | None = None,
     limit: int | None = None,
     views: Sequence[str] | None = None,
+    questions: Path | None = None,
     options: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Prepare a dataset under `out`, on all cores, with a progress bar; gives what corpus.json says.
 
     Running it again on a finished corpus does nothing; on a broken-off one it goes on; with other settings it refuses.
-    `views` keeps images of these views only; FRONTAL stands for PA, AP and FRONTAL. `options` are the reader's.
+    `views` keeps images of these views only; FRONTAL stands for PA, AP and FRONTAL. `questions` is a file or folder that
+    `questions.read_questions` knows; `options` are the reader's.
     """
-    settings = {"source": source, "root": str(root.resolve()), "name": name or source, "size": size, "fit": fit, "limit": limit, "views": list(views or []), **(options or {})}  # fmt: skip
+    settings = {"source": source, "root": str(root.resolve()), "name": name or source, "size": size, "fit": fit, "limit": limit, "views": list(views or []), "questions": str(questions.resolve()) if questions else None, **(options or {})}  # fmt: skip
     if _settings(out, settings):
         return json.loads((out / "corpus.json").read_text(encoding="utf-8"))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[unit]}"), TimeElapsedColumn(), TimeRemainingColumn())  # fmt: skip
@@ -217,8 +220,15 @@ def _read(out: Path, settings: Mapping[str, Any], options: Mapping[str, str], pr
     if done.exists():
         return json.loads(done.read_text(encoding="utf-8"))
     rejects: list[tuple[str, str, str, str]] = []
-    root = Path(settings["root"])
-    studies = itertools.islice(read_source(settings["source"], root, lambda *why: rejects.append(why), **options), settings["limit"])  # fmt: skip
+
+    def reject(*why: str) -> None:
+        rejects.append(why)  # type: ignore[arg-type]
+
+    studies = itertools.islice(
+        read_source(settings["source"], Path(settings["root"]), reject, **options), settings["limit"]
+    )
+    if settings["questions"]:
+        studies = with_questions(studies, read_questions(Path(settings["questions"]), reject), reject)  # type: ignore[assignment]
     bar = progress.add_task("Reading", total=None, unit="studies")
     images = shards = 0
     while run := list(itertools.islice(studies, SHARD)):

@@ -25,6 +25,7 @@ from mavilt_pl.data.radiograph import read_sized
 from mavilt_pl.data.sources import SOURCES, read_source
 from mavilt_pl.data.study import SPLITS, DataError, Rejected, Study
 from mavilt_pl.data.tokens import TokenCache
+from mavilt_pl.data.verb import OPTIONS
 
 Status = Literal["ok", "warning", "error", "note"]
 
@@ -35,7 +36,7 @@ OFFICIAL: dict[str, dict[str, int]] = {
     "mimic-cxr": {key: MIMIC[key] for key in ("images", "studies", "patients")},
     "indiana": {"images": 7_470, "studies": 3_955},
     "nih": {"images": 112_120, "patients": 30_805},
-    "chexpert": {"images": 223_648},
+    "chexpert": {"images": 223_648, "studies": 187_841},
 }
 # A file that is there only in that dataset's folder, for a source that is not named.
 SIGNS = {
@@ -302,14 +303,15 @@ def diagnose(path: Path, source: str | None, options: Mapping[str, str], corpora
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", type=Path, help="a dataset, a corpus, a token cache or a run")
     parser.add_argument("--source", choices=sorted(SOURCES), help="which dataset it is, where that cannot be seen")
-    parser.add_argument("--reports", help="as `mavilt prepare`")
+    for option, line in OPTIONS.items():
+        parser.add_argument(f"--{option}", help=f"as `mavilt prepare`: {line}")
     parser.add_argument("--corpus", type=Path, action="append", default=[], help="of a token cache: compare with this corpus")  # fmt: skip
     parser.add_argument("--all", action="store_true", help=f"every file instead of {SAMPLE} spread over the dataset")
     parser.add_argument("--json", action="store_true", help="for programs")
 
 
 def run(args: argparse.Namespace) -> int:
-    options = {"reports": args.reports} if args.reports else {}
+    options = {name: value for name in OPTIONS if (value := getattr(args, name)) is not None}
     checks = list(diagnose(args.path, args.source, options, args.corpus, args.all))
     if args.json:
         print(json.dumps([asdict(check) for check in checks], indent=1))

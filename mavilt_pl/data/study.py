@@ -49,8 +49,9 @@ class Question:
 class Study:
     """One examination: its images, its report, what is known of its findings, and questions about it.
 
-    `report` is the whole text, where the source has one. `labels` maps a finding's name to present, absent or uncertain; a finding that is not mentioned has no entry.
-    `patient` and `study` are the source's own identifiers; they are unique only together with `source`."""
+    `labels` maps a finding's name to present, absent or uncertain; a finding that is not mentioned has no entry.
+    `report` is the whole text where the source has more than the two sections. `patient` and `study` are the source's
+    own identifiers; they are unique only together with `source`."""
 
     source: str
     patient: str
@@ -59,6 +60,6 @@ class Study:
     images: tuple[Image, ...]
     findings: str = ""
     impression: str = ""
-    report: str = ""
     labels: Mapping[str, Label] = field(default_factory=dict)
     questions: tuple[Question, ...] = ()
+    report: str = ""

@@ -5,6 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+# What readers take; a reader that is given another's option says which are its own.
+OPTIONS = {
+    "reports": "where the reports are, if not in the dataset's folder (mimic-cxr-jpg, mimic-cxr, indiana)",
+    "labels": "chexpert (default) or negbio (mimic-cxr-jpg, mimic-cxr)",
+    "tables": "folder of MIMIC-CXR-JPG's tables, for splits, views and labels (mimic-cxr)",
+    "valid": "the split of the official validation set: val (default) or test (chexpert)",
+}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from mavilt_pl.data.sources import SOURCES
@@ -18,7 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--fit", choices=["pad", "crop"], default="pad", help="keep the aspect by padding or by a centre crop"
     )
     parser.add_argument("--views", help="only images of these views, e.g. PA,AP or FRONTAL")
-    parser.add_argument("--reports", help="where the reports are, if not in the dataset's folder")
+    parser.add_argument(
+        "--questions", type=Path, help="MIMIC-CXR-VQA (JSON file or its folder) or Medical-Diff-VQA (CSV)"
+    )
+    for option, line in OPTIONS.items():
+        parser.add_argument(f"--{option}", help=line)
     parser.add_argument("--limit", type=int, help="only the first studies")
     parser.add_argument("--workers", type=int, help="processes (default: all cores)")
 
@@ -30,12 +42,12 @@ def run(args: argparse.Namespace) -> int:
     from mavilt_pl.data.corpus import prepare
     from mavilt_pl.data.study import VIEWS, DataError
 
-    options = {"reports": args.reports} if args.reports else {}
+    options = {name: value for name in OPTIONS if (value := getattr(args, name)) is not None}
     views = args.views.split(",") if args.views else None
     unknown = [view for view in views or () if view not in VIEWS]
     if unknown or args.size < 1:
         raise DataError(f"--views {args.views} --size {args.size}: expected views among {', '.join(VIEWS)} and a size of 1 or more")  # fmt: skip
-    facts = prepare(args.source, args.root, args.out, name=args.name, size=args.size, fit=args.fit, workers=args.workers, limit=args.limit, views=views, options=options)  # fmt: skip
+    facts = prepare(args.source, args.root, args.out, name=args.name, size=args.size, fit=args.fit, workers=args.workers, limit=args.limit, views=views, questions=args.questions, options=options)  # fmt: skip
     table = Table(title=f"{facts['name']}: {args.out}")
     table.add_column("split")
     for what in ("studies", "images"):

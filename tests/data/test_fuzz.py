@@ -20,7 +20,7 @@ from pydicom.uid import JPEG2000Lossless, RLELossless
 from test_radiograph import RAMP, write_dicom
 
 from mavilt_pl.data.corpus import _decode, _died
-from mavilt_pl.data.report import clean, sections
+from mavilt_pl.data.report import CLEANING, clean, sections
 from mavilt_pl.data.sources import read_source
 from mavilt_pl.data.study import DataError, Study
 from mavilt_pl.workers import CarefulMap
@@ -103,7 +103,7 @@ def test_report_text(changes: list[tuple[str, float, bytes]]) -> None:
     text = mutate(whole.encode(), changes).decode("utf-8", "replace")
     found = sections(text)
     assert set(found) == {"findings", "impression", "whole"}
-    for protocol in ("none", "lower", "r2gen"):
+    for protocol in CLEANING:
         clean(found["whole"], protocol)
 
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
+import re
 import tarfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from xml.etree.ElementTree import Element
 
-import pandas as pd
 from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import ParseError, fromstring
 
-from mavilt_pl.data.sources import Reject, hash_split
-from mavilt_pl.data.study import DataError, Image, Label, Split, Study, View
+from mavilt_pl.data.sources import Reject, find_table, hash_split, inside, read_table, view
+from mavilt_pl.data.sources.r2gen import entries
+from mavilt_pl.data.study import FRONTAL, DataError, Image, Label, Rejected, Split, Study, View
 
 # The first part of a MeSH heading → the finding's name in the label tables of MIMIC-CXR, and a few of its own.
 MESH = {
@@ -42,97 +42,120 @@ MESH = {
 }
 
 
+def by_number(name: str) -> tuple[int, str]:
+    """`2.xml` before `10.xml`."""
+    return len(Path(name).stem), Path(name).stem
+
+
 def _xml_files(root: Path, reports: str | None) -> Iterator[tuple[str, bytes]]:
     """Name and bytes of every report, by number; from `ecgen-radiology/` or a .tgz."""
     place = Path(reports) if reports else root / "ecgen-radiology"
     if place.suffix in (".tgz", ".gz"):
-        with tarfile.open(place) as archive:
-            members = [m for m in archive.getmembers() if m.isfile() and m.name.endswith(".xml")]
-            for member in sorted(members, key=lambda m: (len(Path(m.name).stem), m.name)):
-                yield member.name, archive.extractfile(member).read()  # type: ignore[union-attr]
+        try:
+            with tarfile.open(place) as archive:
+                members = [m for m in archive.getmembers() if m.isfile() and m.name.endswith(".xml")]
+                for member in sorted(members, key=lambda m: by_number(m.name)):
+                    yield member.name, archive.extractfile(member).read()  # type: ignore[union-attr]
+        except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
+            raise DataError(f"{place} is not a readable archive ({error}): download it again") from None
         return
-    files = sorted(place.rglob("*.xml"), key=lambda p: (len(p.stem), p.name))
+    files = sorted(place.rglob("*.xml"), key=lambda p: by_number(p.name))
     if not files:
         raise DataError(
-            f"{place}: no *.xml found; expected the folder ecgen-radiology of the Open-i download (or --reports NLMCXR_reports.tgz)"
+            f"{place}: no *.xml found; expected the folder ecgen-radiology of the Open-i download (or --reports "
+            "NLMCXR_reports.tgz)"
         )
     for path in files:
         yield str(path), path.read_bytes()
 
 
-def _views(root: Path) -> dict[str, View]:
-    path = root / "indiana_projections.csv"
-    if not path.exists():
+def stem(name: str) -> str:
+    """`CXR1_1_IM-0001-3001` of the XML and `1_IM-0001-3001.dcm.png` of the other layouts → `1_IM-0001-3001`."""
+    return re.sub(r"^CXR(\d+)_(?:\1_)?", r"\1_", name.removesuffix(".png").removesuffix(".dcm"))
+
+
+def view_lookup(root: Path) -> dict[str, View]:
+    """Views by `stem`, of indiana_projections and nlmcxr_dicom_metadata where these lie in `root`.
+
+    The projections were set by people, the headers by machines: a header's PA or AP refines a frontal projection, and
+    counts alone where no projection is known."""
+    views: dict[str, View] = {}
+    if path := find_table(root, "nlmcxr_dicom_metadata"):
+        rows = read_table(path, ("imageid", "View Position"), key=("imageid",))
+        views = {stem(name): view(code) for name, code in zip(rows["imageid"], rows["View Position"])}
+    if path := find_table(root, "indiana_projections"):
+        rows = read_table(path, ("uid", "filename", "projection"), key=("filename",))
+        for name, projection in zip(map(stem, rows["filename"]), map(view, rows["projection"])):
+            if not (projection == "FRONTAL" and views.get(name) in FRONTAL):
+                views[name] = projection
+    return views
+
+
+def mesh_labels(headings: Iterable[str]) -> dict[str, Label]:
+    """MeSH/major headings such as `Pleural Effusion/left` → labels. What no heading names is absent: the indexers
+    listed what they saw. No heading at all is no label."""
+    parts = [[part.strip() for part in heading.lower().split("/")] for heading in headings if heading.strip()]
+    if not parts:
         return {}
-    rows = pd.read_csv(path, dtype=str, keep_default_na=False)
-    view: dict[str, View] = {"frontal": "FRONTAL", "lateral": "LATERAL"}
-    return {
-        n.removesuffix(".dcm.png").removesuffix(".png"): view.get(p.lower(), "UNKNOWN")
-        for n, p in zip(rows["filename"], rows["projection"])
-    }
-
-
-def _annotation(root: Path) -> dict[str, Split]:
-    """R2Gen's splits by the number in the study's id, where its annotation.json lies in the folder."""
-    path = root / "annotation.json"
-    if not path.exists():
-        return {}
-    groups = json.loads(path.read_text(encoding="utf-8-sig"))
-    return {
-        item["id"].split("_")[0].removeprefix("CXR"): split
-        for split in ("train", "val", "test")
-        for item in groups[split]
-    }  # type: ignore[misc]
-
-
-def mesh_labels(tree: Element) -> dict[str, Label]:
-    """MeSH/major headings → labels. What no heading names is absent: the indexers listed what they saw."""
-    headings = [(major.text or "").lower().split("/") for major in tree.iter("major")]
-    present = {MESH[parts[0].strip()] for parts in headings if parts[0].strip() in MESH}
-    if any(parts[0] == "lung" and "hyperdistention" in parts for parts in headings):
+    present = {MESH[first] for first, *_ in parts if first in MESH}
+    if any(first == "lung" and "hyperdistention" in rest for first, *rest in parts):
         present.add("hyperinflation")
-    if not headings:
-        return {}
     return {name: "present" if name in present else "absent" for name in sorted(set(MESH.values()))}
 
 
-def read(root: Path, reject: Reject, reports: str | None = None) -> Iterator[Study]:
-    """Studies by number. Images are `NLMCXR_png/<id>.png` or `<n>/<id>.dcm`; `reports` names the XML folder or .tgz.
+def whole(texts: Mapping[str, str]) -> str:
+    """A report's sections in their order, each under its heading."""
+    return " ".join(f"{heading.upper()}: {text}" for heading, text in texts.items() if text)
 
-    Splits: those of an annotation.json in the folder, else 70 / 10 / 20 by patient (each report is one patient)."""
-    views, splits = _views(root), _annotation(root)
-    seen: set[str] = set()
+
+def read(root: Path, reject: Reject, reports: str | None = None) -> Iterator[Study]:
+    """Studies by number. Images are `NLMCXR_png/<id>.png` or `<n>/<n>_IM-….dcm`; `reports` is the XML folder or .tgz.
+
+    Splits: those of R2Gen's annotation.json where it lies in the folder (a report that it leaves out is rejected), else
+    70 / 10 / 20 by patient (each report is one patient). Views: see `view_lookup`."""
+    views = view_lookup(root)
+    annotation = root / "annotation.json"
+    splits: dict[str, Split] = {}
+    if annotation.exists():
+        splits = {str(entry.get("id", "")).split("_")[0]: split for split, entry in entries(annotation)}
+    unread = dict.fromkeys(splits)
     for name, data in _xml_files(root, reports):
         number = Path(name).stem
         try:
             tree = fromstring(data)
-        except (ParseError, DefusedXmlException, ValueError) as error:
+        except (ParseError, DefusedXmlException, ValueError, LookupError) as error:
             reject(number, name, "read", f"not readable XML ({type(error).__name__}: {error})")
             continue
         uid = tree.find("uId")
         identity = (uid.attrib.get("id") if uid is not None else None) or f"CXR{number}"
-        if identity in seen:
-            reject(number, name, "read", f"a second report with uId {identity}; the first is kept")
+        unread.pop(identity, None)
+        if splits and identity not in splits:
+            reject(identity, name, "read", f"{annotation} does not name this report: it is in none of R2Gen's splits")
             continue
-        seen.add(identity)
-        texts = {part.attrib.get("Label", ""): (part.text or "").strip() for part in tree.iter("AbstractText")}
+        texts: dict[str, str] = {}
+        for part in tree.iter("AbstractText"):
+            label = part.attrib.get("Label", "")
+            texts[label] = f"{texts.get(label, '')} {''.join(part.itertext()).strip()}".strip()
         images = []
-        for image in tree.iter("parentImage"):
-            key = image.attrib.get("id", "")
-            if not key or "/" in key or ".." in key:
-                reject(number, name, "read", f"an image id that is no file name: {key!r}")
+        for key in (image.attrib.get("id", "") for image in tree.iter("parentImage")):
+            try:
+                if not key or "/" in key:
+                    raise Rejected(f"parentImage id {key!r} is no file name; expected one such as CXR1_1_IM-0001-3001")
+                dicom, png = inside(root, f"{number}/{stem(key)}.dcm"), inside(root / "NLMCXR_png", f"{key}.png")
+            except Rejected as reason:
+                reject(identity, name, "image", str(reason))
                 continue
-            short = key.split("_", 1)[-1]
-            dicom = root / number / f"{number}_{short}.dcm"
-            path = dicom if dicom.exists() else root / "NLMCXR_png" / f"{key}.png"
-            images.append(Image(path, views.get(f"{number}_{short}", "UNKNOWN"), key))
+            images.append(Image(dicom if dicom.exists() else png, views.get(stem(key), "UNKNOWN"), key))
         yield Study(
             source="indiana",
             patient=identity,
             study=identity,
-            split=splits.get(number) or hash_split("indiana", identity),
+            split=splits.get(identity) or hash_split("indiana", identity),
             images=tuple(images),
             findings=texts.get("FINDINGS", ""),
             impression=texts.get("IMPRESSION", ""),
-            labels=mesh_labels(tree),
+            report=whole(texts),
+            labels=mesh_labels(major.text or "" for major in tree.iter("major")),
         )
+    for identity in unread:
+        reject(identity, str(annotation), "read", "no XML report with this uId; expected every study of the annotation")

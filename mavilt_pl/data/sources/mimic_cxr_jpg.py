@@ -2,44 +2,127 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+import pandas as pd
+
 from mavilt_pl.data.report import sections
-from mavilt_pl.data.sources import Reject, table
-from mavilt_pl.data.study import DataError, Image, Label, Split, Study, View
+from mavilt_pl.data.sources import Reject, certainties, groups, inside, table, view
+from mavilt_pl.data.study import DataError, Image, Rejected, Split, Study
 
 SPLIT: dict[str, Split] = {"train": "train", "validate": "val", "test": "test"}
-LABEL: dict[str, Label] = {
-    "1.0": "present",
-    "1": "present",
-    "0.0": "absent",
-    "0": "absent",
-    "-1.0": "uncertain",
-    "-1": "uncertain",
-}
-VIEW: dict[str, View] = {"PA": "PA", "AP": "AP", "LATERAL": "LATERAL", "LL": "LATERAL", "": "UNKNOWN"}
+LABELLERS = ("chexpert", "negbio")
+_IDENTIFIER = re.compile(r"(?!\.+$)[\w.-]+", re.ASCII)  # of what folder and file names are made
+Labels = Mapping[tuple[str, str], dict[str, str]]  # (subject_id, study_id) → a row's label columns
 
 
-def _report_reader(root: Path, reports: str | None) -> Callable[[str], str | None]:
-    """A function from `files/p10/p…/s….txt` to its text, or None where there is none."""
+def report_reader(root: Path, reports: str | None) -> Callable[[str], str]:
+    """A function from `files/p10/p…/s….txt` to its text, "" where there is none.
+
+    `reports` is mimic-cxr-reports.zip or the folder that holds it or `files/`; by default it is looked for in `root`
+    and beside it. Raises `DataError` where `reports` names nothing, and for a zip file that cannot be opened."""
     place = Path(reports) if reports else root
-    archive = place if place.suffix == ".zip" else next((p for p in (place / "mimic-cxr-reports.zip", place.parent / "mimic-cxr-reports.zip") if p.exists()), None)  # fmt: skip
-    if reports and not place.exists():
+    if not place.exists():
         raise DataError(
             f"--reports {reports} does not exist; expected mimic-cxr-reports.zip or the folder that holds files/"
         )
-    if archive is not None and archive.exists():
+    zips = [place] if place.suffix == ".zip" else [p / "mimic-cxr-reports.zip" for p in (place, place.parent)]
+    archive = next((path for path in zips if path.exists()), None)
+    if archive is None:
+
+        def read_file(name: str) -> str:
+            path = inside(place, name)
+            return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+        return read_file
+    try:
         opened = zipfile.ZipFile(archive)
-        names = set(opened.namelist())
-        return lambda name: opened.read(name).decode("utf-8", "replace") if name in names else None
+    except (OSError, zipfile.BadZipFile) as error:
+        raise DataError(f"{archive} is not a readable zip file ({error}): download it again") from None
+    names = set(opened.namelist())
 
-    def read(name: str) -> str | None:
-        path = place / name
-        return path.read_text(encoding="utf-8", errors="replace") if path.exists() else None
+    def read_member(name: str) -> str:
+        try:
+            return opened.read(name).decode("utf-8", "replace") if name in names else ""
+        except (OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
+            raise Rejected(f"{archive}: report {name} is damaged ({error}): download it again") from None
 
-    return read
+    return read_member
+
+
+def view_table(root: Path) -> dict[str, tuple[str, ...]]:
+    """dicom_id → the codes that tell its view: ViewPosition, then the name of the view code where that is blank."""
+    rows = table(root, "mimic-cxr-2.0.0-metadata", ("dicom_id", "ViewPosition"), key=("dicom_id",))
+    second = rows.get("ViewCodeSequence_CodeMeaning", rows["ViewPosition"])
+    return dict(zip(rows["dicom_id"], zip(rows["ViewPosition"], second)))
+
+
+def split_table(root: Path) -> pd.DataFrame:
+    return table(root, "mimic-cxr-2.0.0-split", ("dicom_id", "study_id", "subject_id", "split"), key=("dicom_id",))
+
+
+def label_table(root: Path, labels: str) -> Labels:
+    """Raises `DataError` where `labels` is not one of the release's two labellers."""
+    if labels not in LABELLERS:
+        raise DataError(f"option labels is {labels!r}; expected one of {', '.join(LABELLERS)}")
+    key = ["subject_id", "study_id"]
+    rows = table(root, f"mimic-cxr-2.0.0-{labels}", key, key=key)
+    names = rows.columns.difference(key, sort=False)
+    return dict(zip(zip(rows["subject_id"], rows["study_id"]), rows[names].to_dict("records")))  # type: ignore[arg-type]
+
+
+def folder(subject: str) -> str:
+    return f"files/p{subject[:2]}/p{subject}"
+
+
+def studies(
+    rows: pd.DataFrame,
+    root: Path,
+    reject: Reject,
+    *,
+    text: Callable[[str], str],
+    report_paths: Mapping[str, str],
+    views: Mapping[str, tuple[str, ...]],
+    labels: Labels,
+) -> Iterator[Study]:
+    """Studies in the order of `rows`, which name an image each: dicom_id, study_id, subject_id, split, path."""
+    for group in groups(rows, "subject_id", "study_id"):
+        subject, study = group[0]["subject_id"], group[0]["study_id"]
+        try:
+            split = "/".join(dict.fromkeys(row["split"] for row in group))
+            if split not in SPLIT:
+                raise Rejected(f"split {split!r}; expected one of {', '.join(SPLIT)}: correct the split table")
+            wrong = [
+                name for name in (subject, study, *(r["dicom_id"] for r in group)) if not _IDENTIFIER.fullmatch(name)
+            ]
+            if wrong:
+                raise Rejected(f"identifier {wrong[0]!r}; expected letters, digits, dots and dashes: correct the table")
+            images = [
+                Image(inside(root, row["path"]), view(*views.get(row["dicom_id"], ())), row["dicom_id"])
+                for row in group
+            ]
+            report = text(report_paths.get(study, f"{folder(subject)}/s{study}.txt"))
+            said = labels.get((subject, study), {})
+            found = certainties(said, list(said))
+        except Rejected as reason:
+            reject(study, group[0]["path"], "read", str(reason))
+            continue
+        parts = sections(report)
+        yield Study(
+            source="mimic-cxr",
+            patient=subject,
+            study=study,
+            split=SPLIT[split],
+            images=tuple(images),
+            findings=parts["findings"],
+            impression=parts["impression"],
+            report=parts["whole"],
+            labels=found,
+        )
 
 
 def read(root: Path, reject: Reject, reports: str | None = None, labels: str = "chexpert") -> Iterator[Study]:
@@ -48,47 +131,15 @@ def read(root: Path, reject: Reject, reports: str | None = None, labels: str = "
     `reports` is mimic-cxr-reports.zip or the folder that holds `files/`; by default it is looked for in and beside
     `root`. `labels` is chexpert or negbio. A study without a report is kept (its images train the tokenizer).
     """
-    split = table(root, "mimic-cxr-2.0.0-split", ("dicom_id", "study_id", "subject_id", "split"))
-    metadata = table(root, "mimic-cxr-2.0.0-metadata", ("dicom_id", "ViewPosition"))
-    label_table = table(root, f"mimic-cxr-2.0.0-{labels}", ("subject_id", "study_id"))
-    if split.empty:
-        raise DataError(f"{root}/mimic-cxr-2.0.0-split.csv.gz has no rows: the dataset is empty")
-    doubled = split["dicom_id"][split["dicom_id"].duplicated()]
-    if len(doubled):
-        raise DataError(
-            f"{root}/mimic-cxr-2.0.0-split.csv.gz names dicom_id {doubled.iloc[0]} twice: download the table again"
-        )
-    views = dict(zip(metadata["dicom_id"], metadata["ViewPosition"]))
-    names = [column for column in label_table.columns if column not in ("subject_id", "study_id")]
-    known = {row["study_id"]: row for row in label_table.to_dict("records")}
-    report = _report_reader(root, reports)
-    for (subject, study), rows in split.groupby(["subject_id", "study_id"], sort=False):
-        folder = f"files/p{subject[:2]}/p{subject}"
-        wrong = [s for s in rows["split"].unique() if s not in SPLIT]
-        if wrong or rows["split"].nunique() != 1:
-            reject(
-                study,
-                "mimic-cxr-2.0.0-split",
-                "read",
-                f"split {'/'.join(rows['split'].unique())}; expected one of {', '.join(SPLIT)}",
-            )
-            continue
-        if not (subject.isalnum() and study.isalnum() and rows["dicom_id"].str.fullmatch(r"[\w.-]+").all()):
-            reject(study, "mimic-cxr-2.0.0-split", "read", "an identifier that is not letters, digits, dots and dashes")
-            continue
-        text = report(f"{folder}/s{study}.txt")
-        parts = sections(text) if text else {"findings": "", "impression": ""}
-        found = known.get(study, {})
-        yield Study(
-            source="mimic-cxr",
-            patient=subject,
-            study=study,
-            split=SPLIT[rows["split"].iloc[0]],
-            images=tuple(
-                Image(root / folder / f"s{study}" / f"{d}.jpg", VIEW.get(views.get(d, "").upper(), "UNKNOWN"), d)
-                for d in rows["dicom_id"]
-            ),
-            findings=parts["findings"],
-            impression=parts["impression"],
-            labels={name.lower(): LABEL[found[name]] for name in names if found.get(name) in LABEL},
-        )
+    rows = split_table(root)
+    names = zip(rows["subject_id"], rows["study_id"], rows["dicom_id"])
+    rows["path"] = [f"{folder(subject)}/s{study}/{dicom}.jpg" for subject, study, dicom in names]
+    yield from studies(
+        rows,
+        root,
+        reject,
+        text=report_reader(root, reports),
+        report_paths={},
+        views=view_table(root),
+        labels=label_table(root, labels),
+    )

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from mavilt_pl.data.sources import Reject, hash_split, table
-from mavilt_pl.data.study import DataError, Image, Label, Split, Study, View
+from mavilt_pl.data.sources import Reject, hash_split, inside, table, view
+from mavilt_pl.data.study import DataError, Image, Label, Rejected, Split, Study
 
+# The finding's name in the table → its name here, where they differ.
 NAMES = {
     "effusion": "pleural effusion",
     "nodule": "lung lesion",
@@ -16,38 +17,51 @@ NAMES = {
     "pleural_thickening": "pleural other",
 }
 FINDINGS = (
-    "Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Effusion", "Emphysema", "Fibrosis", "Hernia",
-    "Infiltration", "Mass", "Nodule", "Pleural_Thickening", "Pneumonia", "Pneumothorax",
+    "atelectasis", "cardiomegaly", "consolidation", "edema", "effusion", "emphysema", "fibrosis", "hernia",
+    "infiltration", "mass", "nodule", "pleural_thickening", "pneumonia", "pneumothorax",
 )  # fmt: skip
-VIEW: dict[str, View] = {"PA": "PA", "AP": "AP"}
 
 
 def _list(root: Path, name: str) -> set[str]:
     path = root / name
-    return set(path.read_text(encoding="utf-8-sig").split()) if path.exists() else set()
+    try:
+        return set(path.read_text(encoding="utf-8-sig").split()) if path.exists() else set()
+    except (OSError, UnicodeError) as error:
+        raise DataError(f"{path} is not a readable list of file names ({error}): download it again") from None
+
+
+def _labels(row: dict[str, str]) -> dict[str, Label]:
+    found = {label.strip().lower() for label in row["Finding Labels"].split("|")}
+    if unknown := found - {*FINDINGS, "no finding"}:
+        raise Rejected(f"Finding Labels {', '.join(sorted(unknown))!r}; expected those of ChestX-ray14, joined by |")
+    labels: dict[str, Label] = {NAMES.get(name, name): "absent" for name in FINDINGS}
+    labels |= {NAMES.get(name, name): "present" for name in found}
+    return {"no finding": "absent", **labels}
 
 
 def read(root: Path, reject: Reject) -> Iterator[Study]:
     """One study an image. With the official lists, test is the official test and an eighth of the other patients is
     val; without, 70 / 10 / 20 by patient."""
-    rows = table(root, "Data_Entry_2017_v2020", ("Image Index", "Finding Labels", "Patient ID", "View Position"))
+    columns = ("Image Index", "Finding Labels", "Patient ID", "View Position")
+    rows = table(root, "Data_Entry_2017_v2020", columns, key=("Image Index",))
     test, train = _list(root, "test_list.txt"), _list(root, "train_val_list.txt")
     files = {path.name: path for folder in sorted(root.glob("images*")) for path in folder.rglob("*.png")}
-    if rows.empty or not files:
+    if not files:
         raise DataError(
-            f"{root}: {len(rows)} rows in the table and {len(files)} *.png under images*/; expected the official layout"
+            f"{root}: no *.png under images*/; expected images/ or images_001/images/ … of the official layout"
         )
     for row in rows.to_dict("records"):
         name, patient = row["Image Index"], row["Patient ID"]
+        try:
+            path = files.get(name) or inside(root / "images", name)
+            labels = _labels(row)
+            if test and train and name not in test and name not in train:
+                raise Rejected(f"{name} is in neither test_list.txt nor train_val_list.txt: download the lists again")
+        except Rejected as reason:
+            reject(Path(name).stem, name, "read", str(reason))
+            continue
+        split: Split = hash_split("nih", patient)
         if test or train:
-            by_hash: Split = "val" if hash_split("nih", patient, 0, 0.125) == "val" else "train"
-            split: Split = "test" if name in test else by_hash
-        else:
-            split = hash_split("nih", patient)
-        found = {NAMES.get(label.lower(), label.lower()) for label in row["Finding Labels"].split("|")}
-        labels: dict[str, Label] = {NAMES.get(n.lower(), n.lower()): "absent" for n in FINDINGS}
-        labels |= {label: "present" for label in found if label != "no finding"}
-        labels["no finding"] = "present" if "no finding" in found else "absent"
-        path = files.get(name, root / "images" / Path(name).name)
-        image = Image(path, VIEW.get(row["View Position"], "UNKNOWN"), Path(name).stem)
+            split = "test" if name in test else hash_split("nih", patient, 0, 0.125)
+        image = Image(path, view(row["View Position"]), Path(name).stem)
         yield Study("nih", patient, Path(name).stem, split, (image,), labels=labels)
