@@ -80,7 +80,9 @@ class MaviltCLI(LightningCLI):
         config["default_root_dir"] = str(root)
         fitting = self.subcommand == "fit"
         if config["logger"] in (None, True):
-            config["logger"] = TensorBoardLogger(root, name="", version="tensorboard") if fitting else False
+            config["logger"] = (
+                TensorBoardLogger(root, name="", version="tensorboard", default_hp_metric=False) if fitting else False
+            )
         given = [*(config["callbacks"] or []), *callbacks]
         if config["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in given):
             callbacks = [*callbacks, RichProgressBar()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import zlib
 from pathlib import Path
 
@@ -10,9 +11,18 @@ import pydicom
 import pytest
 from PIL import Image
 from pydicom.dataset import FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.encaps import encapsulate
+from pydicom.pixels import apply_modality_lut, apply_voi_lut
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGLSLossless,
+    RLELossless,
+)
 
-from mavilt_pl.data.radiograph import read_radiograph, resize
+from mavilt_pl.data.radiograph import read_radiograph, read_sized, resize
 from mavilt_pl.data.study import Rejected
 
 RAMP = np.tile(np.linspace(0, 4095, 64).astype(np.uint16), (48, 1))
@@ -47,6 +57,83 @@ def test_dicom_bone_is_bright_in_both_photometric_interpretations(tmp_path: Path
 def test_dicom_window_is_applied(tmp_path: Path) -> None:
     image = read_radiograph(write_dicom(tmp_path / "a.dcm", WindowCenter=1000, WindowWidth=500))
     assert (image[0, RAMP[0] < 700] == 0).all() and (image[0, RAMP[0] > 1300] == 1).all()
+
+
+TEXTURE = np.random.default_rng(0).integers(0, 4096, (600, 800)).astype(np.uint16)
+
+
+@pytest.mark.parametrize("inverted", [False, True])
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"WindowCenter": 1000, "WindowWidth": 500},
+        {"WindowCenter": [2000, 1], "WindowWidth": [3000, 2]},
+        {"WindowCenter": 0, "WindowWidth": 801, "RescaleSlope": "0.5", "RescaleIntercept": "-1000"},
+        {"WindowCenter": 900, "WindowWidth": 700, "VOILUTFunction": "LINEAR_EXACT"},
+        {"WindowCenter": 2000, "WindowWidth": 900, "VOILUTFunction": "SIGMOID"},
+    ],
+)
+def test_windows_are_those_of_pydicom(tmp_path: Path, tags: dict[str, object], inverted: bool) -> None:
+    """Against pydicom's own grey-scale transformations; and the fast path to a small image against the plain one."""
+    if inverted:
+        tags = tags | {"PhotometricInterpretation": "MONOCHROME1"}
+    path = write_dicom(tmp_path / "a.dcm", TEXTURE, **tags)
+    data = pydicom.dcmread(path)
+    expected = apply_voi_lut(apply_modality_lut(data.pixel_array, data), data)
+    expected = (expected - expected.min()) / (expected.max() - expected.min())
+    np.testing.assert_allclose(read_radiograph(path), 1 - expected if inverted else expected, atol=2e-3)
+    for size in (100, 256):  # 100: reduced by a whole factor first
+        small = resize(read_radiograph(path), size).astype(int)
+        assert np.abs(read_sized(path, size).astype(int) - small).max() <= 1
+
+
+@pytest.mark.parametrize("window", [{}, {"WindowCenter": 2048, "WindowWidth": 4096}])
+def test_a_rescale_that_falls_turns_the_scale_round(tmp_path: Path, window: dict[str, object]) -> None:
+    """(pydicom's own transformation turns it round twice where there is a window too.)"""
+    image = read_radiograph(write_dicom(tmp_path / "a.dcm", RescaleSlope="-1", RescaleIntercept="4095", **window))
+    np.testing.assert_allclose(image, 1 - RAMP / 4095, atol=1e-3)
+
+
+@pytest.mark.parametrize("syntax", [RLELossless, JPEG2000Lossless, JPEGLSLossless])
+def test_compressed_dicom_is_the_same_image(tmp_path: Path, syntax: str) -> None:
+    path = write_dicom(tmp_path / "a.dcm", TEXTURE)
+    plain = read_radiograph(path)
+    data = pydicom.dcmread(path)
+    data.compress(syntax)
+    data.save_as(path)
+    np.testing.assert_array_equal(read_radiograph(path), plain)
+
+
+def jpeg_dicom(path: Path, rows: int) -> Path:
+    """8 bits, JPEG baseline, 48 × 64 whatever the header says."""
+    out = io.BytesIO()
+    Image.fromarray((RAMP >> 4).astype(np.uint8)).save(out, "JPEG", quality=95)
+    data = pydicom.dcmread(write_dicom(path, BitsAllocated=8, BitsStored=8, HighBit=7))
+    data.PixelData, data.Rows = encapsulate([out.getvalue()]), rows
+    data["PixelData"].VR = "OB"
+    data.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+    data.save_as(path)
+    return path
+
+
+def test_jpeg_in_dicom_and_a_header_that_lies(tmp_path: Path) -> None:
+    np.testing.assert_allclose(read_radiograph(jpeg_dicom(tmp_path / "a.dcm", 48)), RAMP / 4095, atol=0.02)
+    with pytest.raises(Rejected, match="50 × 64 pixels and the compressed image 48 × 64"):
+        read_radiograph(jpeg_dicom(tmp_path / "b.dcm", 50))
+
+
+def test_something_in_the_unused_bits_is_no_pixel(tmp_path: Path) -> None:
+    """Old files keep overlays in the four bits above the twelve."""
+    plain = read_radiograph(write_dicom(tmp_path / "a.dcm", TEXTURE))
+    np.testing.assert_array_equal(read_radiograph(write_dicom(tmp_path / "b.dcm", TEXTURE | 0x3000)), plain)
+
+
+def test_a_deflated_file_is_refused_before_it_is_inflated(tmp_path: Path) -> None:
+    data = pydicom.dcmread(write_dicom(tmp_path / "a.dcm"))
+    data.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    data.save_as(tmp_path / "b.dcm")
+    with pytest.raises(Rejected, match="deflated"):
+        read_radiograph(tmp_path / "b.dcm")
 
 
 @pytest.mark.parametrize("mode", ["L", "I;16", "RGB", "RGBA", "P"])
