@@ -57,7 +57,7 @@ class Backbone(LightningModule):
         vocabulary: words of the byte-level BPE tokenizer, learned from the training texts.
         width, layers, heads: of the transformer; the MLP is 8/3 wide, as Llama's.
         context: longest sequence in tokens.
-        learning_rate, warmup: AdamW, linear warm-up, cosine down to a tenth.
+        learning_rate, warmup: AdamW, linear warm-up, cosine down to a hundredth.
         block: tokens in a training row; texts are joined end to end, so that nothing is padding.
     """
 
@@ -146,7 +146,7 @@ class Backbone(LightningModule):
 
 
 def adamw(module: LightningModule, parameters: Any, rate: float, warmup: int, decay: float = 0.01) -> dict:
-    """AdamW (0.9, 0.95) with linear warm-up and a cosine down to a tenth over the trainer's steps."""
+    """AdamW (0.9, 0.95) with linear warm-up and a cosine down to a hundredth over the trainer's steps."""
     optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.95), weight_decay=decay, foreach=True)
     schedule = warm_cosine(optimizer, warmup, int(module.trainer.estimated_stepping_batches))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -43,7 +43,7 @@ def draw_body(rng: np.random.Generator, findings: Sequence[Finding], marker: boo
     if "cardiomegaly" in by_name:
         ratio = 0.56 + 0.12 * by_name["cardiomegaly"].size
     dome = rng.uniform(0.36, 0.46)
-    thorax = rng.uniform(0.74, 0.84)
+    thorax = rng.uniform(0.76, 0.82)
     depth = rng.uniform(0.46, 0.54)
     if "hyperinflation" in by_name:
         dome += 0.14 + 0.08 * by_name["hyperinflation"].size
@@ -60,15 +60,15 @@ def draw_body(rng: np.random.Generator, findings: Sequence[Finding], marker: boo
         dome=domes,
         shallow=rng.uniform(0.04, 0.09),
         heart_width=ratio,
-        heart_slope=rng.uniform(0, 1),
-        knob=rng.uniform(0.05, 0.10),
-        wall=rng.uniform(0.07, 0.15),
-        breast=rng.uniform(0.03, 0.07) if rng.random() < 0.45 else 0.0,
-        arm=rng.uniform(0.02, 0.16),
-        stomach=rng.uniform(0.0, 0.10),
-        exposure=rng.uniform(-0.04, 0.04),
-        contrast=rng.uniform(0.92, 1.08),
-        shift=(rng.uniform(-0.03, 0.03), rng.uniform(-0.03, 0.03)),
+        heart_slope=rng.uniform(0.25, 0.75),
+        knob=rng.uniform(0.06, 0.09),
+        wall=rng.uniform(0.09, 0.13),
+        breast=rng.uniform(0.03, 0.05) if rng.random() < 0.45 else 0.0,
+        arm=rng.uniform(0.05, 0.11),
+        stomach=rng.uniform(0.0, 0.06),
+        exposure=rng.uniform(-0.025, 0.025),
+        contrast=rng.uniform(0.95, 1.05),
+        shift=(rng.uniform(-0.02, 0.02), rng.uniform(-0.02, 0.02)),
         rib_phase=rng.uniform(0, 1),
         texture=rng.uniform(0.7, 1.3),
         place={name: (rng.random(), rng.random(), rng.random()) for name in ("consolidation", "lung lesion")},

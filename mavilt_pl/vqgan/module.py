@@ -270,7 +270,7 @@ class VQGAN(LightningModule):
             optimizers.append(torch.optim.AdamW(self.discriminator.parameters(), h["learning_rate"], betas=(0.5, 0.9)))
         steps = int(self.trainer.estimated_stepping_batches)
         return optimizers, [
-            warm_cosine(optimizer, h["warmup"], steps - start, floor=0.01)
+            warm_cosine(optimizer, h["warmup"], steps - start)
             for optimizer, start in zip(optimizers, (0, h["gan_start"]))
         ]
 
