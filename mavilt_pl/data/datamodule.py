@@ -15,7 +15,7 @@ from torch.utils.data.distributed import DistributedSampler
 from mavilt_pl.data.corpus import Corpus
 from mavilt_pl.data.questions import from_labels
 from mavilt_pl.data.report import clean, compose
-from mavilt_pl.data.study import DataError, Study, View
+from mavilt_pl.data.study import DataError, Question, Study, View
 from mavilt_pl.data.tokens import TokenCache
 
 Wants = Literal["images", "pairs", "instructions", "text"]
@@ -86,8 +86,15 @@ class StudyDataset(Dataset):
             item["stranger_codes"] = torch.from_numpy(self.tokens[other])
             if wants == "instructions":
                 asked = from_labels(study, module.findings) if module.hparams["ask_labels"] else ()
-                item["questions"] = [*study.questions, *asked]
+                item["questions"] = self._drawn([*study.questions, *asked])
         return item
+
+    def _drawn(self, questions: list[Question]) -> list[Question]:
+        """In training, at most as many as are wanted, others each time; in evaluation all."""
+        most = self.module.hparams["questions_per_study"]
+        if self.split != "train" or most is None or len(questions) <= most:
+            return questions
+        return [questions[i] for i in torch.randperm(len(questions))[:most].sort().values.tolist()]
 
 
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -191,6 +198,7 @@ class CXRDataModule(LightningDataModule):
         augment: in training, small shifts, turns, zooms and exposures (Albumentations); never a flip: sides matter.
         limit_train, limit_val, limit_test: at most so many studies of each corpus, the same ones each time.
         ask_labels: make presence questions from labels.
+        questions_per_study: in training, at most so many questions of a study at a time, drawn anew each time.
     """
 
     def __init__(
@@ -211,6 +219,7 @@ class CXRDataModule(LightningDataModule):
         limit_val: int | None = None,
         limit_test: int | None = None,
         ask_labels: bool = True,
+        questions_per_study: int | None = None,
         seed: int = 0,
     ):
         super().__init__()
