@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTr
 
 from mavilt_pl.checkpoint import refuse_others
 from mavilt_pl.data.study import DataError
-from mavilt_pl.schedule import warm_cosine
+from mavilt_pl.language.optimizer import Kind, configured
 
 END = "<|endoftext|>"
 
@@ -57,7 +57,7 @@ class Backbone(LightningModule):
         vocabulary: words of the byte-level BPE tokenizer, learned from the training texts.
         width, layers, heads: of the transformer; the MLP is 8/3 wide, as Llama's.
         context: longest sequence in tokens.
-        learning_rate, warmup: AdamW, linear warm-up, cosine down to a hundredth.
+        optimizer, learning_rate, matrix_rate, warmup: as the stages have them (`optimizer.py`).
         block: tokens in a training row; texts are joined end to end, so that nothing is padding.
     """
 
@@ -68,7 +68,9 @@ class Backbone(LightningModule):
         layers: int = 4,
         heads: int = 4,
         context: int = 512,
+        optimizer: Kind = "adamw",
         learning_rate: float = 3e-3,
+        matrix_rate: float = 0.02,
         warmup: int = 20,
         block: int = 128,
     ):
@@ -136,17 +138,13 @@ class Backbone(LightningModule):
         )
 
     def configure_optimizers(self) -> Any:
-        return adamw(self, self.parameters(), self.hparams["learning_rate"], self.hparams["warmup"])
+        h = self.hparams
+        return configured(
+            self, self.model.base_model, h["optimizer"], h["learning_rate"], h["matrix_rate"], h["warmup"]
+        )
 
     def on_fit_end(self) -> None:
         if self.trainer.is_global_zero:
             folder = Path(self.trainer.default_root_dir) / "backbone"
             self.model.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)  # type: ignore[union-attr]
-
-
-def adamw(module: LightningModule, parameters: Any, rate: float, warmup: int, decay: float = 0.01) -> dict:
-    """AdamW (0.9, 0.95) with linear warm-up and a cosine down to a hundredth over the trainer's steps."""
-    optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.95), weight_decay=decay, foreach=True)
-    schedule = warm_cosine(optimizer, warmup, int(module.trainer.estimated_stepping_batches))
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

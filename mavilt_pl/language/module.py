@@ -22,8 +22,9 @@ from mavilt_pl.checkpoint import refuse_others
 from mavilt_pl.data.study import DataError
 from mavilt_pl.data.tokens import TokenCache
 from mavilt_pl.language import decoding
-from mavilt_pl.language.backbone import adamw, load_backbone
+from mavilt_pl.language.backbone import load_backbone
 from mavilt_pl.language.drift import Drift
+from mavilt_pl.language.optimizer import Kind, configured
 from mavilt_pl.language.sequences import Branch, Packed, Tree, pack
 from mavilt_pl.language.vocabulary import VisualVocabulary, grow
 
@@ -44,7 +45,8 @@ class LanguageModule(LightningModule):
         drift_from: θ₀ is the `backbone`, or the weights at the start of this `stage`.
         condition_dropout: how often a drawing is trained without its text, so that guidance can be used.
         max_words: text targets are cut to so many tokens; how many were cut is logged.
-        learning_rate, new_rate: AdamW's, for the pretrained weights and for the new rows' places; with warm-up.
+        optimizer: adamw, or muon for a backbone that knows little yet (`optimizer.py`).
+        learning_rate, matrix_rate: AdamW's, and Muon's of the weight matrices; linear warm-up over `warmup` steps.
         guidance, temperature, top_p: how images are drawn.
     """
 
@@ -60,7 +62,9 @@ class LanguageModule(LightningModule):
         drift_from: Literal["backbone", "stage"] = "backbone",
         condition_dropout: float = 0.1,
         max_words: int = 128,
+        optimizer: Kind = "adamw",
         learning_rate: float = 5e-6,
+        matrix_rate: float = 0.02,
         warmup: int = 50,
         guidance: float = 1.0,
         temperature: float = 1.0,
@@ -264,12 +268,8 @@ class LanguageModule(LightningModule):
             self.log_dict({f"drift/{name}": value for name, value in self.drift.per_layer().items() if value > 0})
 
     def configure_optimizers(self) -> Any:
-        return adamw(
-            self,
-            [p for p in self.parameters() if p.requires_grad],
-            self.hparams["learning_rate"],
-            self.hparams["warmup"],
-        )
+        h = self.hparams
+        return configured(self, self.body, h["optimizer"], h["learning_rate"], h["matrix_rate"], h["warmup"])
 
     # What it can do. Codes are int64 [B,N]; keys make sampling and wordings independent of the batch.
 

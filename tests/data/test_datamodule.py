@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from mavilt_pl.cli import main
 from mavilt_pl.data.corpus import Corpus
 from mavilt_pl.data.datamodule import CXRDataModule, EveryStudyOnce, MixSampler
 from mavilt_pl.data.study import DataError
@@ -46,6 +47,29 @@ def test_instructions_and_the_control(corpus_path: Path, tokens: Path) -> None:
     patient = [study["patient"] for study in studies]
     assert all(patient[i] != patient[other] for i, other in enumerate(dataset.stranger))  # never the patient's own
     assert sorted(own[:, 0].tolist()) == sorted(other[:, 0].tolist())  # and every image is somebody's
+
+
+def test_questions_are_capped_in_training_only(corpus_path: Path, tokens: Path) -> None:
+    findings = ["edema", "cardiomegaly", "pneumothorax", "consolidation"]
+    made = CXRDataModule([str(corpus_path)], [str(tokens)], "instructions", findings=findings, questions_per_study=2)
+    made.setup("fit")
+    asked = [[q.topic for q in s["questions"]] for _ in range(3) for b in made.train_dataloader() for s in b["studies"]]
+    assert {len(topics) for topics in asked} == {2} and all(len(set(topics)) == 2 for topics in asked)
+    assert {topic for topics in asked for topic in topics} == set(findings)  # others each time
+    assert all(len(s["questions"]) == 4 for b in made.test_dataloader()[0] for s in b["studies"])
+
+
+def test_the_image_is_one_of_the_wanted_views(tmp_path: Path) -> None:
+    """Studies with a frontal and a lateral image: `views` says which is the study's image."""
+    raw, out = str(tmp_path / "raw"), tmp_path / "corpus"
+    assert main(["phantom", "mimic", raw, "--studies", "8", "--size", "40", "--laterals", "1"]) == 0
+    assert main(["prepare", "mimic-cxr-jpg", raw, "--out", str(out), "--size", "32"]) == 0
+    corpus = Corpus(out)
+    assert len(corpus) == 8 and corpus.n_images == 16
+    for views, wanted in ((["PA", "AP"], {"PA", "AP"}), (["LATERAL"], {"LATERAL"})):
+        dataset = module(out, views=views).train_dataloader().dataset
+        view = {number: seen for row in range(8) for number, seen in corpus.image_rows(row)}
+        assert {view[dataset[i]["image_row"]] for i in range(8)} <= wanted
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 20])
