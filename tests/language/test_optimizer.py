@@ -13,9 +13,10 @@ from mavilt_pl.schedule import warm_cosine
 @pytest.mark.parametrize("shape", [(3, 24, 24), (2, 40, 16), (2, 16, 40)])
 def test_orthogonalised_keeps_the_directions_and_evens_the_lengths(shape: tuple[int, int, int]) -> None:
     stack = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    u, _, vh = torch.linalg.svd(stack, full_matrices=False)
+    u, size, vh = torch.linalg.svd(stack, full_matrices=False)
     inner = torch.diagonal(u.mT @ orthogonalised(stack) @ vh.mT, dim1=1, dim2=2)
-    assert inner.min() > 0.3 and inner.median() > 0.6 and inner.max() < 1.3
+    large = inner[size > 0.1 * size.amax(1, keepdim=True)]  # five rounds do not lift what is next to nothing
+    assert large.min() > 0.6 and inner.min() > 0 and inner.max() < 1.3
 
 
 def steps(optimizer: torch.optim.Optimizer, model: nn.Module, count: int, start: int = 0) -> None:
