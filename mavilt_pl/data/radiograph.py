@@ -159,7 +159,7 @@ def _clipped(stored: np.ndarray, low: float, high: float) -> np.ndarray:
 
 def _read_picture(path: Path, least: int | None) -> _Grey:
     """`least`: that many pixels a side will do. A JPEG is then decoded at a half, a quarter or an eighth."""
-    with Pillow.open(path) as opened:
+    with Pillow.open(path, formats=("PNG", "JPEG")) as opened:  # others start programs, such as PostScript's
         _check_size(path, opened.height, opened.width)
         if least is not None and opened.format == "JPEG":
             opened.draft(None, (least, least))

@@ -165,11 +165,18 @@ def bomb(path: Path) -> Path:
     return path
 
 
+def disguised(path: Path) -> Path:
+    """PostScript under another name: Pillow would hand it to an interpreter."""
+    Image.fromarray((RAMP >> 4).astype(np.uint8)).save(path, "EPS")
+    return path
+
+
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
         (lambda p: p / "absent.png", "missing"),
         (lambda p: bomb(p / "big.png"), "DecompressionBomb"),
+        (lambda p: disguised(p / "postscript.png"), "cannot identify"),
         (lambda p: write_dicom(p / "no.dcm", PixelData=None), "no pixel data"),
         (lambda p: write_dicom(p / "many.dcm", NumberOfFrames=2), "2 frames"),
         (lambda p: write_dicom(p / "flat.dcm", np.full_like(RAMP, 7)), "same value"),
