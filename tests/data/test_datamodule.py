@@ -37,6 +37,23 @@ def test_images(corpus_path: Path) -> None:
     assert batch["pixels"].min() >= -1 and batch["pixels"].max() <= 1 and batch["labels"].shape == (4, 1)
 
 
+def test_augmentation_moves_and_exposes_but_never_flips(corpus_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image that is bright in its upper left stays so; evaluation is left alone."""
+    corner = np.full((32, 32), 60, np.uint8)
+    corner[4:14, 4:14] = 200
+    monkeypatch.setattr(Corpus, "pixels", lambda self, image: corner)
+    made = module(corpus_path, augment=True)
+    train, test = made.train_dataloader().dataset, made.test_dataloader()[0].dataset
+    images = [train[i]["pixels"][0] for i in range(len(train))]
+    still = test[0]["pixels"][0]
+    assert sum(not torch.equal(image, still) for image in images) > 0.8 * len(images)
+    for image in images:
+        assert image.min() >= -1 and image.max() <= 1
+        others = (image[:16, 16:], image[16:, :16], image[16:, 16:])
+        assert all(image[:16, :16].mean() > other.mean() + 0.1 for other in others)
+    np.testing.assert_allclose(still, corner / 127.5 - 1, atol=1e-6)
+
+
 def test_instructions_and_the_control(corpus_path: Path, tokens: Path) -> None:
     made = module(corpus_path, tokens=[str(tokens)], wants="instructions")
     batches = list(made.test_dataloader()[0])
