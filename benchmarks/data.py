@@ -113,10 +113,10 @@ def dicom_dataset(root: Path, per_kind: int) -> list[Path]:
 
 
 def prepare(folder: Path) -> None:
-    files = dicom_dataset(folder / "raw", 20)
+    files = dicom_dataset(folder / "raw", 40)
     cores = os.cpu_count() or 1
     rows = []
-    for attempt in range(3):
+    for attempt in range(2):
         with ProcessPoolExecutor(cores) as pool:
             list(pool.map(bare_only, files[:cores]))  # processes are up
             start = time.perf_counter()

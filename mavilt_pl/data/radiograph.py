@@ -41,6 +41,7 @@ class _Grey:
     pixels: np.ndarray
     ends: tuple[float, float] | None = None  # None: the darkest and the brightest pixel
     inverted: bool = False
+    beyond: bool = False  # whether some pixels lie beyond the ends
 
     def scaled(self, pixels: np.ndarray) -> np.ndarray:
         """These pixels, or the same made smaller, in [0, 1] with air dark."""
@@ -142,19 +143,7 @@ def _read_dicom(path: Path) -> _Grey:
             f"{path}: window width {width:g} and rescale slope {slope:g}; expected a window that is not empty"
         )
     low, high = ((centre + side * width / 2 - intercept) / slope for side in (-1, 1))  # as stored: spares a pass
-    return _Grey(_clipped(stored, min(low, high), max(low, high)), (low, high), inverted)
-
-
-def _clipped(stored: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Within the window, to the next whole number outwards: averages must not see what lies beyond it."""
-    darkest, brightest = _extremes(stored)
-    if low <= darkest and brightest <= high:
-        return stored
-    if not np.issubdtype(stored.dtype, np.integer):
-        return stored.clip(low, high)
-    kind = np.iinfo(stored.dtype)
-    lowest, highest = (int(min(max(bound, kind.min), kind.max)) for bound in (np.floor(low), np.ceil(high)))
-    return stored.clip(lowest, highest)
+    return _Grey(stored, (low, high), inverted)
 
 
 def _read_picture(path: Path, least: int | None) -> _Grey:
@@ -180,14 +169,15 @@ def _read(path: Path, least: int | None) -> _Grey:
         raise
     except FileNotFoundError:
         raise Rejected(f"{path}: the file is missing") from None
-    except (
-        BaseException
-    ) as error:  # decoders raise anything on damaged files; the RLE one panics, which is no Exception
+    # Decoders raise anything on damaged files; the RLE one panics, which is no Exception.
+    except BaseException as error:
         raise Rejected(f"{path}: not readable ({type(error).__name__}: {str(error)[:120]})") from None
     darkest, brightest = _extremes(grey.pixels)
-    if not np.isfinite(darkest + brightest) or brightest <= darkest:
-        raise Rejected(f"{path}: every pixel has the same value, or some are not numbers")
     grey.ends = grey.ends or (darkest, brightest)
+    low, high = sorted(grey.ends)
+    if not np.isfinite(darkest + brightest) or min(brightest, high) <= max(darkest, low):
+        raise Rejected(f"{path}: every pixel has the same value, or some are not numbers")
+    grey.beyond = darkest < low or brightest > high
     return grey
 
 
@@ -205,18 +195,31 @@ def read_sized(path: Path, size: int, fit: Fit = "pad") -> np.ndarray:
     finer than twice what is wanted, and what is done to each pixel is done to the small image. uint8 [size,size].
     """
     grey = _read(path, 2 * size)
-    return _framed(grey.scaled(_shrunk(_halved(grey.pixels, 2 * size), size, fit)), size)
+    return _framed(grey.scaled(_shrunk(_reduced(grey, 2 * size), size, fit)), size)
 
 
-def _halved(pixels: np.ndarray, least: int) -> np.ndarray:
-    """Means of k × k pixels, for the largest k that divides both sides and leaves `least` pixels of the shorter one.
+def _reduced(grey: _Grey, least: int) -> np.ndarray:
+    """Clipped to the window, so that averages do not see what lies beyond it, and reduced to means of k × k pixels, for
+    the largest k that divides both sides and leaves `least` pixels of the shorter one.
 
-    Whole factors on whole numbers are several times faster than the area resize of floats that finishes the work."""
+    Whole factors on whole numbers are several times faster than the area resize of floats that finishes the work;
+    strips of rows stay in the cache."""
+    pixels, (low, high) = grey.pixels, sorted(grey.ends or ())
     if pixels.dtype not in SMALL_INTEGERS:
-        return pixels.astype(np.float32)
+        return pixels.astype(np.float32).clip(low, high)
+    kind = np.iinfo(pixels.dtype)  # the window's ends, to the next whole numbers outwards
+    lowest, highest = (int(min(max(end, kind.min), kind.max)) for end in (np.floor(low), np.ceil(high)))
     height, width = pixels.shape
     k = next((k for k in range(min(height, width) // least, 1, -1) if height % k == width % k == 0), 1)
-    return cv2.resize(pixels, (width // k, height // k), interpolation=cv2.INTER_AREA) if k > 1 else pixels
+    if k == 1 and not grey.beyond:
+        return pixels
+    out = np.empty((height // k, width // k), pixels.dtype)
+    rows = k * max(64 // k, 1)
+    for top in range(0, height, rows):
+        strip = pixels[top : top + rows].clip(lowest, highest) if grey.beyond else pixels[top : top + rows]
+        small = (width // k, len(strip) // k)
+        out[top // k : top // k + small[1]] = cv2.resize(strip, small, interpolation=cv2.INTER_AREA)
+    return out
 
 
 def resize(image: np.ndarray, size: int, fit: Fit = "pad") -> np.ndarray:
