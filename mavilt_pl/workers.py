@@ -74,9 +74,10 @@ class CarefulMap:
 
     def __call__(self, tasks: Iterable[Any]) -> Iterator[Any]:
         rest = iter(tasks)
+        # Many at a time: results come in order, and a slow task must not keep the other processes waiting behind it.
         waiting: deque[tuple[Any, Future | None]] = deque()  # None: the pool broke before it could be handed over
         while True:
-            while len(waiting) < 4 * self.workers and (task := next(rest, None)) is not None:
+            while len(waiting) < 32 * self.workers and (task := next(rest, None)) is not None:
                 waiting.append((task, self._submit(task)))
             if not waiting:
                 return
