@@ -6,8 +6,8 @@
     pixels-00000.npy …     uint8 [n, S, S], one shard for each run of studies
     rejects.csv            study, file, stage, reason of everything left out
 
-`prepare` reads the dataset's tables and reports first, into `parts/`, then decodes. Each image that is done is in a
-journal before the next is asked for, so a killed run does none twice and loses none.
+`prepare` reads the dataset's tables and reports first, into `parts/`, then decodes. Images go into a journal in their order:
+a killed run loses none, and does none twice but the few that were under way.
 """
 
 from __future__ import annotations

@@ -132,7 +132,9 @@ def _read_dicom(path: Path) -> _Grey:
     function = str(data.get("VOILUTFunction") or "LINEAR")
     windowed = data.get("WindowCenter") not in (None, "") and data.get("WindowWidth") not in (None, "")
     if data.get("VOILUTSequence") or (windowed and function not in ("LINEAR", "LINEAR_EXACT")):
-        return _Grey(apply_voi_lut(apply_modality_lut(stored, data), data).astype(np.float32), None, inverted)
+        if not data.get("ModalityLUTSequence"):  # else it is applied already
+            stored = apply_modality_lut(stored, data)
+        return _Grey(apply_voi_lut(stored, data).astype(np.float32), None, inverted)
     if not windowed:
         return _Grey(stored, None, inverted != (slope < 0))
     centre, width = _number(data, "WindowCenter", 0), _number(data, "WindowWidth", 1)

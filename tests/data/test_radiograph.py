@@ -87,6 +87,22 @@ def test_windows_are_those_of_pydicom(tmp_path: Path, tags: dict[str, object], i
         assert np.abs(read_sized(path, size).astype(int) - small).max() <= 1
 
 
+def test_a_modality_lut_is_applied_once(tmp_path: Path) -> None:
+    """Before a sigmoid window; against pydicom's own chain."""
+    table = pydicom.Dataset()
+    table.add_new("LUTDescriptor", "US", [4096, 0, 16])
+    table.add_new("LUTData", "OW", (np.arange(4096) // 2 + 300).astype("<u2").tobytes())
+    table.ModalityLUTType = "US"
+    path = write_dicom(
+        tmp_path / "a.dcm", WindowCenter=1200, WindowWidth=900, VOILUTFunction="SIGMOID",
+        ModalityLUTSequence=pydicom.Sequence([table]),
+    )  # fmt: skip
+    data = pydicom.dcmread(path)
+    expected = apply_voi_lut(apply_modality_lut(data.pixel_array, data), data)
+    expected = (expected - expected.min()) / (expected.max() - expected.min())
+    np.testing.assert_allclose(read_radiograph(path), expected, atol=2e-3)
+
+
 @pytest.mark.parametrize("window", [{}, {"WindowCenter": 2048, "WindowWidth": 4096}])
 def test_a_rescale_that_falls_turns_the_scale_round(tmp_path: Path, window: dict[str, object]) -> None:
     """(pydicom's own transformation turns it round twice where there is a window too.)"""
