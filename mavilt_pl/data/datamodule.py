@@ -112,7 +112,8 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 class MixSampler(DistributedSampler):
     """Training order over several sources: an epoch is as long as all sources together, drawn from each by its weight,
-    each source without repetition until it is used up. The order is a function of (seed, epoch); ranks take turns.
+    each source without repetition until it is used up. The order is a function of (seed, epoch) alone; ranks take turns,
+    and what is left over of an epoch that they cannot share out evenly is left out.
 
     A `DistributedSampler` by name so that Lightning leaves it alone."""
 
@@ -125,8 +126,8 @@ class MixSampler(DistributedSampler):
     def _order(self) -> list[int]:
         random = np.random.default_rng([self.seed, self.epoch])
         share = np.asarray(self.weights) / sum(self.weights)
-        counts = np.floor(share * self.total_size).astype(int)
-        counts[0] += self.total_size - counts.sum()
+        counts = np.floor(share * sum(self.sizes)).astype(int)
+        counts[0] += sum(self.sizes) - counts.sum()
         starts = np.cumsum([0, *self.sizes[:-1]])
         picked = []
         for start, size, count in zip(starts, self.sizes, counts):

@@ -1,8 +1,7 @@
 """Where the findings are: the clinical encoder's own gradient says which pixels it reads a finding from.
 
 Averaged over pixels, a nodule is nothing: 25 of 4,096. The map of this file gives its pixels the weight that the
-clinical encoder gives them (Grad-CAM, arXiv 1610.02391), for one finding of each image at a time, so that a small
-finding weighs as much as a large one.
+clinical encoder gives them (Grad-CAM, arXiv 1610.02391), each finding the same whatever its size.
 """
 
 from __future__ import annotations
@@ -15,16 +14,19 @@ from mavilt_pl.encoders.frozen import Classifier
 
 
 def finding_map(encoder: Classifier, maps: list[Tensor], size: int) -> Tensor:
-    """Where the encoder reads one finding of each image, float32 [B,1,size,size], mean 1 over each image.
+    """Where the encoder reads its findings, float32 [B,1,size,size], at least 0.
 
-    The finding is drawn among those that the encoder sees (logit above 0); where it sees none, any. `maps` are the
-    encoder's feature maps of the images; the gradient runs through its last level only.
+    Each finding's map has mean 1 over the image and counts by its probability; the sum is divided by the number of
+    findings that are seen, where that is above 1. So the mean is 1 where something is found and near 0 where nothing
+    is. `maps` are the encoder's feature maps of the images; the gradient runs through its last level only.
     """
-    with torch.enable_grad():
-        fine = maps[-2].detach().requires_grad_(True)
+    with torch.enable_grad(), torch.autocast(maps[-2].device.type, enabled=False):
+        fine = maps[-2].detach().float().requires_grad_(True)
         logits_BF = encoder.logits([encoder.last_level(fine)])
-        picked = torch.multinomial((logits_BF.detach() > 0).float() + 1e-3, 1)
-        (slope,) = torch.autograd.grad(logits_BF.gather(1, picked).sum(), fine)
-    found = (slope * fine.detach()).sum(1, keepdim=True).relu()
-    found = F.interpolate(found, size=(size, size), mode="bilinear")
-    return found / (found.mean((1, 2, 3), keepdim=True) + 1e-6)
+        slopes = [torch.autograd.grad(column.sum(), fine, retain_graph=True)[0] for column in logits_BF.unbind(1)]
+    found_BFhw = torch.stack([(slope * fine.detach()).sum(1) for slope in slopes], 1).relu()
+    found_BFhw = found_BFhw / (found_BFhw.mean((2, 3), keepdim=True) + 1e-6)
+    seen_BF = logits_BF.detach().sigmoid()
+    share_BF = seen_BF / seen_BF.sum(1, keepdim=True).clamp(min=1)
+    found = torch.einsum("bfhw,bf->bhw", found_BFhw, share_BF)[:, None]
+    return F.interpolate(found, size=(size, size), mode="bilinear")

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mavilt_pl.vqgan.ranks import rank_and_size, summed
+
 
 def forward_differences(pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
     """∇ as forward differences along both axes: [B,C,H,W-1] and [B,C,H-1,W]."""
@@ -42,7 +44,9 @@ def hinge_discriminator(real: Tensor, made: Tensor) -> Tensor:
 
 
 def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor, most: float = 1e4) -> Tensor:
-    """λ of arXiv 2012.09841, eq. 7: ratio of both terms' gradient norms at the decoder's last layer."""
-    (wanted,) = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)
-    (given,) = torch.autograd.grad(adversarial, last_layer, retain_graph=True)
-    return (wanted.norm() / (given.norm() + 1e-4)).clamp(0, most).detach()
+    """λ of arXiv 2012.09841, eq. 7: ratio of both terms' gradient norms at the decoder's last layer, over all ranks."""
+    wanted, given = (
+        summed(torch.autograd.grad(term, last_layer, retain_graph=True)[0].float())
+        for term in (reconstruction, adversarial)
+    )
+    return (wanted.norm() / (given.norm() + 1e-4 * rank_and_size()[1])).clamp(0, most).detach()

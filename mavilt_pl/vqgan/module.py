@@ -26,6 +26,7 @@ from mavilt_pl.vqgan.losses import (
     reconstruction_term,
 )
 from mavilt_pl.vqgan.quantizer import Quantizer
+from mavilt_pl.vqgan.ranks import rank_and_size, summed
 
 
 class Tokenizer(nn.Module):
@@ -87,7 +88,9 @@ class VQGAN(LightningModule):
     L = |x − x̂|₁ + λ_grad ‖∇x − ∇x̂‖² + λ_feat ‖φ(x) − φ(x̂)‖² + β commitment + adaptive adversarial  (arXiv 2502.05926)
 
     A λ of 0 leaves its term uncomputed. `max_steps`, schedules, `gan_start` and every log count generator steps: the
-    discriminator's optimizer is stepped without Lightning's counter (Lightning-AI/pytorch-lightning#17958).
+    discriminator's optimizer is stepped without Lightning's counter (Lightning-AI/pytorch-lightning#17958). The
+    discriminator learns from the reconstruction that the generator's turn has made: the autoencoder runs once a batch.
+    For averaged weights in validation and in what is kept, add `lightning.pytorch.callbacks.EMAWeightAveraging`.
 
     Args:
         autoencoder: arguments of `Autoencoder`.
@@ -105,6 +108,9 @@ class VQGAN(LightningModule):
         discriminator: arguments of `Discriminator`.
         learning_rate, betas, clip: of both optimizers; from scratch 1e-4, (0.9, 0.95), 1 (LlamaGen, arXiv 2406.06525).
         warmup: steps of linear warm-up, then a cosine down to a hundredth.
+        accumulate: batches whose gradients make one step. (Lightning's own key is for automatic optimisation only.)
+        compile: torch.compile for encoder, decoder and discriminator; worth its minutes on a GPU.
+        channels_last: memory format of images and convolutions; faster with bf16 on a GPU, slower on a CPU.
     """
 
     automatic_optimization = False
@@ -127,9 +133,14 @@ class VQGAN(LightningModule):
         betas: tuple[float, float] = (0.9, 0.95),
         clip: float = 1.0,
         warmup: int = 100,
+        accumulate: int = 1,
+        compile: bool = False,
+        channels_last: bool = False,
     ):
         super().__init__()
         self.save_hyperparameters()
+        if accumulate < 1:
+            raise DataError(f"model.accumulate {accumulate}: expected the number of batches of a step, 1 or more")
         ours = focus > 0 or clinical_input
         clinical = lambda_feat > 0 or lambda_finding > 0 or ours
         if clinical and encoder is None:
@@ -154,10 +165,26 @@ class VQGAN(LightningModule):
         """The frozen clinical encoder, on this module's device."""
         return self._phi[0].to(self.device) if self._phi else None
 
+    def setup(self, stage: str) -> None:
+        if self.trainer.precision == "16-mixed":
+            raise DataError(
+                "trainer.precision 16-mixed overflows in the adversarial term; use bf16-mixed, or 32-true on cards without bf16"
+            )
+        # Lightning takes its own key for automatic optimisation only; its loops count steps by it all the same.
+        self.trainer.accumulate_grad_batches = self.hparams["accumulate"]
+        networks = [self.tokenizer.autoencoder.encoder, self.tokenizer.autoencoder.decoder]
+        if self.discriminator is not None:
+            networks.append(self.discriminator.net)
+        if self.hparams["channels_last"]:
+            self.to(memory_format=torch.channels_last)
+        if self.hparams["compile"] and stage == "fit":
+            for network in networks:
+                network.compile()
+
     def forward(self, pixels_BCHW: Tensor, maps: list[Tensor] | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Reconstruction [B,1,H,W], codes int64 [B,N], commitment term."""
+        """Reconstruction float32 [B,1,H,W], codes int64 [B,N], commitment term."""
         quantised, codes_BN, commitment = self.tokenizer.quantizer(self.tokenizer.latents(pixels_BCHW, maps))
-        return self.tokenizer.autoencoder.decode(quantised), codes_BN, commitment
+        return self.tokenizer.autoencoder.decode(quantised).float(), codes_BN, commitment
 
     def terms(self, pixels_BCHW: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """The weighted terms of the loss by name (adversarial aside), the reconstruction, and the codes."""
@@ -168,7 +195,8 @@ class VQGAN(LightningModule):
                 maps = phi.maps(pixels_BCHW)
         weight = None
         if h["focus"] > 0:
-            weight = (1 + h["focus"] * finding_map(phi, maps, pixels_BCHW.shape[-1])) / (1 + h["focus"])
+            weight = 1 + h["focus"] * finding_map(phi, maps, pixels_BCHW.shape[-1])
+            weight = weight / weight.mean((1, 2, 3), keepdim=True)
         made_BCHW, codes_BN, commitment = self(pixels_BCHW, maps)
         terms = {"l1": reconstruction_term(pixels_BCHW, made_BCHW, weight), "commitment": commitment}
         if h["lambda_grad"] > 0:
@@ -182,66 +210,92 @@ class VQGAN(LightningModule):
                 terms["finding"] = h["lambda_finding"] * F.binary_cross_entropy_with_logits(phi.logits(seen), wanted)
         return terms, made_BCHW, codes_BN
 
-    def training_step(self, batch: dict, index: int) -> None:
+    def training_step(self, batch: dict, index: int) -> dict[str, Tensor]:
+        """One batch through both networks; the optimizers step at every `accumulate`-th. For the callbacks: codes and
+        reconstruction."""
         generator, critic = [*self._as_list(self.optimizers()), None][:2]
-        pixels_BCHW = batch["pixels"]
-        terms, made_BCHW, codes_BN = self.terms(pixels_BCHW)
-        adversarial_now = critic is not None and self.global_step >= self.hparams["gan_start"]
-        if adversarial_now:
-            self.discriminator.requires_grad_(False)  # type: ignore[union-attr]
-            adversarial = -self.discriminator(made_BCHW).mean()  # type: ignore[misc]
-            likeness = torch.stack([value for name, value in terms.items() if name != "commitment"]).sum()
-            last = self.tokenizer.autoencoder.last_layer
-            terms["adversarial"] = (
-                self.hparams["gan_weight"] * adaptive_weight(likeness, adversarial, last) * adversarial
-            )  # type: ignore[arg-type]
-        loss = torch.stack(list(terms.values())).sum()
-        if not torch.isfinite(loss):
-            bad = [name for name, value in terms.items() if not torch.isfinite(value)]
-            studies = [study["study"] for study in batch["studies"]]
-            raise DataError(
-                f"step {self.global_step}: the loss is not finite in {', '.join(bad) or 'the sum'}; studies of the batch: "
-                f"{', '.join(studies[:8])}. The last checkpoint is good: lower learning_rate or the term's weight and resume"
-            )
-        log_now = self.global_step % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
-        if log_now:
-            self._log_shares(terms)
-        generator.zero_grad()
-        self.manual_backward(loss)
-        self.clip_gradients(generator, self.hparams["clip"], "norm")
-        generator.step()
         schedules = self._as_list(self.lr_schedulers())
-        schedules[0].step()
+        stepping = not self.trainer.fit_loop.epoch_loop._should_accumulate()
+        adversarial_now = critic is not None and self.global_step >= self.hparams["gan_start"]
+        log_now = stepping and (self.global_step + 1) % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        pixels_BCHW = batch["pixels"]
+
+        with generator.toggle_model(sync_grad=stepping):
+            terms, made_BCHW, codes_BN = self.terms(pixels_BCHW)
+            if adversarial_now:
+                adversarial = -self.discriminator(made_BCHW).float().mean()  # type: ignore[misc]
+                likeness = torch.stack([value for name, value in terms.items() if name != "commitment"]).sum()
+                weight = adaptive_weight(likeness, adversarial, self.tokenizer.autoencoder.last_layer)
+                terms["adversarial"] = self.hparams["gan_weight"] * weight * adversarial
+            self._refuse_non_finite(terms, batch)
+            loss = torch.stack(list(terms.values())).sum()
+            told = {"loss": loss, **terms, **(self._shares(terms) if log_now else {})}
+            self.manual_backward(loss / self.hparams["accumulate"])
+            if stepping:
+                told["gradient_norm/generator"] = self._clip(generator, "generator", batch)
+                generator.step()
+                generator.zero_grad()
+                schedules[0].step()
         if adversarial_now:
-            self._critic_step(critic, pixels_BCHW, made_BCHW.detach())
-            schedules[1].step()
-        self.log("train/loss", loss.detach(), prog_bar=True)
-        self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()})
+            with critic.toggle_model(sync_grad=stepping):
+                told |= self._critic_turn(critic, pixels_BCHW, made_BCHW.detach(), stepping, batch)
+            if stepping:
+                schedules[1].step()
         if log_now:
-            self.log("train/batch_codes", float(codes_BN.unique().numel()))
+            self._tell(told)
+        return {"codes": codes_BN, "reconstruction": made_BCHW.detach()}
 
-    def _critic_step(self, critic: Any, real: Tensor, made: Tensor) -> None:
-        self.discriminator.requires_grad_(True)  # type: ignore[union-attr]
-        real_logits, made_logits = self.discriminator(real), self.discriminator(made)  # type: ignore[misc]
+    def _critic_turn(self, critic: Any, real: Tensor, made: Tensor, stepping: bool, batch: dict) -> dict[str, Tensor]:
+        real_logits, made_logits = self.discriminator(real).float(), self.discriminator(made).float()  # type: ignore[misc]
         loss = hinge_discriminator(real_logits, made_logits)
-        raw = critic.optimizer  # without Lightning's counter, see the class's text
-        raw.zero_grad()
-        self.manual_backward(loss)
-        self.clip_gradients(raw, self.hparams["clip"], "norm")
-        raw.step()
+        self.manual_backward(loss / self.hparams["accumulate"])
         right = 0.5 * ((real_logits > 0).float().mean() + (made_logits < 0).float().mean())
-        self.log_dict({"train/discriminator": loss.detach(), "train/discriminator_right": right})
+        told = {"discriminator": loss, "discriminator_right": right}
+        if stepping:
+            raw = critic.optimizer  # without Lightning's counter, see the class's text
+            told["gradient_norm/discriminator"] = self._clip(raw, "discriminator", batch)
+            raw.step()
+            raw.zero_grad()
+        return told
 
-    def _log_shares(self, terms: dict[str, Tensor]) -> None:
-        """Each term's share of the gradient at the decoder's last layer, in [0, 1]."""
+    def _tell(self, values: dict[str, Tensor]) -> None:
+        """Log values, means over the ranks, at the number of generator steps made. (Lightning counts batches here.)"""
+        means = summed(torch.stack([value.detach().float() for value in values.values()])) / rank_and_size()[1]
+        named = {f"train/{name}": mean for name, mean in zip(values, means)}
+        self.log_dict(named, logger=False)
+        self.log("loss", named["train/loss"], logger=False, prog_bar=True)
+        for logger in self.loggers:
+            logger.log_metrics({name: float(mean) for name, mean in named.items()}, self.global_step)
+
+    def _refuse_non_finite(self, values: dict[str, Tensor], batch: dict) -> None:
+        """Stop before a value that is NaN or infinite reaches any weight."""
+        if torch.isfinite(torch.stack(list(values.values())).sum()):
+            return
+        bad = [name for name, value in values.items() if not torch.isfinite(value)]
+        studies = [study["study"] for study in batch["studies"]]
+        raise DataError(
+            f"step {self.global_step}: not finite: {', '.join(bad) or 'the sum of the terms'}; studies of the batch: "
+            f"{', '.join(studies[:8])}{', …' if len(studies) > 8 else ''}. The last checkpoint is good: lower "
+            "learning_rate or the term's weight and resume (--ckpt_path last)"
+        )
+
+    def _clip(self, optimizer: Any, name: str, batch: dict) -> Tensor:
+        """Bring the gradient's norm down to `clip`; returns it as it was."""
+        weights = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(weights, self.hparams["clip"])
+        self._refuse_non_finite({f"gradient of the {name}": norm}, batch)
+        return norm
+
+    def _shares(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Each term's share of the gradient at the decoder's last layer, in [0, 1]. Commitment does not reach it."""
         last = self.tokenizer.autoencoder.last_layer
-        norms = {}
-        for name, value in terms.items():
-            if name != "commitment":  # it does not reach the decoder
-                (slope,) = torch.autograd.grad(value, last, retain_graph=True)
-                norms[name] = float(slope.norm())
-        total = sum(norms.values()) or 1.0
-        self.log_dict({f"train/share/{name}": norm / total for name, norm in norms.items()})
+        norms = {
+            name: torch.autograd.grad(value, last, retain_graph=True)[0].norm()
+            for name, value in terms.items()
+            if name != "commitment"
+        }
+        total = torch.stack(list(norms.values())).sum().clamp(min=1e-12)
+        return {f"share/{name}": norm / total for name, norm in norms.items()}
 
     @staticmethod
     def _as_list(value: Any) -> list[Any]:
