@@ -143,6 +143,8 @@ def test_accumulated_batches_are_one_batch(corpus_path: Path, tmp_path: Path) ->
         ends.append(checkpoint(out))
     assert ends[0]["global_step"] == ends[1]["global_step"] == 3
     for name, value in ends[0]["state_dict"].items():
+        if name.endswith("_extra_state"):
+            continue  # how often codes were drawn: once a batch
         torch.testing.assert_close(value, ends[1]["state_dict"][name], atol=1e-5, rtol=1e-4, msg=name)
 
 
