@@ -3,6 +3,8 @@ agreement between ranks. Always in float32."""
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import torch
 from torch import Tensor, nn
 from vector_quantize_pytorch import VectorQuantize
@@ -20,7 +22,19 @@ class Quantizer(nn.Module):
         revive_below: a code whose moving count of uses falls below is set on a latent of the batch.
         commitment: β of the commitment term, on the encoder (arXiv 1711.00937, eq. 3; 0.25 there).
         kmeans: start the codes from a clustering of the first batch.
+        project: a linear map from latents to codes and one back. None: where their widths differ. Published networks
+            have both always (`quant_conv`, `post_quant_conv`).
+
+    `shape` holds the arguments that build it again.
     """
+
+    # Settings that a refused checkpoint is explained with, see `checkpoint.refuse_others`.
+    words: ClassVar[dict[str, str]] = {
+        "codes": "codebook of {:,} codes",
+        "code_width": "codes of width {:,}",
+        "cosine": "cosine similarity {}",
+        "project": "maps between latents and codes {}",
+    }
 
     def __init__(
         self,
@@ -32,10 +46,27 @@ class Quantizer(nn.Module):
         revive_below: float = 1.0,
         commitment: float = 0.25,
         kmeans: bool = True,
+        project: bool | None = None,
     ):
         super().__init__()
         self.codes = codes
         self.commitment = commitment
+        if project is False and code_width != latent:
+            raise ValueError(
+                f"project false: codes of width {code_width} need a map from latents of width {latent}; set project to "
+                f"null, or code_width to {latent}"
+            )
+        self.shape: dict[str, Any] = {
+            "codes": codes,
+            "latent": latent,
+            "code_width": code_width,
+            "cosine": cosine,
+            "decay": decay,
+            "revive_below": revive_below,
+            "commitment": commitment,
+            "kmeans": kmeans,
+            "project": project,
+        }
         self.vq = VectorQuantize(
             dim=latent,
             codebook_size=codes,
@@ -48,6 +79,8 @@ class Quantizer(nn.Module):
             kmeans_iters=10,
             accept_image_fmap=True,
         )
+        if project and code_width == latent:  # the package makes them only where the widths differ
+            self.vq.project_in, self.vq.project_out = nn.Linear(latent, code_width), nn.Linear(code_width, latent)
 
     def forward(self, latents_BDhw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Quantised latents [B,D,h,w] (straight-through), codes int64 [B,N] in raster order, commitment term."""
