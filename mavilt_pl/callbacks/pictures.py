@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mavilt_pl.callbacks.pixels import originals
 from mavilt_pl.data.datamodule import sample_key
-from mavilt_pl.vqgan.module import load_tokenizer
+from mavilt_pl.vqgan.loading import load_tokenizer
 
 
 class Pictures(Callback):

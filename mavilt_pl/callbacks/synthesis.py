@@ -15,7 +15,7 @@ from mavilt_pl.data.datamodule import sample_key
 from mavilt_pl.encoders.frozen import Kind, load_encoder
 from mavilt_pl.metrics.image import FrechetDistance, inception_features
 from mavilt_pl.metrics.vqa import GroupedAUROC
-from mavilt_pl.vqgan.module import load_tokenizer
+from mavilt_pl.vqgan.loading import load_tokenizer
 
 
 class SynthesisMetrics(FigureCallback):

@@ -1,5 +1,6 @@
 """The visual tokenizer: pixels to codes and back."""
 
-from mavilt_pl.vqgan.module import VQGAN, Tokenizer, load_tokenizer
+from mavilt_pl.vqgan.loading import load_tokenizer, published_shape, published_weights
+from mavilt_pl.vqgan.module import VQGAN, Tokenizer
 
-__all__ = ["VQGAN", "Tokenizer", "load_tokenizer"]
+__all__ = ["VQGAN", "Tokenizer", "load_tokenizer", "published_shape", "published_weights"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from mavilt_pl.checkpoint import refuse_others
 from mavilt_pl.data.study import DataError
-from mavilt_pl.encoders.frozen import Classifier, Kind, load_checkpoint, load_encoder
+from mavilt_pl.encoders.frozen import Classifier, Kind, load_encoder
 from mavilt_pl.schedule import warm_cosine
 from mavilt_pl.vqgan.autoencoder import Autoencoder
 from mavilt_pl.vqgan.clinical import finding_map
@@ -334,14 +333,3 @@ class VQGAN(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         clinical = self.tokenizer.clinical
         checkpoint["clinical"] = None if clinical is None else clinical.shape
-
-
-def load_tokenizer(path: str | Path) -> Tokenizer:
-    """The tokenizer of a VQGAN checkpoint, in evaluation mode. Nothing else of the run is needed."""
-    checkpoint = load_checkpoint(path, "tokenizer.autoencoder.out.weight", "VQGAN (mavilt fit --config vqgan.yaml)")
-    h = checkpoint["hyper_parameters"]
-    tokenizer = Tokenizer(h["autoencoder"] or {}, h["quantizer"] or {}, checkpoint.get("clinical"))
-    prefix = "tokenizer."
-    weights = {k[len(prefix) :]: v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
-    tokenizer.load_state_dict(weights)
-    return tokenizer.eval().requires_grad_(False)

@@ -8,6 +8,8 @@ Shape legend: B batch, D latent width, h w grid, N = h·w, K codes, d code width
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -39,7 +41,19 @@ class Quantizer(nn.Module):
         revive_below: a code whose moving count of uses falls below is set on a latent of the batch.
         commitment: β of the commitment term, on the encoder (arXiv 1711.00937, eq. 3; 0.25 there).
         kmeans: start the codes from a clustering of the first batch.
+        project: a linear map from latents to codes and one back. None: where their widths differ. Published networks
+            have both always (`quant_conv`, `post_quant_conv`).
+
+    `shape` holds the arguments that build it again.
     """
+
+    # Settings that a refused checkpoint is explained with, see `checkpoint.refuse_others`.
+    words: ClassVar[dict[str, str]] = {
+        "codes": "codebook of {:,} codes",
+        "code_width": "codes of width {:,}",
+        "cosine": "cosine similarity {}",
+        "project": "maps between latents and codes {}",
+    }
 
     codebook: Tensor
     counts: Tensor
@@ -56,13 +70,30 @@ class Quantizer(nn.Module):
         revive_below: float = 1.0,
         commitment: float = 0.25,
         kmeans: bool = True,
+        project: bool | None = None,
     ):
         super().__init__()
+        if project is False and code_width != latent:
+            raise ValueError(
+                f"project false: codes of width {code_width} need a map from latents of width {latent}; set project to "
+                f"null, or code_width to {latent}"
+            )
+        self.shape: dict[str, Any] = {
+            "codes": codes,
+            "latent": latent,
+            "code_width": code_width,
+            "cosine": cosine,
+            "decay": decay,
+            "revive_below": revive_below,
+            "commitment": commitment,
+            "kmeans": kmeans,
+            "project": project,
+        }
         self.codes, self.cosine, self.decay = codes, cosine, decay
         self.revive_below, self.commitment = revive_below, commitment
-        narrow = code_width != latent
-        self.project_in = nn.Linear(latent, code_width) if narrow else nn.Identity()
-        self.project_out = nn.Linear(code_width, latent) if narrow else nn.Identity()
+        maps = code_width != latent if project is None else project
+        self.project_in = nn.Linear(latent, code_width) if maps else nn.Identity()
+        self.project_out = nn.Linear(code_width, latent) if maps else nn.Identity()
         first = torch.randn(codes, code_width) / code_width**0.5
         self.register_buffer("codebook", F.normalize(first, dim=-1) if cosine else first)
         self.register_buffer("counts", torch.ones(codes))

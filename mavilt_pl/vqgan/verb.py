@@ -10,7 +10,17 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--corpus", type=Path, required=True, help="folder made by `mavilt prepare`")
-    parser.add_argument("--tokenizer", type=Path, required=True, help="checkpoint of a VQGAN, or the run that holds it")
+    parser.add_argument(
+        "--tokenizer",
+        type=Path,
+        required=True,
+        help="checkpoint of a VQGAN, or the run that holds it; or a published VQ-GAN",
+    )
+    parser.add_argument(
+        "--image-size",
+        type=int,
+        help="side of a published VQ-GAN's images (default: as its file says, else the corpus')",
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder of the token cache")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--device", default="auto", help="cpu, cuda, … (default: a GPU where there is one)")
@@ -34,11 +44,11 @@ def run(args: argparse.Namespace) -> int:
     from mavilt_pl.data.corpus import Corpus
     from mavilt_pl.data.study import DataError
     from mavilt_pl.data.tokens import TokenCache, write_tokens
-    from mavilt_pl.vqgan.module import load_tokenizer
+    from mavilt_pl.vqgan.loading import load_tokenizer
 
     checkpoint = checkpoint_of(args.tokenizer)
     corpus = Corpus(args.corpus)
-    tokenizer = load_tokenizer(checkpoint)
+    tokenizer = load_tokenizer(checkpoint, args.image_size, corpus.size)
     mark = sha256(checkpoint)
     if (args.out / "tokens.json").exists():
         cache = TokenCache(args.out)

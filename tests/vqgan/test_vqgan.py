@@ -10,7 +10,8 @@ import torch
 from mavilt_pl.data.study import DataError
 from mavilt_pl.vqgan import losses
 from mavilt_pl.vqgan.autoencoder import Autoencoder
-from mavilt_pl.vqgan.module import VQGAN, Tokenizer, load_tokenizer
+from mavilt_pl.vqgan.loading import load_tokenizer
+from mavilt_pl.vqgan.module import VQGAN, Tokenizer
 
 SMALL = {"image_size": 16, "channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": [8], "latent": 8}
 

@@ -1,0 +1,293 @@
+"""Published VQ-GANs through the front door, against torchxrayvision's classes; and every file that is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import Trainer
+from torch import Tensor, nn
+
+from mavilt_pl.checkpoint import refuse_others
+from mavilt_pl.data.study import DataError
+from mavilt_pl.vqgan import load_tokenizer, published_shape, published_weights
+from mavilt_pl.vqgan.autoencoder import Autoencoder
+from mavilt_pl.vqgan.module import VQGAN, Tokenizer
+from mavilt_pl.vqgan.quantizer import Quantizer
+
+vqgan = pytest.importorskip("torchxrayvision.baseline_models.ieee8023.vqgan")
+ieee8023 = pytest.importorskip("torchxrayvision.baseline_models.ieee8023")
+
+SMALL = {"image_size": 16, "channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": [8], "latent": 8}
+CASES = {
+    "grey": {"in_channels": 1, "out_ch": 1},
+    "colour": {},
+    "attention at two levels": {"attn_resolutions": [32, 8], "ch_mult": [1, 1, 2]},
+    "attention in the middle only": {"attn_resolutions": []},
+    "codes as wide as latents": {"embed_dim": 24, "num_res_blocks": 2},
+}
+
+
+def published(**changes: Any) -> tuple[nn.Module, dict[str, Any]]:
+    """A VQ-GAN of torchxrayvision's code with random weights: norms and biases too, codes where latents lie."""
+    torch.manual_seed(1)
+    shape = {
+        "ch": 32,
+        "ch_mult": [1, 2],
+        "num_res_blocks": 1,
+        "attn_resolutions": [16],
+        "in_channels": 3,
+        "out_ch": 3,
+        "resolution": 32,
+        "z_channels": 24,
+        "double_z": False,
+    }
+    embed_dim = changes.pop("embed_dim", 12)
+    config = {"ddconfig": {**shape, **changes}, "n_embed": 64, "embed_dim": embed_dim}
+    net = vqgan.VQModel(**config).eval().requires_grad_(False)
+    for parameter in net.parameters():
+        parameter.add_(0.1 * torch.randn_like(parameter))
+    first = config["ddconfig"]["in_channels"]
+    latents_BDhw = net.quant_conv(net.encoder(images(8).repeat(1, first, 1, 1)))
+    rows_ND = latents_BDhw.permute(0, 2, 3, 1).flatten(0, 2)
+    net.quantize.embedding.weight.copy_(rows_ND[torch.randperm(len(rows_ND))[:64]] + 0.01 * torch.randn(64, embed_dim))
+    return net, config
+
+
+def images(count: int = 3, size: int = 32) -> Tensor:
+    generator = torch.Generator().manual_seed(2)
+    return torch.rand(count, 1, size, size, generator=generator) * 2 - 1
+
+
+def assert_same(tokenizer: Tokenizer, net: nn.Module, pixels: Tensor, first_channel: bool = False) -> None:
+    channels = net.encoder.in_channels  # type: ignore[union-attr]
+    quantised, _, (_, _, codes) = net.encode(pixels.repeat(1, channels, 1, 1))  # type: ignore[operator]
+    made = net.decode(quantised)  # type: ignore[operator]
+    made = (made[:, :1] if first_channel else made.mean(1, keepdim=True)).clamp(-1, 1)
+    mine = tokenizer.encode(pixels)
+    assert mine.unique().numel() > 16 and torch.equal(mine.flatten(), codes)
+    assert made.abs().lt(1).float().mean() > 0.3  # the comparison is not one of clamped pixels
+    torch.testing.assert_close(tokenizer.decode(mine), made, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_taming_file_tokenizes_as_its_own_network(case: str, tmp_path: Path) -> None:
+    net, _ = published(**CASES[case])
+    state = {**net.state_dict(), "loss.perceptual_loss.lin0.model.1.weight": torch.zeros(1, 64, 1, 1)}
+    torch.save({"state_dict": state, "epoch": 3, "global_step": 9}, path := tmp_path / "last.ckpt")
+    tokenizer = load_tokenizer(path, image_size=32)
+    assert tokenizer.codes == 64 and not any(p.requires_grad for p in tokenizer.parameters())
+    assert_same(tokenizer, net, images())
+
+
+def test_torchxrayvision_tokenizes_as_its_own_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its wrapper class, from a checkpoint and a yaml as it publishes them, on its own range [-1024, 1024]."""
+    net, config = published()
+    torch.save({"state_dict": net.state_dict()}, tmp_path / "theirs.ckpt")
+    lines = ["model:", "  params:", f"    n_embed: {config['n_embed']}", f"    embed_dim: {config['embed_dim']}"]
+    lines.append("    ddconfig:")
+    for key, value in config["ddconfig"].items():
+        lines += (
+            [f"      {key}:", *(f"      - {v}" for v in value)]
+            if isinstance(value, list)
+            else [f"      {key}: {value}"]
+        )
+    (tmp_path / "theirs.yaml").write_text("\n".join(lines) + "\n")
+    theirs = ieee8023.VQGAN(ckpt_path=str(tmp_path / "theirs.ckpt"), yaml_path=str(tmp_path / "theirs.yaml"))
+    torch.save(theirs.state_dict(), path := tmp_path / "vqgan.pt")
+
+    tokenizer = load_tokenizer(path, image_size=32)
+    pixels = images()
+    assert_same(tokenizer, theirs.model, pixels, first_channel=True)
+    with torch.no_grad():
+        made = theirs.decode(theirs.encode(pixels * 1024)) / 1024
+    torch.testing.assert_close(tokenizer.decode(tokenizer.encode(pixels)), made, atol=1e-4, rtol=0)
+    assert published_shape(path)[0]["image_size"] == 768 and load_tokenizer(path, otherwise=32).grid == 384
+
+
+def test_safetensors_and_a_stored_image_size(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    net, _ = published()
+    save_file(net.state_dict(), path := tmp_path / "vqgan.safetensors")
+    with pytest.raises(DataError, match=r"vqgan.safetensors .*does not say its image size.*--image-size"):
+        load_tokenizer(path)
+    assert_same(load_tokenizer(path, otherwise=32), net, images())
+    torch.save({"state_dict": net.state_dict(), "image_size": 32}, path := tmp_path / "vqgan.pt")
+    assert_same(load_tokenizer(path, otherwise=64), net, images())
+    assert load_tokenizer(path, image_size=64).grid == 32
+    with pytest.raises(DataError, match="multiples of 2, not 33"):
+        load_tokenizer(path, image_size=33)
+
+
+def test_attention_stays_at_its_level_at_another_size(tmp_path: Path) -> None:
+    net, _ = published()
+    torch.save(net.state_dict(), path := tmp_path / "vqgan.pt")
+    assert published_shape(path, 64)[0]["attention"] == [32]
+    assert_same(load_tokenizer(path, image_size=64), net, images(size=64))
+
+
+def test_training_goes_on_from_a_published_net(tmp_path: Path) -> None:
+    """Shape and weights fit a VQGAN; a step moves its codes a little and revives none of them."""
+    net, _ = published()
+    torch.save(net.state_dict(), path := tmp_path / "vqgan.pt")
+    autoencoder, quantizer = published_shape(path, 32)
+    module = VQGAN(autoencoder, {**quantizer, "decay": 0.9}, gan_weight=0)
+    module.tokenizer.load_state_dict(published_weights(path))
+    before = module.tokenizer.quantizer.codebook.clone()
+    torch.testing.assert_close(before, net.quantize.embedding.weight, atol=0, rtol=0)
+    made, _, commitment = module(images())
+    (made.square().mean() + commitment).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in module.tokenizer.parameters())
+    moved = (module.tokenizer.quantizer.codebook - before).norm(dim=1) / before.norm(dim=1)
+    assert 0 < moved.max() < 0.3
+
+
+def test_the_defaults_are_what_they_were() -> None:
+    """Names and shapes of the weights that checkpoints of before these arguments hold."""
+    net = Autoencoder(**SMALL)
+    kinds = [type(block).__name__ for block in net.encoder]
+    assert kinds == [
+        "PixelUnshuffle",
+        "Conv2d",
+        "ResidualBlock",
+        "Conv2d",
+        "ResidualBlock",
+        "AttentionBlock",
+        "ResidualBlock",
+        "AttentionBlock",
+        "ResidualBlock",
+        "GroupNorm",
+        "SiLU",
+        "Conv2d",
+    ]
+    assert net.encoder[3].padding == (1, 1) and net.encoder[2].norm1.num_groups == 2
+    assert net.state_dict().keys() == Autoencoder(**net.shape).state_dict().keys()
+    narrow, same = Quantizer(16, 8, 4), Quantizer(16, 8, 8)
+    assert isinstance(narrow.project_in, nn.Module) and isinstance(same.project_out, nn.Identity)
+    with pytest.raises(ValueError, match=r"codes of width 4 .* latents of width 8"):
+        Quantizer(16, 8, 4, project=False)
+
+
+@pytest.fixture
+def ours(tmp_path: Path) -> Iterator[tuple[Path, VQGAN]]:
+    module = VQGAN(SMALL, {"codes": 16, "code_width": 4, "kmeans": False}, gan_weight=0)
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    trainer.strategy.connect(module)
+    trainer.save_checkpoint(tmp_path / "ours.ckpt")
+    yield tmp_path / "ours.ckpt", module
+
+
+def test_a_checkpoint_of_ours_has_its_own_size(ours: tuple[Path, VQGAN]) -> None:
+    path, module = ours
+    pixels = images(size=16)
+    tokenizer = load_tokenizer(path, otherwise=32)
+    assert torch.equal(tokenizer.encode(pixels), module.eval().tokenizer.encode(pixels))
+    with pytest.raises(DataError, match=r"trained on images of 16².*asked for 32²"):
+        load_tokenizer(path, image_size=32)
+    with pytest.raises(DataError, match="checkpoint of our own VQGAN"):
+        published_shape(path)
+    with pytest.raises(ValueError, match=r"1 channel.* given 3"):
+        tokenizer.encode(pixels.repeat(1, 3, 1, 1))
+    with pytest.raises(ValueError, match=r"1 × 16 × 16 .* given 1 × 32 × 32"):
+        tokenizer.encode(images())
+
+
+def test_a_checkpoint_of_other_settings_is_refused_in_words(ours: tuple[Path, VQGAN]) -> None:
+    checkpoint = torch.load(ours[0], weights_only=True)
+
+    def said(autoencoder: dict, quantizer: dict) -> str:
+        with pytest.raises(DataError) as caught:
+            quantizer = {"codes": 16, "code_width": 4, "kmeans": False, **quantizer}
+            refuse_others(checkpoint, VQGAN({**SMALL, **autoencoder}, quantizer, gan_weight=0))
+        return str(caught.value)
+
+    text = said({}, {"codes": 2048})
+    assert "codebook of 16 codes in the checkpoint, codebook of 2,048 codes in the config" in text
+    assert "(model.init_args.quantizer.codes)" in text
+    # Neither of these two changes the shape of a weight.
+    assert "image size of 16 pixels in the checkpoint, image size of 32 pixels in the config" in said(
+        {"image_size": 32, "attention": [16]}, {}
+    )
+    assert "group norm of None groups in the checkpoint, group norm of 1 groups" in said({"groups": 1}, {})
+    text = said({"channels": 16}, {"code_width": 8})
+    assert "8 channels at the first level in the checkpoint, 16 channels" in text and "codes of width 4" in text
+    assert "weights differ" in said({"attention": []}, {})
+    refuse_others(checkpoint, ours[1])
+
+
+def refused(path: Path, *, match: str) -> None:
+    with pytest.raises(DataError, match=match) as caught:
+        load_tokenizer(path, image_size=32)
+    assert path.name in str(caught.value)
+
+
+def test_files_that_are_no_tokenizer(tmp_path: Path) -> None:
+    path = tmp_path / "file.pt"
+    refused(path, match="does? ?not exist|do not exist")
+    torch.save({"state_dict": {"layer.weight": torch.zeros(2), "layer.bias": torch.zeros(2)}}, path)
+    refused(
+        path, match=r"found weights such as layer.weight, layer.bias\); expected one of VQGAN .*taming.*torchxrayvision"
+    )
+    torch.save(torch.zeros(3), path)
+    refused(path, match="holds a Tensor; expected a state dict")
+    path.write_bytes(b"no weights at all")
+    refused(path, match="not a readable checkpoint .* 17 bytes")
+    path.write_bytes(b"")
+    refused(path, match="not a readable checkpoint .* 0 bytes")
+    refused(tmp_path, match="is a folder")
+
+
+def test_pickled_objects_are_not_opened(tmp_path: Path) -> None:
+    """The published checkpoints hold Lightning's callbacks; the message says how to make a file without."""
+    torch.save({"state_dict": {}, "callbacks": {"x": Trap()}}, path := tmp_path / "last.ckpt")
+    refused(path, match=r"pickled objects \(\S*Trap\).*torchxrayvision as xrv; torch.save\(xrv.baseline_models")
+    assert not Trap.opened
+
+
+class Trap:
+    opened = False
+
+    def __setstate__(self, state: Any) -> None:
+        Trap.opened = True
+
+    def __getstate__(self) -> dict[str, int]:
+        return {"a": 1}
+
+
+@pytest.mark.parametrize("prefix", ["", "model."])
+def test_damaged_and_foreign_networks(prefix: str, tmp_path: Path) -> None:
+    net, _ = published()
+    state = {prefix + key: value for key, value in net.state_dict().items()}
+    path = tmp_path / "file.pt"
+
+    def without(*keys: str, **more: Tensor) -> dict[str, Tensor]:
+        kept = (
+            {k: v for k, v in state.items() if not k.startswith(tuple(prefix + key for key in keys))} if keys else state
+        )
+        return {**kept, **{prefix + k.replace("__", "."): v for k, v in more.items()}}
+
+    torch.save(state, path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    refused(path, match="not a readable checkpoint")
+    for keys, match in [
+        (["quantize.embedding"], "lacks quantize.embedding.weight.*codebook"),
+        (["encoder.down.0.block.0.norm2.bias"], "lacks encoder.down.0.block.0.norm2.bias; the file is incomplete"),
+        (["encoder.down"], "lacks encoder.down.0.block.0.conv1.weight"),
+        (["encoder.down.0.downsample"], "lacks encoder.down.0.downsample.conv.weight"),
+        (["decoder.up.1.attn"], "lacks decoder.up.1.attn.0.norm.weight"),
+        (["post_quant_conv"], "lacks post_quant_conv.weight"),
+    ]:
+        torch.save(without(*keys), path)
+        refused(path, match=match)
+    torch.save(without(encoder__extra__weight=torch.zeros(2)), path)
+    refused(path, match="1 weights that .* such as encoder.extra.weight")
+    torch.save(without(encoder__conv_in__weight=torch.zeros(32, 4, 3, 3)), path)
+    refused(path, match="takes 4 channels and gives 3")
+    torch.save(without(encoder__conv_out__weight=torch.zeros(48, 64, 3, 3)), path)
+    refused(path, match="ends in 48 channels, quant_conv takes 24")
+    torch.save(without(encoder__mid__block_1__conv1__weight=torch.zeros(64, 32, 3, 3)), path)
+    refused(path, match=r"\(64, 32, 3, 3\) in the file and \(64, 64, 3, 3\) here")
