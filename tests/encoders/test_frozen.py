@@ -54,7 +54,7 @@ def densenet() -> nn.Module:
     return net.eval()
 
 
-@pytest.mark.parametrize("side", [224, 96])
+@pytest.mark.parametrize("side", [224, 320])
 def test_torchxrayvision_sees_what_its_own_package_sees(side: int, densenet: nn.Module, tmp_path: Path) -> None:
     torch.save(densenet.state_dict(), path := tmp_path / "densenet.pt")
     encoder = load_encoder(path, "torchxrayvision")

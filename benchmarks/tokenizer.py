@@ -1,0 +1,197 @@
+"""The tokenizer's speed and memory, each as a ratio to a named peer within one run.
+
+python benchmarks/tokenizer.py step      # autoencoder step against diffusers.VQModel (pip install diffusers)
+python benchmarks/tokenizer.py gan       # whole step, both optimizers, against running the autoencoder twice as taming does
+python benchmarks/tokenizer.py encode    # batches, as `mavilt tokenize`, against the same model called image by image
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+THREADS = os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mavilt_pl.vqgan.module import VQGAN, Tokenizer
+
+# The published network's shape (taming's custom_vqgan.yaml, factor 16), half as wide, on a quarter of the pixels.
+SIZE, CHANNELS, MULTIPLIERS, LATENT, CODES, BATCH = 128, 64, (1, 1, 2, 2, 4), 256, 1024, 2
+ROUNDS, STEPS = 5, 3
+
+
+def ours() -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+    shape = {"image_size": SIZE, "channels": CHANNELS, "multipliers": MULTIPLIERS, "latent": LATENT}
+    published = {"attention": (), "middle_attention": True, "groups": 32, "asymmetric": True}
+    codes = {"codes": CODES, "code_width": LATENT, "cosine": False, "project": True, "kmeans": False}
+    net = Tokenizer({**shape, **published}, codes)
+
+    def loss(x: Tensor) -> Tensor:
+        quantised, _, commitment = net.quantizer(net.latents(x))
+        return F.l1_loss(net.autoencoder.decode(quantised), x) + commitment
+
+    return net, loss
+
+
+def diffusers() -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+    from diffusers import VQModel
+
+    levels = len(MULTIPLIERS)
+    net = VQModel(
+        in_channels=1,
+        out_channels=1,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=tuple(CHANNELS * m for m in MULTIPLIERS),
+        layers_per_block=2,
+        latent_channels=LATENT,
+        num_vq_embeddings=CODES,
+        vq_embed_dim=LATENT,
+    )
+
+    def loss(x: Tensor) -> Tensor:
+        latents = net.encode(x).latents
+        quantised, commitment, _ = net.quantize(latents)
+        made = net.decoder(net.post_quant_conv(quantised))
+        return F.l1_loss(made, x) + commitment
+
+    return net, loss
+
+
+def one_arm(name: str) -> None:
+    """Seconds a step, peak memory in MB, GFLOP a step and the machine's GFLOP/s in matrix products, on one line."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    torch.manual_seed(0)
+    net, loss = globals()[name]()
+    optimizer = torch.optim.AdamW(net.parameters(), 1e-4, foreach=True)
+    pixels = torch.rand(BATCH, 1, SIZE, SIZE) * 2 - 1
+
+    def step() -> None:
+        loss(pixels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    with FlopCounterMode(display=False) as counter:
+        step()
+    times = []
+    for _ in range(STEPS):
+        start = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - start)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    a, b = torch.rand(2, 2048, 2048)
+    products = []
+    for _ in range(8):
+        start = time.perf_counter()
+        a @ b
+        products.append(2 * 2048**3 / (time.perf_counter() - start) / 1e9)
+    weights = sum(p.numel() for p in net.parameters())
+    print(min(times), peak, counter.get_total_flops() / 1e9, max(products), weights)
+
+
+def step() -> None:
+    found: dict[str, list[list[float]]] = {"ours": [], "diffusers": []}
+    for _ in range(ROUNDS):
+        for name, rows in found.items():
+            done = subprocess.run([sys.executable, __file__, "one_arm", name], capture_output=True, text=True)
+            if done.returncode:
+                sys.exit(done.stderr)
+            rows.append([float(word) for word in done.stdout.split()])
+    print("| | weights, M | images/s | GFLOP a step | share of the matrix-product rate | peak memory, MB |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    middle = {name: [statistics.median(column) for column in zip(*rows)] for name, rows in found.items()}
+    for name, (seconds, peak, work, rate, weights) in middle.items():
+        print(f"| {name} | {weights / 1e6:.1f} | {BATCH / seconds:.2f} | {work:.0f} | {work / seconds / rate:.2f} | {peak:.0f} |")  # fmt: skip
+    ratios = [theirs[0] / mine[0] for mine, theirs in zip(found["ours"], found["diffusers"])]
+    print(f"\nImages/s over diffusers', median of {ROUNDS} pairs: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")  # fmt: skip
+
+
+class TwiceRun(VQGAN):
+    """taming's schedule: the discriminator's turn runs the autoencoder and its loss again."""
+
+    def _critic_turn(self, critic: Any, real: Tensor, made: Tensor, *rest: Any) -> dict[str, Tensor]:
+        _, again, _ = self.terms(real)
+        return super()._critic_turn(critic, real, again.detach(), *rest)
+
+
+def gan() -> None:
+    import lightning
+    from torch.utils.data import DataLoader
+
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+
+    class Clock(lightning.Callback):
+        def __init__(self) -> None:
+            self.marks: list[float] = []
+
+        def on_train_batch_end(self, *_: Any) -> None:
+            self.marks.append(time.perf_counter())
+
+    def seconds(kind: type[VQGAN]) -> float:
+        torch.manual_seed(0)
+        net = {"image_size": SIZE, "channels": CHANNELS, "multipliers": MULTIPLIERS, "latent": LATENT}
+        module = kind(net, {"codes": CODES, "kmeans": False}, gan_start=0, warmup=0)
+        clock = Clock()
+        trainer = lightning.Trainer(
+            accelerator="cpu", max_steps=STEPS + 2, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            enable_model_summary=False, callbacks=[clock], log_every_n_steps=1000,
+        )  # fmt: skip
+        images = [{"pixels": torch.rand(1, SIZE, SIZE) * 2 - 1} for _ in range((STEPS + 2) * BATCH)]
+        loader = DataLoader(
+            images, BATCH, collate_fn=lambda items: {"pixels": torch.stack([i["pixels"] for i in items]), "studies": []}
+        )
+        trainer.fit(module, loader)
+        gaps = [b - a for a, b in zip(clock.marks, clock.marks[1:])]
+        return min(gaps)
+
+    seconds(VQGAN)
+    ratios = []
+    for _ in range(ROUNDS):
+        mine, theirs = seconds(VQGAN), seconds(TwiceRun)
+        ratios.append(theirs / mine)
+    print(f"Whole step, discriminator on: rate over taming's schedule, median of {ROUNDS} pairs: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")  # fmt: skip
+
+
+def encode() -> None:
+    print("| tokenizer | image by image, images/s | batches of 64, images/s | ratio, median of pairs |\n| --- | --- | --- | --- |")  # fmt: skip
+    demo = {"image_size": 64, "channels": 32, "multipliers": [1, 2, 3], "blocks": 1, "attention": [8], "latent": 64, "patch": 2}  # fmt: skip
+    half = {"image_size": SIZE, "channels": CHANNELS, "multipliers": MULTIPLIERS, "latent": LATENT}
+    for name, shape, count in (("the demo's, 64²", demo, 512), (f"published shape at {SIZE}², {CHANNELS} channels", half, 64)):  # fmt: skip
+        torch.manual_seed(0)
+        net = Tokenizer(shape, {"codes": CODES}).eval()
+        pixels = torch.rand(count, 1, shape["image_size"], shape["image_size"]) * 2 - 1
+        times: dict[str, list[float]] = {"one": [], "many": []}
+        for turn in range(ROUNDS + 1):
+            for way, batch in (("one", 1), ("many", 64)):
+                start = time.perf_counter()
+                with torch.inference_mode() if way == "many" else torch.no_grad():
+                    for part in pixels.split(batch):
+                        net.encode(part)
+                if turn:
+                    times[way].append(time.perf_counter() - start)
+        ratio = statistics.median(a / b for a, b in zip(times["one"], times["many"]))
+        rates = [count / statistics.median(times[way]) for way in ("one", "many")]
+        print(f"| {name} | {rates[0]:.1f} | {rates[1]:.1f} | {ratio:.2f} |")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["step", "gan", "encode", "one_arm"])
+    parser.add_argument("arm", nargs="?", choices=["ours", "diffusers"], help=argparse.SUPPRESS)
+    torch.set_num_threads(int(THREADS))
+    chosen = parser.parse_args()
+    globals()[chosen.what](*([chosen.arm] if chosen.arm else []))
