@@ -96,6 +96,34 @@ def published_weights(path: str | Path) -> dict[str, Tensor]:
     return _weights(path, read_weights(path, CONVERT))
 
 
+def started_shape(
+    path: str | Path, autoencoder: Mapping[str, Any], quantizer: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arguments of `Autoencoder` and `Quantizer` for a training that starts from a published VQ-GAN: the file's shape,
+    and what the config says of how the codes go on learning. Raises `DataError` where the two disagree."""
+    found = dict(zip(("autoencoder", "quantizer"), published_shape(path, autoencoder.get("image_size"))))
+    for part, given in (("autoencoder", autoencoder), ("quantizer", quantizer)):
+        for key, value in given.items():
+            there = found[part].get(key, value)
+            if (list(value) if isinstance(value, (list, tuple)) else value) != there:
+                raise DataError(
+                    f"model.init_args.{part}.{key} is {value} and {there} in {path}, which model.init_args.start names; "
+                    "leave it out of the config, or start from another file"
+                )
+    return found["autoencoder"], {**quantizer, **found["quantizer"]}
+
+
+def start_from(tokenizer: Tokenizer, path: str | Path) -> None:
+    """The weights of a published VQ-GAN into a tokenizer of its shape; a clinical map begins without influence."""
+    weights = published_weights(path)
+    for name in ("autoencoder", "quantizer"):
+        mine = {k.removeprefix(f"{name}."): v for k, v in weights.items() if k.startswith(f"{name}.")}
+        load_exactly(getattr(tokenizer, name), mine, path)
+    if tokenizer.clinical is not None:
+        nn.init.zeros_(tokenizer.adapter.weight)
+        nn.init.zeros_(tokenizer.adapter.bias)
+
+
 Source = Literal["taming", "torchxrayvision"]
 
 

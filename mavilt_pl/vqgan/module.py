@@ -94,6 +94,9 @@ class VQGAN(LightningModule):
     Args:
         autoencoder: arguments of `Autoencoder`.
         quantizer: arguments of `Quantizer` (all but `latent`).
+        start: a local file of a published VQ-GAN (see `loading`) whose shape and weights training starts from. Give
+            autoencoder.image_size where the file does not say it; fine-tuning: learning_rate 4.5e-6, betas (0.5, 0.9)
+            (LLM-CXR, arXiv 2305.11490).
         encoder: weights of φ; needed where lambda_feat, lambda_finding, focus or clinical_input is set.
         encoder_kind: classifier | torchxrayvision | huggingface.
         lambda_grad: λ_grad, 1.0; no chest-radiograph source exists (swept 0.1 to 10 in the paper's family).
@@ -135,7 +138,10 @@ class VQGAN(LightningModule):
         accumulate: int = 1,
         compile: bool = False,
         channels_last: bool = False,
+        start: str | None = None,
     ):
+        from mavilt_pl.vqgan.loading import start_from, started_shape  # which builds on this file
+
         super().__init__()
         self.save_hyperparameters()
         if accumulate < 1:
@@ -153,7 +159,12 @@ class VQGAN(LightningModule):
         # φ is kept out of the state dict and of Lightning's sight; the tokenizer owns a copy where it needs one.
         self._phi: list[Any] = [load_encoder(encoder, encoder_kind)] if clinical and encoder is not None else []
         shape = self._phi[0].shape if clinical_input else None
-        self.tokenizer = Tokenizer(autoencoder or {}, quantizer or {}, shape)
+        autoencoder, quantizer = autoencoder or {}, quantizer or {}
+        if start is not None:
+            autoencoder, quantizer = started_shape(start, autoencoder, quantizer)
+        self.tokenizer = Tokenizer(autoencoder, quantizer, shape)
+        if start is not None:
+            start_from(self.tokenizer, start)
         if clinical_input:
             self.tokenizer.clinical.load_state_dict(self._phi[0].state_dict())  # type: ignore[union-attr]
             self._phi = [self.tokenizer.clinical]
@@ -333,3 +344,5 @@ class VQGAN(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         clinical = self.tokenizer.clinical
         checkpoint["clinical"] = None if clinical is None else clinical.shape
+        checkpoint["autoencoder"] = self.tokenizer.autoencoder.shape
+        checkpoint["quantizer"] = self.tokenizer.quantizer.shape

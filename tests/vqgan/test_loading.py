@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import QUIET
 from lightning import Trainer
 from torch import Tensor, nn
 
@@ -304,3 +305,25 @@ def test_damaged_and_foreign_networks(prefix: str, tmp_path: Path) -> None:
     refused(path, match="ends in 48 channels, quant_conv takes 24")
     torch.save(without(encoder__mid__block_1__conv1__weight=torch.zeros(64, 32, 3, 3)), path)
     refused(path, match=r"\(64, 32, 3, 3\) in the file and \(64, 64, 3, 3\) here")
+
+
+@pytest.mark.slow
+def test_training_starts_from_a_published_net(corpus_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    """One step at no learning rate: the checkpoint is the published net, and loads without the file it started from."""
+    net, config = published()
+    torch.save(net.state_dict(), start := tmp_path / "vqgan.pt")
+    settings = {"start": start, "autoencoder": "{image_size: 32}", "learning_rate": 1e-30, "gan_weight": 0}
+    words = [
+        "fit", "--config=vqgan.yaml", *QUIET, f"--data.corpora=[{corpus_path}]", "--data.augment=false",
+        "--data.num_workers=0", "--trainer.max_steps=1", "--trainer.limit_val_batches=0",
+        f"--trainer.default_root_dir={tmp_path}", *(f"--model.init_args.{key}={value}" for key, value in settings.items()),
+    ]  # fmt: skip
+    held = "--model.init_args.quantizer={decay: 1.0, revive_below: 0}"
+    assert main([*words, held]) == 0
+    start.unlink()
+    assert_same(load_tokenizer(tmp_path / "checkpoints" / "last.ckpt"), net, images())
+
+    torch.save(net.state_dict(), start)
+    assert main([*words, "--model.init_args.quantizer={codes: 7}"]) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"quantizer.codes is 7 and {config['n_embed']} in" in said
