@@ -67,7 +67,7 @@ def load_exactly(module: nn.Module, weights: Mapping[str, Any], path: str | Path
 def refuse_others(checkpoint: dict[str, Any], module: nn.Module) -> None:
     """Raise `DataError` where the weights of a Lightning checkpoint are not those of `module`.
 
-    Settings that its parts have `words` for are compared first, and told in words: some of them, such as the image
+    Settings that its parts name in `settings_in_words` are compared first, and told in words: some of them, such as the image
     size, leave no trace in the weights' shapes.
     """
     name = type(module).__name__
@@ -93,7 +93,7 @@ def _in_words(checkpoint: dict[str, Any], module: nn.Module) -> list[str]:
     """Each setting that differs: "codebook of 1,024 codes in the checkpoint, codebook of 512 codes in the config …"."""
     told = []
     for path, part in module.named_modules():
-        words: Mapping[str, str] = getattr(part, "words", {})
+        words: Mapping[str, str] = getattr(part, "settings_in_words", {})
         key = path.rpartition(".")[2]
         there = checkpoint.get(key) or checkpoint.get("hyper_parameters", {}).get(key) or {}
         defaults = {k: p.default for k, p in inspect.signature(type(part).__init__).parameters.items()}

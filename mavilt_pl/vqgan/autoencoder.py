@@ -83,7 +83,7 @@ class Autoencoder(nn.Module):
     """
 
     # Settings that a refused checkpoint is explained with, see `checkpoint.refuse_others`.
-    words: ClassVar[dict[str, str]] = {
+    settings_in_words: ClassVar[dict[str, str]] = {
         "image_size": "image size of {:,} pixels",
         "channels": "{:,} channels at the first level",
         "multipliers": "multipliers {} of the channels",

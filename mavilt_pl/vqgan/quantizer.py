@@ -48,7 +48,7 @@ class Quantizer(nn.Module):
     """
 
     # Settings that a refused checkpoint is explained with, see `checkpoint.refuse_others`.
-    words: ClassVar[dict[str, str]] = {
+    settings_in_words: ClassVar[dict[str, str]] = {
         "codes": "codebook of {:,} codes",
         "code_width": "codes of width {:,}",
         "cosine": "cosine similarity {}",
