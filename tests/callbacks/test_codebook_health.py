@@ -73,6 +73,7 @@ def train(root: Path, data: list[dict], health: CodebookHealth, batch: int = 2, 
     trainer = Trainer(
         accelerator="cpu", max_epochs=epochs, log_every_n_steps=every, logger=TensorBoardLogger(root, "", "tb"),
         enable_progress_bar=False, enable_model_summary=False, default_root_dir=root,
+        reload_dataloaders_every_n_epochs=1, use_distributed_sampler=False,
         callbacks=[health, ModelCheckpoint(root / "ckpt", "{step}", every_n_train_steps=3, save_top_k=-1)], **more,
     )  # fmt: skip
     trainer.fit(StandIn(), datamodule=Epochs(data, batch, epochs), ckpt_path=ckpt, weights_only=True)
@@ -115,7 +116,7 @@ def test_resumed_equals_never_stopped(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_two_processes_equal_one_also_when_resumed(tmp_path: Path) -> None:
     data = images(36)
-    two = {"devices": 2, "strategy": "ddp_spawn", "epochs": 3, "every": 1}
+    two = {"devices": 2, "strategy": "ddp_fork", "epochs": 3, "every": 1}
     one = train(tmp_path / "one", data, CodebookHealth(4), batch=4, epochs=3, every=1)
     pair = train(tmp_path / "pair", data, CodebookHealth(4), **two)
     again = train(tmp_path / "again", data, CodebookHealth(4), ckpt=str(tmp_path / "pair/ckpt/step=3.ckpt"), **two)
