@@ -27,6 +27,7 @@ HEADLINES = {
         "psnr",
         "ssim",
         "gradient_psnr",
+        "lpips",
         "codebook_used",
         "original_auroc_macro",
         "reconstructed_auroc_macro",
