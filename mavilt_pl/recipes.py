@@ -2,8 +2,8 @@
 
 Each step names what it reads and writes under DIR. Words that several steps share, and what a user may choose, stand
 under `let`, where later entries may name earlier ones; `--set KEY=VALUE` changes an entry. A step with `for: {seed: [1, 2]}`
-stands for one step each value (of several keys: each combination), named in its name, reads and writes. A step that is
-done and whose command, configs and inputs are as they were is skipped; what a changed input made stale is deleted and
+stands for one step each value (of several keys: each combination), named in its name, reads and writes. A step with
+`unless: KEY` is left out where `--set KEY=` says what it would have made. A step that is done and whose command, configs and inputs are as they were is skipped; what a changed input made stale is deleted and
 made again; a step that was broken off is run again and resumes by its own means. The record of a finished step stands
 in DIR/.steps/<name>.json.
 """
@@ -64,15 +64,21 @@ def load(name: str, settings: Sequence[str] = ()) -> dict[str, Any]:
                 f"--set {setting}: expected KEY=VALUE, where KEY is one of {', '.join(let) or 'none'} ({path})"
             )
         let[key] = value
+    chosen = {setting.partition("=")[0] for setting in settings}
     written: list[str] = []
+    spared: list[str] = []  # what left-out steps would have written
     recipe["steps"] = []
     for step in steps:
-        unknown = set(step) - {"name", "run", "reads", "writes", "for"}
+        unknown = set(step) - {"name", "run", "reads", "writes", "for", "unless"}
         if unknown or not {"name", "run", "writes"} <= set(step):
             raise DataError(
-                f"{path}: step {step.get('name', '?')}: expected name, run, writes and maybe reads, for; found {', '.join(step)}"
+                f"{path}: step {step.get('name', '?')}: expected name, run, writes and maybe reads, for, unless; found {', '.join(step)}"
             )
         for one in _each(step, let):
+            if step.get("unless") in chosen:
+                spared.append(one["writes"])
+                continue
+            one["reads"] = [read for read in one["reads"] if read not in spared]
             for read in one["reads"]:
                 if not fnmatch.filter(written, read):
                     raise DataError(f"{path}: step {one['name']} reads {read}, which no earlier step writes")
@@ -210,7 +216,7 @@ def run(args: argparse.Namespace) -> int:
         except BlockingIOError:
             raise DataError(f"{out} is in use by another `mavilt run`: wait for it, or choose another --out") from None
         walk.walk(args.until)
-    page = out / "report.html"
-    if page.exists():
-        print(f"The page to look at: {page}", file=sys.stderr)
+    for page in (out / "report.html", out / "compare.html"):
+        if page.exists():
+            print(f"The page to look at: {page}", file=sys.stderr)
     return 0
