@@ -1,14 +1,18 @@
 """`mavilt run RECIPE --out DIR`: a recipe is a list of `mavilt` commands, and this is a small make for them.
 
-Each step names what it reads and writes under DIR; words that several steps share stand under `let`. A step that is done and whose command, configs and inputs are as
-they were is skipped; what a changed input made stale is deleted and made again; a step that was broken off is run
-again and resumes by its own means. The record of a finished step stands in DIR/.steps/<name>.json.
+Each step names what it reads and writes under DIR. Words that several steps share, and what a user may choose, stand
+under `let`, where later entries may name earlier ones; `--set KEY=VALUE` changes an entry. A step with `for: {seed: [1, 2]}`
+stands for one step each value (of several keys: each combination), named in its name, reads and writes. A step with
+`unless: KEY` is left out where `--set KEY=` says what it would have made. A step that is done and whose command, configs and inputs are as they were is skipped; what a changed input made stale is deleted and
+made again; a step that was broken off is run again and resumes by its own means. The record of a finished step stands
+in DIR/.steps/<name>.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import fcntl
+import fnmatch
 import gc
 import hashlib
 import itertools
@@ -19,6 +23,7 @@ import shlex
 import shutil
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +34,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", help="a shipped recipe (demo) or a YAML file")
     parser.add_argument("--out", type=Path, help="folder of the run (default runs/<recipe>)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change an entry of the recipe's `let`; repeatable",
+    )
     parser.add_argument("--until", help="stop after this step")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and run nothing")
 
 
-def load(name: str) -> dict[str, Any]:
-    """The recipe's YAML, checked."""
+def load(name: str, settings: Sequence[str] = ()) -> dict[str, Any]:
+    """The recipe's YAML, checked, with its settings and with each `for` written out."""
     import yaml
 
     from mavilt_pl.training import find_config
@@ -44,18 +56,55 @@ def load(name: str) -> dict[str, Any]:
     steps = recipe.get("steps") if isinstance(recipe, dict) else None
     if not steps:
         raise DataError(f"{path}: a recipe is a mapping with a list `steps`; found {type(recipe).__name__} without it")
-    seen: set[str] = set()
+    let = recipe["let"] = {key: str(text) for key, text in (recipe.get("let") or {}).items()}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or key not in let:
+            raise DataError(
+                f"--set {setting}: expected KEY=VALUE, where KEY is one of {', '.join(let) or 'none'} ({path})"
+            )
+        let[key] = value
+    chosen = {setting.partition("=")[0] for setting in settings}
+    written: list[str] = []
+    spared: list[str] = []  # what left-out steps would have written
+    recipe["steps"] = []
     for step in steps:
-        unknown = set(step) - {"name", "run", "reads", "writes"}
+        unknown = set(step) - {"name", "run", "reads", "writes", "for", "unless"}
         if unknown or not {"name", "run", "writes"} <= set(step):
             raise DataError(
-                f"{path}: step {step.get('name', '?')}: expected name, run, writes and maybe reads; found {', '.join(step)}"
+                f"{path}: step {step.get('name', '?')}: expected name, run, writes and maybe reads, for, unless; found {', '.join(step)}"
             )
-        for read in step.get("reads", []):
-            if read not in seen:
-                raise DataError(f"{path}: step {step['name']} reads {read}, which no earlier step writes")
-        seen.add(step["writes"])
+        for one in _each(step, let):
+            if step.get("unless") in chosen:
+                spared.append(one["writes"])
+                continue
+            one["reads"] = [read for read in one["reads"] if read not in spared]
+            for read in one["reads"]:
+                if not fnmatch.filter(written, read):
+                    raise DataError(f"{path}: step {one['name']} reads {read}, which no earlier step writes")
+            if one["writes"] in written:
+                raise DataError(f"{path}: step {one['name']} writes {one['writes']}, and so does a step before it")
+            one["reads"] = [name for read in one["reads"] for name in fnmatch.filter(written, read)]
+            written.append(one["writes"])
+            recipe["steps"].append(one)
     return recipe
+
+
+def _each(step: dict[str, Any], let: dict[str, str]) -> Iterator[dict[str, Any]]:
+    """The step for every combination of its `for`: lists, or words of `let` that name values between commas."""
+    keys = {
+        key: values.format(**let).split(",") if isinstance(values, str) else values
+        for key, values in step.get("for", {}).items()
+    }
+    for combination in itertools.product(*keys.values()):
+        given = {key: str(value).strip() for key, value in zip(keys, combination)}
+        yield {
+            "name": step["name"].format(**given),
+            "run": step["run"],
+            "reads": [read.format(**given) for read in step.get("reads", [])],
+            "writes": step["writes"].format(**given),
+            "given": given,
+        }
 
 
 def _config_texts(words: list[str]) -> list[str]:
@@ -76,14 +125,20 @@ class Run:
         self.made: dict[str, str] = {}  # what is written → fingerprint of how
 
     def words(self, step: dict[str, Any], out: str) -> list[str]:
-        given = {"out": shlex.quote(out), "seed": self.seed}
-        let = {name: text.format(**given) for name, text in self.recipe.get("let", {}).items()}
-        return shlex.split(step["run"].format(**given, **let))
+        known = {"out": shlex.quote(out), "seed": str(self.seed), **step["given"]}
+        try:
+            for name, text in self.recipe["let"].items():
+                known.setdefault(name, text.format(**known))
+            return shlex.split(step["run"].format(**known))
+        except KeyError as error:
+            raise DataError(
+                f"step {step['name']}: {{{error.args[0]}}} is neither under `let` nor in `for`; known are {', '.join(known)}"
+            ) from None
 
     def fingerprint(self, step: dict[str, Any]) -> str:
         """Of the command (wherever the folder lies), its configs, and all that its inputs were made from."""
         words = self.words(step, "{out}")
-        inputs = [self.made[name] for name in step.get("reads", [])]
+        inputs = [self.made[name] for name in step["reads"]]
         return hashlib.sha256(json.dumps([words, _config_texts(words), inputs]).encode()).hexdigest()
 
     def record(self, step: dict[str, Any]) -> Path:
@@ -144,7 +199,7 @@ class Run:
 
 
 def run(args: argparse.Namespace) -> int:
-    recipe = load(args.recipe)
+    recipe = load(args.recipe, args.set)
     out = (args.out or Path("runs") / Path(args.recipe).stem).resolve()
     walk = Run(recipe, out, args.seed)
     names = [step["name"] for step in recipe["steps"]]
@@ -161,7 +216,7 @@ def run(args: argparse.Namespace) -> int:
         except BlockingIOError:
             raise DataError(f"{out} is in use by another `mavilt run`: wait for it, or choose another --out") from None
         walk.walk(args.until)
-    page = out / "report.html"
-    if page.exists():
-        print(f"The page to look at: {page}", file=sys.stderr)
+    for page in (out / "report.html", out / "compare.html"):
+        if page.exists():
+            print(f"The page to look at: {page}", file=sys.stderr)
     return 0

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from mavilt_pl.cli import main
+from mavilt_pl.recipes import load
 
 
 def recipe(path: Path, studies: int = 30, size: int = 32) -> Path:
@@ -96,3 +97,49 @@ def test_the_shipped_demo_is_whole(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "demo", "--out", "/nowhere", "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert said.count("mavilt fit") == 6 and said.count("mavilt test") == 2
+
+
+def commands(capsys: pytest.CaptureFixture[str], *words: str) -> list[str]:
+    assert main(["run", *words, "--out", "/nowhere", "--dry-run"]) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def test_settings_change_what_let_says_and_only_the_steps_that_use_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = recipe(tmp_path / "r.yaml")
+    content = yaml.safe_load(path.read_text())
+    content["let"] = {"size": 32, "sized": "--size {size}"}
+    content["steps"][1]["run"] = content["steps"][1]["run"].replace("--size 32", "{sized}")
+    path.write_text(yaml.safe_dump(content))
+    command = ["run", str(path), "--out", str(tmp_path / "run")]
+    assert main(command) == 0 and ran(capsys.readouterr().err) == ["phantom", "prepare"]
+    assert main([*command, "--set", "size=16"]) == 0 and ran(capsys.readouterr().err) == ["prepare"]
+    assert json.loads((tmp_path / "run/corpus/corpus.json").read_text())["size"] == 16
+    assert main([*command, "--set", "size=16"]) == 0 and ran(capsys.readouterr().err) == []
+    for wrong in ("sizes=16", "size"):
+        assert main([*command, "--set", wrong]) == 1
+        assert "KEY is one of size, sized" in capsys.readouterr().err
+
+
+def test_a_step_for_each_value(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "r.yaml"
+    each = {"arm": ["a", "b"], "seed": "{seeds}"}
+    steps = [
+        {"name": "fit-{arm}-{seed}", "run": "phantom mimic {out}/{arm}/{seed} {again}", "writes": "{arm}/{seed}", "for": each},
+        {"name": "look-{arm}", "run": "results {out}/{arm}", "reads": ["{arm}/*"], "writes": "{arm}.html", "for": {"arm": ["a", "b"]}},
+        {"name": "all", "run": "results {out} --seed {seed}", "reads": ["?.html"], "writes": "all.html"},
+    ]  # fmt: skip
+    content = {"let": {"seeds": "1,2", "again": "--seed {seed}"}, "steps": steps}
+    path.write_text(yaml.safe_dump(content))
+    said = commands(capsys, str(path), "--seed", "7", "--set", "seeds=3,4")
+    assert said[:2] == [f"mavilt phantom mimic /nowhere/a/{seed} --seed {seed}" for seed in (3, 4)]
+    assert said[4:] == ["mavilt results /nowhere/a", "mavilt results /nowhere/b", "mavilt results /nowhere --seed 7"]
+    assert [step["reads"] for step in load(str(path))["steps"][4:]] == [
+        ["a/1", "a/2"],
+        ["b/1", "b/2"],
+        ["a.html", "b.html"],
+    ]
+    steps[0]["writes"] = "{arm}"
+    path.write_text(yaml.safe_dump(content))
+    assert main(["run", str(path)]) == 1 and "fit-a-2 writes a, and so does a step before" in capsys.readouterr().err

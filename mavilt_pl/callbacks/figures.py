@@ -113,10 +113,12 @@ class FigureCallback(Callback):
             self._finish(trainer, pl_module, "val")
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start(trainer, pl_module, self.controls)
+        # Of two of a kind, one from the config and one from the command line, the last one tests.
+        if [callback for callback in trainer.callbacks if type(callback) is type(self)][-1] is self:  # type: ignore[attr-defined]
+            self._start(trainer, pl_module, self.controls)
 
     def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:  # fmt: skip
-        for control in self.controls:
+        for control in self.controls if self._open else ():
             self.observe(
                 trainer, pl_module, batch, outputs, control, self._open[dataloader_idx, control], dataloader_idx
             )

@@ -11,32 +11,49 @@ from torchmetrics import Metric
 
 from mavilt_pl.callbacks.figures import FigureCallback
 from mavilt_pl.callbacks.pixels import to_uint8
+from mavilt_pl.data.study import DataError
 from mavilt_pl.encoders.frozen import Kind, load_encoder
-from mavilt_pl.metrics.image import CodebookUse, FrechetDistance, ReconstructionScores
+from mavilt_pl.metrics.image import CodebookUse, FrechetDistance, ReconstructionScores, lpips_distance
 from mavilt_pl.metrics.vqa import GroupedAUROC
 
 
 class ReconstructionMetrics(FigureCallback):
-    """psnr, ssim, gradient_psnr, codebook_used; and under a judge: the AUROC of the findings on the originals
+    """psnr, ssim, gradient_psnr, codebook_used; lpips with its weights; and under a judge: the AUROC of the findings on the originals
     (`original_auroc`) and on the reconstructions (`reconstructed_auroc`), and their Fréchet distance.
 
     Args:
         judge: weights of an encoder other than the tokenizer's own; without, there are no figures of findings.
+        lpips: torchvision's weights of AlexNet or VGG-16 on this disk; without, there is no lpips.
     """
 
     task = "tokenizer"
 
-    def __init__(self, judge: str | None = None, judge_kind: Kind = "classifier", validate: int = 0, samples: int = 8):
+    def __init__(
+        self,
+        judge: str | None = None,
+        judge_kind: Kind = "classifier",
+        validate: int = 0,
+        samples: int = 8,
+        lpips: str | None = None,
+    ):
         super().__init__(validate, samples)
-        self.judge_path, self.judge_kind = judge, judge_kind
+        self.judge_path, self.judge_kind, self.lpips_path = judge, judge_kind, lpips
         self.judge: Any = None
+        self.lpips: Any = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if self.judge_path and (stage == "test" or self.validate):
-            self.judge = load_encoder(self.judge_path, self.judge_kind)
+        if stage == "test" or self.validate:
+            self.judge = load_encoder(self.judge_path, self.judge_kind) if self.judge_path else None
+            try:
+                self.lpips = lpips_distance(self.lpips_path) if self.lpips_path else None
+            except ValueError as error:
+                raise DataError(str(error)) from None
 
     def metrics(self, trainer: Trainer, module: Any) -> dict[str, Metric]:
-        found: dict[str, Metric] = {"scores": ReconstructionScores(), "codes": CodebookUse(module.tokenizer.codes)}
+        found: dict[str, Metric] = {
+            "scores": ReconstructionScores(self.lpips),
+            "codes": CodebookUse(module.tokenizer.codes),
+        }
         if self.judge is not None:
             found["fid_cxr"] = FrechetDistance(
                 "fid_cxr",

@@ -27,6 +27,7 @@ HEADLINES = {
         "psnr",
         "ssim",
         "gradient_psnr",
+        "lpips",
         "codebook_used",
         "original_auroc_macro",
         "reconstructed_auroc_macro",
@@ -56,9 +57,7 @@ TITLES = {
 
 def gather(run: Path) -> Path:
     """Merge every test/results.json below `run` into results.json and write report.html; gives the page's path."""
-    found = sorted(path for path in run.rglob("results.json") if path.parent.name == "test")
-    if not found:
-        raise DataError(f"{run}: no test/results.json below it; run `mavilt test` with metric callbacks first")
+    found = tested(run)
     parts = {str(path.parent.parent.relative_to(run)): read_results(path) for path in found}
     figures = [figure for part in parts.values() for figure in part["figures"]]
     made_by: dict[str, Any] = {name: part["made_by"] for name, part in parts.items()}
@@ -69,24 +68,42 @@ def gather(run: Path) -> Path:
     made_by["seconds"] = {step["step"]: step["seconds"] for step in steps}
     made_by["peak_memory_bytes"] = max([step["peak_memory_bytes"] for step in steps] or [0])
     write_json(run / "results.json", {"figures": figures, "made_by": made_by})
-    samples: dict[str, list[dict[str, Any]]] = {}
-    for path in found:
-        if (path.parent / "samples.json").exists():
-            for task, rows in json.loads((path.parent / "samples.json").read_text(encoding="utf-8")).items():
-                samples.setdefault(task, []).extend(_inline(row, path.parent) for row in rows)
-    page = run / "report.html"
-    text = _template().render(
+    samples = samples_below(run)
+    return write_page(
+        run / "report.html", "report.html.jinja",
         figures=figures, tables=_tables(figures), per_finding=_per_finding(figures), controls=_controls(figures),
         samples=samples, curves=_curves(run), made_by=made_by, published=PUBLISHED, titles=TITLES, name=run.name,
         findings_in=findings_in, total=sum(made_by["seconds"].values()),
     )  # fmt: skip
-    part = page.with_name("report.html.part")
-    part.write_text(text, encoding="utf-8")
+
+
+def tested(run: Path) -> list[Path]:
+    """Every test/results.json below a run, in order."""
+    found = sorted(path for path in run.rglob("results.json") if path.parent.name == "test")
+    if not found:
+        raise DataError(f"{run}: no test/results.json below it; run `mavilt test` with metric callbacks first")
+    return found
+
+
+def samples_below(run: Path) -> dict[str, list[dict[str, Any]]]:
+    """The samples of every test below a run by task, their pictures as data."""
+    samples: dict[str, list[dict[str, Any]]] = {}
+    for folder in (path.parent for path in tested(run)):
+        if (folder / "samples.json").exists():
+            for task, rows in json.loads((folder / "samples.json").read_text(encoding="utf-8")).items():
+                samples.setdefault(task, []).extend(_inline(row, folder) for row in rows)
+    return samples
+
+
+def write_page(page: Path, template: str, **content: Any) -> Path:
+    """A page of one of the templates here, whole or not at all."""
+    part = page.with_name(page.name + ".part")
+    part.write_text(_template(template).render(**content), encoding="utf-8")
     os.replace(part, page)
     return page
 
 
-def _template() -> Any:
+def _template(name: str) -> Any:
     environment = Environment(
         loader=PackageLoader("mavilt_pl.evaluation", "."),
         autoescape=True,
@@ -98,7 +115,7 @@ def _template() -> Any:
         "–" if value is None else f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
     )
     environment.filters["claims"] = _claims
-    return environment.get_template("report.html.jinja")
+    return environment.get_template(name)
 
 
 def _inline(row: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -123,6 +123,11 @@ class ResultsWriter(Callback):
         return {
             "checkpoint_sha256": sha256(path) if path is not None and path.is_file() else None,
             "corpus": {corpus.name: corpus.fingerprint for corpus in data.opened},
+            "judges": {
+                callback.task: sha256(Path(callback.judge_path))  # type: ignore[attr-defined]
+                for callback in trainer.callbacks  # type: ignore[attr-defined]
+                if Path(getattr(callback, "judge_path", None) or "").is_file()
+            },
             "tokens": {corpus.name: cache.tokenizer for corpus, cache in zip(data.opened, data.caches)},
             "config": {"model": _plain(module.hparams), "data": _plain(data.hparams)},
             "decoding": decoding,

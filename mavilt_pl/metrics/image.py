@@ -31,22 +31,28 @@ def gradient_psnr(real: Tensor, made: Tensor) -> Tensor:
 
 
 class ReconstructionScores(PatientRows):
-    """Mean psnr, ssim and gradient_psnr over images."""
+    """Mean psnr, ssim and gradient_psnr over images, and lpips with `lpips_distance` of local weights."""
 
     protocol = "per image, range 2, mean over images; SSIM 11×11 Gaussian"
 
-    def __init__(self) -> None:
-        super().__init__(3)
+    def __init__(self, lpips: Callable[[Tensor, Tensor], Tensor] | None = None) -> None:
+        super().__init__(3 if lpips is None else 4)
+        self.lpips = lpips
+        if lpips is not None:
+            self.protocol += "; LPIPS on three equal channels at the images' own size"
 
     def update(self, real: Tensor, made: Tensor, patients: Sequence[str]) -> None:
         ssim = structural_similarity_index_measure(made, real, data_range=(-1.0, 1.0), reduction="none")
-        self.add_rows(torch.stack([psnr(real, made), ssim.reshape(-1), gradient_psnr(real, made)], 1), patients)  # type: ignore[union-attr]
+        columns = [psnr(real, made), ssim.reshape(-1), gradient_psnr(real, made)]  # type: ignore[union-attr]
+        if self.lpips is not None:
+            columns.append(self.lpips(real, made))
+        self.add_rows(torch.stack(columns, 1), patients)
 
     def compute(self) -> dict[str, Estimate]:
         rows, patients = self.table()
         found = {
             name: estimate(lambda w, c=c: float(w @ rows[:, c] / w.sum()), patients)  # type: ignore[misc]
-            for c, name in enumerate(("psnr", "ssim", "gradient_psnr"))
+            for c, name in enumerate(("psnr", "ssim", "gradient_psnr", "lpips")[: self.width])
             if len(rows)
         }
         return {name: value for name, value in found.items() if value is not None}
@@ -144,3 +150,38 @@ def inception_features(weights: str | Path) -> Callable[[Tensor], Tensor]:
             return net.to(rgb.device)(rgb)[0].flatten(1)
 
     return features
+
+
+def lpips_distance(weights: str | Path) -> Callable[[Tensor, Tensor], Tensor]:
+    """LPIPS (arXiv 1801.03924, version 0.1) of each pair of grey images in [-1,1], [B]; 0 is alike.
+
+    The backbone comes from a local file of torchvision's own weights, `alexnet-owt-7be5be79.pth` or
+    `vgg16-397923af.pth`; the heads from torchmetrics, which brings them."""
+    from torchmetrics.functional.image import lpips
+    from torchvision import models
+
+    expected = "expected torchvision's alexnet-owt-7be5be79.pth or vgg16-397923af.pth on this disk"
+    if not Path(weights).is_file():
+        raise ValueError(f"LPIPS weights {weights} do not exist; {expected} (nothing is downloaded)")
+    state = torch.load(weights, map_location="cpu", weights_only=True)
+    inside = {key.removeprefix("features."): value for key, value in state.items() if key.startswith("features.")}
+    name = "alexnet" if "10.weight" in inside and "12.weight" not in inside else "vgg16"
+
+    def local(*_: object, **__: object) -> nn.Module:
+        net = getattr(models, name)(weights=None).features
+        try:
+            net.load_state_dict(inside)
+        except RuntimeError:
+            raise ValueError(f"LPIPS weights {weights} are neither AlexNet's nor VGG-16's; {expected}") from None
+        return net
+
+    # The package would download the backbone: it is given the local one.
+    with patch.object(lpips, "_get_tv_model_features", local):
+        net = lpips._NoTrainLpips(net="alex" if name == "alexnet" else "vgg")
+
+    def distance(real_BCHW: Tensor, made_BCHW: Tensor) -> Tensor:
+        real, made = (pixels.clamp(-1, 1).expand(-1, 3, -1, -1) for pixels in (real_BCHW, made_BCHW))
+        with torch.inference_mode():
+            return net.to(real.device)(real, made).reshape(-1)
+
+    return distance

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision
 from nltk.translate.bleu_score import corpus_bleu as nltk_bleu
 from nltk.translate.meteor_score import meteor_score
 from pytorch_fid.fid_score import calculate_frechet_distance
@@ -16,6 +17,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU
 from sklearn.metrics import f1_score, roc_auc_score
 from torchmetrics.functional.image import peak_signal_noise_ratio
+from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
 from mavilt_pl.metrics.clinical import FindingsF1, findings_in
 from mavilt_pl.metrics.image import (
@@ -24,6 +26,7 @@ from mavilt_pl.metrics.image import (
     ReconstructionScores,
     gradient_psnr,
     inception_features,
+    lpips_distance,
 )
 from mavilt_pl.metrics.text import Perplexity, TextScores, has_wordnet, words
 from mavilt_pl.metrics.vqa import Accuracy, GroupedAUROC, auroc
@@ -191,3 +194,31 @@ def test_inception_from_a_local_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert features(torch.zeros(2, 1, 64, 64)).shape == (2, 2048)
     with pytest.raises(ValueError, match="do not exist"):
         inception_features(tmp_path / "absent.pth")
+
+
+@pytest.mark.parametrize(("name", "kind"), [("alexnet", "alex"), ("vgg16", "vgg")])
+def test_lpips_against_torchmetrics_on_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, kind: str
+) -> None:
+    """A backbone of random weights in a file, against torchmetrics' own module given that backbone."""
+    torch.manual_seed(0)
+    backbone = getattr(torchvision.models, name)(weights=None)
+    torch.save(backbone.state_dict(), tmp_path / "backbone.pth")
+    real, made = torch.rand(2, 3, 1, 64, 64) * 2 - 1
+    metric = ReconstructionScores(lpips_distance(tmp_path / "backbone.pth"))
+    metric.update(real, made, PATIENTS)
+    monkeypatch.setattr(torchvision.models, name, lambda weights: backbone)
+    other = LearnedPerceptualImagePatchSimilarity(kind)  # type: ignore[arg-type]
+    wanted = other(real.expand(-1, 3, -1, -1), made.expand(-1, 3, -1, -1))
+    found = metric.compute()
+    assert found["lpips"].value == pytest.approx(float(wanted), rel=1e-5) and found["lpips"].value > 1e-3
+    assert lpips_distance(tmp_path / "backbone.pth")(real, real).abs().max() == 0
+    assert "LPIPS" in metric.protocol and "LPIPS" not in ReconstructionScores().protocol
+
+
+def test_lpips_says_which_weights_it_wants(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"nowhere.pth do not exist; expected torchvision's alexnet-owt-7be5be79\.pth"):
+        lpips_distance(tmp_path / "nowhere.pth")
+    torch.save({"features.0.weight": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match="neither AlexNet's nor VGG-16's"):
+        lpips_distance(tmp_path / "other.pth")

@@ -1,0 +1,98 @@
+"""`mavilt results --compare` on results of known figures; the intervals against scipy's own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import stats
+
+from mavilt_pl.cli import main
+from mavilt_pl.evaluation.results import write_json
+
+PSNR = {"with": (29.1, 29.6, 28.9), "without": (27.0, 29.0, 27.9)}
+
+
+def write_test(
+    run: Path, psnr: float, more: dict[str, Any] | None = None, corpus: str = "aa", judge: str = "j"
+) -> None:
+    figure = {
+        "task": "tokenizer", "source": "s", "metric": "psnr", "value": psnr, "low": psnr - 1, "high": psnr + 2, "n": 7,
+        "protocol": "range 2", "control": None, **(more or {}),
+    }  # fmt: skip
+    made_by = {"corpus": {"s": corpus}, "judges": {"tokenizer": judge}}
+    write_json(run / "vqgan/test/results.json", {"figures": [figure], "made_by": made_by})
+    (run / "vqgan/test/pictures").mkdir(parents=True)
+    for name in ("o", "r"):
+        Image.fromarray(np.full((4, 4), int(psnr), np.uint8)).save(run / f"vqgan/test/pictures/{name}.png")
+    row = {"source": "s", "study": "0a1b", "original": "pictures/o.png", "reconstruction": "pictures/r.png"}
+    write_json(run / "vqgan/test/samples.json", {"tokenizer": [row]})
+
+
+@pytest.fixture
+def arms(tmp_path: Path) -> Path:
+    for arm, values in PSNR.items():
+        for seed, value in enumerate(values, start=1):
+            write_test(tmp_path / arm / str(seed), value)
+    return tmp_path
+
+
+def test_means_and_intervals_are_those_of_scipy(arms: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["results", str(arms), "--compare", "with", "without", "--seeds", "1,2,3"]) == 0
+    assert "with − without" in " ".join(capsys.readouterr().out.split())
+    content = json.loads((arms / "compare.json").read_text())
+    (row,) = content["rows"]
+    for cell, values in zip(row["cells"], PSNR.values()):
+        assert cell["mean"] == pytest.approx(np.mean(values)) and cell["values"] == list(values)
+        wanted = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
+        assert (cell["low"], cell["high"]) == pytest.approx(wanted)
+    (difference,) = row["differences"]
+    wanted = stats.ttest_rel(*PSNR.values()).confidence_interval(0.95)
+    assert (difference["low"], difference["high"]) == pytest.approx((wanted.low, wanted.high))
+    assert difference["mean"] == pytest.approx(np.mean(PSNR["with"]) - np.mean(PSNR["without"]))
+    assert difference["low"] < 0 < difference["mean"]  # three pairs prove little
+    page = (arms / "compare.html").read_text()
+    assert page.count("data:image/png;base64") == 3 and "paired t interval" in page and "range 2" in page
+    assert "<b>29.2</b>" in page and "no medical device" in page
+
+
+def test_one_run_has_its_own_interval_and_unequal_arms_no_interval_of_the_difference(arms: Path) -> None:
+    assert main(["results", str(arms), "--compare", "with/1,with/2", "without/3", "--names", "λ,0"]) == 0
+    (row,) = json.loads((arms / "compare.json").read_text())["rows"]
+    assert [cell["arm"] for cell in row["cells"]] == ["λ", "0"]
+    assert (row["cells"][1]["low"], row["cells"][1]["high"]) == pytest.approx((26.9, 29.9))
+    assert row["differences"] == [{"of": "λ − 0", "mean": pytest.approx(1.45), "low": None, "high": None}]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"more": {"n": 8}}, "the number of cases of tokenizer s psnr: 7 and 8"),
+        ({"more": {"protocol": "range 255"}}, "the protocol of tokenizer s psnr: range 2 and range 255"),
+        ({"corpus": "bb"}, "the fingerprint of corpus s: aa and bb"),
+        ({"judge": "k"}, "the fingerprint of judge tokenizer: j and k"),
+    ],
+)
+def test_what_was_tested_otherwise_is_refused(
+    arms: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any], words: str
+) -> None:
+    write_test(arms / "other", 30.0, **change)
+    assert main(["results", str(arms), "--compare", "with/1", "other"]) == 1
+    said = capsys.readouterr().err
+    assert "not comparable" in said and words in said and "with/1" in said and "other" in said
+    assert not (arms / "compare.json").exists()
+
+
+def test_figures_that_one_run_lacks_are_named_and_mistakes_told(arms: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_test(arms / "other", 30.0, {"metric": "ssim"})
+    assert main(["results", str(arms), "--compare", "with/1", "other"]) == 0
+    content = json.loads((arms / "compare.json").read_text())
+    assert content["rows"] == [] and content["left_out"] == ["tokenizer s psnr", "tokenizer s ssim"]
+    assert main(["results", str(arms), "--compare", "with", "without"]) == 1  # three runs below one folder
+    assert "name the folder of one run" in capsys.readouterr().err
+    assert main(["results", str(arms), "--compare", "with/1", "nowhere"]) == 1
+    assert main(["results", str(arms), "--compare", "with/1"]) == 1 and "two arms" in capsys.readouterr().err
