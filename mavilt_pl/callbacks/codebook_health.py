@@ -48,6 +48,7 @@ class CodebookHealth(Callback):
         self.window, self.patience = window, patience
         self.min_used, self.min_sharpness, self.max_right = min_used, min_sharpness, max_right
         self.batches = 0
+        self.looked = 0
         self.right = 0.5
         self.failing: dict[str, bool] = {}
         self.counts_WK = torch.empty(0)
@@ -78,7 +79,9 @@ class CodebookHealth(Callback):
             self.counts_WK[row].zero_().scatter_add_(0, codes, torch.ones_like(codes, dtype=torch.int32))
             self.energy_W2[row] = torch.stack([_energy(outputs["reconstruction"]), _energy(batch["pixels"])])
             self.batches += 1
-            if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            step = trainer.global_step  # which does not move while gradients accumulate
+            if step > self.looked and step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+                self.looked = step
                 self._look(trainer, pl_module)
 
     def _look(self, trainer: Trainer, module: Any) -> None:
@@ -86,13 +89,14 @@ class CodebookHealth(Callback):
         share_K = counts_K.double() / counts_K.sum()
         used = float((counts_K > 0).double().mean())
         sharpness = float(energy_2[0] / energy_2[1].clamp(min=1e-12))
-        module.log_dict(
-            {
-                "train/codebook_used": used,
-                "train/codebook_perplexity": float((-share_K * share_K.clamp(min=1e-30).log()).sum().exp()),
-                "train/sharpness": sharpness,
-            }
-        )
+        figures = {
+            "train/codebook_used": used,
+            "train/codebook_perplexity": float((-share_K * share_K.clamp(min=1e-30).log()).sum().exp()),
+            "train/sharpness": sharpness,
+        }
+        module.log_dict(figures, logger=False)
+        for logger in trainer.loggers:
+            logger.log_metrics(figures, trainer.global_step)
         right = trainer.callback_metrics.get("train/discriminator_right")
         if right is not None:
             now = float(self._sum(right.double())) / trainer.world_size
@@ -130,6 +134,7 @@ class CodebookHealth(Callback):
         """Called on every process at once, as Lightning does when it saves."""
         return {
             "batches": self.batches,
+            "looked": self.looked,
             "right": self.right,
             "failing": dict(self.failing),
             "counts_WK": self._sum(self.counts_WK).cpu(),
@@ -137,7 +142,7 @@ class CodebookHealth(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.batches, self.right = state_dict["batches"], state_dict["right"]
+        self.batches, self.looked, self.right = (state_dict[name] for name in ("batches", "looked", "right"))
         self.failing = dict(state_dict["failing"])
         self._resumed = {name: state_dict[name] for name in ("counts_WK", "energy_W2")}
 

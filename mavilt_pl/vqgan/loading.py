@@ -120,8 +120,8 @@ def start_from(tokenizer: Tokenizer, path: str | Path) -> None:
         mine = {k.removeprefix(f"{name}."): v for k, v in weights.items() if k.startswith(f"{name}.")}
         load_exactly(getattr(tokenizer, name), mine, path)
     if tokenizer.clinical is not None:
-        nn.init.zeros_(tokenizer.adapter.weight)
-        nn.init.zeros_(tokenizer.adapter.bias)
+        for parameter in tokenizer.adapter.parameters():
+            nn.init.zeros_(parameter)
 
 
 Source = Literal["taming", "torchxrayvision"]

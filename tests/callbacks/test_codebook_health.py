@@ -80,7 +80,7 @@ def train(root: Path, data: list[dict], health: CodebookHealth, batch: int = 2, 
     reader = EventAccumulator(str(root / "tb"))
     reader.Reload()
     found: dict[str, Any] = {
-        tag: {event.step + 1: event.value for event in reader.Scalars(tag)} for tag in reader.Tags()["scalars"]
+        tag: {event.step: event.value for event in reader.Scalars(tag)} for tag in reader.Tags()["scalars"]
     }
     words = reader.Tensors("health/text_summary") if "health/text_summary" in reader.Tags()["tensors"] else []
     return found | {"health": [event.tensor_proto.string_val[0].decode() for event in words]}
