@@ -143,3 +143,43 @@ def test_a_step_for_each_value(tmp_path: Path, capsys: pytest.CaptureFixture[str
     steps[0]["writes"] = "{arm}"
     path.write_text(yaml.safe_dump(content))
     assert main(["run", str(path)]) == 1 and "fit-a-2 writes a, and so does a step before" in capsys.readouterr().err
+
+
+def test_a_step_is_spared_where_the_user_brings_what_it_makes(capsys: pytest.CaptureFixture[str]) -> None:
+    own = ["--set", "corpus=/mine", "--set", "config=vqgan.yaml", "--set", "phi=", "--set", "judge="]
+    said = commands(capsys, "tokenizer-quality", *own)
+    assert [line.split()[1] for line in said] == ["fit", "test", "results"]
+    assert all("[/mine]" in line and "vqgan.yaml" in line for line in said[:2])
+    assert not any("encoder" in line or "judge" in line for line in said)
+    whole = commands(capsys, "tokenizer-quality")
+    assert [line.split()[1] for line in whole] == ["phantom", "prepare", "fit", "fit", "fit", "test", "results"]
+
+
+def test_the_shipped_ablation_is_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    """Two arms of three seeds, alike in every word but λ_grad."""
+    said = commands(capsys, "ablation-gradient")
+    fits = [line for line in said if "fit --config demo/vqgan.yaml" in line]
+    assert len(fits) == 6 and sum("lambda_grad 1 " in line for line in fits) == 3
+    assert {line.replace("lambda_grad 1 ", "lambda_grad 0 ").replace("lambda-1", "lambda-0") for line in fits} == {
+        line for line in fits if "lambda_grad 0 " in line
+    }
+    assert sum("--config demo/stage1.yaml" in line for line in said) == 12
+    assert sum("--compare" in line and line.endswith("--seeds 1,2,3 --names with,without") for line in said) == 2
+
+
+@pytest.mark.slow
+def test_the_ablation_walks_to_its_page(tmp_path: Path) -> None:
+    settings = {"seeds": 1, "sizes": "--studies 80 --validate 7 --test 11", "steps": 3}
+    settings |= {"encoder_steps": 2, "backbone_steps": 2, "language_steps": 2}
+    words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    assert main(["run", "ablation-gradient", "--out", str(tmp_path), *words]) == 0
+    content = json.loads((tmp_path / "compare.json").read_text())
+    assert content["arms"] == {"with": ["lambda-1/1"], "without": ["lambda-0/1"]} and not content["left_out"]
+    found = {(row["task"], row["metric"]): row for row in content["rows"]}
+    assert {("tokenizer", "gradient_psnr"), ("tokenizer", "fid_cxr"), ("synthesis", "fid_cxr")} <= found.keys()
+    assert all(row["n"] == 11 for row in found.values() if row["metric"] in ("psnr", "fid_cxr"))
+    original, made = (found["tokenizer", name]["cells"] for name in ("original_auroc_macro", "gradient_psnr"))
+    assert original[0]["mean"] == original[1]["mean"] and made[0]["mean"] != made[1]["mean"]
+    page = (tmp_path / "compare.html").read_text()
+    assert page.count("<figcaption>without</figcaption>") == 16 and "Drawn from the text" in page
+    assert (tmp_path / "tokenizers" / "compare.html").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -99,7 +100,7 @@ def compare(out: Path, arms: Sequence[str], seeds: str | None = None, names: str
     )
     rows = [_row(key, called, runs) for key in keys]
     content = {
-        "arms": {name: [str(run.folder) for run in arm] for name, arm in zip(called, runs)},
+        "arms": {name: [os.path.relpath(run.folder, out) for run in arm] for name, arm in zip(called, runs)},
         "protocol": PROTOCOL,
     }
     write_json(out / "compare.json", content | {"rows": rows, "left_out": left_out})

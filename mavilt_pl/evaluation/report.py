@@ -111,11 +111,15 @@ def _template(name: str) -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["figure"] = lambda value: (
-        "–" if value is None else f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
-    )
+    environment.filters["figure"] = _figure
     environment.filters["claims"] = _claims
     return environment.get_template(name)
+
+
+def _figure(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2g}" if 0 < abs(value) < 0.01 else f"{value:.3f}"
 
 
 def _inline(row: dict[str, Any], folder: Path) -> dict[str, Any]:
