@@ -172,7 +172,8 @@ def test_the_ablation_walks_to_its_page(tmp_path: Path) -> None:
     settings = {"seeds": 1, "sizes": "--studies 80 --validate 7 --test 11", "steps": 3}
     settings |= {"encoder_steps": 2, "backbone_steps": 2, "language_steps": 2}
     words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
-    assert main(["run", "ablation-gradient", "--out", str(tmp_path), *words]) == 0
+    command = [sys.executable, "-m", "mavilt_pl.cli", "run", "ablation-gradient", "--out", str(tmp_path), *words]
+    subprocess.run(command, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     content = json.loads((tmp_path / "compare.json").read_text())
     assert content["arms"] == {"with": ["lambda-1/1"], "without": ["lambda-0/1"]} and not content["left_out"]
     found = {(row["task"], row["metric"]): row for row in content["rows"]}

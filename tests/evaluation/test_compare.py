@@ -66,6 +66,9 @@ def test_one_run_has_its_own_interval_and_unequal_arms_no_interval_of_the_differ
     assert [cell["arm"] for cell in row["cells"]] == ["λ", "0"]
     assert (row["cells"][1]["low"], row["cells"][1]["high"]) == pytest.approx((26.9, 29.9))
     assert row["differences"] == [{"of": "λ − 0", "mean": pytest.approx(1.45), "low": None, "high": None}]
+    assert main(["results", str(arms), "--compare", "with/1,with/2,with/3", "without/1,without/2"]) == 0
+    (row,) = json.loads((arms / "compare.json").read_text())["rows"]
+    assert row["cells"][1]["low"] is not None and row["differences"][0]["low"] is None  # nothing to pair the third with
 
 
 @pytest.mark.parametrize(
