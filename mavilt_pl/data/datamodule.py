@@ -305,6 +305,11 @@ class CXRDataModule(LightningDataModule):
         sizes = [len(dataset) for dataset in datasets]
         weights = self.hparams["weights"] or sizes
         rank, world = self._rank()
+        if sum(sizes) // world < self.hparams["batch_size"]:
+            raise DataError(
+                f"data.batch_size {self.hparams['batch_size']}: {sum(sizes)} training studies over {world} process"
+                f"{'es' * (world > 1)} do not fill one batch; take a smaller batch_size"
+            )
         return ResumableLoader(
             torch.utils.data.ConcatDataset(datasets),
             batch_size=self.hparams["batch_size"],
