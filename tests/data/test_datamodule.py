@@ -139,6 +139,8 @@ def test_settings_that_cannot_be(corpus_path: Path) -> None:
     with pytest.raises(DataError, match="no train study has what is wanted"):
         module(corpus_path, views=["LATERAL"]).train_dataloader()
     with pytest.raises(DataError, match="batch_size 64: 43 training studies over 1 process do not fill one batch"):
-        module(corpus_path, batch_size=64).train_dataloader()
+        few = CXRDataModule([str(corpus_path)], batch_size=64)
+        few.setup("fit")
+        few.train_dataloader()
     with pytest.raises(DataError, match="one weight of 0 or more a corpus"):
         CXRDataModule([str(corpus_path)], weights=[0.5, 0.5])
