@@ -100,9 +100,10 @@ class VQGAN(LightningModule):
         encoder: weights of φ; needed where lambda_feat, lambda_finding, focus or clinical_input is set.
         encoder_kind: classifier | torchxrayvision | huggingface.
         lambda_grad: λ_grad, 1.0; no chest-radiograph source exists (swept 0.1 to 10 in the paper's family).
-        lambda_feat: λ_feat on φ's feature maps; 100 on pooled torchxrayvision features in LLM-CXR (arXiv 2305.11490).
+        lambda_feat: λ_feat on φ's feature maps; its size depends on φ's: 3 for our classifier (EXPERIMENTS.md); 100 on
+            pooled torchxrayvision features in LLM-CXR (arXiv 2305.11490).
         lambda_finding: of the cross-entropy between φ's findings on x and on x̂: the end of φ's features that a
-            radiologist would name.
+            radiologist would name; 0.3 keeps small findings (EXPERIMENTS.md).
         focus: how much more |x − x̂| counts where φ reads a finding (`clinical.finding_map`); needs our classifier.
         clinical_input: let the tokenizer's encoder see φ's last map; needs our classifier.
         gan_weight: of the adversarial term, times its adaptive weight (taming: 0.8); 0 builds no discriminator.
@@ -158,6 +159,10 @@ class VQGAN(LightningModule):
             )
         # φ is kept out of the state dict and of Lightning's sight; the tokenizer owns a copy where it needs one.
         self._phi: list[Any] = [load_encoder(encoder, encoder_kind)] if clinical and encoder is not None else []
+        if lambda_finding > 0 and not self._phi[0].findings:
+            raise DataError(
+                f"model.lambda_finding {lambda_finding}: the encoder {encoder} has no outputs for findings; set it to 0"
+            )
         shape = self._phi[0].shape if clinical_input else None
         autoencoder, quantizer = autoencoder or {}, quantizer or {}
         if start is not None:

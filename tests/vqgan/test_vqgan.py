@@ -81,3 +81,12 @@ def test_the_saved_tokenizer_is_the_trained_one(chain: Path) -> None:
     assert tokenizer.decode(codes).abs().max() <= 1
     with pytest.raises(ValueError, match="16 codes, found 9"):
         tokenizer.decode(codes[:, :9])
+
+
+def test_an_encoder_without_findings_has_no_term_of_findings(tmp_path: Path) -> None:
+    from transformers import ViTConfig, ViTModel
+
+    config = ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, image_size=32)
+    ViTModel(config).save_pretrained(tmp_path)
+    with pytest.raises(DataError, match=r"lambda_finding 0.1: the encoder .* has no outputs for findings"):
+        VQGAN(SMALL, {"codes": 16}, encoder=str(tmp_path), encoder_kind="huggingface", lambda_finding=0.1)
