@@ -99,7 +99,7 @@ class Quantizer(nn.Module):
         self.register_buffer("counts", torch.ones(codes))
         self.register_buffer("sums", self.codebook.clone())
         self.register_buffer("started", torch.tensor(not kmeans))
-        self.draws = 0
+        self.draws = 0  # how often something was drawn: the seed of the next time
 
     def get_extra_state(self) -> Tensor:
         return torch.tensor(self.draws)
@@ -114,7 +114,7 @@ class Quantizer(nn.Module):
             z_BNd = self.project_in(latents_BDhw.float().flatten(2).transpose(1, 2))
             if self.cosine:
                 z_BNd = F.normalize(z_BNd, dim=-1, eps=1e-6)
-            if self.training and not self.started:
+            if self.training and self.draws == 0 and not self.started:  # the second waits for the device
                 self._start(z_BNd.detach())
             codes_BN = self._nearest(z_BNd.detach(), self.codebook)
             chosen_BNd = self.codebook[codes_BN]
