@@ -1,7 +1,10 @@
-"""Where the findings are: the clinical encoder's own gradient says which pixels it reads a finding from.
+"""What the tokenizer's loss owes to the clinical encoder: where its findings are, and eyes that fine patterns cannot please.
 
-Averaged over pixels, a nodule is nothing: 25 of 4,096. The map of this file gives its pixels the weight that the
-clinical encoder gives them (Grad-CAM, arXiv 1610.02391), each finding the same whatever its size.
+Averaged over pixels, a nodule is nothing: 25 of 4,096. `finding_map` gives its pixels the weight that the clinical encoder
+gives them (Grad-CAM, arXiv 1610.02391), each finding the same whatever its size.
+
+A network can be told of a nodule by speckles that no reader would call one. `blurred` takes such patterns away from both
+images before they are compared, so that only what is as large as a finding can stand for it.
 """
 
 from __future__ import annotations
@@ -30,3 +33,18 @@ def finding_map(encoder: Classifier, maps: list[Tensor], size: int) -> Tensor:
     share_BF = seen_BF / seen_BF.sum(1, keepdim=True).clamp(min=1)
     found = torch.einsum("bfhw,bf->bhw", found_BFhw, share_BF)[:, None]
     return F.interpolate(found, size=(size, size), mode="bilinear")
+
+
+def blurred(images: tuple[Tensor, ...], most: float) -> tuple[Tensor, ...]:
+    """Images [B,1,H,W] through one Gaussian blur; its deviation is drawn between 0 and `most` pixels."""
+    deviation = float(torch.rand(())) * most + 1e-3
+    reach = int(3 * most + 1)
+    offsets = torch.arange(-reach, reach + 1, device=images[0].device, dtype=torch.float32)
+    kernel = torch.exp(-0.5 * (offsets / deviation).square())
+    kernel = kernel / kernel.sum()
+
+    def blur(pixels_BCHW: Tensor) -> Tensor:
+        padded = F.pad(pixels_BCHW, (reach,) * 4, mode="replicate")
+        return F.conv2d(F.conv2d(padded, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))
+
+    return tuple(blur(image) for image in images)

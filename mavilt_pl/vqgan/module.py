@@ -15,7 +15,7 @@ from mavilt_pl.data.study import DataError
 from mavilt_pl.encoders.frozen import Classifier, Kind, load_encoder
 from mavilt_pl.schedule import warm_cosine
 from mavilt_pl.vqgan.autoencoder import Autoencoder
-from mavilt_pl.vqgan.clinical import finding_map
+from mavilt_pl.vqgan.clinical import blurred, finding_map
 from mavilt_pl.vqgan.discriminator import Discriminator
 from mavilt_pl.vqgan.losses import (
     adaptive_weight,
@@ -106,6 +106,8 @@ class VQGAN(LightningModule):
             radiologist would name; 0.3 keeps small findings (EXPERIMENTS.md).
         focus: how much more |x − x̂| counts where φ reads a finding (`clinical.finding_map`); needs our classifier.
         clinical_input: let the tokenizer's encoder see φ's last map; needs our classifier.
+        blur: φ compares both images through one Gaussian blur of a random deviation up to so many pixels, so that no pattern
+            too fine to be a finding pleases it (EXPERIMENTS.md); about the half of the smallest finding's width.
         gan_weight: of the adversarial term, times its adaptive weight (taming: 0.8); 0 builds no discriminator.
         gan_start: the generator step at which the discriminator starts.
         discriminator: arguments of `Discriminator`.
@@ -129,6 +131,7 @@ class VQGAN(LightningModule):
         lambda_finding: float = 0.0,
         focus: float = 0.0,
         clinical_input: bool = False,
+        blur: float = 0.0,
         gan_weight: float = 0.8,
         gan_start: int = 10_000,
         discriminator: dict[str, Any] | None = None,
@@ -217,7 +220,12 @@ class VQGAN(LightningModule):
         if h["lambda_grad"] > 0:
             terms["gradient"] = h["lambda_grad"] * gradient_term(pixels_BCHW, made_BCHW)
         if h["lambda_feat"] > 0 or h["lambda_finding"] > 0:
-            seen = phi.maps(made_BCHW)
+            eyed: tuple[Tensor, ...] = (pixels_BCHW, made_BCHW)
+            if h["blur"] > 0:
+                eyed = blurred(eyed, h["blur"])
+                with torch.no_grad():
+                    maps = phi.maps(eyed[0])
+            seen = phi.maps(eyed[1])
             if h["lambda_feat"] > 0:
                 terms["feature"] = h["lambda_feat"] * feature_term(maps, seen)
             if h["lambda_finding"] > 0:

@@ -10,6 +10,7 @@ import torch
 from mavilt_pl.data.study import DataError
 from mavilt_pl.vqgan import losses
 from mavilt_pl.vqgan.autoencoder import Autoencoder
+from mavilt_pl.vqgan.clinical import blurred
 from mavilt_pl.vqgan.loading import load_tokenizer
 from mavilt_pl.vqgan.module import VQGAN, Tokenizer
 
@@ -90,3 +91,14 @@ def test_an_encoder_without_findings_has_no_term_of_findings(tmp_path: Path) -> 
     ViTModel(config).save_pretrained(tmp_path)
     with pytest.raises(DataError, match=r"lambda_finding 0.1: the encoder .* has no outputs for findings"):
         VQGAN(SMALL, {"codes": 16}, encoder=str(tmp_path), encoder_kind="huggingface", lambda_finding=0.1)
+
+
+def test_blur_against_scipy(monkeypatch: pytest.MonkeyPatch) -> None:
+    from scipy.ndimage import gaussian_filter
+
+    monkeypatch.setattr(torch, "rand", lambda *_: torch.tensor(0.5))
+    pixels = torch.linspace(-1, 1, 2 * 9 * 11).sin().view(2, 1, 9, 11)
+    (made,) = blurred((pixels,), 1.6)
+    for image, other in zip(pixels, made):
+        wanted = gaussian_filter(image[0].numpy(), 0.801, mode="nearest", radius=5)
+        torch.testing.assert_close(other[0], torch.from_numpy(wanted), atol=1e-5, rtol=0)
