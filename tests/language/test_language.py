@@ -216,11 +216,11 @@ def test_answers_are_normalised_likelihoods(stage2: Stage2) -> None:
 
 
 def test_awkward_input_is_defined(stage2: Stage2) -> None:
-    assert len(stage2.target_words("word " * 5000)) == 13 and stage2.cut_texts == 1  # cut, and counted
+    assert len(stage2.target_words("word " * 5000)) == 13 and stage2.counts["texts_cut"] == 1  # cut, and counted
     assert stage2.target_words("") == [stage2.vocabulary.end]
-    with pytest.raises(ValueError, match="9 codes in"):
+    with pytest.raises(DataError, match="9 codes in"):
         stage2.trees({"codes": CODES + 10, "studies": [study("a"), study("b")]}, training=False)
-    with pytest.raises(ValueError, match="9 codes in"):
+    with pytest.raises(DataError, match="9 codes in"):
         stage2.vocabulary.check(CODES[:, :4])
 
 
