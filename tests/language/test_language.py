@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,7 +11,6 @@ from torch.nn.utils import clip_grad_norm_
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from mavilt_pl.data.study import DataError, Question
-from mavilt_pl.data.tokens import write_tokens
 from mavilt_pl.language.backbone import train_tokenizer
 from mavilt_pl.language.drift import Drift
 from mavilt_pl.language.sequences import Branch, Tree, pack
@@ -47,14 +45,6 @@ def backbone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         model = GPT2LMHeadModel(config)
     model.save_pretrained(out)  # type: ignore[operator]
     tokenizer.save_pretrained(out)
-    return out
-
-
-@pytest.fixture(scope="session")
-def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("tokens")
-    random = np.random.default_rng(0)
-    write_tokens(out, "corpus", "tokenizer-a", random.normal(size=(20, 4)), 3, 5, [random.integers(0, 20, (5, 9))])
     return out
 
 
