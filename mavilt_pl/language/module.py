@@ -124,7 +124,8 @@ class LanguageModule(LightningModule):
         if tuning == "lora":
             add_adapters(self.model, lora)
         if gradient_checkpointing:
-            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            enable = getattr(self.model, "activation_checkpointing_enable", None)  # the newer name
+            (enable or self.model.gradient_checkpointing_enable)({"use_reentrant": False})
         # Branches need masks and positions of their own, which not every kernel and not every model takes.
         own_positions = "position_ids" in signature(self.body.forward).parameters
         self.shares_prefix = attention != "flash_attention_2" and own_positions

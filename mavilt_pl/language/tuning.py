@@ -73,7 +73,13 @@ def add_adapters(model: Any, settings: Lora | None) -> None:
             "above 0 and dropout in [0, 1)"
         )
     config = LoraConfig(
-        r=given["r"], lora_alpha=given["alpha"], lora_dropout=given["dropout"], target_modules=given["targets"]
+        r=given["r"],
+        lora_alpha=given["alpha"],
+        lora_dropout=given["dropout"],
+        target_modules=given["targets"],
+        fan_in_fan_out=any(
+            type(module).__name__ == "Conv1D" for module in model.modules()
+        ),  # GPT-2's, stored transposed
     )
     linear = sorted({name.rpartition(".")[2] for name, m in model.named_modules() if _is_linear(m)})
     try:
