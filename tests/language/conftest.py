@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +98,11 @@ def save_backbone(kind: str, out: Path, context: int = 128) -> Path:
 @pytest.fixture(scope="session", params=KINDS)
 def any_backbone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_backbone(request.param, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="session")
+def make_backbone() -> Callable[..., Path]:
+    return save_backbone
 
 
 @pytest.fixture(scope="session")
