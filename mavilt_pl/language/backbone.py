@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,18 +18,62 @@ from mavilt_pl.data.study import DataError
 from mavilt_pl.language.optimizer import Kind, configured
 
 END = "<|endoftext|>"
+Attention = Literal["sdpa", "flash_attention_2", "eager"]
 
 
-def load_backbone(name: str) -> tuple[Any, Any]:
-    """Model (float32, safetensors only) and tokenizer from a local folder or a hub name."""
+def load_backbone(name: str, attention: Attention = "sdpa") -> tuple[Any, Any]:
+    """Model (float32, safetensors only) and tokenizer from a local folder or a hub name.
+
+    Raises `DataError` where there is no model, and where the model and its tokenizer, or its head, are not as the language
+    modules need them (`_check`)."""
     folder = name.startswith((".", "/")) or "runs/" in name or not name  # meant as a folder
     if folder and not (Path(name) / "config.json").exists():
         raise DataError(
             f"backbone {name}: no config.json there. Expected a folder saved by Hugging Face's save_pretrained, such "
             "as the one that `mavilt fit --config backbone.yaml` leaves in <run>/backbone"
         )
-    model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
-    return model, AutoTokenizer.from_pretrained(name)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            name, dtype=torch.float32, use_safetensors=True, attn_implementation=attention
+        )
+    except ImportError as error:
+        raise DataError(
+            f"attention: {attention} cannot be had here ({str(error).strip().splitlines()[0]}); use sdpa"
+        ) from None
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    _check(name, model, tokenizer)
+    return model, tokenizer
+
+
+@torch.no_grad()
+def _check(name: str, model: Any, tokenizer: Any) -> None:
+    """Refuse a tokenizer with words that the model has no row for (their ids would be those of marks and codes), and a head
+    that is more than a linear map (capped or scaled logits): the modules read its rows, not its function."""
+    rows = model.get_input_embeddings().num_embeddings
+    special = set(tokenizer.all_special_tokens)
+    beyond = sorted((i, word) for word, i in tokenizer.get_vocab().items() if i >= rows and word not in special)
+    if beyond:
+        raise DataError(
+            f"backbone {name}: its tokenizer has {len(beyond)} words without a row in the model (first: {beyond[0][1]!r}, id "
+            f"{beyond[0][0]}; the model has {rows:,} rows). Grow the model with transformers' "
+            f"resize_token_embeddings({len(tokenizer)}), or remove these words, and save both again"
+        )
+    head, training = model.get_output_embeddings(), model.training
+    if head is None or head.weight.shape[0] != rows:
+        raise DataError(
+            f"backbone {name}: {type(model).__name__} has no head with a row for each of its {rows:,} words"
+        )
+    model.eval()
+    ids = torch.arange(min(4, rows))[None]
+    logits = model(input_ids=ids, use_cache=False).logits
+    linear = F.linear(model.base_model(input_ids=ids, use_cache=False).last_hidden_state, head.weight, head.bias)
+    model.train(training)
+    if not torch.allclose(logits, linear, rtol=1e-3, atol=1e-4):
+        raise DataError(
+            f"backbone {name}: the logits of {type(model).__name__} are not a linear map of its last hidden state (they are "
+            "scaled, capped or projected), which is not supported; take a model with a plain head, such as Llama, Qwen, "
+            "Phi, Pythia or GPT-2"
+        )
 
 
 def train_tokenizer(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:

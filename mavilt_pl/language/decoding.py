@@ -2,18 +2,63 @@
 
 Whatever the model, what it may say next is fixed by the position, so nothing is ever retried. Sampling draws its noise
 per sample from (seed, sample key, position): a sample does not depend on the batch it was drawn in.
+
+Shape legend: B samples, N codes an image, K codes in the book, S beams a sample, V words and `<end>`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from torch import Tensor
 
+from mavilt_pl.data.study import DataError
+
 if TYPE_CHECKING:
     from mavilt_pl.language.module import LanguageModule
+
+
+Scorer = Callable[[Tensor, Sequence[str]], Tensor]  # codes [B,N] and their texts → scores [B], higher is better
+
+
+class TextDecoding(TypedDict, total=False):
+    """How text is written; what is not given is greedy.
+
+    Keys: `beams` kept by beam search (R2Gen and CvT2DistilGPT2 use 3 and 4); `length_penalty`, the power of the length
+    that a beam's log-likelihood is divided by (1 as transformers); `temperature`, 0 for none; `top_k`, 0 for all;
+    `top_p`, the nucleus (arXiv 1904.09751). Beams are not sampled from: either beams or temperature."""
+
+    beams: int
+    length_penalty: float
+    temperature: float
+    top_k: int
+    top_p: float
+
+
+TEXT: dict[str, Any] = {"beams": 1, "length_penalty": 1.0, "temperature": 0.0, "top_k": 0, "top_p": 1.0}
+
+
+def text_decoding(given: TextDecoding | None) -> dict[str, Any]:
+    """All settings of text decoding; raises `DataError` for unknown or impossible ones."""
+    settings = {**TEXT, **(given or {})}
+    if unknown := sorted(set(settings) - set(TEXT)):
+        raise DataError(f"text_decoding: unknown key {unknown[0]}; the keys are {', '.join(TEXT)}")
+    if settings["beams"] < 1:
+        raise DataError(f"text_decoding: found beams {settings['beams']}; expected 1 or more")
+    if settings["beams"] > 1 and settings["temperature"] > 0:
+        raise DataError("text_decoding: beams and temperature are both set; beams are searched, not sampled: drop one")
+    check_sampling("text_decoding", settings["temperature"], settings["top_k"], settings["top_p"])
+    return settings
+
+
+def check_sampling(name: str, temperature: float, top_k: int, top_p: float) -> None:
+    if temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
+        raise DataError(
+            f"{name}: found temperature {temperature}, top_k {top_k}, top_p {top_p}; expected temperature and top_k of 0 or "
+            "more, and top_p in (0, 1]"
+        )
 
 
 def left_padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -46,32 +91,117 @@ class _Stepper:
         self.cache = out.past_key_values
         return out.last_hidden_state[:, -1]
 
+    def take(self, rows: Tensor) -> None:
+        """Go on with these rows of the batch, in this order; a row may be taken several times."""
+        self.mask, self.position = self.mask[rows], self.position[rows]
+        self.cache.reorder_cache(rows)  # type: ignore[attr-defined]
+
+
+def _streams(seed: int, keys: Sequence[int], draw: int = 0) -> list[torch.Generator]:
+    """A source of noise for each sample, from (seed, key) and which of several draws it is."""
+    names = [(seed, key, draw) if draw else (seed, key) for key in keys]
+    return [torch.Generator().manual_seed(hash(name) % 2**63) for name in names]
+
+
+def _words(module: LanguageModule, hidden: Tensor) -> Tensor:
+    """Log-probabilities of words and `<end>`, float32 [·,V]; rows that the tokenizer never uses are impossible."""
+    vocabulary = module.vocabulary
+    logits = module.text_logits(hidden).float()
+    logits[:, vocabulary.words : vocabulary.text] = -torch.inf
+    return logits.log_softmax(-1)
+
 
 @torch.inference_mode()
-def write(module: LanguageModule, prompts: Sequence[Sequence[int]], most: int) -> list[list[int]]:
-    """Greedy text after each prompt, up to `<end>` or `most` tokens; ids of words only."""
-    vocabulary = module.vocabulary
-    ids, mask = left_padded(prompts, vocabulary.end, module.device)
-    step = _Stepper(module, mask)
+def write(
+    module: LanguageModule,
+    prompts: Sequence[Sequence[int]],
+    most: int,
+    how: TextDecoding | None = None,
+    seed: int = 0,
+    keys: Sequence[int] | None = None,
+) -> list[list[int]]:
+    """Text after each prompt, up to `<end>` or `most` tokens (fewer where the model's context ends); ids of words only.
+
+    Sampled text i is a function of (seed, keys[i]) and the prompt alone; keys default to 0, 1, …
+    """
+    settings = text_decoding(how)
+    if not prompts:
+        return []
+    most = min(most, module.room(max(map(len, prompts)), 1))
+    if settings["beams"] > 1:
+        return _search(module, prompts, most, settings["beams"], settings["length_penalty"])
+    end = module.vocabulary.end
+    ids, mask = left_padded(prompts, end, module.device)
+    step, streams = _Stepper(module, mask), _streams(seed, range(len(prompts)) if keys is None else keys)
     said: list[Tensor] = []
     open_B = torch.ones(len(ids), dtype=torch.bool, device=module.device)
     for _ in range(most):
-        logits = module.text_logits(step(ids))
-        logits[:, vocabulary.words : vocabulary.text] = -torch.inf  # rows that the tokenizer never uses
-        ids = torch.where(open_B, logits.argmax(-1), vocabulary.end)[:, None]
-        open_B &= ids[:, 0] != vocabulary.end
+        scores_BV = _words(module, step(ids))
+        if settings["temperature"] > 0:
+            noise_BV = torch.stack([torch.rand(scores_BV.shape[1], generator=stream) for stream in streams])
+            chosen = sample(
+                scores_BV, noise_BV.to(scores_BV.device), settings["temperature"], settings["top_k"], settings["top_p"]
+            )
+        else:
+            chosen = scores_BV.argmax(-1)
+        ids = torch.where(open_B, chosen, end)[:, None]
+        open_B &= ids[:, 0] != end
         said.append(ids[:, 0])
         if not bool(open_B.any()):
             break
-    rows = torch.stack(said, 1).tolist() if said else [[] for _ in prompts]
-    return [row[: row.index(vocabulary.end)] if vocabulary.end in row else row for row in rows]
+    return [row[: row.index(end)] if end in row else row for row in torch.stack(said, 1).tolist()]
 
 
-def _uniform(seed: int, keys: Sequence[int], length: int, codes: int) -> list[Tensor]:
-    """One stream of uniform noise a sample, [length, codes]."""
-    return [
-        torch.rand(length, codes, generator=torch.Generator().manual_seed(hash((seed, key)) % 2**63)) for key in keys
-    ]
+def _search(
+    module: LanguageModule, prompts: Sequence[Sequence[int]], most: int, beams: int, penalty: float
+) -> list[list[int]]:
+    """Beam search: the best finished text of each prompt, by log-likelihood / length ** penalty, `<end>` counted.
+
+    A sample is closed when it has S finished texts and no open one can still beat the worst of them at its present length
+    (transformers' `early_stopping=False`)."""
+    end, count = module.vocabulary.end, len(prompts)
+    ids, mask = left_padded(prompts, end, module.device)
+    step = _Stepper(module, mask)
+    scores_BSV = _words(module, step(ids))[:, None]  # one beam before the first word
+    total_BS = scores_BSV.new_zeros(count, 1)
+    open_texts: list[list[list[int]]] = [[[]] for _ in prompts]
+    finished: list[list[tuple[float, list[int]]]] = [[] for _ in prompts]
+    done = [False] * count
+    for length in range(1, most + 1):
+        reach_BSV = total_BS[..., None] + scores_BSV
+        width, words = reach_BSV.shape[1:]
+        best = reach_BSV.flatten(1).topk(min(2 * beams, width * words))  # S of them at least do not end here
+        rows, chosen, totals = [], [], []
+        for b, (values, places) in enumerate(zip(best.values.tolist(), best.indices.tolist())):
+            kept: list[tuple[float, int, int]] = []
+            for rank, (value, place) in enumerate(zip(values, places)):
+                beam, word = divmod(place, words)
+                if value == -torch.inf or done[b]:
+                    break
+                if word == end:
+                    if rank < beams:
+                        finished[b].append((value / length**penalty, open_texts[b][beam]))
+                elif len(kept) < beams:
+                    kept.append((value, beam, word))
+            finished[b] = sorted(finished[b], key=lambda text: -text[0])[:beams]
+            if len(finished[b]) == beams and (not kept or finished[b][-1][0] >= kept[0][0] / length**penalty):
+                done[b] = True
+            if length == most and not done[b]:
+                last = [(value / length**penalty, [*open_texts[b][beam], word]) for value, beam, word in kept]
+                finished[b] = sorted([*finished[b], *last], key=lambda text: -text[0])[:beams]
+            open_texts[b] = [[*open_texts[b][beam], word] for _, beam, word in kept]
+            spare = (-torch.inf, 0, end)  # a closed sample's beams go along, unseen
+            kept += [spare] * (beams - len(kept))
+            open_texts[b] += [[]] * (beams - len(open_texts[b]))
+            rows += [b * width + beam for _, beam, _ in kept]
+            chosen += [word for *_, word in kept]
+            totals.append([value for value, *_ in kept])
+        if all(done) or length == most:
+            break
+        step.take(torch.tensor(rows, device=module.device))
+        total_BS = torch.tensor(totals, device=module.device)
+        scores_BSV = _words(module, step(torch.tensor(chosen, device=module.device)[:, None])).view(count, beams, -1)
+    return [texts[0][1] for texts in finished]
 
 
 @torch.inference_mode()
@@ -84,6 +214,8 @@ def draw(
     top_p: float = 0.92,
     seed: int = 0,
     keys: Sequence[int] | None = None,
+    top_k: int = 0,
+    number: int = 0,
 ) -> Tensor:
     """Exactly N codes after each prompt, int64 [B,N] in [0, K).
 
@@ -93,16 +225,23 @@ def draw(
         guidance: s of arXiv 2207.12598 in logits: u + s (c − u); 1 is off.
         temperature: 0 takes the likeliest code.
         top_p: nucleus (arXiv 1904.09751); 0.92 as LLM-CXR.
-        seed, keys: sample i is a function of (seed, keys[i]) alone.
+        seed, keys: sample i is a function of (seed, keys[i]) and the prompt alone.
+        top_k: of so many likeliest codes; 0 of all.
+        number: which of several draws of the same sample this is; each has its own noise.
     """
     vocabulary = module.vocabulary
     count = len(prompts)
+    if not count:
+        return torch.empty(0, vocabulary.length, dtype=torch.long, device=module.device)
+    check_sampling("drawing", temperature, top_k, top_p)
     free_rows = [unconditional] * count if guidance != 1.0 and unconditional is not None else []
     guided = bool(free_rows)
     rows = [*prompts, *free_rows]
+    module.room(max(map(len, rows)), vocabulary.length)
     ids, mask = left_padded(rows, vocabulary.end, module.device)
     step = _Stepper(module, mask)
-    noise = _uniform(seed, keys if keys is not None else range(count), vocabulary.length, vocabulary.codes)
+    streams = _streams(seed, keys if keys is not None else range(count), number)
+    noise = [torch.rand(vocabulary.length, vocabulary.codes, generator=stream) for stream in streams]
     noise_BNK = torch.stack(noise).to(module.device)
     codes: list[Tensor] = []
     for n in range(vocabulary.length):
@@ -111,17 +250,19 @@ def draw(
         if guided:
             given, free = logits.chunk(2)
             logits = free + guidance * (given - free)
-        chosen = _sample(logits, noise_BNK[:, n], temperature, top_p)
+        chosen = sample(logits, noise_BNK[:, n], temperature, top_k, top_p)
         codes.append(chosen)
         ids = (chosen + vocabulary.first_code).repeat(2 if guided else 1)[:, None]
     return torch.stack(codes, 1)
 
 
-def _sample(logits_BK: Tensor, noise_BK: Tensor, temperature: float, top_p: float) -> Tensor:
-    """Nucleus sampling by the Gumbel trick on given uniform noise."""
+def sample(logits_BK: Tensor, noise_BK: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
+    """Sampling from the k likeliest and the nucleus, by the Gumbel trick on given uniform noise; int64 [B]."""
     if temperature == 0:
         return logits_BK.argmax(-1)
     logits_BK = logits_BK / temperature
+    if 0 < top_k < logits_BK.shape[-1]:
+        logits_BK = logits_BK.masked_fill(logits_BK < logits_BK.topk(top_k).values[:, -1:], -torch.inf)
     if top_p < 1:
         ordered, order = logits_BK.sort(-1, descending=True)
         share = ordered.softmax(-1)

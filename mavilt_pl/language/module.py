@@ -2,19 +2,25 @@
 
 The position tells the modality, so the head is restricted: a text target is normalised over the old vocabulary and
 `<end>`, an image target over the K codes (`loss_vocabulary: full` normalises both over everything, as LLM-CXR does).
-Only hidden states at target positions meet the head, so no [B,T,V] logits exist.
+Only hidden states at target positions meet the head, chunk by chunk, so no [B,T,V] logits exist.
+
+What does not fit is told: a text of more than `max_words` tokens is cut, a pair without a text has nothing to learn from and is
+left out, both counted (`train/texts_cut`, `train/texts_empty`) and warned of once; whatever then exceeds the model's context is
+a `DataError` that names the study.
 
 Shape legend: B batch, T positions, N codes an image, K codes in the book, D width, M target positions.
 """
 
 from __future__ import annotations
 
+import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from lightning import LightningModule
 from torch import Tensor, nn
 
@@ -22,10 +28,13 @@ from mavilt_pl.checkpoint import refuse_others
 from mavilt_pl.data.study import DataError
 from mavilt_pl.data.tokens import TokenCache
 from mavilt_pl.language import decoding
-from mavilt_pl.language.backbone import load_backbone
+from mavilt_pl.language.backbone import Attention, load_backbone
+from mavilt_pl.language.decoding import Scorer, TextDecoding
 from mavilt_pl.language.drift import Drift
+from mavilt_pl.language.loss import Rows, head_logits, linear_cross_entropy
 from mavilt_pl.language.optimizer import Kind, configured
 from mavilt_pl.language.sequences import Branch, Packed, Tree, pack
+from mavilt_pl.language.tuning import AdapterDrift, Lora, NewRows, Tuning, add_adapters, freeze
 from mavilt_pl.language.vocabulary import VisualVocabulary, grow
 
 TASKS = ("report", "image", "answer")
@@ -42,12 +51,19 @@ class LanguageModule(LightningModule):
         loss_vocabulary: `modality` or `full`; see above.
         places: add a learned vector for a code's place on the grid, zero at the start.
         drift: λ of λ/2 ‖θ − θ₀‖² over the pretrained weights.
-        drift_from: θ₀ is the `backbone`, or the weights at the start of this `stage`.
+        drift_from: θ₀ is the `backbone`, or the weights at the start of this `stage`. With adapters the term is of what they
+            add to the weights; with new rows alone there is none.
         condition_dropout: how often a drawing is trained without its text, so that guidance can be used.
-        max_words: text targets are cut to so many tokens; how many were cut is logged.
+        max_words: texts are cut to so many tokens, in targets and in prompts; how many were cut is logged.
         optimizer: adamw, or muon for a backbone that knows little yet (`optimizer.py`).
         learning_rate, matrix_rate: AdamW's, and Muon's of the weight matrices; linear warm-up over `warmup` steps.
-        guidance, temperature, top_p: how images are drawn.
+        guidance, temperature, top_k, top_p: how images are drawn; `decoding.draw`.
+        text_decoding: how text is written; `decoding.TextDecoding`. Greedy where nothing is given.
+        tuning: `full`; `lora`, adapters and the new rows; `new_rows` alone. In the last two the pretrained weights stay
+            as they are, and a learning rate of 1e-4 to 2e-4 is usual (LoRA, arXiv 2106.09685; QLoRA, arXiv 2305.14314).
+        lora: r, alpha, dropout, targets; `tuning.Lora`.
+        attention: transformers' kernel. flash_attention_2 takes no masks of ours, so that questions do not share their image.
+        gradient_checkpointing: make each layer's activations again in the backward pass instead of keeping them.
     """
 
     def __init__(
@@ -69,6 +85,12 @@ class LanguageModule(LightningModule):
         guidance: float = 1.0,
         temperature: float = 1.0,
         top_p: float = 0.92,
+        top_k: int = 0,
+        text_decoding: TextDecoding | None = None,
+        tuning: Tuning = "full",
+        lora: Lora | None = None,
+        attention: Attention = "sdpa",
+        gradient_checkpointing: bool = False,
     ):
         super().__init__()
         self.save_hyperparameters()
@@ -78,21 +100,57 @@ class LanguageModule(LightningModule):
                 f"task_weights: unknown task {sorted(set(weights) - set(TASKS))}; the tasks are {', '.join(TASKS)}"
             )
         self.task_weights = weights
-        self.model, self.tokenizer = load_backbone(backbone)
+        decoding.text_decoding(text_decoding)
+        decoding.check_sampling("drawing", temperature, top_k, top_p)
+        if lora and tuning != "lora":
+            raise DataError(f"lora is set and tuning is {tuning}: set tuning to lora, or drop lora")
+        self.counts: Counter[str] = Counter()
+        self.model, self.tokenizer = load_backbone(backbone, attention)
         self.model.train()  # Hugging Face loads in evaluation mode, and Lightning leaves modes as it finds them
         cache = TokenCache(tokens)
         rows = self.model.get_input_embeddings().num_embeddings
-        self.vocabulary = VisualVocabulary(rows, min(len(self.tokenizer), rows), cache.codes, cache.length)
+        known = max(self.tokenizer.get_vocab().values()) + 1
+        self.vocabulary = VisualVocabulary(rows, min(known, rows), cache.codes, cache.length)
         self.made_with_tokenizer = cache.tokenizer
-        grow(self.model, self.vocabulary, torch.from_numpy(cache.codebook()))
+        self.context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        self._check_context(backbone, max_words)
+        codebook = torch.from_numpy(cache.codebook())
+        self.new_rows: NewRows | None = None
+        if tuning == "full":
+            grow(self.model, self.vocabulary, codebook)
+        else:
+            freeze(self.model)
+            self.new_rows = NewRows(self.model, self.vocabulary, codebook)
+        if tuning == "lora":
+            add_adapters(self.model, lora)
+        if gradient_checkpointing:
+            enable = getattr(self.model, "activation_checkpointing_enable", None)  # the newer name
+            (enable or self.model.gradient_checkpointing_enable)({"use_reentrant": False})
+        # Branches need masks and positions of their own, which not every kernel and not every model takes.
+        own_positions = "position_ids" in signature(self.body.forward).parameters
+        self.shares_prefix = attention != "flash_attention_2" and own_positions
         width = self.model.get_input_embeddings().embedding_dim
         self.place = nn.Parameter(torch.zeros(cache.length, width)) if places else None
         if drift_from == "backbone":
-            self.drift = Drift(self.model, drift, rows)
+            self.drift = self._drift(drift)
         if init_from is not None:
             self._start_from(init_from)
         if drift_from == "stage":
-            self.drift = Drift(self.model, drift, rows)
+            self.drift = self._drift(drift)
+
+    def _check_context(self, backbone: str, max_words: int) -> None:
+        need = self.vocabulary.length + max_words + 5  # <begin> <image> codes </image> <report> words <end>
+        if self.context is not None and need > self.context:
+            raise DataError(
+                f"backbone {backbone}: found a context of {self.context} positions; an image of {self.vocabulary.length} codes "
+                f"and a text of max_words = {max_words} need {need}. Lower max_words, or take a model of longer context or a "
+                "tokenizer of fewer codes"
+            )
+
+    def _drift(self, weight: float) -> Drift | AdapterDrift:
+        if self.hparams["tuning"] == "lora":
+            return AdapterDrift(self.model, weight)
+        return Drift(self.model, weight if self.hparams["tuning"] == "full" else 0.0, self.vocabulary.text)
 
     def _start_from(self, path: str) -> None:
         if not Path(path).exists():
@@ -115,6 +173,12 @@ class LanguageModule(LightningModule):
                 f"the checkpoint was trained on the codes of tokenizer {made_with[:12]} and the token cache was made by "
                 f"{self.made_with_tokenizer[:12]}: its codes mean different things. Train again, or tokenize with the first"
             )
+        was, now = checkpoint.get("hyper_parameters", {}).get("tuning", "full"), self.hparams["tuning"]
+        if was != now:
+            raise DataError(
+                f"the checkpoint was trained with tuning: {was}, and here it is {now}: its weights are others. Set tuning to "
+                f"{was}"
+            )
         refuse_others(checkpoint, self)
 
     # The model's parts.
@@ -126,7 +190,8 @@ class LanguageModule(LightningModule):
 
     def embed(self, ids_BT: Tensor, places: Tensor | None = None) -> Tensor:
         """Embeddings [B,T,D]; codes get the vector of their place, counted along each row unless `places` is given."""
-        out = self.model.get_input_embeddings()(ids_BT)
+        old = self.model.get_input_embeddings()
+        out = old(ids_BT) if self.new_rows is None else self.new_rows.embed(old, ids_BT, self.vocabulary.text)
         if self.place is None:
             return out
         code = ids_BT >= self.vocabulary.first_code
@@ -134,29 +199,78 @@ class LanguageModule(LightningModule):
             places = (code.cumsum(1) - 1) % self.vocabulary.length
         return out + self.place[places.clamp(min=0)] * code[..., None].to(out.dtype)
 
-    def _head(self, hidden: Tensor, first: int, last: int) -> Tensor:
-        head = self.model.get_output_embeddings()
+    def _head(self, first: int, last: int) -> list[Rows]:
+        """The head's rows of the ids `first` to `last`."""
+        head, new, old_rows = self.model.get_output_embeddings(), self.new_rows, self.vocabulary.text
         bias = getattr(head, "bias", None)
-        return F.linear(hidden, head.weight[first:last], None if bias is None else bias[first:last])
+        if new is None:
+            return [Rows(head.weight, bias, first, last)]
+        parts = []
+        if first < old_rows:
+            parts.append(Rows(head.weight, bias, first, min(last, old_rows)))
+        if last > old_rows:
+            weight = new.embedding if new.head is None else new.head
+            parts.append(Rows(weight, new.bias, max(first - old_rows, 0), last - old_rows))
+        return parts
+
+    def text_head(self) -> list[Rows]:
+        """The rows of the old vocabulary and `<end>`."""
+        return self._head(0, self.vocabulary.end + 1)
+
+    def code_head(self) -> list[Rows]:
+        """The rows of the codes."""
+        return self._head(self.vocabulary.first_code, self.vocabulary.total)
 
     def text_logits(self, hidden: Tensor) -> Tensor:
         """Over the old vocabulary and `<end>`: [..., V + 1]."""
-        return self._head(hidden, 0, self.vocabulary.end + 1)
+        return head_logits(hidden, self.text_head())
 
     def code_logits(self, hidden: Tensor) -> Tensor:
         """Over the codes: [..., K]."""
-        return self._head(hidden, self.vocabulary.first_code, self.vocabulary.total)
+        return head_logits(hidden, self.code_head())
 
     # Sequences.
 
-    def words(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+    def _told(self, count: str, text: str) -> None:
+        """Count what was not used as it came, and warn of the first of its kind."""
+        self.counts[count] += 1
+        if self.counts[count] == 1:
+            warnings.warn(f"{text}; further ones are only counted, in train/{count}", stacklevel=3)
 
-    def target_words(self, text: str) -> list[int]:
+    def words(self, text: str) -> list[int]:
+        """Ids of a text, all of them below V: what looks like a mark, or like a special token of the tokenizer, is spelled
+        out like any other text."""
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+    def cut_words(self, text: str, key: str = "") -> list[int]:
+        """At most `max_words` tokens of a text; what is cut is counted. `key` names the text's study."""
+        ids, most = self.words(text), self.hparams["max_words"]
+        if len(ids) > most:
+            whose = f"study {key}: " if key else ""
+            self._told("texts_cut", f"{whose}a text of {len(ids):,} tokens was cut to max_words = {most}")
+        return ids[:most]
+
+    def target_words(self, text: str, key: str = "") -> list[int]:
         """A text target: at most `max_words` tokens, and `<end>`."""
-        ids = self.words(text)
-        self.cut_texts = getattr(self, "cut_texts", 0) + (len(ids) > self.hparams["max_words"])
-        return [*ids[: self.hparams["max_words"]], self.vocabulary.end]
+        return [*self.cut_words(text, key), self.vocabulary.end]
+
+    def has_text(self, text: str, key: str, name: str) -> bool:
+        """False, and counted, where there is nothing to be said."""
+        if text.strip():
+            return True
+        self._told("texts_empty", f"study {key}: its {name} is empty and was left out")
+        return False
+
+    def room(self, length: int, least: int, what: str = "a prompt") -> int:
+        """How many positions the model's context has left after `length`. Raises `DataError` for fewer than `least`."""
+        if self.context is None:
+            return 2**31
+        if self.context - length < least:
+            raise DataError(
+                f"{what}: found {length} tokens, and {least} more are to follow; the model's context is {self.context} tokens. "
+                "Shorten the text, lower max_words, or take a model of longer context"
+            )
+        return self.context - length
 
     def image_prefix(self, codes: Sequence[int]) -> list[int]:
         v = self.vocabulary
@@ -169,7 +283,7 @@ class LanguageModule(LightningModule):
     def draw_prompt(self, text: str | None, key: str = "", training: bool = False) -> list[int]:
         """Text (None: no condition), then `<image>`."""
         v = self.vocabulary
-        words = [] if text is None else self.words(text)[: self.hparams["max_words"]]
+        words = [] if text is None else self.cut_words(text, key)
         return [v.mark("<begin>"), *words, v.mark("<image>")]
 
     def drawing(self, codes: Sequence[int], text: str, key: str, training: bool) -> Tree:
@@ -179,20 +293,35 @@ class LanguageModule(LightningModule):
         prompt = self.draw_prompt(None if dropped else text, key, training)
         return Tree(prompt, [Branch([], target, TASKS.index("image"), image=True)])
 
-    def reading(self, codes: Sequence[int], study: Mapping[str, Any], training: bool) -> Tree:
+    def reading(self, codes: Sequence[int], study: Mapping[str, Any], training: bool) -> Tree | None:
+        """One image and all that is to be said of it; None where that is nothing."""
         raise NotImplementedError
+
+    def _fits(self, tree: Tree, study: str) -> Tree:
+        longest = max(len(branch.prompt) + len(branch.target) for branch in tree.branches)
+        self.room(len(tree.prefix) + longest, 0, f"study {study}, image, prompt and target")
+        return tree
 
     def trees(self, batch: Mapping[str, Any], training: bool) -> list[list[Tree]]:
         """The batch as groups of trees; each group is one pass through the model."""
         self.vocabulary.check(batch["codes"])
-        rows = batch["codes"].tolist()
-        reading = [self.reading(codes, study, training) for codes, study in zip(rows, batch["studies"])]
-        drawing = [self.drawing(codes, s["text"], s["study"], training) for codes, s in zip(rows, batch["studies"])]
+        reading, drawing = [], []
+        for codes, study in zip(batch["codes"].tolist(), batch["studies"]):
+            read = self.reading(codes, study, training)
+            if read is not None:
+                reading.append(self._fits(read, study["study"]))
+            if study["text"].strip():
+                drawing.append(self._fits(self.drawing(codes, study["text"], study["study"], training), study["study"]))
         return [reading, drawing]
+
+    def pack(self, trees: Sequence[Tree]) -> Packed:
+        if not self.shares_prefix:
+            trees = [Tree(tree.prefix, [branch]) for tree in trees for branch in tree.branches]
+        return pack(trees, self.vocabulary.end)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         if isinstance(batch, dict) and "codes" in batch:
-            batch["packed"] = [pack(group, self.vocabulary.end) for group in self.trees(batch, self.training)]
+            batch["packed"] = [self.pack(group) for group in self.trees(batch, self.training) if group]
         return batch
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
@@ -219,17 +348,15 @@ class LanguageModule(LightningModule):
         hidden_MD = self.hidden(packed)
         v = self.vocabulary
         if self.hparams["loss_vocabulary"] == "full":
-            return F.cross_entropy(self._head(hidden_MD, 0, v.total).float(), packed.target_M, reduction="none")
+            return linear_cross_entropy(hidden_MD, self._head(0, v.total), packed.target_M)
         losses = hidden_MD.new_zeros(len(hidden_MD), dtype=torch.float32)
         image = packed.image_M
         if bool(image.any()):
-            losses[image] = F.cross_entropy(
-                self.code_logits(hidden_MD[image]).float(), packed.target_M[image] - v.first_code, reduction="none"
+            losses[image] = linear_cross_entropy(
+                hidden_MD[image], self.code_head(), packed.target_M[image] - v.first_code
             )
         if not bool(image.all()):
-            losses[~image] = F.cross_entropy(
-                self.text_logits(hidden_MD[~image]).float(), packed.target_M[~image], reduction="none"
-            )
+            losses[~image] = linear_cross_entropy(hidden_MD[~image], self.text_head(), packed.target_M[~image])
         return losses
 
     def losses(self, groups: Sequence[Packed]) -> dict[str, Tensor]:
@@ -242,7 +369,13 @@ class LanguageModule(LightningModule):
         return {TASKS[task]: torch.cat(parts).mean() for task, parts in sums.items()}
 
     def _step(self, batch: Mapping[str, Any], name: str) -> Tensor:
+        if "packed" not in batch:
+            raise DataError(
+                "the batch has no codes: name a token cache for each corpus (data.tokens), as `mavilt tokenize` makes it"
+            )
         losses = self.losses(batch["packed"])
+        if not losses:  # every study of the batch was without a text; zero, but still a function of the weights
+            return sum(0.0 * parameter.sum() for parameter in self.parameters() if parameter.requires_grad)  # type: ignore[return-value]
         total = sum(self.task_weights[task] for task in losses)
         loss = torch.stack([self.task_weights[task] / total * value for task, value in losses.items()]).sum()
         evaluating: dict[str, Any] = {"sync_dist": True, "add_dataloader_idx": False} if name != "train" else {}
@@ -253,6 +386,8 @@ class LanguageModule(LightningModule):
         return loss
 
     def training_step(self, batch: Any, index: int) -> Tensor:
+        if self.counts:
+            self.log_dict({f"train/{name}": float(count) for name, count in self.counts.items()}, batch_size=1)
         return self._step(batch, "train")
 
     def validation_step(self, batch: Any, index: int, dataloader_idx: int = 0) -> None:
@@ -273,50 +408,111 @@ class LanguageModule(LightningModule):
 
     # What it can do. Codes are int64 [B,N]; keys make sampling and wordings independent of the batch.
 
-    def write_reports(self, codes_BN: Tensor) -> list[str]:
-        """A report for each image, greedily."""
-        prompts = [self.image_prefix(codes) + self.report_prompt("", training=False) for codes in codes_BN.tolist()]
-        return self.tokenizer.batch_decode(decoding.write(self, prompts, self.hparams["max_words"]))
-
-    def draw(self, texts: Sequence[str], seed: int = 0, keys: Sequence[int] | None = None) -> Tensor:
-        """Codes int64 [B,N] of an image for each text."""
+    def _write(self, prompts: Sequence[Sequence[int]], seed: int = 0, keys: Sequence[int] | None = None) -> list[str]:
         h = self.hparams
-        prompts = [self.draw_prompt(text) for text in texts]
-        return decoding.draw(
-            self, prompts, self.draw_prompt(None), h["guidance"], h["temperature"], h["top_p"], seed, keys
+        return self.tokenizer.batch_decode(
+            decoding.write(self, prompts, h["max_words"], h["text_decoding"], seed, keys)
         )
 
+    def write_reports(self, codes_BN: Tensor, seed: int = 0, keys: Sequence[int] | None = None) -> list[str]:
+        """A report for each image, as `text_decoding` says."""
+        prompts = [self.image_prefix(codes) + self.report_prompt("", training=False) for codes in codes_BN.tolist()]
+        return self._write(prompts, seed, keys)
+
+    def write_answers(
+        self,
+        codes_BN: Tensor,
+        questions: Sequence[Sequence[str]],
+        seed: int = 0,
+        keys: Sequence[Sequence[int]] | None = None,
+    ) -> list[list[str]]:
+        """An answer in free text to each question about each image; `keys` as `questions`."""
+        prompts = [
+            [*self.image_prefix(codes), *self.question_prompt(question)]
+            for codes, asked in zip(codes_BN.tolist(), questions)
+            for question in asked
+        ]
+        flat = None if keys is None else [key for row in keys for key in row]
+        said = iter(self._write(prompts, seed, flat))
+        return [[next(said) for _ in asked] for asked in questions]
+
+    def draw(
+        self,
+        texts: Sequence[str],
+        seed: int = 0,
+        keys: Sequence[int] | None = None,
+        best_of: int = 1,
+        scorer: Scorer | None = None,
+    ) -> Tensor:
+        """Codes int64 [B,N] of an image for each text: of `best_of` drawn, the one that `scorer` (codes [B,N] and texts →
+        scores [B]) gives the highest score."""
+        h = self.hparams
+        if best_of < 1 or (best_of > 1 and scorer is None):
+            raise DataError(
+                f"best_of: found {best_of}, {'no ' * (scorer is None)}scorer; expected 1, or more and a scorer"
+            )
+        prompts = [self.draw_prompt(text) for text in texts]
+        free = self.draw_prompt(None)
+        drawn = [
+            decoding.draw(
+                self, prompts, free, h["guidance"], h["temperature"], h["top_p"], seed, keys, h["top_k"], number
+            )
+            for number in range(best_of)
+        ]
+        if scorer is None:
+            return drawn[0]
+        best_B = torch.stack([scorer(codes_BN, texts).to(self.device) for codes_BN in drawn]).argmax(0)
+        return torch.stack(drawn)[best_B, torch.arange(len(texts), device=self.device)]
+
+    def question_prompt(self, question: str, key: str = "") -> list[int]:
+        return [*self.cut_words(question, key), self.vocabulary.mark("<answer>")]
+
     @torch.inference_mode()
-    def answer(
-        self, codes_BN: Tensor, questions: Sequence[Sequence[tuple[str, Sequence[str]]]]
-    ) -> list[list[list[float]]]:
+    def answer(self, codes_BN: Tensor, questions: Sequence[Sequence[tuple[str, Sequence[str]]]]) -> list[list[Any]]:
         """For each image and question, the likelihood of each candidate answer, per token and normalised over the
-        candidates. All of an image's questions are answered in one pass that reads it once."""
-        prompt = self.vocabulary.mark("<answer>")
+        candidates; free text (`write_answers`) for an open question, which has no candidates. All closed questions about an
+        image are answered in one pass that reads it once."""
         trees = []
         for codes, asked in zip(codes_BN.tolist(), questions):
             branches = [
-                Branch([*self.words(question), prompt], [*self.words(candidate), self.vocabulary.end])
+                Branch(self.question_prompt(question), [*self.words(candidate), self.vocabulary.end])
                 for question, candidates in asked
                 for candidate in candidates
             ]
-            trees.append(Tree(self.image_prefix(codes), branches))
-        packed = pack(trees, self.vocabulary.end).to(self.device)
+            if branches:
+                trees.append(
+                    self._fits(Tree(self.image_prefix(codes), branches), f"unknown, questions {asked[0][0]!r} …")
+                )
+        open_questions = [[question for question, candidates in asked if not candidates] for asked in questions]
+        said = iter(text for row in self.write_answers(codes_BN, open_questions) for text in row)
+        likelihood = iter(self._likelihoods(trees) if trees else [])
+        return [
+            [
+                torch.tensor([next(likelihood) for _ in candidates]).softmax(0).tolist() if candidates else next(said)
+                for _, candidates in asked
+            ]
+            for asked in questions
+        ]
+
+    def _likelihoods(self, trees: Sequence[Tree]) -> list[float]:
+        """Nats per token, negative, of each branch."""
+        packed = self.pack(trees).to(self.device)
         losses_M = self.token_losses(packed)
         branches_count = int(packed.branch_M.max()) + 1
         total = losses_M.new_zeros(branches_count).index_add_(0, packed.branch_M, losses_M)
         length = losses_M.new_zeros(branches_count).index_add_(0, packed.branch_M, torch.ones_like(losses_M))
-        likelihood = iter((-total / length).tolist())
-        return [
-            [torch.tensor([next(likelihood) for _ in candidates]).softmax(0).tolist() for _, candidates in asked]
-            for asked in questions
-        ]
+        return (-total / length).tolist()
 
     @torch.inference_mode()
     def text_nats(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Plain text without images: summed nats and token count of each text, float [B] and int [B]."""
         begin = [self.vocabulary.mark("<begin>")]
         kept = [ids for ids in (self.words(text) for text in texts) if len(ids) > 1]
+        if not kept:
+            return torch.zeros(0, device=self.device), torch.zeros(0, dtype=torch.long)
+        if self.context is not None and (longest := max(map(len, kept))) >= self.context:
+            self._told("texts_cut", f"a plain text of {longest:,} tokens was cut to the context of {self.context}")
+            kept = [ids[: self.context - 1] for ids in kept]
         packed = pack([Tree([*begin, ids[0]], [Branch([], ids[1:])]) for ids in kept], self.vocabulary.end).to(
             self.device
         )

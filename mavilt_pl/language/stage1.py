@@ -12,7 +12,9 @@ from mavilt_pl.language.sequences import Branch, Tree
 class Stage1(LanguageModule):
     """Image → report and report → image, without instructions. Batches: `wants: pairs`."""
 
-    def reading(self, codes: Sequence[int], study: Mapping[str, Any], training: bool) -> Tree:
-        target = self.target_words(study["text"])
-        report = Branch(self.report_prompt(study["study"], training), target, TASKS.index("report"))
+    def reading(self, codes: Sequence[int], study: Mapping[str, Any], training: bool) -> Tree | None:
+        text, key = study["text"], study["study"]
+        if not self.has_text(text, key, "report"):
+            return None
+        report = Branch(self.report_prompt(key, training), self.target_words(text, key), TASKS.index("report"))
         return Tree(self.image_prefix(codes), [report])

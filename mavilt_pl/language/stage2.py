@@ -22,15 +22,15 @@ class Stage2(LanguageModule):
     def draw_prompt(self, text: str | None, key: str = "", training: bool = False) -> list[int]:
         return super().draw_prompt(None if text is None else f"{wording(DRAW, key, training)} {text}")
 
-    def reading(self, codes: Sequence[int], study: Mapping[str, Any], training: bool) -> Tree:
-        answer = self.vocabulary.mark("<answer>")
-        branches = [
-            Branch(
-                self.report_prompt(study["study"], training), self.target_words(study["text"]), TASKS.index("report")
-            )
-        ]
+    def reading(self, codes: Sequence[int], study: Mapping[str, Any], training: bool) -> Tree | None:
+        text, key = study["text"], study["study"]
+        branches = []
+        if self.has_text(text, key, "report"):
+            prompt = self.report_prompt(key, training)
+            branches.append(Branch(prompt, self.target_words(text, key), TASKS.index("report")))
         branches += [
-            Branch([*self.words(q.question), answer], self.target_words(q.answer), TASKS.index("answer"))
+            Branch(self.question_prompt(q.question, key), self.target_words(q.answer, key), TASKS.index("answer"))
             for q in study["questions"]
+            if self.has_text(q.answer, key, f"answer to {q.question!r}")
         ]
-        return Tree(self.image_prefix(codes), branches)
+        return Tree(self.image_prefix(codes), branches) if branches else None

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from mavilt_pl.data.study import DataError
+
 MARKS = ("<end>", "<begin>", "<image>", "</image>", "<report>", "<answer>")
 
 
@@ -42,16 +44,23 @@ class VisualVocabulary:
 
     def check(self, codes_BN: Tensor) -> None:
         """Refuse codes that are not N codes in [0, K)."""
+        if codes_BN.numel() == 0:
+            raise DataError(
+                f"codes: found {tuple(codes_BN.shape)}, an image without codes; expected {self.length} of them for each: "
+                "run `mavilt tokenize` on the corpus"
+            )
         if codes_BN.shape[-1] != self.length or int(codes_BN.min()) < 0 or int(codes_BN.max()) >= self.codes:
-            raise ValueError(
+            raise DataError(
                 f"an image is {self.length} codes in [0, {self.codes}); found {codes_BN.shape[-1]} codes in "
                 f"[{int(codes_BN.min())}, {int(codes_BN.max())}]: the token cache is another tokenizer's"
             )
 
 
 @torch.no_grad()
-def grow(model: nn.Module, vocabulary: VisualVocabulary, codebook: Tensor | None, noise: float = 1.0) -> None:
-    """Add the block's rows to the embedding and, where it is not tied, to the head.
+def first_rows(
+    model: nn.Module, vocabulary: VisualVocabulary, codebook: Tensor | None, noise: float = 1.0
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Where the block's rows start: embedding [R,D], head [R,D] (None where it is tied), the head's bias [R] (None without).
 
     A new row starts at the mean of the old ones. What is added to it has `noise` times the old rows' spread: random for
     the marks, and for the codes a random projection of the codebook [K, width], so that codes which look alike start
@@ -60,7 +69,6 @@ def grow(model: nn.Module, vocabulary: VisualVocabulary, codebook: Tensor | None
     old = model.get_input_embeddings().weight
     words = old[: vocabulary.words].float()
     mean, spread = words.mean(0), words.std(0).mean()
-    model.resize_token_embeddings(vocabulary.total, mean_resizing=False)
     generator = torch.Generator().manual_seed(0)
     direction = torch.randn(vocabulary.total - vocabulary.text, len(mean), generator=generator)
     if codebook is not None:
@@ -68,13 +76,24 @@ def grow(model: nn.Module, vocabulary: VisualVocabulary, codebook: Tensor | None
         code = (code - code.mean(0)) / (code.std() + 1e-6)
         projection = torch.randn(code.shape[1], len(mean), generator=generator) / code.shape[1] ** 0.5
         direction[len(MARKS) :] = code @ projection
-    rows = mean + noise * spread * direction.to(mean)
-    model.get_input_embeddings().weight[vocabulary.text :] = rows.to(old.dtype)
-    head = model.get_output_embeddings()
-    if head.weight is not model.get_input_embeddings().weight:
+    embedding = (mean + noise * spread * direction.to(mean)).to(old.dtype)
+    head, head_rows, bias = model.get_output_embeddings(), None, None
+    if head.weight is not old:
         known = head.weight[: vocabulary.words].float()
-        head.weight[vocabulary.text :] = (known.mean(0) + noise * known.std(0).mean() * direction.to(known)).to(
-            old.dtype
-        )
+        head_rows = (known.mean(0) + noise * known.std(0).mean() * direction.to(known)).to(old.dtype)
     if getattr(head, "bias", None) is not None:
-        head.bias[vocabulary.text :] = head.bias[: vocabulary.words].mean()
+        bias = head.bias[: vocabulary.words].mean().repeat(len(direction))
+    return embedding, head_rows, bias
+
+
+@torch.no_grad()
+def grow(model: nn.Module, vocabulary: VisualVocabulary, codebook: Tensor | None, noise: float = 1.0) -> None:
+    """Add the block's rows to the embedding and, where it is not tied, to the head; see `first_rows`."""
+    embedding, head_rows, bias = first_rows(model, vocabulary, codebook, noise)
+    model.resize_token_embeddings(vocabulary.total, mean_resizing=False)
+    model.get_input_embeddings().weight[vocabulary.text :] = embedding
+    head = model.get_output_embeddings()
+    if head_rows is not None:
+        head.weight[vocabulary.text :] = head_rows
+    if bias is not None:
+        head.bias[vocabulary.text :] = bias

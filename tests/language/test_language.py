@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,7 +11,6 @@ from torch.nn.utils import clip_grad_norm_
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from mavilt_pl.data.study import DataError, Question
-from mavilt_pl.data.tokens import write_tokens
 from mavilt_pl.language.backbone import train_tokenizer
 from mavilt_pl.language.drift import Drift
 from mavilt_pl.language.sequences import Branch, Tree, pack
@@ -47,14 +45,6 @@ def backbone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         model = GPT2LMHeadModel(config)
     model.save_pretrained(out)  # type: ignore[operator]
     tokenizer.save_pretrained(out)
-    return out
-
-
-@pytest.fixture(scope="session")
-def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("tokens")
-    random = np.random.default_rng(0)
-    write_tokens(out, "corpus", "tokenizer-a", random.normal(size=(20, 4)), 3, 5, [random.integers(0, 20, (5, 9))])
     return out
 
 
@@ -216,11 +206,11 @@ def test_answers_are_normalised_likelihoods(stage2: Stage2) -> None:
 
 
 def test_awkward_input_is_defined(stage2: Stage2) -> None:
-    assert len(stage2.target_words("word " * 5000)) == 13 and stage2.cut_texts == 1  # cut, and counted
+    assert len(stage2.target_words("word " * 5000)) == 13 and stage2.counts["texts_cut"] == 1  # cut, and counted
     assert stage2.target_words("") == [stage2.vocabulary.end]
-    with pytest.raises(ValueError, match="9 codes in"):
+    with pytest.raises(DataError, match="9 codes in"):
         stage2.trees({"codes": CODES + 10, "studies": [study("a"), study("b")]}, training=False)
-    with pytest.raises(ValueError, match="9 codes in"):
+    with pytest.raises(DataError, match="9 codes in"):
         stage2.vocabulary.check(CODES[:, :4])
 
 

@@ -1,0 +1,189 @@
+"""Any causal language model: five families, tied and untied, each with its own tokenizer, through both stages' modules."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.utils.data import DataLoader
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from mavilt_pl.data.study import DataError, Question
+from mavilt_pl.language import Stage1, Stage2
+from mavilt_pl.language.vocabulary import MARKS
+
+CODES = torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8, 9], [11, 0, 0, 3, 19, 5, 5, 5, 2]])
+WAYS = ["full", "lora", "new_rows"]
+
+
+def made(kind: type, backbone: Path, tokens: Path, **settings: Any) -> Any:
+    torch.manual_seed(0)
+    fixed = {"drift": 0.1, "max_words": 12, "condition_dropout": 0.0, "learning_rate": 1e-2, "warmup": 0}
+    if settings.get("tuning") == "lora":
+        settings.setdefault("lora", {"r": 4, "dropout": 0.0})
+    return kind(str(backbone), str(tokens), **{**fixed, **settings})
+
+
+def batch(texts: tuple[str, ...] = ("No effusion.", "The heart is enlarged.")) -> dict[str, Any]:
+    ask = [Question("Is there an effusion?", "yes", "pleural effusion", ("yes", "no"))]
+    studies = [{"text": text, "study": f"s{i}", "questions": ask} for i, text in enumerate(texts)]
+    return {"codes": CODES[: len(texts)], "studies": studies}
+
+
+def step(module: Any, given: dict[str, Any]) -> torch.Tensor:
+    losses = module.losses(module.on_before_batch_transfer(given, 0)["packed"])
+    return torch.stack([*losses.values()]).mean()
+
+
+def fit(module: Any, folder: Path, resume: Path | None = None) -> None:
+    """Four steps; the second leaves a checkpoint."""
+    trainer = Trainer(
+        max_steps=4,
+        accelerator="cpu",
+        logger=False,
+        callbacks=[ModelCheckpoint(folder, "{step}", every_n_train_steps=2, save_top_k=-1)],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        gradient_clip_val=1.0,
+        default_root_dir=folder,
+    )
+    trainer.fit(module, DataLoader([batch() for _ in range(4)], batch_size=None), ckpt_path=resume)
+    assert trainer.global_step == 4
+
+
+@pytest.mark.parametrize("tuning", WAYS)
+def test_the_vocabulary_grows_by_one_block_and_old_ids_stay(any_backbone: Path, tokens: Path, tuning: str) -> None:
+    """Old ids mean what they meant, and rows that only pad the model's vocabulary are not given away."""
+    before, tokenizer = AutoModelForCausalLM.from_pretrained(any_backbone), AutoTokenizer.from_pretrained(any_backbone)
+    module = made(Stage2, any_backbone, tokens, tuning=tuning).eval()
+    v, old = module.vocabulary, before.get_input_embeddings().weight
+    assert v.text == len(old) >= len(tokenizer) and v.words <= v.text and v.total == v.text + len(MARKS) + 20
+    assert torch.equal(module.model.get_input_embeddings().weight[: v.text], old)
+    assert torch.equal(module.model.get_output_embeddings().weight[: v.text], before.get_output_embeddings().weight)
+    text = "The heart is enlarged. No edema.  The lungs are clear."
+    assert module.words(text) == tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids = torch.tensor([module.words(text)])
+    with torch.no_grad():
+        hidden = module.body(inputs_embeds=module.embed(ids)).last_hidden_state
+        wanted = before(input_ids=ids).logits
+    found = module.text_logits(hidden)
+    assert found.shape[-1] == v.text + 1 and module.code_logits(hidden).shape[-1] == 20
+    torch.testing.assert_close(found[..., : v.text], wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_both_ways_of_growing_start_the_same(any_backbone: Path, tokens: Path) -> None:
+    """Rows of their own behind a fixed model give the losses of the grown model."""
+    with torch.no_grad():
+        full, apart = (step(made(Stage2, any_backbone, tokens, tuning=t).eval(), batch()) for t in ("full", "new_rows"))
+    torch.testing.assert_close(full, apart, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("tuning", WAYS)
+def test_a_step_gives_everything_that_is_trained_a_gradient(any_backbone: Path, tokens: Path, tuning: str) -> None:
+    module = made(Stage1, any_backbone, tokens, tuning=tuning)
+    loss = step(module, batch())
+    loss.backward()
+    assert torch.isfinite(loss)
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            assert tuning != "full" and parameter.grad is None
+        else:
+            assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
+            # B starts at 0, and so does the gradient of A.
+            assert parameter.ndim == 1 or "lora_A" in name or bool(parameter.grad.any()), name
+    trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+    if tuning != "full":
+        assert {"new_rows.embedding", "place"} <= trained
+        assert all("lora_" in name or name.startswith(("new_rows.", "place")) for name in trained)
+        assert any("lora_" in name for name in trained) == (tuning == "lora")
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_it_draws_codes_writes_words_and_the_cache_changes_nothing(
+    any_backbone: Path, tokens: Path, tuning: str
+) -> None:
+    module = made(Stage2, any_backbone, tokens, tuning=tuning, temperature=0.0).eval()
+    v = module.vocabulary
+    torch.nn.init.normal_(module.place, std=0.2)
+    drawn = module.draw(["No effusion.", "The heart is enlarged. No edema.", ""])
+    assert drawn.shape == (3, 9) and drawn.min() >= 0 and drawn.max() < 20
+    drawing, writing = module.draw_prompt("No effusion."), module.image_prefix(CODES[0].tolist())
+    start = len(writing)
+    with torch.no_grad():
+        for _ in range(v.length):
+            hidden = module.body(inputs_embeds=module.embed(torch.tensor([drawing])), use_cache=False).last_hidden_state
+            drawing.append(v.first_code + int(module.code_logits(hidden[0, -1]).argmax()))
+        while len(writing) < start + 12 and writing[-1] != v.end:
+            hidden = module.body(inputs_embeds=module.embed(torch.tensor([writing])), use_cache=False).last_hidden_state
+            scores = module.text_logits(hidden[0, -1])
+            scores[v.words : v.text] = -torch.inf
+            writing.append(int(scores.argmax()))
+    assert (drawn[0] + v.first_code).tolist() == drawing[-v.length :]
+    from mavilt_pl.language.decoding import write
+
+    prompts = [module.image_prefix(CODES[0].tolist()), [5, *module.image_prefix(CODES[1].tolist())]]
+    said = write(module, prompts, 12)
+    assert said[0] == [i for i in writing[start:] if i != v.end] and all(i < v.words for row in said for i in row)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tuning", WAYS)
+def test_resuming_goes_on_as_if_never_stopped_and_fixed_rows_stay(
+    any_backbone: Path, tokens: Path, tmp_path: Path, tuning: str
+) -> None:
+    """Bit by bit; and with adapters or new rows, no weight of the backbone has moved, decay or not."""
+    whole = made(Stage1, any_backbone, tokens, tuning=tuning)
+    fit(whole, tmp_path / "whole")
+    resumed = made(Stage1, any_backbone, tokens, tuning=tuning)
+    fit(resumed, tmp_path / "resumed", tmp_path / "whole" / "step=2.ckpt")
+    begun = made(Stage1, any_backbone, tokens, tuning=tuning).state_dict()
+    moved = set()
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+        if not torch.equal(value, begun[name]):
+            moved.add(name)
+    if tuning == "full":
+        assert len(moved) == len(begun)
+    else:
+        assert {"new_rows.embedding", "place"} <= moved
+        assert all("lora_" in name or name.startswith(("new_rows.", "place")) for name in moved)
+
+
+def test_words_like_marks_or_special_tokens_stay_text(any_backbone: Path, tokens: Path) -> None:
+    module = made(Stage2, any_backbone, tokens)
+    odd = " ".join([*MARKS, *module.tokenizer.all_special_tokens])
+    ids = module.words(odd)
+    assert max(ids) < module.vocabulary.words and not set(ids) & set(module.tokenizer.all_special_ids)
+    assert module.tokenizer.decode(ids).strip() == odd
+
+
+def test_a_tokenizer_larger_than_its_model_is_refused(llama: Path, tokens: Path, tmp_path: Path) -> None:
+    """Its words would have the ids of marks; but a special token out there is never written, and is fine."""
+    out = shutil.copytree(llama, tmp_path / "grown")
+    tokenizer = AutoTokenizer.from_pretrained(llama)
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    tokenizer.save_pretrained(out)
+    module = made(Stage2, out, tokens)
+    assert max(module.words("a <pad> b")) < module.vocabulary.words == module.vocabulary.text
+    tokenizer.add_tokens(["pneumothorax"])
+    tokenizer.save_pretrained(out)
+    with pytest.raises(DataError, match=r"1 words without a row .*'pneumothorax'.*resize_token_embeddings"):
+        made(Stage2, out, tokens)
+
+
+def test_a_head_that_is_more_than_linear_is_refused(tmp_path: Path, tokens: Path, llama: Path) -> None:
+    from transformers import CohereConfig
+
+    config = CohereConfig(
+        vocab_size=400, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, logit_scale=0.1,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(llama).save_pretrained(tmp_path)
+    with pytest.raises(DataError, match="CohereForCausalLM are not a linear map"):
+        made(Stage2, tmp_path, tokens)

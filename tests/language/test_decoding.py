@@ -1,0 +1,162 @@
+"""Beams against transformers' own, sampling against the distribution it should have, and outputs that are always valid."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from scipy.stats import chisquare
+from transformers import LogitsProcessor, LogitsProcessorList
+from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from mavilt_pl.data.study import DataError
+from mavilt_pl.language import Stage2
+from mavilt_pl.language.decoding import TextDecoding, sample, write
+
+CODES = torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8, 9], [11, 0, 0, 3, 19, 5, 5, 5, 2], [4, 4, 4, 4, 4, 1, 1, 1, 1]])
+
+
+def made(backbone: Path, tokens: Path, sharper: float = 1.0, **settings: Any) -> Stage2:
+    """`sharper` scales the rows, so that a random model has preferences."""
+    torch.manual_seed(0)
+    module = Stage2(str(backbone), str(tokens), max_words=12, **settings).eval()
+    with torch.no_grad():
+        module.model.get_output_embeddings().weight.mul_(sharper)
+    return module
+
+
+class OnlyWords(LogitsProcessor):
+    def __init__(self, module: Stage2):
+        self.words, self.end, self.text = module.vocabulary.words, module.vocabulary.end, module.vocabulary.text
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        scores = scores.clone()
+        scores[:, self.words : self.text] = -torch.inf
+        scores[:, self.end + 1 :] = -torch.inf
+        return scores
+
+
+@pytest.mark.parametrize("penalty", [0.0, 1.0, 2.0])
+@pytest.mark.parametrize("beams", [2, 4])
+@pytest.mark.parametrize("kind", ["gpt2-untied", "neox-untied", "llama-untied"])
+def test_beams_are_those_of_transformers(
+    kind: str, beams: int, penalty: float, tokens: Path, tmp_path: Path, make_backbone: Callable[..., Path]
+) -> None:
+    """Prompts of several lengths in one batch; an `<end>` that is likely enough to close texts at many lengths."""
+    module = made(make_backbone(kind, tmp_path), tokens, 4.0, places=False)
+    end = module.vocabulary.end
+    random = torch.Generator().manual_seed(1)
+    prompts = [torch.randint(module.vocabulary.words, (n,), generator=random).tolist() for n in (3, 7, 9, 4, 6)]
+    with torch.no_grad():  # `<end>` is about as likely as the best word
+        hidden = module.body(input_ids=torch.tensor([[i for prompt in prompts for i in prompt]])).last_hidden_state[0]
+        best, mean = module.text_logits(hidden)[:, : module.vocabulary.words].amax(1).mean(), hidden.mean(0)
+        module.model.get_output_embeddings().weight[end] = best * mean / mean.square().sum()
+    found = write(module, prompts, 10, {"beams": beams, "length_penalty": penalty})
+    wanted = []
+    for prompt in prompts:
+        out = module.model.generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            num_beams=beams,
+            length_penalty=penalty,
+            early_stopping=False,
+            do_sample=False,
+            max_new_tokens=10,
+            eos_token_id=end,
+            pad_token_id=end,
+            renormalize_logits=True,
+            logits_processor=LogitsProcessorList([OnlyWords(module)]),
+        )[0, len(prompt) :].tolist()
+        wanted.append(out[: out.index(end)] if end in out else out)
+    assert found == wanted and found != write(module, prompts, 10)
+    assert penalty > 1 or len({len(text) for text in found}) > 1  # some are closed before the limit
+
+
+@pytest.mark.parametrize(("temperature", "k", "p"), [(1.0, 0, 1.0), (0.7, 5, 1.0), (1.3, 0, 0.8), (1.0, 6, 0.7)])
+def test_samples_are_distributed_as_transformers_would_have_them(temperature: float, k: int, p: float) -> None:
+    logits = torch.randn(12, generator=torch.Generator().manual_seed(3)) * 1.5
+    scores = TemperatureLogitsWarper(temperature)(None, logits[None])
+    scores = TopKLogitsWarper(k)(None, scores) if k else scores
+    scores = TopPLogitsWarper(p)(None, scores) if p < 1 else scores
+    wanted = scores.double().softmax(-1)[0]
+    noise = torch.rand(20000, 12, generator=torch.Generator().manual_seed(0))
+    counts = sample(logits.expand(20000, -1), noise, temperature, k, p).bincount(minlength=12)
+    possible = wanted > 0
+    assert counts[~possible].sum() == 0 and bool(possible.sum() < 12) == (k > 0 or p < 1)
+    assert chisquare(counts[possible], 20000 * wanted[possible]).pvalue > 0.001
+
+
+def test_sampled_texts_do_not_depend_on_the_batch(any_backbone: Path, tokens: Path) -> None:
+    how: TextDecoding = {"temperature": 1.0, "top_k": 200, "top_p": 0.95}
+    module = made(any_backbone, tokens, text_decoding=how)
+    together = module.write_reports(CODES, seed=3, keys=[7, 8, 9])
+    for i in range(3):
+        assert module.write_reports(CODES[i : i + 1], seed=3, keys=[7 + i]) == together[i : i + 1]
+    assert module.write_reports(CODES[[2, 0]], seed=3, keys=[9, 7]) == [together[2], together[0]]
+    assert module.write_reports(CODES, seed=4, keys=[7, 8, 9]) != together
+    assert len({*module.write_reports(CODES[[0, 0, 0]], seed=3, keys=[1, 2, 3])}) == 3
+
+
+def test_the_best_of_several_drawings_is_the_scorer_s(llama: Path, tokens: Path) -> None:
+    module = made(llama, tokens)
+    texts, seen = ["No effusion.", "The heart is enlarged."], []
+
+    def scorer(codes_BN: torch.Tensor, asked: list[str]) -> torch.Tensor:
+        assert asked == texts
+        seen.append(codes_BN)
+        return codes_BN.float().mean(1)
+
+    best = module.draw(texts, seed=5, keys=[1, 2], best_of=4, scorer=scorer)  # type: ignore[arg-type]
+    every = torch.stack(seen)
+    assert len(seen) == 4 and len(every.unique(dim=0)) == 4 and torch.equal(every[0], module.draw(texts, 5, [1, 2]))
+    for i in range(2):
+        assert torch.equal(best[i], every[every.float().mean(2)[:, i].argmax(), i])
+    alone = module.draw(texts[1:], 5, [2], 4, lambda codes, asked: codes.float().mean(1))
+    assert torch.equal(alone[0], best[1])
+    with pytest.raises(DataError, match="best_of: found 4, no scorer"):
+        module.draw(texts, best_of=4)
+
+
+def test_few_codes_are_the_likeliest(llama: Path, tokens: Path) -> None:
+    """Of one there is no choice; of two, only those two are ever drawn."""
+    one, greedy = (made(llama, tokens, **how).draw(["Edema."] * 2) for how in ({"top_k": 1}, {"temperature": 0.0}))
+    assert torch.equal(one, greedy)
+    first = made(llama, tokens, top_k=2).draw(["Edema."] * 50)[:, 0]
+    assert len(first.unique()) == 2 and greedy[0, 0] in first
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"text_decoding": {"beam": 2}}, "unknown key beam; the keys are beams, length_penalty"),
+        ({"text_decoding": {"beams": 0}}, "found beams 0"),
+        ({"text_decoding": {"beams": 2, "temperature": 1.0}}, "drop one"),
+        ({"text_decoding": {"top_p": 0.0}}, r"top_p in \(0, 1\]"),
+        ({"top_p": 1.5}, "drawing: found temperature 1.0, top_k 0, top_p 1.5"),
+    ],
+)
+def test_impossible_decoding_is_refused_at_once(llama: Path, tokens: Path, settings: dict, told: str) -> None:
+    with pytest.raises(DataError, match=told):
+        made(llama, tokens, **settings)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [{"temperature": 1.5}, {"beams": 2}], ids=["sampled", "beams"])
+def test_ten_thousand_outputs_of_an_untrained_model_are_valid(llama: Path, tokens: Path, how: TextDecoding) -> None:
+    """10,000 images of exactly nine codes, and 10,000 texts without a code or a mark, all at the first try."""
+    module = made(llama, tokens, temperature=1.5, top_p=1.0, guidance=1.5, text_decoding=how)
+    v, seen = module.vocabulary, Counter[int]()
+    for start in range(0, 10_000, 1000):
+        keys = range(start, start + 1000)
+        drawn = module.draw([f"Report {key}." for key in keys], seed=1, keys=keys)
+        assert drawn.shape == (1000, 9) and drawn.min() >= 0 and drawn.max() < 20
+        prompts = [[v.mark("<begin>"), *module.words(str(key)), v.mark("<report>")] for key in keys]
+        for row in write(module, prompts, 12, how, seed=1, keys=keys):
+            assert len(row) <= 12
+            seen.update(row)
+    assert max(seen) < v.words
+    assert "beams" in how or len(seen) == v.words  # sampled this hot, every word has been said
