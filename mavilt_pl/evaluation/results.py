@@ -54,7 +54,7 @@ def read_results(path: Path) -> dict[str, Any]:
 def versions() -> dict[str, str]:
     from importlib.metadata import version
 
-    names = ("mavilt", "torch", "lightning", "transformers", "torchmetrics", "vector-quantize-pytorch")
+    names = ("mavilt", "torch", "lightning", "transformers", "torchmetrics")
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 
