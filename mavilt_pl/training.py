@@ -93,7 +93,9 @@ class MaviltCLI(LightningCLI):
         if config["enable_checkpointing"] is not False and not any(isinstance(c, ModelCheckpoint) for c in given):
             keep = StepCheckpoints(root / "checkpoints", chosen.checkpoint_every, chosen.checkpoint_keep)
             best = [BestCheckpoint(root / "checkpoints", chosen.checkpoint_best)] if chosen.checkpoint_best else []
-            lasting += [keep, *best, Preemption(keep)]
+            preemption = Preemption(keep)
+            self.claims.callback(preemption.silence)
+            lasting += [keep, *best, preemption]
         return lasting
 
     @staticmethod

@@ -256,8 +256,13 @@ class StepCheckpoints(ModelCheckpoint):
                 old.unlink(missing_ok=True)
         trainer.strategy.barrier("StepCheckpoints.save")
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.saved = trainer.global_step if trainer.global_step and (self.folder / "last.ckpt").exists() else 0
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Nothing is saved again that was resumed from; `last.ckpt` is its name, also where the last had been damaged."""
+        resumed = Path(trainer.ckpt_path) if trainer.ckpt_path else None
+        if resumed is not None and resumed.resolve().parent == self.folder.resolve():
+            self.saved = trainer._checkpoint_connector._loaded_checkpoint.get("global_step", -1)
+            if trainer.is_global_zero and resumed.name.startswith("step="):
+                _another_name(resumed, self.folder / "last.ckpt")
         if trainer.is_global_zero:
             sweep(self.folder)
 

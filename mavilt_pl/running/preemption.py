@@ -83,7 +83,8 @@ class Preemption(Checkpoint):
         self._listen()
         self.step = trainer.global_step
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def silence(self) -> None:
+        """Leave signals to whom they were before. Not Lightning's `teardown`, which is not called where a run is left."""
         for number, handler in self.before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
         self.before.clear()
