@@ -175,15 +175,16 @@ class ResumableLoader(DataLoader):
         return (sum(self.sampler.sizes) - self.taken) // self.each  # type: ignore[attr-defined]
 
     def __iter__(self) -> Iterator[Any]:
-        taken = self.taken
+        taken = self.taken = self.sampler.taken  # type: ignore[attr-defined]
         for batch in super().__iter__():
             taken += self.each
             self.taken = taken
             yield batch
-        self.taken = 0
 
     def state_dict(self) -> dict[str, int]:
-        return {"epoch": self.sampler.epoch, "taken": self.taken}  # type: ignore[attr-defined]
+        """Where the next batch comes from: after an epoch's last one, the start of the next epoch."""
+        epoch = self.sampler.epoch  # type: ignore[attr-defined]
+        return {"epoch": epoch, "taken": self.taken} if self.left else {"epoch": epoch + 1, "taken": 0}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.taken = self.sampler.taken = state["taken"]  # type: ignore[attr-defined]
