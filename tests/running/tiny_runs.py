@@ -66,7 +66,7 @@ def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
 
 
 def history(out: Path) -> dict[str, list[int]]:
-    """The steps at which each tag was logged."""
+    """The steps at which each tag was logged, ascending: files of one second come in any order."""
     events = EventAccumulator(str(out / "tensorboard"), purge_orphaned_data=False)
     events.Reload()
-    return {tag: [event.step for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    return {tag: sorted(event.step for event in events.Scalars(tag)) for tag in events.Tags()["scalars"]}
