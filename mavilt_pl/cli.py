@@ -16,6 +16,7 @@ VERBS = {
     "doctor": ("mavilt_pl.data.doctor", "check a dataset, a corpus, a token cache or a run before you train on it"),
     "tokenize": ("mavilt_pl.vqgan.verb", "a corpus and a trained VQ-GAN → a token cache"),
     "run": ("mavilt_pl.recipes", "walk a whole recipe, such as `demo`; resumes where it stopped"),
+    "submit": ("mavilt_pl.running.submit", "the steps of a recipe as SLURM jobs, each after those it reads"),
     "results": ("mavilt_pl.evaluation.verb", "gather a run's figures into results.json and report.html"),
 }
 TRAINING = {

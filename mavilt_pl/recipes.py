@@ -5,7 +5,7 @@ under `let`, where later entries may name earlier ones; `--set KEY=VALUE` change
 stands for one step each value (of several keys: each combination), named in its name, reads and writes. A step with
 `unless: KEY` is left out where `--set KEY=` says what it would have made. A step that is done and whose command, configs and inputs are as they were is skipped; what a changed input made stale is deleted and
 made again; a step that was broken off is run again and resumes by its own means. The record of a finished step stands
-in DIR/.steps/<name>.json.
+in DIR/.steps/<name>.json. `--only STEP` makes one step, beside others: so each can be a job (`mavilt submit`).
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from mavilt_pl.data.study import DataError
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", help="a shipped recipe (demo) or a YAML file")
     parser.add_argument("--out", type=Path, help="folder of the run (default runs/<recipe>)")
     parser.add_argument("--seed", type=int, default=0)
@@ -42,7 +43,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="change an entry of the recipe's `let`; repeatable",
     )
     parser.add_argument("--until", help="stop after this step")
-    parser.add_argument("--dry-run", action="store_true", help="print the commands and run nothing")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be run, and run nothing")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_recipe_arguments(parser)
+    parser.add_argument("--only", metavar="STEP", help="make this step alone, from inputs that are made (a SLURM job)")
+    parser.add_argument(
+        "--more",
+        default="",
+        metavar="WORDS",
+        help="with --only: words for a training that say where it runs and not what it makes, e.g. --more=--trainer.devices=4",
+    )
 
 
 def load(name: str, settings: Sequence[str] = ()) -> dict[str, Any]:
@@ -151,46 +163,79 @@ class Run:
         except (OSError, ValueError, KeyError):
             return None
 
-    def walk(self, until: str | None) -> None:
+    def done(self, step: dict[str, Any]) -> bool:
+        """Whether a step is made, and from what it would be made from now. To be asked in the order of the steps."""
+        mark = self.made[step["writes"]] = self.fingerprint(step)
+        return self._said(step) == mark and (self.out / step["writes"]).exists()
+
+    def walk(self, until: str | None) -> int:
+        """All steps in order; the exit status of one that was asked to leave, else 0."""
+        from rich.console import Console
+
+        count = len(self.recipe["steps"])
+        for number, step in enumerate(self.recipe["steps"], start=1):
+            title = f"{number}/{count} {step['name']}"
+            if self.done(step):
+                Console(stderr=True).print(f"[dim]{title}: done before")
+            elif code := self._make(step, title):
+                return code
+            if step["name"] == until:
+                break
+        return 0
+
+    def one(self, name: str, more: Sequence[str], first: bool) -> int:
+        """One step alone; `first` is false for all processes of a job but its first, which then keep no record."""
+        undone: dict[str, str] = {}
+        for step in self.recipe["steps"]:
+            done = self.done(step)
+            if step["name"] == name:
+                break
+            if not done:
+                undone[step["writes"]] = step["name"]
+        for read in step["reads"]:
+            if read in undone:
+                raise DataError(
+                    f"step {name} reads {self.out / read}, which is not made or stale: step {undone[read]} first"
+                )
+        if done:
+            print(f"{name}: done before", file=sys.stderr)
+            return 0
+        return self._make(step, name, more) if first else self._dispatched(step, more)
+
+    def _dispatched(self, step: dict[str, Any], more: Sequence[str] = ()) -> int:
+        from mavilt_pl.cli import TRAINING, _dispatch
+
+        words = self.words(step, str(self.out))
+        return _dispatch([*words, *more] if words[0] in TRAINING else words)
+
+    def _make(self, step: dict[str, Any], title: str, more: Sequence[str] = ()) -> int:
         from rich.console import Console
         from rich.text import Text
 
-        from mavilt_pl.cli import _dispatch
-
-        console = Console(stderr=True)
-        (self.out / ".steps").mkdir(parents=True, exist_ok=True)
-        count = len(self.recipe["steps"])
-        for number, step in enumerate(self.recipe["steps"], start=1):
-            mark = self.fingerprint(step)
-            self.made[step["writes"]] = mark
-            written = self.out / step["writes"]
-            title = f"{number}/{count} {step['name']}"
-            if self._said(step) == mark and written.exists():
-                console.print(f"[dim]{title}: done before")
-            else:
-                if self._said(step, ".begun") != mark and written.exists():
-                    shutil.rmtree(written) if written.is_dir() else written.unlink()
-                self.record(step).unlink(missing_ok=True)
-                self._write(step, ".begun", {"fingerprint": mark})
-                words = self.words(step, str(self.out))
-                console.print(Text(title, "bold"), Text(f"$ mavilt {shlex.join(words)}", "dim"), sep="\n")
-                start = time.time()
-                code = _dispatch(words)
-                gc.collect()
-                if code:
-                    raise DataError(
-                        f"step {step['name']} ended with exit status {code}; mend what it said and run the recipe again"
-                    )
-                if not written.exists():
-                    raise DataError(f"step {step['name']} did not write {written}")
-                peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-                seconds = round(time.time() - start, 1)
-                self._write(
-                    step, "", {"fingerprint": mark, "command": words, "seconds": seconds, "peak_memory_bytes": peak}
-                )
-                console.print(f"[green]{title}: {seconds:.0f} s")
-            if step["name"] == until:
-                break
+        console, mark = Console(stderr=True), self.made[step["writes"]]
+        written, words = self.out / step["writes"], self.words(step, str(self.out))
+        self.record(step).parent.mkdir(parents=True, exist_ok=True)
+        if self._said(step, ".begun") != mark and written.exists():
+            shutil.rmtree(written) if written.is_dir() else written.unlink()
+        self.record(step).unlink(missing_ok=True)
+        self._write(step, ".begun", {"fingerprint": mark})
+        console.print(Text(title, "bold"), Text(f"$ mavilt {shlex.join(words)}", "dim"), sep="\n")
+        start = time.time()
+        code = self._dispatched(step, more)
+        gc.collect()
+        if code > 128:  # it was asked to leave, and said so
+            return code
+        if code:
+            raise DataError(
+                f"step {step['name']} ended with exit status {code}; mend what it said and run the recipe again"
+            )
+        if not written.exists():
+            raise DataError(f"step {step['name']} did not write {written}")
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        seconds = round(time.time() - start, 1)
+        self._write(step, "", {"fingerprint": mark, "command": words, "seconds": seconds, "peak_memory_bytes": peak})
+        console.print(f"[green]{title}: {seconds:.0f} s")
+        return 0
 
     def _write(self, step: dict[str, Any], suffix: str, facts: dict[str, Any]) -> None:
         path = self.record(step).with_suffix(f".json{suffix}")
@@ -198,25 +243,47 @@ class Run:
         os.replace(path.with_suffix(".part"), path)
 
 
-def run(args: argparse.Namespace) -> int:
+def opened(args: argparse.Namespace) -> tuple[dict[str, Any], Path]:
+    """The recipe of a command line, and the folder of its run."""
     recipe = load(args.recipe, args.set)
-    out = (args.out or Path("runs") / Path(args.recipe).stem).resolve()
-    walk = Run(recipe, out, args.seed)
     names = [step["name"] for step in recipe["steps"]]
-    if args.until and args.until not in names:
-        raise DataError(f"--until {args.until}: no such step; the steps are {', '.join(names)}")
+    for option in ("until", "only"):
+        if (name := getattr(args, option, None)) and name not in names:
+            raise DataError(f"--{option} {name}: no such step; the steps are {', '.join(names)}")
+    return recipe, (args.out or Path("runs") / Path(args.recipe).stem).resolve()
+
+
+@contextmanager
+def _alone(path: Path, lock: Callable[[IO[str], int], None], kind: int, what: str) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        try:
+            lock(file, kind | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise DataError(f"{what}: wait for it, or choose another --out") from None
+        yield
+
+
+def run(args: argparse.Namespace) -> int:
+    recipe, out = opened(args)
+    walk = Run(recipe, out, args.seed)
     if args.dry_run:
         for step in recipe["steps"]:
-            print("mavilt", shlex.join(walk.words(step, str(out))))
+            if args.only in (None, step["name"]):
+                print("mavilt", shlex.join([*walk.words(step, str(out)), *shlex.split(args.more)]))
         return 0
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(f"{out} is in use by another `mavilt run`: wait for it, or choose another --out") from None
-        walk.walk(args.until)
+    first = int(os.environ.get("SLURM_PROCID") or os.environ.get("RANK") or 0) == 0
+    if args.only and not first:
+        return walk.one(args.only, shlex.split(args.more), first)
+    used = f"{out} is in use by another `mavilt run`"
+    if args.only:
+        # A step's lock is POSIX's: a job that was killed and is started again at once must not find its workers holding it.
+        mine = out / ".steps" / f"{args.only}.lock", f"step {args.only} of {out} is being made by another process"
+        with _alone(out / ".lock", fcntl.flock, fcntl.LOCK_SH, used), _alone(mine[0], fcntl.lockf, fcntl.LOCK_EX, mine[1]):  # fmt: skip
+            return walk.one(args.only, shlex.split(args.more), first)
+    with _alone(out / ".lock", fcntl.flock, fcntl.LOCK_EX, used):
+        code = walk.walk(args.until)
     for page in (out / "report.html", out / "compare.html"):
-        if page.exists():
+        if not code and page.exists():
             print(f"The page to look at: {page}", file=sys.stderr)
-    return 0
+    return code

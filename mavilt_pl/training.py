@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,12 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from mavilt_pl.data.datamodule import CXRDataModule
 from mavilt_pl.data.study import DataError
+from mavilt_pl.running.checkpoints import BestCheckpoint, SealedCheckpointIO, StepCheckpoints
+from mavilt_pl.running.folder import claimed
+from mavilt_pl.running.history import History
+from mavilt_pl.running.place import Place
+from mavilt_pl.running.preemption import Left, Preemption, say
+from mavilt_pl.running.randomness import RandomStates
 
 CONFIGS = next(
     (p for p in (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs") if p.is_dir()),
@@ -52,26 +59,9 @@ def _with_configs(argv: list[str]) -> list[str]:
     return out
 
 
-class RandomState(Callback):
-    """Keeps torch's random state in the checkpoint, so that a resumed run draws what the uninterrupted one would have.
-
-    Of several processes all resume with the first one's state."""
-
-    def __init__(self) -> None:
-        self.resumed: torch.Tensor | None = None
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"torch": torch.get_rng_state()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.resumed = state_dict["torch"]
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.resumed is not None:
-            torch.set_rng_state(self.resumed.cpu())
-
-
 class MaviltCLI(LightningCLI):
+    claims: ExitStack  # what the running command holds: its folder
+
     def _instantiate_trainer(self, config: Any, callbacks: list[Any]) -> Trainer:
         """Give every run one folder, one TensorBoard history, and a `last.ckpt` that a resumed run finds again."""
         chosen = self.config[self.subcommand]
@@ -86,31 +76,44 @@ class MaviltCLI(LightningCLI):
         given = [*(config["callbacks"] or []), *callbacks]
         if config["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in given):
             callbacks = [*callbacks, RichProgressBar()]
-        if (
-            fitting
-            and config["enable_checkpointing"] is not False
-            and not any(isinstance(c, ModelCheckpoint) for c in given)
-        ):
-            keep = ModelCheckpoint(
-                root / "checkpoints",
-                filename="{step}",
-                save_last=True,
-                every_n_train_steps=chosen.checkpoint_every,
-                save_on_train_epoch_end=False,
-                enable_version_counter=False,  # one `last.ckpt`, never `last-v1.ckpt` beside a stale one
-            )
-            callbacks = [*callbacks, keep]
-        if fitting and config["logger"] is not False:
-            callbacks = [*callbacks, LearningRateMonitor("step")]
         if fitting:
-            callbacks = [*callbacks, RandomState()]
-        return super()._instantiate_trainer(config, callbacks)
+            callbacks = [*callbacks, *self._lasting(config, root, given)]
+            config["plugins"] = [*self._plugins(config["plugins"]), SealedCheckpointIO()]
+        trainer = super()._instantiate_trainer(config, callbacks)
+        if fitting and trainer.is_global_zero:
+            self.claims.enter_context(claimed(root))
+        return trainer
+
+    def _lasting(self, config: Any, root: Path, given: list[Any]) -> list[Callback]:
+        """What lets a run be broken off at any moment and go on."""
+        chosen = self.config[self.subcommand]
+        lasting: list[Callback] = [RandomStates(), Place()]
+        if config["logger"] is not False:
+            lasting += [LearningRateMonitor("step"), History(root, config["logger"])]
+        if config["enable_checkpointing"] is not False and not any(isinstance(c, ModelCheckpoint) for c in given):
+            keep = StepCheckpoints(root / "checkpoints", chosen.checkpoint_every, chosen.checkpoint_keep)
+            best = [BestCheckpoint(root / "checkpoints", chosen.checkpoint_best)] if chosen.checkpoint_best else []
+            preemption = Preemption(keep)
+            self.claims.callback(preemption.silence)
+            lasting += [keep, *best, preemption]
+        return lasting
+
+    @staticmethod
+    def _plugins(given: Any) -> list[Any]:
+        return [] if given is None else [*given] if isinstance(given, (list, tuple)) else [given]
 
     def _parse_ckpt_path(self) -> None:
         """What the config says holds. (Lightning would put the checkpoint's hyperparameters, even its class, over it.)"""
 
     def add_arguments_to_parser(self, parser: Any) -> None:
         parser.add_argument("--checkpoint_every", type=int, default=500, help="steps between checkpoints")
+        parser.add_argument("--checkpoint_keep", type=int, default=2, help="how many of them stay: the last so many")
+        parser.add_argument(
+            "--checkpoint_best",
+            type=str | None,
+            default=None,
+            help="keep best.ckpt too: min:METRIC or max:METRIC of a validation",
+        )
 
 
 def run(argv: list[str]) -> int:
@@ -119,7 +122,6 @@ def run(argv: list[str]) -> int:
     for harmless in (
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*there is no last checkpoint available.*",  # `--ckpt_path last` on a first run, as documented above
-        ".*ModelCheckpoint with manual optimization.*",  # the state after the step is the one that is wanted
         ".*module.s. in eval mode at the start of training.*",  # frozen encoders
         ".*args parameter is intended to run from within Python.*",
         ".*isinstance.treespec, LeafSpec.*",
@@ -130,15 +132,18 @@ def run(argv: list[str]) -> int:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)  # tips and device lists
     torch.set_float32_matmul_precision("high")
     try:
-        MaviltCLI(
-            LightningModule,
-            CXRDataModule,
-            subclass_mode_model=True,
-            args=_with_configs(argv),
-            save_config_callback=SaveConfigCallback,
-            save_config_kwargs={"overwrite": True},
-            seed_everything_default=0,
-        )
+        with ExitStack() as MaviltCLI.claims:
+            MaviltCLI(
+                LightningModule,
+                CXRDataModule,
+                subclass_mode_model=True,
+                args=_with_configs(argv),
+                save_config_callback=SaveConfigCallback,
+                save_config_kwargs={"overwrite": True},
+                seed_everything_default=0,
+            )
+    except Left as left:
+        return say(left)
     except ValueError as error:
         # jsonargparse wraps what a module's constructor raises in the whole configuration; the reason is at the bottom.
         reason: BaseException = error

@@ -113,13 +113,14 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
 class MixSampler(DistributedSampler):
     """Training order over several sources: an epoch is as long as all sources together, drawn from each by its weight,
     each source without repetition until it is used up. The order is a function of (seed, epoch) alone; ranks take turns,
-    and what is left over of an epoch that they cannot share out evenly is left out.
+    and what is left over of an epoch that they cannot share out evenly is left out. An epoch that was broken off goes on
+    after the `taken` items that all ranks together have used, however many ranks there are now.
 
     A `DistributedSampler` by name so that Lightning leaves it alone."""
 
     def __init__(self, sizes: Sequence[int], weights: Sequence[float], seed: int, rank: int, world: int):
         self.sizes, self.weights, self.seed = list(sizes), list(weights), seed
-        self.rank, self.num_replicas, self.epoch, self.skip = rank, world, 0, 0
+        self.rank, self.num_replicas, self.epoch, self.taken = rank, world, 0, 0
         self.num_samples = sum(sizes) // world
         self.total_size = self.num_samples * world
 
@@ -137,8 +138,8 @@ class MixSampler(DistributedSampler):
         return [int(i) for i in random.permutation(order)]
 
     def __iter__(self) -> Iterator[int]:
-        skip, self.skip = self.skip, 0
-        return iter(self._order()[self.rank : self.total_size : self.num_replicas][skip:])
+        rest, self.taken = self._order()[self.taken :], 0
+        return iter(rest[self.rank : len(rest) // self.num_replicas * self.num_replicas : self.num_replicas])
 
     def __len__(self) -> int:
         return self.num_samples
@@ -158,25 +159,36 @@ class EveryStudyOnce(DistributedSampler):
 
 
 class ResumableLoader(DataLoader):
-    """A loader that Lightning can save and set back to the batch it had reached within the epoch."""
+    """A loader that Lightning can save and set back to the place it had reached within the epoch: the number of items that
+    all ranks together have used, so that another batch size or number of ranks goes on at the same place."""
 
-    done = 0
+    taken = 0
+
+    @property
+    def each(self) -> int:
+        """Items that one batch of every rank uses."""
+        return self.batch_size * self.sampler.num_replicas  # type: ignore[attr-defined,operator,return-value]
+
+    @property
+    def left(self) -> int:
+        """Batches of this rank that are left of the epoch."""
+        return (sum(self.sampler.sizes) - self.taken) // self.each  # type: ignore[attr-defined]
 
     def __iter__(self) -> Iterator[Any]:
-        done = self.done
+        taken = self.taken = self.sampler.taken  # type: ignore[attr-defined]
         for batch in super().__iter__():
-            done += 1
-            self.done = done
+            taken += self.each
+            self.taken = taken
             yield batch
-        self.done = 0
 
     def state_dict(self) -> dict[str, int]:
-        return {"epoch": self.sampler.epoch, "batches": self.done}  # type: ignore[attr-defined]
+        """Where the next batch comes from: after an epoch's last one, the start of the next epoch."""
+        epoch = self.sampler.epoch  # type: ignore[attr-defined]
+        return {"epoch": epoch, "taken": self.taken} if self.left else {"epoch": epoch + 1, "taken": 0}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self.done = state["batches"]
+        self.taken = self.sampler.taken = state["taken"]  # type: ignore[attr-defined]
         self.sampler.epoch = state["epoch"]  # type: ignore[attr-defined]
-        self.sampler.skip = state["batches"] * self.batch_size  # type: ignore[attr-defined,operator]
 
 
 class CXRDataModule(LightningDataModule):

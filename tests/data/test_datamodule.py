@@ -106,7 +106,7 @@ def test_mixing_by_weight_and_ranks_that_do_not_overlap() -> None:
     later = MixSampler([30, 10], [0.5, 0.5], 0, 0, 2)
     later.epoch = 1
     assert list(later) != ranks[0]
-    later.epoch, later.skip = 0, 5
+    later.epoch, later.taken = 0, 10  # 5 of each rank
     assert list(later) == ranks[0][5:]
 
 
