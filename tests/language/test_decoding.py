@@ -40,9 +40,8 @@ class OnlyWords(LogitsProcessor):
         return scores
 
 
-@pytest.mark.parametrize("penalty", [0.0, 1.0, 2.0])
-@pytest.mark.parametrize("beams", [2, 4])
-@pytest.mark.parametrize("kind", ["gpt2-untied", "neox-untied", "llama-untied"])
+@pytest.mark.parametrize(("beams", "penalty"), [(2, 0.0), (4, 1.0), (3, 2.0)])
+@pytest.mark.parametrize("kind", ["gpt2-untied", "llama-untied"])
 def test_beams_are_those_of_transformers(
     kind: str, beams: int, penalty: float, tokens: Path, tmp_path: Path, make_backbone: Callable[..., Path]
 ) -> None:
