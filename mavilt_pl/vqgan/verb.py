@@ -22,7 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="side of a published VQ-GAN's images (default: as its file says, else the corpus')",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the token cache")
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument(
+        "--batch-size", type=int, help="default: 64 on a GPU; on a CPU as many images as its caches hold, at most 64"
+    )
     parser.add_argument("--device", default="auto", help="cpu, cuda, … (default: a GPU where there is one)")
 
 
@@ -62,11 +64,15 @@ def run(args: argparse.Namespace) -> int:
         )
     device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
     tokenizer.to(device)
-    starts = range(0, corpus.n_images, args.batch_size)
+    # On a CPU a batch whose first feature maps leave the cache is slower than one image at a time (benchmarks/README.md).
+    shape = tokenizer.autoencoder.shape
+    widest = shape["channels"] * (shape["image_size"] // shape["patch"]) ** 2
+    size = args.batch_size or (64 if device != "cpu" else min(max(2**21 // widest, 1), 64))
+    starts = range(0, corpus.n_images, size)
 
     def batches() -> Iterator[np.ndarray]:
         for start in track(starts, f"Tokenizing {corpus.name}"):
-            images = [corpus.pixels(row) for row in range(start, min(start + args.batch_size, corpus.n_images))]
+            images = [corpus.pixels(row) for row in range(start, min(start + size, corpus.n_images))]
             pixels = torch.from_numpy(np.stack(images)).to(device).float().div_(127.5).sub_(1)[:, None]
             with torch.inference_mode():
                 yield tokenizer.encode(pixels).cpu().numpy()
