@@ -8,15 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from words import DATA, FINDINGS, QUIET
 
 from mavilt_pl.cli import main
 
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 torch.set_num_threads(2)
 logging.raiseExceptions = False  # loggers keep the stream that pytest captured for an earlier test
-
-FINDINGS = ["cardiomegaly", "pleural effusion", "edema", "support devices"]
-DATA = "--data.findings=[" + ",".join(FINDINGS) + "]"
 
 
 @pytest.fixture(scope="session")
@@ -43,9 +41,6 @@ def corpus_path(mimic_root: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     arguments = ["--out", str(out), "--size", "32", "--name", "phantom_mimic", "--workers", "2"]
     assert main(["prepare", "mimic-cxr-jpg", str(mimic_root), *arguments]) == 0
     return out
-
-
-QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import DATA, QUIET
+from words import DATA, QUIET
 
 from mavilt_pl.cli import VERBS, main
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import DATA, FINDINGS, QUIET
 from lightning import Callback, Trainer
+from words import DATA, FINDINGS, QUIET
 
 from mavilt_pl.cli import main
 from mavilt_pl.training import CONFIGS

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from conftest import DATA, QUIET
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from words import DATA, QUIET
 
 from mavilt_pl.cli import main
 

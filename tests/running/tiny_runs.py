@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from conftest import DATA, QUIET
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from words import DATA, QUIET
 
 VQGAN = {
     "autoencoder": "{image_size: 32, channels: 8, multipliers: [1, 2], blocks: 1, attention: [], latent: 8}",

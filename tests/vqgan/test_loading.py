@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import QUIET
 from lightning import Trainer
 from torch import Tensor, nn
+from words import QUIET
 
 from mavilt_pl.checkpoint import refuse_others
 from mavilt_pl.cli import main

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import DATA, QUIET
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from words import DATA, QUIET
 
 from mavilt_pl.cli import main
 from mavilt_pl.vqgan.module import VQGAN
