@@ -35,9 +35,10 @@ def finding_map(encoder: Classifier, maps: list[Tensor], size: int) -> Tensor:
     return F.interpolate(found, size=(size, size), mode="bilinear")
 
 
-def blurred(images: tuple[Tensor, ...], most: float) -> tuple[Tensor, ...]:
-    """Images [B,1,H,W] through one Gaussian blur; its deviation is drawn between 0 and `most` pixels."""
-    deviation = float(torch.rand(())) * most + 1e-3
+def blurred(images: tuple[Tensor, ...], most: float, step: int) -> tuple[Tensor, ...]:
+    """Images [B,1,H,W] through one Gaussian blur; its deviation is drawn between 0 and `most` pixels, by the step, so that
+    all ranks and a resumed training see the same."""
+    deviation = float(torch.rand((), generator=torch.Generator().manual_seed(step))) * most + 1e-3
     reach = int(3 * most + 1)
     offsets = torch.arange(-reach, reach + 1, device=images[0].device, dtype=torch.float32)
     kernel = torch.exp(-0.5 * (offsets / deviation).square())

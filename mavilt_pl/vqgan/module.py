@@ -222,7 +222,7 @@ class VQGAN(LightningModule):
         if h["lambda_feat"] > 0 or h["lambda_finding"] > 0:
             eyed: tuple[Tensor, ...] = (pixels_BCHW, made_BCHW)
             if h["blur"] > 0:
-                eyed = blurred(eyed, h["blur"])
+                eyed = blurred(eyed, h["blur"], self.global_step)
                 with torch.no_grad():
                     maps = phi.maps(eyed[0])
             seen = phi.maps(eyed[1])
