@@ -248,11 +248,7 @@ class VQGAN(LightningModule):
             if adversarial_now:
                 adversarial = -self.discriminator(made_BCHW).float().mean()  # type: ignore[misc]
                 likeness = torch.stack([value for name, value in terms.items() if name != "commitment"]).sum()
-                # Once through the discriminator: its pull at the picture stands for it in the weight and in the backward pass.
-                (pull_BCHW,) = torch.autograd.grad(adversarial, made_BCHW)
-                pulled = (made_BCHW * pull_BCHW).sum()
-                weight = adaptive_weight(likeness, pulled, self.tokenizer.autoencoder.last_layer)
-                adversarial = adversarial.detach() + pulled - pulled.detach()  # its value, and its gradient
+                weight = adaptive_weight(likeness, adversarial, self.tokenizer.autoencoder.last_layer)
                 terms["adversarial"] = self.hparams["gan_weight"] * weight * adversarial
             self._refuse_non_finite(terms, batch)
             loss = torch.stack(list(terms.values())).sum()
@@ -273,7 +269,7 @@ class VQGAN(LightningModule):
         return {"codes": codes_BN, "reconstruction": made_BCHW.detach()}
 
     def _critic_turn(self, critic: Any, real: Tensor, made: Tensor, stepping: bool, batch: dict) -> dict[str, Tensor]:
-        real_logits, made_logits = self.discriminator(torch.cat([real, made])).float().chunk(2)  # type: ignore[misc]
+        real_logits, made_logits = self.discriminator(real).float(), self.discriminator(made).float()  # type: ignore[misc]
         loss = hinge_discriminator(real_logits, made_logits)
         self.manual_backward(loss / self.hparams["accumulate"])
         right = 0.5 * ((real_logits > 0).float().mean() + (made_logits < 0).float().mean())
