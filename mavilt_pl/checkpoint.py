@@ -50,11 +50,20 @@ def read_weights(path: str | Path, convert: str = "") -> dict[str, Any]:
     return dict(found)
 
 
+Shapes = dict[str, tuple[int, ...]]
+
+
+def _shapes(module: nn.Module, weights: Mapping[str, Any]) -> tuple[Shapes, Shapes, list[str]]:
+    """Shapes of a module's weights and of a file's by name, and the names, in order, in which they differ."""
+    here: Shapes = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+    there: Shapes = {key: tuple(value.shape) for key, value in weights.items()}
+    return here, there, sorted(key for key in here.keys() | there.keys() if here.get(key) != there.get(key))
+
+
 def load_exactly(module: nn.Module, weights: Mapping[str, Any], path: str | Path) -> None:
     """`load_state_dict`; raises `DataError` with the first difference where keys or shapes are not those of `module`."""
-    here = {key: tuple(value.shape) for key, value in module.state_dict().items()}
-    there = {key: tuple(value.shape) for key, value in weights.items()}
-    if differs := sorted(key for key in here.keys() | there.keys() if here.get(key) != there.get(key)):
+    here, there, differs = _shapes(module, weights)
+    if differs:
         key = differs[0]
         raise DataError(
             f"{path} does not fit {type(module).__name__}: {key} is {there.get(key, 'missing')} in the file and "
@@ -71,8 +80,7 @@ def refuse_others(checkpoint: dict[str, Any], module: nn.Module) -> None:
     size, leave no trace in the weights' shapes.
     """
     name = type(module).__name__
-    here = {key: tuple(value.shape) for key, value in module.state_dict().items()}
-    there = {key: tuple(value.shape) for key, value in checkpoint["state_dict"].items()}
+    here, there, differs = _shapes(module, checkpoint["state_dict"])
     if not here.keys() & there.keys():
         found = next(iter(there), "none")
         raise DataError(f"the checkpoint is of another module (weights such as {found}); expected one of {name}")
@@ -80,7 +88,6 @@ def refuse_others(checkpoint: dict[str, Any], module: nn.Module) -> None:
         raise DataError(
             f"the checkpoint does not fit this {name}: {'; '.join(told)}; use the settings it was trained with"
         )
-    differs = sorted(key for key in here.keys() | there.keys() if here.get(key) != there.get(key))
     if differs:
         key = differs[0]
         raise DataError(

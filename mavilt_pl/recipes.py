@@ -3,8 +3,8 @@
 Each step names what it reads and writes under DIR. Words that several steps share, and what a user may choose, stand
 under `let`, where later entries may name earlier ones; `--set KEY=VALUE` changes an entry. A step with `for: {seed: [1, 2]}`
 stands for one step each value (of several keys: each combination), named in its name, reads and writes. A step with
-`unless: KEY` is left out where `--set KEY=` says what it would have made. A step that is done and whose command, configs and inputs are as they were is skipped; what a changed input made stale is deleted and
-made again; a step that was broken off is run again and resumes by its own means. The record of a finished step stands
+`unless: KEY` is left out where `--set KEY=` says what it would have made. A step that is done and whose command,
+configs and inputs are as they were is skipped; what a changed input made stale is deleted and made again; a step that was broken off is run again and resumes by its own means. The record of a finished step stands
 in DIR/.steps/<name>.json. `--only STEP` makes one step, beside others: so each can be a job (`mavilt submit`).
 """
 

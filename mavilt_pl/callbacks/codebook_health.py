@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
+from mavilt_pl.ranks import summed
 from mavilt_pl.vqgan.losses import forward_differences
 
 
@@ -54,10 +54,8 @@ class CodebookHealth(Callback):
         self.counts_WK = torch.empty(0)
         self.energy_W2 = torch.empty(0)  # of x̂ and of x
         self._resumed: dict[str, Tensor] = {}
-        self._sum: Callable[[Tensor], Tensor] = torch.clone  # over processes
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        self._sum = lambda tensor: trainer.strategy.reduce(tensor.clone(), reduce_op="sum")  # type: ignore[assignment,return-value]
         device = pl_module.device
         self.counts_WK = torch.zeros(self.window, pl_module.tokenizer.codes, dtype=torch.int32, device=device)
         self.energy_W2 = torch.zeros(self.window, 2, dtype=torch.float64, device=device)
@@ -85,7 +83,7 @@ class CodebookHealth(Callback):
                 self._look(trainer, pl_module)
 
     def _look(self, trainer: Trainer, module: Any) -> None:
-        counts_K, energy_2 = self._sum(self.counts_WK.sum(0)), self._sum(self.energy_W2.sum(0))
+        counts_K, energy_2 = summed(self.counts_WK.sum(0)), summed(self.energy_W2.sum(0))
         share_K = counts_K.double() / counts_K.sum()
         used = float((counts_K > 0).double().mean())
         sharpness = float(energy_2[0] / energy_2[1].clamp(min=1e-12))
@@ -99,7 +97,7 @@ class CodebookHealth(Callback):
             logger.log_metrics(figures, trainer.global_step)
         right = trainer.callback_metrics.get("train/discriminator_right")
         if right is not None:
-            now = float(self._sum(right.double())) / trainer.world_size
+            now = float(summed(right.double())) / trainer.world_size
             self.right = 0.8 * self.right + 0.2 * now
         grown, h = trainer.global_step >= self.patience, module.hparams
         quantizer = h.get("quantizer") or {}
@@ -137,8 +135,8 @@ class CodebookHealth(Callback):
             "looked": self.looked,
             "right": self.right,
             "failing": dict(self.failing),
-            "counts_WK": self._sum(self.counts_WK).cpu(),
-            "energy_W2": self._sum(self.energy_W2).cpu(),
+            "counts_WK": summed(self.counts_WK).cpu(),
+            "energy_W2": summed(self.energy_W2).cpu(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ import torch
 from lightning import LightningModule
 from torch import Tensor, nn
 
-from mavilt_pl.checkpoint import refuse_others
+from mavilt_pl.checkpoint import read_weights, refuse_others
 from mavilt_pl.data.study import DataError
 from mavilt_pl.data.tokens import TokenCache
 from mavilt_pl.language import decoding
@@ -155,7 +155,7 @@ class LanguageModule(LightningModule):
     def _start_from(self, path: str) -> None:
         if not Path(path).exists():
             raise DataError(f"init_from: {path} does not exist; expected the checkpoint of an earlier stage")
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = read_weights(path)
         self.on_load_checkpoint(checkpoint)
         self.load_state_dict(checkpoint["state_dict"])
 

@@ -22,6 +22,7 @@ import torch.distributed as dist
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
+from mavilt_pl.ranks import rank_and_size
 from mavilt_pl.running.checkpoints import StepCheckpoints
 
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM)  # the later one weighs more
@@ -94,7 +95,7 @@ class Preemption(Checkpoint):
             return  # between two batches of one step
         self.step = trainer.global_step
         heard = self.heard
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        if rank_and_size()[1] > 1:
             most = torch.tensor(heard, device=trainer.strategy.root_device)
             dist.all_reduce(most, dist.ReduceOp.MAX)
             heard = int(most)

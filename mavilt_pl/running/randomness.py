@@ -16,6 +16,8 @@ import torch
 import torch.distributed as dist
 from lightning import Callback, LightningModule, Trainer
 
+from mavilt_pl.ranks import rank_and_size
+
 
 def state() -> dict[str, Any]:
     """Of this process: torch on the CPU and on its GPU, numpy's global generator and Python's. Tensors and numbers only."""
@@ -57,9 +59,10 @@ class RandomStates(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         own = state()
-        if not (dist.is_available() and dist.is_initialized()):
+        _, size = rank_and_size()
+        if size == 1:
             return {"ranks": [own]}
-        ranks: list[Any] = [None] * dist.get_world_size()
+        ranks: list[Any] = [None] * size
         dist.all_gather_object(ranks, own)
         return {"ranks": ranks}
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mavilt_pl.vqgan.ranks import rank_and_size, summed
+from mavilt_pl.ranks import rank_and_size, summed
 
 
 def forward_differences(pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:

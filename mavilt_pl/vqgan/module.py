@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mavilt_pl.checkpoint import refuse_others
 from mavilt_pl.data.study import DataError
 from mavilt_pl.encoders.frozen import Classifier, Kind, load_encoder
+from mavilt_pl.ranks import rank_and_size, summed
 from mavilt_pl.schedule import warm_cosine
 from mavilt_pl.vqgan.autoencoder import Autoencoder
 from mavilt_pl.vqgan.clinical import blurred, finding_map
@@ -25,7 +26,6 @@ from mavilt_pl.vqgan.losses import (
     reconstruction_term,
 )
 from mavilt_pl.vqgan.quantizer import Quantizer
-from mavilt_pl.vqgan.ranks import rank_and_size, summed
 
 
 class Tokenizer(nn.Module):

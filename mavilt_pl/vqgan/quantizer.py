@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mavilt_pl.vqgan.ranks import dealt, rank_and_size, summed
+from mavilt_pl.ranks import dealt, rank_and_size, summed
 
 
 def rotate(from_Xd: Tensor, to_Xd: Tensor) -> Tensor:

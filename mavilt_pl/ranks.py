@@ -1,4 +1,4 @@
-"""What the processes of a training share. Asked at every call: a module is built before its processes know each other."""
+"""What the processes of a training share: their numbers, sums and batches. Asked at every call: a module is built before its processes know each other."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def rank_and_size() -> tuple[int, int]:
 def summed(part: Tensor) -> Tensor:
     """The sum over all ranks, the same bits on each."""
     if rank_and_size()[1] > 1:
-        part = part.contiguous()
+        part = part.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(part)
     return part
 
