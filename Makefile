@@ -19,7 +19,7 @@ $(BIN)/.installed: pyproject.toml
 
 install: $(BIN)/.installed ## install everything into .venv
 
-demo: install ## the whole chain on synthetic radiographs, about 14 minutes on two CPU cores
+demo: install ## the whole chain on synthetic radiographs, about a quarter of an hour on two CPU cores
 	$(BIN)/mavilt run demo --out $(OUT) --seed $(SEED)
 
 test: install ## all tests
