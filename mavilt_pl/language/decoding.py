@@ -9,6 +9,7 @@ Shape legend: B samples, N codes an image, K codes in the book, S beams a sample
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from inspect import signature
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
@@ -74,6 +75,8 @@ class _Stepper:
 
     def __init__(self, module: LanguageModule, mask_BT: Tensor):
         self.module, self.mask, self.cache = module, mask_BT, None
+        # transformers 5.24 renamed the key; models that live outside it keep the older name
+        self.key = "cache" if "cache" in signature(module.body.forward).parameters else "past_key_values"
         self.position = (mask_BT.cumsum(1) - 1).clamp(min=0)
 
     def __call__(self, ids_BT: Tensor, places: Tensor | None = None) -> Tensor:
@@ -85,10 +88,10 @@ class _Stepper:
             inputs_embeds=self.module.embed(ids_BT, places),
             attention_mask=every,
             position_ids=self.position,
-            past_key_values=self.cache,
             use_cache=True,
+            **{self.key: self.cache},
         )
-        self.cache = out.past_key_values
+        self.cache = out[self.key]
         return out.last_hidden_state[:, -1]
 
     def take(self, rows: Tensor) -> None:
