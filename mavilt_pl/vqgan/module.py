@@ -245,14 +245,24 @@ class VQGAN(LightningModule):
 
         with generator.toggle_model(sync_grad=stepping):
             terms, made_BCHW, codes_BN = self.terms(pixels_BCHW)
+            # What stands behind the picture, φ and the discriminator, is walked back through once: its pull at the picture
+            # takes its place from there on.
+            likeness = torch.stack([value for name, value in terms.items() if name != "commitment"]).sum()
+            (pull_BCHW,) = torch.autograd.grad(likeness, made_BCHW, retain_graph=log_now)
             if adversarial_now:
                 adversarial = -self.discriminator(made_BCHW).float().mean()  # type: ignore[misc]
-                likeness = torch.stack([value for name, value in terms.items() if name != "commitment"]).sum()
-                weight = adaptive_weight(likeness, adversarial, self.tokenizer.autoencoder.last_layer)
-                terms["adversarial"] = self.hparams["gan_weight"] * weight * adversarial
+                (away_BCHW,) = torch.autograd.grad(adversarial, made_BCHW, retain_graph=log_now)
+                likely, away = (made_BCHW * pull_BCHW).sum(), (made_BCHW * away_BCHW).sum()
+                weight = (
+                    adaptive_weight(likely, away, self.tokenizer.autoencoder.last_layer) * self.hparams["gan_weight"]
+                )
+                terms["adversarial"] = weight * adversarial
+                pull_BCHW = pull_BCHW + weight * away_BCHW
             self._refuse_non_finite(terms, batch)
-            loss = torch.stack(list(terms.values())).sum()
-            told = {"loss": loss, **terms, **(self._shares(terms) if log_now else {})}
+            told = {"loss": torch.stack(list(terms.values())).sum(), **terms}
+            if log_now:
+                told |= self._shares(terms)
+            loss = terms["commitment"] + (made_BCHW * pull_BCHW).sum()
             self.manual_backward(loss / self.hparams["accumulate"])
             if stepping:
                 told["gradient_norm/generator"] = self._clip(generator, "generator", batch)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from typing import Any
 
+import lightning
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
+from mavilt_pl.cli import main
+from mavilt_pl.data.corpus import Corpus
 from mavilt_pl.data.study import DataError
+from mavilt_pl.data.tokens import TokenCache
 from mavilt_pl.vqgan import losses
 from mavilt_pl.vqgan.autoencoder import Autoencoder
 from mavilt_pl.vqgan.clinical import blurred
@@ -102,3 +109,60 @@ def test_blur_against_scipy() -> None:
     for image, other in zip(pixels, made):
         wanted = gaussian_filter(image[0].numpy(), deviation, mode="nearest", radius=5)
         torch.testing.assert_close(other[0], torch.from_numpy(wanted), atol=1e-5, rtol=0)
+
+
+def test_the_gradient_is_that_of_the_loss_as_written(chain: Path) -> None:
+    """What `training_step` leaves at the weights against autograd of the sum of all terms, with the discriminator on."""
+    shape = {"image_size": 64, "channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": [], "latent": 8}
+    phi = str(chain / "encoder/checkpoints/last.ckpt")
+    shared = {"encoder": phi, "lambda_feat": 1.0, "lambda_finding": 0.5, "gan_start": 0, "clip": 1e9}
+
+    def built() -> VQGAN:
+        return VQGAN(shape, {"codes": 16, "kmeans": False}, discriminator={"channels": 8, "layers": 1}, **shared)  # type: ignore[arg-type]
+
+    class Spy(lightning.Callback):
+        def on_before_optimizer_step(self, trainer: Any, module: Any, optimizer: Any) -> None:
+            found.update(
+                {name: p.grad.clone() for name, p in module.tokenizer.named_parameters() if p.grad is not None}
+            )
+
+    found: dict[str, torch.Tensor] = {}
+    torch.manual_seed(0)
+    module, plain = built(), built()
+    plain.load_state_dict(module.state_dict())
+    pixels = torch.rand(2, 1, 64, 64) * 2 - 1
+    trainer = lightning.Trainer(
+        accelerator="cpu", max_steps=1, logger=False, callbacks=[Spy()], log_every_n_steps=1,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(module, DataLoader([{"pixels": pixels, "studies": []}], batch_size=None))
+
+    plain.train()
+    terms, made, _ = plain.terms(pixels)
+    adversarial = -plain.discriminator(made).mean()  # type: ignore[misc]
+    likeness = torch.stack([value for name, value in terms.items() if name != "commitment"]).sum()
+    last = plain.tokenizer.autoencoder.last_layer
+    weight = losses.adaptive_weight(likeness, adversarial, last)
+    (likeness + terms["commitment"] + plain.hparams["gan_weight"] * weight * adversarial).backward()
+    assert len(terms) == 5 and weight > 0 and len(found) > 20
+    for name, parameter in plain.tokenizer.named_parameters():
+        if name in found:
+            torch.testing.assert_close(found[name], parameter.grad, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_codes_are_the_same(chain: Path, corpus_path: Path, tmp_path: Path) -> None:
+    words = [
+        "tokenize",
+        "--corpus",
+        str(corpus_path),
+        "--tokenizer",
+        str(chain / "vqgan"),
+        "--out",
+        str(tmp_path / "t"),
+    ]
+    assert main([*words, "--compile", "--device", "cpu"]) == 0
+    compiled, eager = TokenCache(tmp_path / "t"), TokenCache(chain / "tokens")
+    rows = range(Corpus(corpus_path).n_images)
+    assert all((compiled[row] == eager[row]).all() for row in rows)
