@@ -1,6 +1,10 @@
-"""The language stages' memory, as a ratio to a named peer within one run.
+"""The language stages' speed and memory, each as a ratio to a named peer within one run.
 
 python benchmarks/language.py memory     # a step of Stage 1 at a vocabulary of 50k, against logits for every position
+python benchmarks/language.py tokens     # target tokens a second, against LLM-CXR's recipe on the same model and studies
+python benchmarks/language.py draw       # 32 images, against transformers' generate with a logits processor
+python benchmarks/language.py drift      # what λ/2 ‖θ − θ₀‖² costs of a step, and of memory
+python benchmarks/language.py valid      # 10,000 outputs of an untrained model: images of exactly N codes, texts without one
 """
 
 from __future__ import annotations
@@ -10,24 +14,32 @@ import logging
 import multiprocessing
 import os
 import resource
+import statistics
 import tempfile
+import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-os.environ["OMP_NUM_THREADS"] = "1"
+THREADS = os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessor, LogitsProcessorList
 
 from mavilt_pl.data.tokens import write_tokens
-from mavilt_pl.language import Stage1
+from mavilt_pl.language import Stage1, Stage2
 from mavilt_pl.language.backbone import train_tokenizer
+from mavilt_pl.language.decoding import left_padded, write
+from mavilt_pl.language.drift import PIECE
+from mavilt_pl.language.sequences import Tree
 
 ROWS, WIDTH, LAYERS, CODES, GRID, BATCH = 50_304, 64, 2, 1024, 16, 2
 TEXT = "The heart is enlarged. There is a small left pleural effusion. No pneumothorax is seen. " * 6
+ROUNDS = 5
 ARMS = {
     "logits of every position": "all",
     "of the targets, in memory (`F.cross_entropy`)": "whole",
@@ -36,10 +48,10 @@ ARMS = {
 }
 
 
-def backbone(out: Path) -> None:
+def backbone(out: Path, width: int = WIDTH, layers: int = LAYERS, rows: int = ROWS) -> None:
     tokenizer = train_tokenizer([TEXT], 300)
     config = LlamaConfig(
-        vocab_size=ROWS, hidden_size=WIDTH, intermediate_size=2 * WIDTH, num_hidden_layers=LAYERS,
+        vocab_size=rows, hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers,
         num_attention_heads=4, max_position_embeddings=1024, tie_word_embeddings=True,
     )  # fmt: skip
     torch.manual_seed(0)
@@ -113,11 +125,152 @@ def memory() -> None:
             print(f"| {words} | {row} |", flush=True)
 
 
+QUESTIONS = (
+    ("Is there a pleural effusion?", "yes"), ("Is there a pneumothorax?", "no"), ("Is the heart enlarged?", "yes"),
+    ("Which side is the effusion on?", "left"),
+)  # fmt: skip
+
+
+def batch(count: int) -> dict[str, Any]:
+    """Studies with a report of some twenty to sixty words each and four questions."""
+    sentences = TEXT.split(". ")
+    codes = torch.randint(CODES, (count, GRID**2), generator=torch.Generator().manual_seed(0))
+    asked = [SimpleNamespace(question=question, answer=answer) for question, answer in QUESTIONS]
+    studies = [
+        {"text": ". ".join(sentences[: 4 + 3 * i % 9]) + ".", "study": str(i), "questions": asked} for i in range(count)
+    ]
+    return {"codes": codes, "studies": studies}
+
+
+def pairs_of(ways: dict[str, Callable[[], Any]]) -> dict[str, list[float]]:
+    """Seconds of each way, in turns, after one turn to warm up."""
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(ROUNDS + 1):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            way()
+            if turn:
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def told(ratios: list[float]) -> str:
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+
+
+def tokens() -> None:
+    print("| stage | target tokens/s | LLM-CXR's recipe | × |\n| --- | --- | --- | --- |")
+    with tempfile.TemporaryDirectory() as folder:
+        backbone(Path(folder), 384, 6)
+        for stage, name in ((Stage1, "Stage 1: report, image"), (Stage2, "Stage 2: report, image, four questions")):
+            module = stage(str(Path(folder) / "backbone"), str(Path(folder) / "tokens"), drift=0.0)
+            groups = module.trees(batch(4), training=False)
+            mine = [module.pack(group) for group in groups]
+            # One sequence a target, all padded to the longest.
+            alone = [Tree(tree.prefix, [branch]) for group in groups for tree in group for branch in tree.branches]
+            theirs = [module.pack(alone)]
+            targets = sum(len(packed.target_M) for packed in mine)
+            assert targets == sum(len(packed.target_M) for packed in theirs)
+
+            def ours(module: Any = module, packed: Any = mine) -> None:
+                torch.stack([*module.losses(packed).values()]).sum().backward()
+                module.zero_grad()
+
+            def peer(module: Any = module, packed: Any = theirs) -> None:
+                all_logits(module, packed).backward()
+                module.zero_grad()
+
+            times = pairs_of({"ours": ours, "peer": peer})
+            rates = [targets / statistics.median(seconds) for seconds in times.values()]
+            ratios = [b / a for a, b in zip(times["ours"], times["peer"])]
+            print(f"| {name} | {rates[0]:,.0f} | {rates[1]:,.0f} | {told(ratios)} |", flush=True)
+
+
+class OnlyCodes(LogitsProcessor):
+    """The usual way to constrain `generate`: everything but the codes is impossible."""
+
+    def __init__(self, first: int):
+        self.first = first
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        scores[:, : self.first] = -torch.inf
+        return scores
+
+
+def draw() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        backbone(Path(folder), 384, 6)
+        module = Stage1(str(Path(folder) / "backbone"), str(Path(folder) / "tokens"), drift=0.0).eval()
+        texts = [study["text"] for study in batch(32)["studies"]]
+        ids, mask = left_padded([module.draw_prompt(text) for text in texts], module.vocabulary.end, module.device)
+        count = module.vocabulary.length
+
+        def peer() -> torch.Tensor:
+            with torch.inference_mode():
+                out = module.model.generate(
+                    ids, attention_mask=mask, do_sample=True, top_p=0.92, top_k=0, min_new_tokens=count,
+                    max_new_tokens=count, pad_token_id=module.vocabulary.end,
+                    logits_processor=LogitsProcessorList([OnlyCodes(module.vocabulary.first_code)]),
+                )  # fmt: skip
+            return out[:, -count:] - module.vocabulary.first_code
+
+        drawn = peer()
+        assert drawn.min() >= 0 and drawn.shape == module.draw(texts).shape
+        times = pairs_of({"ours": lambda: module.draw(texts), "peer": peer})
+        rates = [len(texts) / statistics.median(seconds) for seconds in times.values()]
+        ratios = [b / a for a, b in zip(times["ours"], times["peer"])]
+        print(f"images/s: ours {rates[0]:.2f}, generate {rates[1]:.2f}; × {told(ratios)}")
+
+
+def drift() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        backbone(Path(folder), 384, 6)
+        module = Stage1(str(Path(folder) / "backbone"), str(Path(folder) / "tokens"), drift=0.01)
+        optimizer = torch.optim.AdamW(module.parameters(), 1e-5, foreach=True)
+        packed = module.on_before_batch_transfer(batch(8), 0)["packed"]
+
+        def step() -> None:
+            torch.stack([*module.losses(packed).values()]).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        def term() -> None:
+            module.drift.add_gradient()
+
+        torch.stack([*module.losses(packed).values()]).sum().backward()
+        kept = [parameter.grad for parameter in module.parameters()]
+
+        def again() -> None:
+            for parameter, gradient in zip(module.parameters(), kept):
+                parameter.grad = gradient
+            term()
+
+        times = pairs_of({"step": step, "term": again})
+        share = [b / (a + b) for a, b in zip(times["step"], times["term"])]
+        held = sum(reference.numel() for reference in module.drift.reference)
+        size = sum(reference.nbytes for reference in module.drift.reference)
+        print(f"share of a step's time: {told([100 * part for part in share])} %; θ₀ {size / held:.1f} bytes a weight, and {4 * PIECE / 2**20:.0f} MB while it is added")  # fmt: skip
+
+
+def valid() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        backbone(Path(folder), rows=600)
+        module = Stage1(str(Path(folder) / "backbone"), str(Path(folder) / "tokens"), drift=0.0, max_words=24).eval()
+        v, images, texts = module.vocabulary, 0, 0
+        sampled: Any = {"temperature": 1.0}
+        for part in range(50):
+            codes = module.draw([TEXT[:80]] * 100, seed=part)
+            images += int(((codes >= 0) & (codes < v.codes)).all(1).sum()) if codes.shape[1] == v.length else 0
+            prompts = [module.image_prefix(row) for row in codes[:, : v.length].tolist()]
+            texts += sum(all(word < v.words for word in said) for said in write(module, prompts, 24, sampled, part))
+        print(f"images of exactly {v.length} codes: {images:,} of 5,000; texts without a code or a mark: {texts:,} of 5,000")
+
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["memory"])
-    parser.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["memory", "tokens", "draw", "drift", "valid"])
+    chosen = parser.parse_args().what
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
-    torch.set_num_threads(1)  # processes are forked after torch has run
-    memory()
+    torch.set_num_threads(1 if chosen == "memory" else int(THREADS))  # memory forks processes after torch has run
+    globals()[chosen]()

@@ -30,7 +30,7 @@ from mavilt_pl.data.tokens import TokenCache
 from mavilt_pl.language import decoding
 from mavilt_pl.language.backbone import Attention, load_backbone
 from mavilt_pl.language.decoding import Scorer, TextDecoding
-from mavilt_pl.language.drift import Drift
+from mavilt_pl.language.drift import Drift, Keep, Place
 from mavilt_pl.language.loss import Rows, head_logits, linear_cross_entropy
 from mavilt_pl.language.optimizer import Kind, configured
 from mavilt_pl.language.sequences import Branch, Packed, Tree, pack
@@ -53,6 +53,7 @@ class LanguageModule(LightningModule):
         drift: λ of λ/2 ‖θ − θ₀‖² over the pretrained weights.
         drift_from: θ₀ is the `backbone`, or the weights at the start of this `stage`. With adapters the term is of what they
             add to the weights; with new rows alone there is none.
+        drift_keep, drift_place: how exactly θ₀ is kept, and where; `drift.Drift`.
         condition_dropout: how often a drawing is trained without its text, so that guidance can be used.
         max_words: texts are cut to so many tokens, in targets and in prompts; how many were cut is logged.
         optimizer: adamw, or muon for a backbone that knows little yet (`optimizer.py`).
@@ -76,6 +77,8 @@ class LanguageModule(LightningModule):
         places: bool = True,
         drift: float = 0.01,
         drift_from: Literal["backbone", "stage"] = "backbone",
+        drift_keep: Keep = "bfloat16",
+        drift_place: Place = "device",
         condition_dropout: float = 0.1,
         max_words: int = 128,
         optimizer: Kind = "adamw",
@@ -150,7 +153,8 @@ class LanguageModule(LightningModule):
     def _drift(self, weight: float) -> Drift | AdapterDrift:
         if self.hparams["tuning"] == "lora":
             return AdapterDrift(self.model, weight)
-        return Drift(self.model, weight if self.hparams["tuning"] == "full" else 0.0, self.vocabulary.text)
+        h, weight = self.hparams, weight if self.hparams["tuning"] == "full" else 0.0
+        return Drift(self.model, weight, self.vocabulary.text, h["drift_keep"], h["drift_place"])
 
     def _start_from(self, path: str) -> None:
         if not Path(path).exists():
