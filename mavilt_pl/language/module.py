@@ -4,6 +4,9 @@ The position tells the modality, so the head is restricted: a text target is nor
 `<end>`, an image target over the K codes (`loss_vocabulary: full` normalises both over everything, as LLM-CXR does).
 Only hidden states at target positions meet the head, chunk by chunk, so no [B,T,V] logits exist.
 
+What is shown of a study is the codes of one image, or with `views` each view's codes by name: `{frontal: [N], lateral: [N]}`,
+where either may be absent.
+
 What does not fit is told: a text of more than `max_words` tokens is cut, a pair without a text has nothing to learn from and is
 left out, both counted (`train/texts_cut`, `train/texts_empty`) and warned of once; whatever then exceeds the model's context is
 a `DataError` that names the study.
@@ -14,6 +17,7 @@ Shape legend: B batch, T positions, N codes an image, K codes in the book, D wid
 from __future__ import annotations
 
 import warnings
+import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from inspect import signature
@@ -25,7 +29,7 @@ from lightning import LightningModule
 from torch import Tensor, nn
 
 from mavilt_pl.checkpoint import read_weights, refuse_others
-from mavilt_pl.data.study import DataError
+from mavilt_pl.data.study import DataError, Side
 from mavilt_pl.data.tokens import TokenCache
 from mavilt_pl.language import decoding
 from mavilt_pl.language.backbone import Attention, load_backbone
@@ -35,9 +39,11 @@ from mavilt_pl.language.loss import Rows, head_logits, linear_cross_entropy
 from mavilt_pl.language.optimizer import Kind, configured
 from mavilt_pl.language.sequences import Branch, Packed, Tree, pack
 from mavilt_pl.language.tuning import AdapterDrift, Lora, NewRows, Tuning, add_adapters, freeze
-from mavilt_pl.language.vocabulary import VisualVocabulary, grow
+from mavilt_pl.language.vocabulary import VIEW_MARKS, VisualVocabulary, grow
 
-TASKS = ("report", "image", "answer")
+TASKS = ("report", "image", "answer", "text")
+Views = Mapping[Side, Sequence[int]]  # codes [N] of each view
+Images = Tensor | Sequence[Views]  # of B studies: codes [B,N], or views
 
 
 class LanguageModule(LightningModule):
@@ -47,8 +53,15 @@ class LanguageModule(LightningModule):
         backbone: folder or hub name of a pretrained causal language model.
         tokens: a token cache; its K, N and codebook shape the new rows. Any cache of the same tokenizer will do.
         init_from: checkpoint whose weights to start from (Stage 2: Stage 1's). Optional.
-        task_weights: each task's share of the loss, whatever its length.
+        task_weights: each task's share of the loss, whatever its length. `text` is plain text, where the data bring some
+            (`data.replay`); it holds the language by rehearsal, as `drift` does by the weights.
         loss_vocabulary: `modality` or `full`; see above.
+        directions: `both` of each pair, or `one`, its image or its report by a stable hash of its name, as LLM-CXR does by
+            the parity of its number (arXiv 2305.11490).
+        views: read a study's frontal and its lateral image in one prompt, each behind its mark, and draw either from the
+            other and the text (`data.each_view`).
+        view_dropout: how often, in training, each view that is read is left out; one always stays where there is
+            nothing else to read.
         places: add a learned vector for a code's place on the grid, zero at the start.
         drift: λ of λ/2 ‖θ − θ₀‖² over the pretrained weights.
         drift_from: θ₀ is the `backbone`, or the weights at the start of this `stage`. With adapters the term is of what they
@@ -63,6 +76,7 @@ class LanguageModule(LightningModule):
             as they are, and a learning rate of 1e-4 to 2e-4 is usual (LoRA, arXiv 2106.09685; QLoRA, arXiv 2305.14314).
         lora: r, alpha, dropout, targets; `tuning.Lora`.
         attention: transformers' kernel. flash_attention_2 takes no masks of ours, so that questions do not share their image.
+        pretrained: false takes the backbone's shape and its tokenizer, and random weights: a model from scratch.
         gradient_checkpointing: make each layer's activations again in the backward pass instead of keeping them.
     """
 
@@ -73,6 +87,9 @@ class LanguageModule(LightningModule):
         init_from: str | None = None,
         task_weights: Mapping[str, float] | None = None,
         loss_vocabulary: Literal["modality", "full"] = "modality",
+        directions: Literal["both", "one"] = "both",
+        views: bool = False,
+        view_dropout: float = 0.3,
         places: bool = True,
         drift: float = 0.01,
         drift_from: Literal["backbone", "stage"] = "backbone",
@@ -91,10 +108,11 @@ class LanguageModule(LightningModule):
         lora: Lora | None = None,
         attention: Attention = "sdpa",
         gradient_checkpointing: bool = False,
+        pretrained: bool = True,
     ):
         super().__init__()
         self.save_hyperparameters()
-        weights = {"report": 1.0, "image": 1.0, "answer": 1.0} | dict(task_weights or {})
+        weights = dict.fromkeys(TASKS, 1.0) | dict(task_weights or {})
         if set(weights) - set(TASKS):
             raise DataError(
                 f"task_weights: unknown task {sorted(set(weights) - set(TASKS))}; the tasks are {', '.join(TASKS)}"
@@ -105,12 +123,12 @@ class LanguageModule(LightningModule):
         if lora and tuning != "lora":
             raise DataError(f"lora is set and tuning is {tuning}: set tuning to lora, or drop lora")
         self.counts: Counter[str] = Counter()
-        self.model, self.tokenizer = load_backbone(backbone, attention)
+        self.model, self.tokenizer = load_backbone(backbone, attention, pretrained)
         self.model.train()  # Hugging Face loads in evaluation mode, and Lightning leaves modes as it finds them
         cache = TokenCache(tokens)
         rows = self.model.get_input_embeddings().num_embeddings
         known = max(self.tokenizer.get_vocab().values()) + 1
-        self.vocabulary = VisualVocabulary(rows, min(known, rows), cache.codes, cache.length)
+        self.vocabulary = VisualVocabulary(rows, min(known, rows), cache.codes, cache.length, views)
         self.made_with_tokenizer = cache.tokenizer
         self.context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         self._check_context(backbone, max_words)
@@ -139,11 +157,14 @@ class LanguageModule(LightningModule):
             self.drift = self._drift(drift)
 
     def _check_context(self, backbone: str, max_words: int) -> None:
-        need = self.vocabulary.length + max_words + 5  # <begin> <image> codes </image> <report> words <end>
+        images, marks = (2, 9) if self.vocabulary.views else (1, 5)
+        need = (
+            images * self.vocabulary.length + max_words + marks
+        )  # <begin> <image> codes </image> <report> words <end>
         if self.context is not None and need > self.context:
             raise DataError(
-                f"backbone {backbone}: found a context of {self.context} positions; an image of {self.vocabulary.length} codes "
-                f"and a text of max_words = {max_words} need {need}. Lower max_words, or take a model of longer context or a "
+                f"backbone {backbone}: found a context of {self.context} positions; {'two images' if images > 1 else 'an image'} of "
+                f"{self.vocabulary.length} codes and a text of max_words = {max_words} need {need}. Lower max_words, or take a model of longer context or a "
                 "tokenizer of fewer codes"
             )
 
@@ -151,6 +172,15 @@ class LanguageModule(LightningModule):
         if self.hparams["tuning"] == "lora":
             return AdapterDrift(self.model, weight)
         return Drift(self.model, weight if self.hparams["tuning"] == "full" else 0.0, self.vocabulary.text)
+
+    def at_start(self) -> LanguageModule | None:
+        """This module before any stage: the backbone as it came, and new rows as they start; None where the backbone had
+        nothing to forget."""
+        if not self.hparams["pretrained"]:
+            return None
+        known = signature(type(self).__init__).parameters
+        given = {key: value for key, value in self.hparams.items() if key in known}
+        return type(self)(**{**given, "init_from": None, "drift": 0.0})
 
     def _start_from(self, path: str) -> None:
         if not Path(path).exists():
@@ -194,7 +224,7 @@ class LanguageModule(LightningModule):
         out = old(ids_BT) if self.new_rows is None else self.new_rows.embed(old, ids_BT, self.vocabulary.text)
         if self.place is None:
             return out
-        code = ids_BT >= self.vocabulary.first_code
+        code = (ids_BT >= self.vocabulary.first_code) & (ids_BT < self.vocabulary.last_code)
         if places is None:
             places = (code.cumsum(1) - 1) % self.vocabulary.length
         return out + self.place[places.clamp(min=0)] * code[..., None].to(out.dtype)
@@ -219,7 +249,7 @@ class LanguageModule(LightningModule):
 
     def code_head(self) -> list[Rows]:
         """The rows of the codes."""
-        return self._head(self.vocabulary.first_code, self.vocabulary.total)
+        return self._head(self.vocabulary.first_code, self.vocabulary.last_code)
 
     def text_logits(self, hidden: Tensor) -> Tensor:
         """Over the old vocabulary and `<end>`: [..., V + 1]."""
@@ -272,30 +302,76 @@ class LanguageModule(LightningModule):
             )
         return self.context - length
 
-    def image_prefix(self, codes: Sequence[int]) -> list[int]:
+    def _image(self, codes: Sequence[int], view: Side | None = None) -> list[int]:
         v = self.vocabulary
-        return [v.mark("<begin>"), v.mark("<image>"), *(v.first_code + int(c) for c in codes), v.mark("</image>")]
+        return [*self._opening(view), *(v.first_code + int(c) for c in codes), v.mark("</image>")]
+
+    def _opening(self, view: Side | None) -> list[int]:
+        """What an image begins with; codes without a view's name are taken for a frontal image."""
+        v = self.vocabulary
+        return [v.mark("<image>"), v.view_mark(view or "frontal")] if v.views else [v.mark("<image>")]
+
+    def image_prefix(self, shown: Sequence[int] | Views) -> list[int]:
+        """One image, or each view behind its mark, frontal first."""
+        begin = self.vocabulary.mark("<begin>")
+        if not isinstance(shown, Mapping):
+            return [begin, *self._image(shown)]
+        return [begin, *(i for view in VIEW_MARKS if view in shown for i in self._image(shown[view], view))]
 
     def report_prompt(self, key: str, training: bool) -> list[int]:
         """What follows the image when a report is wanted."""
         return [self.vocabulary.mark("<report>")]
 
-    def draw_prompt(self, text: str | None, key: str = "", training: bool = False) -> list[int]:
-        """Text (None: no condition), then `<image>`."""
-        v = self.vocabulary
-        words = [] if text is None else self.cut_words(text, key)
-        return [v.mark("<begin>"), *words, v.mark("<image>")]
+    def draw_words(self, text: str, key: str, training: bool) -> str:
+        """What a drawing is asked for with."""
+        return text
 
-    def drawing(self, codes: Sequence[int], text: str, key: str, training: bool) -> Tree:
-        """One report→image sequence; in training its text is dropped now and then."""
+    def draw_prompt(
+        self,
+        text: str | None,
+        key: str = "",
+        training: bool = False,
+        view: Side | None = None,
+        given: Views | None = None,
+    ) -> list[int]:
+        """The other views that are `given`, the text (None: no condition), then the opening of the image of `view`."""
+        words = [] if text is None else self.cut_words(self.draw_words(text, key, training), key)
+        return [*self.image_prefix(given or {}), *words, *self._opening(view)]
+
+    def drawing(self, shown: Sequence[int] | Views, text: str, key: str, training: bool) -> Tree:
+        """One report→image sequence, with several views to one of them (in training any, else the first) from the others;
+        in training all that it is drawn from is dropped now and then."""
         dropped = training and float(torch.rand(())) < self.hparams["condition_dropout"]
-        target = [self.vocabulary.first_code + int(c) for c in codes]
-        prompt = self.draw_prompt(None if dropped else text, key, training)
+        view, given = None, None
+        if isinstance(shown, Mapping):
+            names = [name for name in VIEW_MARKS if name in shown]
+            view = names[int(torch.randint(len(names), ()))] if training else names[0]
+            others = {name: codes for name, codes in shown.items() if name != view}
+            given = None if dropped else self._kept(others, training, least=0)
+            shown = shown[view]
+        target = [self.vocabulary.first_code + int(c) for c in shown]
+        prompt = self.draw_prompt(None if dropped else text, key, training, view, given)
         return Tree(prompt, [Branch([], target, TASKS.index("image"), image=True)])
 
-    def reading(self, codes: Sequence[int], study: Mapping[str, Any], training: bool) -> Tree | None:
-        """One image and all that is to be said of it; None where that is nothing."""
+    def _kept(self, views: Views, training: bool, least: int) -> Views:
+        """The views that are not left out by chance; at least so many stay, the first of them."""
+        if not training or len(views) <= least:
+            return views
+        stays = [float(torch.rand(())) >= self.hparams["view_dropout"] for _ in views]
+        kept = {name: codes for (name, codes), stay in zip(views.items(), stays) if stay}
+        return kept if len(kept) >= least else dict([*views.items()][:least])
+
+    def plain(self, ids: Sequence[int]) -> Tree:
+        """Plain text without an image: every word but the first is a target. Two words or more."""
+        return Tree([self.vocabulary.mark("<begin>"), ids[0]], [Branch([], [*ids[1:]], TASKS.index("text"))])
+
+    def reading(self, shown: Sequence[int] | Views, study: Mapping[str, Any], training: bool) -> Tree | None:
+        """What is shown of a study and all that is to be said of it; None where that is nothing."""
         raise NotImplementedError
+
+    def takes(self, task: str, key: str, training: bool) -> bool:
+        """Whether a study is trained in the direction of `report` or of `image`."""
+        return self.hparams["directions"] == "both" or not training or task == ("report", "image")[zlib.crc32(key.encode()) % 2]  # fmt: skip
 
     def _fits(self, tree: Tree, study: str) -> Tree:
         longest = max(len(branch.prompt) + len(branch.target) for branch in tree.branches)
@@ -306,13 +382,29 @@ class LanguageModule(LightningModule):
         """The batch as groups of trees; each group is one pass through the model."""
         self.vocabulary.check(batch["codes"])
         reading, drawing = [], []
-        for codes, study in zip(batch["codes"].tolist(), batch["studies"]):
-            read = self.reading(codes, study, training)
+        for shown, study in zip(self._shown(batch), batch["studies"]):
+            key = study["study"]
+            seen = self._kept(shown, training, least=1) if isinstance(shown, Mapping) else shown
+            read = self.reading(seen, study, training)
             if read is not None:
-                reading.append(self._fits(read, study["study"]))
-            if study["text"].strip():
-                drawing.append(self._fits(self.drawing(codes, study["text"], study["study"], training), study["study"]))
-        return [reading, drawing]
+                reading.append(self._fits(read, key))
+            if study["text"].strip() and self.takes("image", key, training):
+                drawing.append(self._fits(self.drawing(shown, study["text"], key, training), key))
+        texts = [self.cut_words(text, "replayed") for text in batch.get("replay", [])]
+        replayed = [self.plain(ids) for ids in texts if len(ids) > 1]
+        return [reading, drawing, *([replayed] if replayed else [])]
+
+    def _shown(self, batch: Mapping[str, Any]) -> Sequence[Any]:
+        """Of each study its codes [N], or its views."""
+        if self.vocabulary.views != ("views" in batch):
+            raise DataError(
+                f"model.init_args.views is {self.vocabulary.views} and data.each_view {'views' in batch}: set both to true, "
+                "or both to false"
+            )
+        if not self.vocabulary.views:
+            return batch["codes"].tolist()
+        self.vocabulary.check(torch.tensor([codes for views in batch["views"] for codes in views.values()]))
+        return batch["views"]
 
     def pack(self, trees: Sequence[Tree]) -> Packed:
         if not self.shares_prefix:
@@ -406,7 +498,7 @@ class LanguageModule(LightningModule):
         h = self.hparams
         return configured(self, self.body, h["optimizer"], h["learning_rate"], h["matrix_rate"], h["warmup"])
 
-    # What it can do. Codes are int64 [B,N]; keys make sampling and wordings independent of the batch.
+    # What it can do. Images are codes, int64 [B,N], or with several views each study's by name; keys make sampling and wordings independent of the batch.
 
     def _write(self, prompts: Sequence[Sequence[int]], seed: int = 0, keys: Sequence[int] | None = None) -> list[str]:
         h = self.hparams
@@ -414,22 +506,33 @@ class LanguageModule(LightningModule):
             decoding.write(self, prompts, h["max_words"], h["text_decoding"], seed, keys)
         )
 
-    def write_reports(self, codes_BN: Tensor, seed: int = 0, keys: Sequence[int] | None = None) -> list[str]:
-        """A report for each image, as `text_decoding` says."""
-        prompts = [self.image_prefix(codes) + self.report_prompt("", training=False) for codes in codes_BN.tolist()]
+    def _may_name_views(self, named: bool) -> None:
+        if named and not self.vocabulary.views:
+            raise DataError(
+                "found views by name (data.each_view), and this model knows one image without a name: set data.each_view to "
+                "false, or train with model.init_args.views true"
+            )
+
+    def _prefixes(self, images: Images) -> list[list[int]]:
+        self._may_name_views(not isinstance(images, Tensor))
+        return [self.image_prefix(shown) for shown in (images.tolist() if isinstance(images, Tensor) else images)]
+
+    def write_reports(self, images: Images, seed: int = 0, keys: Sequence[int] | None = None) -> list[str]:
+        """A report for each study, as `text_decoding` says."""
+        prompts = [prefix + self.report_prompt("", training=False) for prefix in self._prefixes(images)]
         return self._write(prompts, seed, keys)
 
     def write_answers(
         self,
-        codes_BN: Tensor,
+        images: Images,
         questions: Sequence[Sequence[str]],
         seed: int = 0,
         keys: Sequence[Sequence[int]] | None = None,
     ) -> list[list[str]]:
-        """An answer in free text to each question about each image; `keys` as `questions`."""
+        """An answer in free text to each question about each study; `keys` as `questions`."""
         prompts = [
-            [*self.image_prefix(codes), *self.question_prompt(question)]
-            for codes, asked in zip(codes_BN.tolist(), questions)
+            [*prefix, *self.question_prompt(question)]
+            for prefix, asked in zip(self._prefixes(images), questions)
             for question in asked
         ]
         flat = None if keys is None else [key for row in keys for key in row]
@@ -443,16 +546,22 @@ class LanguageModule(LightningModule):
         keys: Sequence[int] | None = None,
         best_of: int = 1,
         scorer: Scorer | None = None,
+        views: Sequence[Side] | None = None,
+        given: Sequence[Views] | None = None,
     ) -> Tensor:
         """Codes int64 [B,N] of an image for each text: of `best_of` drawn, the one that `scorer` (codes [B,N] and texts →
-        scores [B]) gives the highest score."""
+        scores [B]) gives the highest score. With several views, of `views` (default: frontal), from those that are `given`
+        of each study too."""
         h = self.hparams
         if best_of < 1 or (best_of > 1 and scorer is None):
             raise DataError(
                 f"best_of: found {best_of}, {'no ' * (scorer is None)}scorer; expected 1, or more and a scorer"
             )
-        prompts = [self.draw_prompt(text) for text in texts]
-        free = self.draw_prompt(None)
+        self._may_name_views(bool(views or given))
+        sides = [*views] if views else [None] * len(texts)
+        seen = [*given] if given else [None] * len(texts)
+        prompts = [self.draw_prompt(text, view=side, given=other) for text, side, other in zip(texts, sides, seen)]
+        free = [self.draw_prompt(None, view=side) for side in sides]
         drawn = [
             decoding.draw(
                 self, prompts, free, h["guidance"], h["temperature"], h["top_p"], seed, keys, h["top_k"], number
@@ -468,23 +577,21 @@ class LanguageModule(LightningModule):
         return [*self.cut_words(question, key), self.vocabulary.mark("<answer>")]
 
     @torch.inference_mode()
-    def answer(self, codes_BN: Tensor, questions: Sequence[Sequence[tuple[str, Sequence[str]]]]) -> list[list[Any]]:
-        """For each image and question, the likelihood of each candidate answer, per token and normalised over the
-        candidates; free text (`write_answers`) for an open question, which has no candidates. All closed questions about an
-        image are answered in one pass that reads it once."""
+    def answer(self, images: Images, questions: Sequence[Sequence[tuple[str, Sequence[str]]]]) -> list[list[Any]]:
+        """For each study and question, the likelihood of each candidate answer, per token and normalised over the
+        candidates; free text (`write_answers`) for an open question, which has no candidates. All closed questions about a
+        study are answered in one pass that reads it once."""
         trees = []
-        for codes, asked in zip(codes_BN.tolist(), questions):
+        for prefix, asked in zip(self._prefixes(images), questions):
             branches = [
                 Branch(self.question_prompt(question), [*self.words(candidate), self.vocabulary.end])
                 for question, candidates in asked
                 for candidate in candidates
             ]
             if branches:
-                trees.append(
-                    self._fits(Tree(self.image_prefix(codes), branches), f"unknown, questions {asked[0][0]!r} …")
-                )
+                trees.append(self._fits(Tree(prefix, branches), f"unknown, questions {asked[0][0]!r} …"))
         open_questions = [[question for question, candidates in asked if not candidates] for asked in questions]
-        said = iter(text for row in self.write_answers(codes_BN, open_questions) for text in row)
+        said = iter(text for row in self.write_answers(images, open_questions) for text in row)
         likelihood = iter(self._likelihoods(trees) if trees else [])
         return [
             [
@@ -506,16 +613,13 @@ class LanguageModule(LightningModule):
     @torch.inference_mode()
     def text_nats(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Plain text without images: summed nats and token count of each text, float [B] and int [B]."""
-        begin = [self.vocabulary.mark("<begin>")]
         kept = [ids for ids in (self.words(text) for text in texts) if len(ids) > 1]
         if not kept:
             return torch.zeros(0, device=self.device), torch.zeros(0, dtype=torch.long)
         if self.context is not None and (longest := max(map(len, kept))) >= self.context:
             self._told("texts_cut", f"a plain text of {longest:,} tokens was cut to the context of {self.context}")
             kept = [ids[: self.context - 1] for ids in kept]
-        packed = pack([Tree([*begin, ids[0]], [Branch([], ids[1:])]) for ids in kept], self.vocabulary.end).to(
-            self.device
-        )
+        packed = pack([self.plain(ids) for ids in kept], self.vocabulary.end).to(self.device)
         losses_M = self.token_losses(packed)
         total = losses_M.new_zeros(len(kept)).index_add_(0, packed.branch_M, losses_M)
         return total, torch.tensor([len(ids) - 1 for ids in kept])
