@@ -184,3 +184,74 @@ def test_the_ablation_walks_to_its_page(tmp_path: Path) -> None:
     page = (tmp_path / "compare.html").read_text()
     assert page.count("<figcaption>without</figcaption>") == 16 and "Drawn from the text" in page
     assert (tmp_path / "tokenizers" / "compare.html").exists()
+
+
+def test_a_recipe_goes_on_after_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = recipe(tmp_path / "first.yaml"), tmp_path / "second.yaml"
+    content = yaml.safe_load(first.read_text())
+    content["let"] = {"size": 32, "deep": "--size {size}"}
+    content["steps"][1]["run"] = content["steps"][1]["run"].replace("--size 32", "{deep}")
+    first.write_text(yaml.safe_dump(content))
+    mine = {
+        "after": {"recipe": str(first), "step": "prepare"},
+        "let": {"size": 16},
+        "steps": [{"name": "look", "run": "results {out} {deep}", "reads": ["corpus"], "writes": "x"}],
+    }
+    second.write_text(yaml.safe_dump(mine))
+    said = commands(capsys, str(second))
+    assert [line.split()[1] for line in said] == ["phantom", "prepare", "results"]
+    assert "--size 16" in said[1] and said[2].endswith("--size 16")  # one's own words come first
+    assert "--size 8" in commands(capsys, str(second), "--set", "size=8")[1]
+    for wrong, words in (
+        (f"{{recipe: {first}, step: prepared}}", "no step prepared; it has phantom, prepare"),
+        ("demo", "expected {recipe"),
+    ):
+        second.write_text(yaml.safe_dump(mine | {"after": yaml.safe_load(wrong)}))
+        assert main(["run", str(second)]) == 1 and words in capsys.readouterr().err
+
+
+def test_the_language_recipes_are_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    """Arms alike in every word but what is asked about."""
+    said = commands(capsys, "ablation-regularization")
+    second = [line for line in said if "fit --config demo/stage2.yaml" in line]
+    assert len(second) == 18 and len({line.replace(f"drift-{w}", "").replace(f"drift {w} ", "") for w in ("0", "1e-3") for line in second if f"drift-{w}/" in line}) == 3  # fmt: skip
+    assert said[-1].endswith("--compare drift-0 drift-1e-5 drift-1e-4 drift-1e-3 drift-1e-2 drift-1e-1 --seeds 1,2,3")
+    assert all("Forgetting" in line for line in said if line.startswith("mavilt test"))
+    said = commands(capsys, "ablation-stages", "--set", "seeds=1")
+    steps = [line.split("max_steps ")[1].split()[0] for line in said if "fit --config demo/stage" in line]
+    assert steps == ["400", "400", "1200", "1200", "1600", "1600"]
+    said = commands(capsys, "baselines", "--set", "seeds=1")
+    steps = [line.split("max_steps ")[1].split()[0] for line in said if "fit --config demo/stage" in line]
+    assert steps == ["400", "400", "1200", "1200", "1600"]  # each system takes 1,600
+    assert sum("--data.replay" in line for line in said) == 1
+    said = commands(capsys, "probing", "--set", "seeds=1")
+    fits = [line for line in said if " fit " in line]
+    assert len(fits) == 6 and not any("indiana" in line for line in fits)
+    assert all("[/nowhere/corpora/indiana]" in line for line in said if line.startswith("mavilt test"))
+
+
+def small(chain: Path, corpus: Path) -> list[str]:
+    """Settings that bring what the chain of this session has made, in place of the demo's."""
+    language = f"--data.tokens [{chain}/tokens] --model.init_args.tokens {chain}/tokens --model.init_args.backbone {chain}/backbone/backbone"
+    settings = {
+        "both": f"--data.corpora [{corpus}] --data.weights null --data.batch_size 4 --trainer.enable_progress_bar false --trainer.enable_model_summary false",
+        "language": language, "judge": "",
+        "forgetting": f"--trainer.callbacks+=mavilt_pl.callbacks.Forgetting --trainer.callbacks.corpus {corpus}",
+    }  # fmt: skip
+    return [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+
+
+@pytest.mark.slow
+def test_the_sweep_of_the_drift_walks_to_its_page(chain: Path, corpus_path: Path, tmp_path: Path) -> None:
+    sweep = {"seeds": "1,2", "weights": "0,10", "arms": "drift-0 drift-10", "stage1_steps": 2, "stage2_steps": 2}
+    words = [word for key, value in sweep.items() for word in ("--set", f"{key}={value}")]
+    assert main(["run", "ablation-regularization", "--out", str(tmp_path), *small(chain, corpus_path), *words]) == 0
+    rows = json.loads((tmp_path / "compare.json").read_text())["rows"]
+    found = {(row["task"], row["metric"]): row["cells"] for row in rows if row["control"] is None}
+    assert {("report", "bleu_4"), ("report", "findings_f1_macro"), ("vqa", "accuracy")} <= found.keys()
+    after, before, ratio = (found["text", f"perplexity{name}"] for name in ("", "_before", "_ratio"))
+    assert len({value for cell in before for value in cell["values"]}) == 1  # one backbone
+    for a, b, r in zip(after, before, ratio):
+        assert [x / y for x, y in zip(a["values"], b["values"])] == pytest.approx(r["values"])
+        assert all(cell["low"] < cell["mean"] < cell["high"] for cell in (a, r))
+    assert after[0]["values"] != after[1]["values"]

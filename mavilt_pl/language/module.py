@@ -16,6 +16,7 @@ Shape legend: B batch, T positions, N codes an image, K codes in the book, D wid
 
 from __future__ import annotations
 
+import json
 import warnings
 import zlib
 from collections import Counter
@@ -26,6 +27,7 @@ from typing import Any, Literal
 
 import torch
 from lightning import LightningModule
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mavilt_pl.checkpoint import read_weights, refuse_others
@@ -38,12 +40,16 @@ from mavilt_pl.language.drift import Drift
 from mavilt_pl.language.loss import Rows, head_logits, linear_cross_entropy
 from mavilt_pl.language.optimizer import Kind, configured
 from mavilt_pl.language.sequences import Branch, Packed, Tree, pack
-from mavilt_pl.language.tuning import AdapterDrift, Lora, NewRows, Tuning, add_adapters, freeze
-from mavilt_pl.language.vocabulary import VIEW_MARKS, VisualVocabulary, grow
+from mavilt_pl.language.tuning import AdapterDrift, Lora, NewRows, Tuning, add_adapters, freeze, from_full, merged
+from mavilt_pl.language.vocabulary import MARKS, VIEW_MARKS, VisualVocabulary, grow
 
 TASKS = ("report", "image", "answer", "text")
 Views = Mapping[Side, Sequence[int]]  # codes [N] of each view
 Images = Tensor | Sequence[Views]  # of B studies: codes [B,N], or views
+
+
+def _tuning_of(checkpoint: Mapping[str, Any]) -> str:
+    return checkpoint.get("hyper_parameters", {}).get("tuning", "full")
 
 
 class LanguageModule(LightningModule):
@@ -52,7 +58,8 @@ class LanguageModule(LightningModule):
     Args:
         backbone: folder or hub name of a pretrained causal language model.
         tokens: a token cache; its K, N and codebook shape the new rows. Any cache of the same tokenizer will do.
-        init_from: checkpoint whose weights to start from (Stage 2: Stage 1's). Optional.
+        init_from: checkpoint whose weights to start from (Stage 2: Stage 1's). Optional. One that was trained in full may be
+            tuned on with adapters or new rows; its weights are then what is fixed.
         task_weights: each task's share of the loss, whatever its length. `text` is plain text, where the data bring some
             (`data.replay`); it holds the language by rehearsal, as `drift` does by the weights.
         loss_vocabulary: `modality` or `full`; see above.
@@ -185,7 +192,15 @@ class LanguageModule(LightningModule):
     def _start_from(self, path: str) -> None:
         if not Path(path).exists():
             raise DataError(f"init_from: {path} does not exist; expected the checkpoint of an earlier stage")
-        checkpoint = read_weights(path)
+        checkpoint, now = read_weights(path), self.hparams["tuning"]
+        if now != "full" and _tuning_of(checkpoint) == "full" and "state_dict" in checkpoint:
+            if now == "lora" and self.hparams["drift"] and self.hparams["drift_from"] == "backbone":
+                raise DataError(
+                    f"init_from: {path} was trained in full, and adapters know only what they add to it: set drift_from to "
+                    "stage, or drift to 0"
+                )
+            weights = from_full(self, checkpoint["state_dict"], self.vocabulary.text)
+            checkpoint |= {"state_dict": weights, "hyper_parameters": {"tuning": now}}
         self.on_load_checkpoint(checkpoint)
         self.load_state_dict(checkpoint["state_dict"])
 
@@ -203,13 +218,29 @@ class LanguageModule(LightningModule):
                 f"the checkpoint was trained on the codes of tokenizer {made_with[:12]} and the token cache was made by "
                 f"{self.made_with_tokenizer[:12]}: its codes mean different things. Train again, or tokenize with the first"
             )
-        was, now = checkpoint.get("hyper_parameters", {}).get("tuning", "full"), self.hparams["tuning"]
+        was, now = _tuning_of(checkpoint), self.hparams["tuning"]
         if was != now:
             raise DataError(
                 f"the checkpoint was trained with tuning: {was}, and here it is {now}: its weights are others. Set tuning to "
                 f"{was}"
             )
         refuse_others(checkpoint, self)
+
+    def save_plain(self, out: str | Path) -> None:
+        """Writes a folder that plain Hugging Face loads: the grown model with its adapters merged, its tokenizer, and beside
+        them what images need: visual.json (ids of marks and codes) and places.safetensors ([N,D], added to the embeddings of an
+        image's codes in order; absent without `places`)."""
+        v, out = self.vocabulary, Path(out)
+        merged(self.model, v, self.new_rows).save_pretrained(out)
+        self.tokenizer.save_pretrained(out)
+        marks = {name: v.mark(name) for name in MARKS}
+        marks |= {name: v.view_mark(view) for view, name in VIEW_MARKS.items() if v.views}
+        facts = {"marks": marks, "first_code": v.first_code, "codes": v.codes, "length": v.length, "words": v.words}
+        (out / "visual.json").write_text(
+            json.dumps({**facts, "visual_tokenizer": self.made_with_tokenizer}, indent=1), encoding="utf-8"
+        )
+        if self.place is not None:
+            save_file({"place": self.place.detach().cpu().contiguous()}, out / "places.safetensors")
 
     # The model's parts.
 
