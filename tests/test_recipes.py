@@ -192,13 +192,13 @@ def test_the_ablation_walks_to_its_page(tmp_path: Path) -> None:
 def test_a_recipe_goes_on_after_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first, second = recipe(tmp_path / "first.yaml"), tmp_path / "second.yaml"
     content = yaml.safe_load(first.read_text())
-    content["let"] = {"size": 32, "deep": "--size {size}"}
-    content["steps"][1]["run"] = content["steps"][1]["run"].replace("--size 32", "{deep}")
+    content["let"] = {"size": 32, "sized": "--size {size}"}
+    content["steps"][1]["run"] = content["steps"][1]["run"].replace("--size 32", "{sized}")
     first.write_text(yaml.safe_dump(content))
     mine = {
         "after": {"recipe": str(first), "step": "prepare"},
         "let": {"size": 16},
-        "steps": [{"name": "look", "run": "results {out} {deep}", "reads": ["corpus"], "writes": "x"}],
+        "steps": [{"name": "look", "run": "results {out} {sized}", "reads": ["corpus"], "writes": "x"}],
     }
     second.write_text(yaml.safe_dump(mine))
     said = commands(capsys, str(second))

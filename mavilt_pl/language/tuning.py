@@ -118,14 +118,11 @@ def from_full(module: Any, weights: Mapping[str, Tensor], rows: int) -> dict[str
     the first `rows` of embedding and head stay the model's, those behind them become the new rows; adapters are as they
     start. What has no counterpart there is left out, for the caller's check to name."""
     own = module.state_dict()
+    head = module.model.get_output_embeddings()
     ends = {
-        id(part): field
-        for part, field in (
-            (module.model.get_input_embeddings().weight, "new_rows.embedding"),
-            (module.model.get_output_embeddings().weight, "new_rows.head"),
-            (getattr(module.model.get_output_embeddings(), "bias", None), "new_rows.bias"),
-        )
-        if part is not None
+        id(head.weight): "new_rows.head",
+        id(getattr(head, "bias", None)): "new_rows.bias",
+        id(module.model.get_input_embeddings().weight): "new_rows.embedding",  # the last word where the head is tied
     }
     named = dict(module.named_parameters(remove_duplicate=False))
     found = {name: value for name, value in own.items() if ".lora_" in name}
@@ -133,7 +130,7 @@ def from_full(module: Any, weights: Mapping[str, Tensor], rows: int) -> dict[str
         value = weights.get(name.replace(".base_layer.", "."))
         if value is None:
             continue
-        field = ends.get(id(named.get(name)))
+        field = ends.get(id(named[name])) if name in named else None
         found[name] = value if field is None else value[:rows]
         if field in own:
             found[field] = value[rows:]

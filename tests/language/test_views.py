@@ -185,7 +185,7 @@ def test_a_missing_view_is_drawn_from_the_other_and_the_report(llama: Path, toke
     module = made(llama, tokens, temperature=0.0, guidance=2.0)
     text, v = "No effusion.", module.vocabulary
     with torch.no_grad():  # so that what is shown is heard
-        module.model.get_input_embeddings().weight[v.text :] *= 20
+        module.model.get_input_embeddings().weight[v.text :] *= 3
     drawn = module.draw([text] * 3, views=["lateral", "lateral", "frontal"], given=[{"frontal": FRONTAL}, {}, {}])
     assert drawn.shape == (3, 9) and not torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[1], drawn[2])
     assert torch.equal(module.draw([text]), drawn[2:])  # frontal where nothing is said
