@@ -293,7 +293,7 @@ def test_probing_walks_to_its_page(chain: Path, corpus_path: Path, tmp_path: Pat
     assert main(["run", "probing", "--out", str(tmp_path), *small(chain, corpus_path, **more)]) == 0
     found = compared(tmp_path)
     assert {("report", "bleu_4"), ("vqa", "accuracy"), ("synthesis", "fid_cxr")} <= found.keys()
-    assert [cell["arm"] for cell in found["vqa", "accuracy"]] == ["after Stage 2", "zero-shot after Stage 1"]
+    assert [cell["arm"] for cell in found["vqa", "accuracy"]] == ["Stage 2", "Stage 1 zero-shot"]
 
 
 @pytest.mark.slow
