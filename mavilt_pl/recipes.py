@@ -3,7 +3,8 @@
 Each step names what it reads and writes under DIR. Words that several steps share, and what a user may choose, stand
 under `let`, where later entries may name earlier ones; `--set KEY=VALUE` changes an entry. A step with `for: {seed: [1, 2]}`
 stands for one step each value (of several keys: each combination), named in its name, reads and writes. A step with
-`unless: KEY` is left out where `--set KEY=` says what it would have made. A step that is done and whose command,
+`unless: KEY` is left out where `--set KEY=` says what it would have made. `after: {recipe: R, step: S}` puts the steps of
+another recipe, up to and with S, and its words before one's own. A step that is done and whose command,
 configs and inputs are as they were is skipped; what a changed input made stale is deleted and made again; a step that was broken off is run again and resumes by its own means. The record of a finished step stands
 in DIR/.steps/<name>.json. `--only STEP` makes one step, beside others: so each can be a job (`mavilt submit`).
 """
@@ -57,8 +58,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def load(name: str, settings: Sequence[str] = ()) -> dict[str, Any]:
-    """The recipe's YAML, checked, with its settings and with each `for` written out."""
+def _read(name: str) -> tuple[Path, dict[str, Any]]:
+    """A recipe's file, and its words and steps: those that it comes `after`, then its own."""
     import yaml
 
     from mavilt_pl.training import find_config
@@ -68,7 +69,23 @@ def load(name: str, settings: Sequence[str] = ()) -> dict[str, Any]:
     steps = recipe.get("steps") if isinstance(recipe, dict) else None
     if not steps:
         raise DataError(f"{path}: a recipe is a mapping with a list `steps`; found {type(recipe).__name__} without it")
-    let = recipe["let"] = {key: str(text) for key, text in (recipe.get("let") or {}).items()}
+    let = {key: str(text) for key, text in (recipe.get("let") or {}).items()}
+    if after := recipe.get("after"):
+        if not isinstance(after, dict) or set(after) != {"recipe", "step"}:
+            raise DataError(f"{path}: after: expected {{recipe: NAME, step: NAME}}; found {after}")
+        _, first = _read(after["recipe"])
+        names = [step.get("name") for step in first["steps"]]
+        if after["step"] not in names:
+            raise DataError(f"{path}: after: {after['recipe']} has no step {after['step']}; it has {', '.join(names)}")
+        steps = [*first["steps"][: names.index(after["step"]) + 1], *steps]
+        let = first["let"] | let
+    return path, {"let": let, "steps": steps}
+
+
+def load(name: str, settings: Sequence[str] = ()) -> dict[str, Any]:
+    """The recipe's YAML, checked, with its settings and with each `for` written out."""
+    path, recipe = _read(name)
+    steps, let = recipe["steps"], recipe["let"]
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals or key not in let:
@@ -283,7 +300,7 @@ def run(args: argparse.Namespace) -> int:
             return walk.one(args.only, shlex.split(args.more), first)
     with _alone(out / ".lock", fcntl.flock, fcntl.LOCK_EX, used):
         code = walk.walk(args.until)
-    for page in (out / "report.html", out / "compare.html"):
+    for page in (out / step["writes"] for step in recipe["steps"] if step["writes"].endswith(".html")):
         if not code and page.exists():
             print(f"The page to look at: {page}", file=sys.stderr)
     return code

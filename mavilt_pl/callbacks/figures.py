@@ -20,6 +20,13 @@ def hidden_name(study: str, salt: str) -> str:
     return hashlib.sha256(f"{salt}/{study}".encode()).hexdigest()[:10]
 
 
+def shown(batch: Mapping[str, Any], control: str | None = None) -> Any:
+    """What a language module is shown of each study: codes [B,N] or, where the data bring them, each view's; for the control,
+    another patient's."""
+    stranger = "" if control is None else "stranger_"
+    return batch.get(f"{stranger}views", batch[f"{stranger}codes"])
+
+
 class FigureCallback(Callback):
     """Computes figures of one task over validation and test sets, one source at a time.
 

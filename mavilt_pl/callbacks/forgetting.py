@@ -15,12 +15,15 @@ from mavilt_pl.metrics.text import Perplexity
 class Forgetting(Callback):
     """Perplexity of the language model on held-out plain texts of a corpus, without any image.
 
-    It is logged at the start of the fit, at every validation, and in the test (`text/perplexity`).
+    It is logged at the start of the fit and at every validation. The test gives `perplexity` of task `text`, and on the
+    same texts that of the model before any stage (`perplexity_before`) and their ratio (`perplexity_ratio`).
 
     Args:
         corpus: prepared corpus whose texts are read; those of its `split` were never trained on.
         sections, cleaning: as the data's.
         limit: at most so many texts.
+        before: in the test, compare with the backbone as it was; needs the memory of a second model, and none is made of a
+            backbone that started from random weights.
     """
 
     task = "text"
@@ -32,7 +35,9 @@ class Forgetting(Callback):
         sections: str = "findings+impression",
         cleaning: str = "none",
         limit: int = 200,
+        before: bool = True,
     ):
+        self.before = before
         self.corpus, self.split, self.sections, self.cleaning, self.limit = corpus, split, sections, cleaning, limit
         self.figures: list[dict[str, Any]] = []
         self.examples: list[dict[str, Any]] = []
@@ -48,15 +53,18 @@ class Forgetting(Callback):
         )
         self._texts = [(patient, text) for patient, text in texts if len(text) > 20][: self.limit]
 
-    def measure(self, trainer: Trainer, module: Any) -> Perplexity:
+    def measure(self, trainer: Trainer, module: Any, earlier: Any = None) -> Perplexity:
+        """The perplexity of a module on this process's share of the texts; of an earlier one on the same texts too."""
         metric = Perplexity().to(module.device)
         mine = self._texts[trainer.global_rank :: trainer.world_size]
         training = module.training
         module.eval()
         for start in range(0, len(mine), 32):
             part = mine[start : start + 32]
-            nats, tokens = module.text_nats([text for _, text in part])
-            metric.update(nats.tolist(), tokens.tolist(), [patient for patient, _ in part])
+            texts = [text for _, text in part]
+            nats, tokens = module.text_nats(texts)
+            before = None if earlier is None else earlier.text_nats(texts)[0].tolist()
+            metric.update(nats.tolist(), tokens.tolist(), [patient for patient, _ in part], before)
         module.train(training)
         return metric
 
@@ -76,7 +84,8 @@ class Forgetting(Callback):
             self._log(trainer, pl_module)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        metric = self.measure(trainer, pl_module)
+        earlier = pl_module.at_start() if self.before else None
+        metric = self.measure(trainer, pl_module, None if earlier is None else earlier.to(pl_module.device).eval())
         self.figures = [
             {
                 "task": "text",

@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from mavilt_pl.callbacks.figures import shown
 from mavilt_pl.callbacks.pixels import originals
 from mavilt_pl.data.datamodule import sample_key
 from mavilt_pl.vqgan.loading import load_tokenizer
@@ -65,7 +66,7 @@ class Pictures(Callback):
 
     def _language(self, board: Any, trainer: Trainer, module: Any, batch: dict, source: int, step: int) -> None:
         studies = batch["studies"][: self.count]
-        written = module.write_reports(batch["codes"][: self.count])
+        written = module.write_reports(shown(batch)[: self.count])
         lines = [f"| {_cell(text)} | {_cell(study['text'])} |" for text, study in zip(written, studies)]
         board.add_text("val/reports", "\n".join(["| written | reference |", "| --- | --- |", *lines]), step)
         if self.path is None:

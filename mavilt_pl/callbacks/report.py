@@ -8,7 +8,7 @@ from typing import Any
 from lightning import Trainer
 from torchmetrics import Metric
 
-from mavilt_pl.callbacks.figures import SHUFFLED, FigureCallback
+from mavilt_pl.callbacks.figures import SHUFFLED, FigureCallback, shown
 from mavilt_pl.callbacks.pixels import originals, to_uint8
 from mavilt_pl.metrics.clinical import FindingsF1
 from mavilt_pl.metrics.text import TextScores
@@ -33,7 +33,7 @@ class ReportMetrics(FigureCallback):
         metrics: Mapping[str, Metric],
         source: int,
     ) -> None:
-        written = module.write_reports(batch["codes" if control is None else "stranger_codes"])
+        written = module.write_reports(shown(batch, control))
         metrics["text"].update(written, batch["text"], batch["patient"])
         metrics["findings"].update(written, [study["label_names"] for study in batch["studies"]], batch["patient"])
         if control is None and self.wants_sample(trainer, source):

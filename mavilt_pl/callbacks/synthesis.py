@@ -19,7 +19,7 @@ from mavilt_pl.vqgan.loading import load_tokenizer
 
 
 class SynthesisMetrics(FigureCallback):
-    """Draws a radiograph for every study's text.
+    """Draws a radiograph for every study's text: of its first view, where the data bring several.
 
     Args:
         tokenizer: checkpoint of the VQ-GAN whose codes the model writes.
@@ -91,7 +91,9 @@ class SynthesisMetrics(FigureCallback):
     ) -> None:
         device, studies = module.device, batch["studies"]
         real = originals(trainer, studies, source).to(device)
-        codes = module.draw(batch["text"], self.seed, [sample_key(study["study"]) for study in studies])
+        views = [next(iter(views)) for views in batch["views"]] if "views" in batch else None
+        keys = [sample_key(study["study"]) for study in studies]
+        codes = module.draw(batch["text"], self.seed, keys, views=views)
         self.tokenizer.to(device), self.judge.to(device)
         with torch.inference_mode():
             drawn = self.tokenizer.decode(codes)

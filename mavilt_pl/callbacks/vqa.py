@@ -9,7 +9,7 @@ import torch
 from lightning import Trainer
 from torchmetrics import Metric
 
-from mavilt_pl.callbacks.figures import SHUFFLED, FigureCallback
+from mavilt_pl.callbacks.figures import SHUFFLED, FigureCallback, shown
 from mavilt_pl.callbacks.pixels import originals, to_uint8
 from mavilt_pl.metrics.vqa import Accuracy, GroupedAUROC
 
@@ -41,8 +41,9 @@ class VQAMetrics(FigureCallback):
         rows = [row for row, asked in enumerate(closed) if asked]
         if not rows:
             return
-        codes = batch["codes" if control is None else "stranger_codes"][rows]
-        answers = module.answer(codes, [[(q.question, q.candidates) for q in closed[row]] for row in rows])
+        seen = shown(batch, control)
+        seen = seen[rows] if isinstance(seen, torch.Tensor) else [seen[row] for row in rows]
+        answers = module.answer(seen, [[(q.question, q.candidates) for q in closed[row]] for row in rows])
         scores, truths, groups, right, patients = [], [], [], [], []
         for row, given in zip(rows, answers):
             for question, likelihood in zip(closed[row], given):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -15,10 +16,11 @@ from torch.utils.data.distributed import DistributedSampler
 from mavilt_pl.data.corpus import Corpus
 from mavilt_pl.data.questions import from_labels
 from mavilt_pl.data.report import clean, compose
-from mavilt_pl.data.study import DataError, Question, Study, View
+from mavilt_pl.data.study import SIDES, DataError, Question, Side, Study, View
 from mavilt_pl.data.tokens import TokenCache
 
 Wants = Literal["images", "pairs", "instructions", "text"]
+BESIDE = ("views", "stranger_views", "replay")  # what a batch has one a study of, outside the study's record
 
 
 class StudyDataset(Dataset):
@@ -84,10 +86,20 @@ class StudyDataset(Dataset):
             other = module.image_of(self.corpus, self.rows[self.stranger[index]])
             assert other is not None
             item["stranger_codes"] = torch.from_numpy(self.tokens[other])
+            if module.hparams["each_view"]:
+                item["views"] = self._views(row)
+                item["stranger_views"] = self._views(self.rows[self.stranger[index]])
+            if module.replayed and self.split == "train":
+                item["replay"] = module.replayed[int(torch.randint(len(module.replayed), ()))]
             if wants == "instructions":
                 asked = from_labels(study, module.findings) if module.hparams["ask_labels"] else ()
                 item["questions"] = self._drawn([*study.questions, *asked])
         return item
+
+    def _views(self, row: int) -> dict[Side, list[int]]:
+        """Codes of each view of a study."""
+        assert self.tokens is not None
+        return {view: self.tokens[image].tolist() for view, image in self.module.views_of(self.corpus, row).items()}
 
     def _drawn(self, questions: list[Question]) -> list[Question]:
         """In training, at most as many as are wanted, others each time; in evaluation all."""
@@ -100,11 +112,16 @@ class StudyDataset(Dataset):
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Items side by side: tensors stacked, everything else as lists; `studies` keeps what belongs to each study."""
     batch: dict[str, Any] = {
-        "studies": [{k: v for k, v in item.items() if not isinstance(v, torch.Tensor)} for item in items]
+        "studies": [
+            {k: v for k, v in item.items() if not isinstance(v, torch.Tensor) and k not in BESIDE} for item in items
+        ]
     }
     for key in ("pixels", "codes", "stranger_codes", "labels"):
         if key in items[0]:
             batch[key] = torch.stack([item[key] for item in items])
+    for key in BESIDE:
+        if key in items[0]:
+            batch[key] = [item[key] for item in items]
     batch["patient"] = [item["patient"] for item in items]
     batch["text"] = [item["text"] for item in items]
     return batch
@@ -195,7 +212,8 @@ class CXRDataModule(LightningDataModule):
     """Prepared corpora as batches.
 
     A batch is a dict: `pixels` float32 [B,1,H,W] in [-1, 1] or `codes` int64 [B,N]; `labels` float32 [B,F] (1, 0, nan);
-    `text` and `patient`, lists of B strings; `studies`, a list of B dicts (study, source, text, label_names, questions).
+    `text` and `patient`, lists of B strings; `studies`, a list of B dicts (study, source, text, label_names, questions). With
+    `each_view`, `views`: B dicts of codes by view, frontal first; with `replay`, in training: B plain texts.
     Training mixes the corpora by weight; evaluation keeps them apart, one loader a corpus, in the order of `corpora`.
 
     Args:
@@ -208,6 +226,10 @@ class CXRDataModule(LightningDataModule):
         sections: findings | impression | findings+impression | whole: which part of a report is its text.
         cleaning: name of a cleaning protocol of `mavilt_pl.data.report`.
         views: images of these views only, e.g. [PA, AP]; default: the first image of a study.
+        each_view: bring the first frontal and the first lateral image of a study, as `views`; `codes` are then the first
+            of them, and a study with neither is left out.
+        replay: plain texts for training beside the studies, so that language is rehearsed: a prepared corpus (the reports of
+            its training split) or a text file (a text a line). One is drawn for each study.
         augment: in training, small shifts, turns, zooms and exposures (Albumentations); never a flip: sides matter.
         limit_train, limit_val, limit_test: at most so many studies of each corpus, the same ones each time.
         ask_labels: make presence questions from labels.
@@ -227,6 +249,8 @@ class CXRDataModule(LightningDataModule):
         sections: str = "findings",
         cleaning: str = "none",
         views: list[View] | None = None,
+        each_view: bool = False,
+        replay: str | None = None,
         augment: bool = False,
         limit_train: int | None = None,
         limit_val: int | None = None,
@@ -246,6 +270,7 @@ class CXRDataModule(LightningDataModule):
         self.findings = tuple(findings or ())
         self.opened: list[Corpus] = []
         self.caches: list[TokenCache] = []
+        self.replayed: list[str] = []
         self._augmentation: Any = None
 
     @property
@@ -257,6 +282,8 @@ class CXRDataModule(LightningDataModule):
         if self.opened:
             return
         self.opened = [Corpus(path) for path in self.hparams["corpora"]]
+        if self.hparams["replay"] and stage == "fit":
+            self.replayed = self._replayed(Path(self.hparams["replay"]))
         if self.hparams["tokens"] and self.hparams["wants"] in ("pairs", "instructions"):
             self.caches = [TokenCache(p, c.fingerprint) for p, c in zip(self.hparams["tokens"], self.opened)]
             for cache in self.caches[1:]:
@@ -267,8 +294,32 @@ class CXRDataModule(LightningDataModule):
     def text_of(self, study: Study) -> str:
         return clean(compose(study, self.hparams["sections"]), self.hparams["cleaning"])
 
+    def _replayed(self, path: Path) -> list[str]:
+        if path.is_file():
+            texts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        else:
+            corpus = Corpus(path)
+            texts = [self.text_of(corpus.text(row)) for row in corpus.rows("train")]
+        if not (texts := [text for text in texts if text]):
+            raise DataError(
+                f"data.replay: found no text in {path}; expected a prepared corpus with reports, or a text file with a text "
+                "on each line"
+            )
+        return texts
+
+    def views_of(self, corpus: Corpus, row: int) -> dict[Side, int]:
+        """The rows in the pixel store of the study's first frontal and first lateral image among the wanted views."""
+        views = self.hparams["views"]
+        found: dict[Side, int] = {}
+        for number, view in corpus.image_rows(row):
+            if (not views or view in views) and view in SIDES:
+                found.setdefault(SIDES[view], number)
+        return dict(sorted(found.items()))  # frontal before lateral
+
     def image_of(self, corpus: Corpus, row: int) -> int | None:
         """The row in the pixel store of the study's image: the first of the wanted views."""
+        if self.hparams["each_view"]:
+            return next(iter(self.views_of(corpus, row).values()), None)
         views = self.hparams["views"]
         return next((number for number, view in corpus.image_rows(row) if not views or view in views), None)
 

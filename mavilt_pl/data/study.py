@@ -9,11 +9,13 @@ from typing import Literal, get_args
 
 Split = Literal["train", "val", "test"]
 View = Literal["PA", "AP", "LATERAL", "FRONTAL", "UNKNOWN"]
+Side = Literal["frontal", "lateral"]  # what a model that reads several views tells apart
 Label = Literal["present", "absent", "uncertain"]
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 VIEWS: tuple[View, ...] = get_args(View)
 FRONTAL: frozenset[View] = frozenset({"PA", "AP", "FRONTAL"})
+SIDES: dict[View, Side] = {**dict.fromkeys(FRONTAL, "frontal"), "LATERAL": "lateral"}  # type: ignore[dict-item]
 
 
 class DataError(Exception):

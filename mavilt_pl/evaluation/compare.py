@@ -14,6 +14,7 @@ from scipy import stats
 from mavilt_pl.data.study import DataError
 from mavilt_pl.evaluation.report import HEADLINES, TITLES, samples_below, tested, write_page
 from mavilt_pl.evaluation.results import read_results, write_json
+from mavilt_pl.evaluation.tradeoff import tradeoffs
 
 PROTOCOL = (
     "A cell is the mean over the arm's runs with the 95 % t interval over them: how much a training differs from the "
@@ -109,7 +110,7 @@ def compare(out: Path, arms: Sequence[str], seeds: str | None = None, names: str
     return write_page(
         out / "compare.html", "compare.html.jinja", rows=shown, arms=called, counts=[len(arm) for arm in runs],
         left_out=left_out, protocol=PROTOCOL, titles=TITLES, name=out.resolve().name,
-        pictures=_pictures([arm[0].folder for arm in runs]),
+        pictures=_pictures([arm[0].folder for arm in runs]), charts=tradeoffs(rows) if len(arms) > 2 else [],
     )  # fmt: skip
 
 

@@ -44,7 +44,7 @@ HEADLINES = {
     ),
     "vqa": ("auroc_macro", "accuracy"),
     "synthesis": ("drawn_auroc_macro", "fid_cxr", "fid_inception"),
-    "text": ("perplexity",),
+    "text": ("perplexity", "perplexity_before", "perplexity_ratio"),
 }
 TITLES = {
     "tokenizer": "Tokenizer",

@@ -142,5 +142,5 @@ class ResultsWriter(Callback):
 
 def _plain(values: Any) -> dict[str, Any]:
     """Hyperparameters without paths: a run's figures do not depend on where it lies."""
-    hidden = {"corpora", "tokens", "backbone", "init_from", "encoder", "_instantiator", "_class_path"}
+    hidden = {"corpora", "tokens", "replay", "backbone", "init_from", "encoder", "_instantiator", "_class_path"}
     return json.loads(json.dumps({k: v for k, v in dict(values).items() if k not in hidden}, default=str))

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from lightning import LightningModule
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 
 from mavilt_pl.checkpoint import refuse_others
 from mavilt_pl.data.study import DataError
@@ -21,8 +21,9 @@ END = "<|endoftext|>"
 Attention = Literal["sdpa", "flash_attention_2", "eager"]
 
 
-def load_backbone(name: str, attention: Attention = "sdpa") -> tuple[Any, Any]:
-    """Model (float32, safetensors only) and tokenizer from a local folder or a hub name.
+def load_backbone(name: str, attention: Attention = "sdpa", pretrained: bool = True) -> tuple[Any, Any]:
+    """Model (float32, safetensors only) and tokenizer from a local folder or a hub name; with `pretrained` false a model of
+    that shape with random weights.
 
     Raises `DataError` where there is no model, and where the model and its tokenizer, or its head, are not as the language
     modules need them (`_check`)."""
@@ -32,10 +33,12 @@ def load_backbone(name: str, attention: Attention = "sdpa") -> tuple[Any, Any]:
             f"backbone {name}: no config.json there. Expected a folder saved by Hugging Face's save_pretrained, such "
             "as the one that `mavilt fit --config backbone.yaml` leaves in <run>/backbone"
         )
+    kind = {"dtype": torch.float32, "attn_implementation": attention}
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            name, dtype=torch.float32, use_safetensors=True, attn_implementation=attention
-        )
+        if pretrained:
+            model = AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, **kind)
+        else:
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(name), **kind)
     except ImportError as error:
         raise DataError(
             f"attention: {attention} cannot be had here ({str(error).strip().splitlines()[0]}); use sdpa"

@@ -211,7 +211,7 @@ def _search(
 def draw(
     module: LanguageModule,
     prompts: Sequence[Sequence[int]],
-    unconditional: Sequence[int] | None = None,
+    unconditional: Sequence[Sequence[int]] | None = None,
     guidance: float = 1.0,
     temperature: float = 1.0,
     top_p: float = 0.92,
@@ -224,7 +224,7 @@ def draw(
 
     Args:
         prompts: ids of each prompt, up to and with `<image>`.
-        unconditional: the prompt without its condition, for guidance.
+        unconditional: each prompt without its condition, for guidance.
         guidance: s of arXiv 2207.12598 in logits: u + s (c − u); 1 is off.
         temperature: 0 takes the likeliest code.
         top_p: nucleus (arXiv 1904.09751); 0.92 as LLM-CXR.
@@ -237,7 +237,7 @@ def draw(
     if not count:
         return torch.empty(0, vocabulary.length, dtype=torch.long, device=module.device)
     check_sampling("drawing", temperature, top_k, top_p)
-    free_rows = [unconditional] * count if guidance != 1.0 and unconditional is not None else []
+    free_rows = [*unconditional] if guidance != 1.0 and unconditional is not None else []
     guided = bool(free_rows)
     rows = [*prompts, *free_rows]
     module.room(max(map(len, rows)), vocabulary.length)

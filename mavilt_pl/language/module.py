@@ -4,16 +4,12 @@ The position tells the modality, so the head is restricted: a text target is nor
 `<end>`, an image target over the K codes (`loss_vocabulary: full` normalises both over everything, as LLM-CXR does).
 Only hidden states at target positions meet the head, chunk by chunk, so no [B,T,V] logits exist.
 
-What does not fit is told: a text of more than `max_words` tokens is cut, a pair without a text has nothing to learn from and is
-left out, both counted (`train/texts_cut`, `train/texts_empty`) and warned of once; whatever then exceeds the model's context is
-a `DataError` that names the study.
-
 Shape legend: B batch, T positions, N codes an image, K codes in the book, D width, M target positions.
 """
 
 from __future__ import annotations
 
-import warnings
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from inspect import signature
@@ -22,10 +18,11 @@ from typing import Any, Literal
 
 import torch
 from lightning import LightningModule
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mavilt_pl.checkpoint import read_weights, refuse_others
-from mavilt_pl.data.study import DataError
+from mavilt_pl.data.study import DataError, Side
 from mavilt_pl.data.tokens import TokenCache
 from mavilt_pl.language import decoding
 from mavilt_pl.language.backbone import Attention, load_backbone
@@ -34,21 +31,32 @@ from mavilt_pl.language.drift import Drift, Keep, Place
 from mavilt_pl.language.loss import Rows, head_logits, linear_cross_entropy
 from mavilt_pl.language.optimizer import Kind, configured
 from mavilt_pl.language.sequences import Branch, Packed, Tree, pack
-from mavilt_pl.language.tuning import AdapterDrift, Lora, NewRows, Tuning, add_adapters, freeze
-from mavilt_pl.language.vocabulary import VisualVocabulary, grow
+from mavilt_pl.language.spelling import TASKS, Images, Spelling, Views
+from mavilt_pl.language.tuning import AdapterDrift, Lora, NewRows, Tuning, add_adapters, freeze, from_full, merged
+from mavilt_pl.language.vocabulary import MARKS, VIEW_MARKS, VisualVocabulary, grow
 
-TASKS = ("report", "image", "answer")
+
+def _tuning_of(checkpoint: Mapping[str, Any]) -> str:
+    return checkpoint.get("hyper_parameters", {}).get("tuning", "full")
 
 
-class LanguageModule(LightningModule):
+class LanguageModule(Spelling, LightningModule):
     """A causal language model with codes in its vocabulary. Subclasses say which sequences it is trained on.
 
     Args:
         backbone: folder or hub name of a pretrained causal language model.
         tokens: a token cache; its K, N and codebook shape the new rows. Any cache of the same tokenizer will do.
-        init_from: checkpoint whose weights to start from (Stage 2: Stage 1's). Optional.
-        task_weights: each task's share of the loss, whatever its length.
+        init_from: checkpoint whose weights to start from (Stage 2: Stage 1's). Optional. One that was trained in full may be
+            tuned on with adapters or new rows; its weights are then what is fixed.
+        task_weights: each task's share of the loss, whatever its length. `text` is plain text, where the data bring some
+            (`data.replay`); it holds the language by rehearsal, as `drift` does by the weights.
         loss_vocabulary: `modality` or `full`; see above.
+        directions: `both` of each pair, or `one`, its image or its report by a stable hash of its name, as LLM-CXR does by
+            the parity of its number (arXiv 2305.11490).
+        views: read a study's frontal and its lateral image in one prompt, each behind its mark, and draw either from the
+            other and the text (`data.each_view`).
+        view_dropout: how often, in training, each view that is read is left out; one always stays where there is
+            nothing else to read.
         places: add a learned vector for a code's place on the grid, zero at the start.
         drift: λ of λ/2 ‖θ − θ₀‖² over the pretrained weights.
         drift_from: θ₀ is the `backbone`, or the weights at the start of this `stage`. With adapters the term is of what they
@@ -64,6 +72,7 @@ class LanguageModule(LightningModule):
             as they are, and a learning rate of 1e-4 to 2e-4 is usual (LoRA, arXiv 2106.09685; QLoRA, arXiv 2305.14314).
         lora: r, alpha, dropout, targets; `tuning.Lora`.
         attention: transformers' kernel. flash_attention_2 takes no masks of ours, so that questions do not share their image.
+        pretrained: false takes the backbone's shape and its tokenizer, and random weights: a model from scratch.
         gradient_checkpointing: make each layer's activations again in the backward pass instead of keeping them.
     """
 
@@ -74,6 +83,9 @@ class LanguageModule(LightningModule):
         init_from: str | None = None,
         task_weights: Mapping[str, float] | None = None,
         loss_vocabulary: Literal["modality", "full"] = "modality",
+        directions: Literal["both", "one"] = "both",
+        views: bool = False,
+        view_dropout: float = 0.3,
         places: bool = True,
         drift: float = 0.01,
         drift_from: Literal["backbone", "stage"] = "backbone",
@@ -94,10 +106,11 @@ class LanguageModule(LightningModule):
         lora: Lora | None = None,
         attention: Attention = "sdpa",
         gradient_checkpointing: bool = False,
+        pretrained: bool = True,
     ):
         super().__init__()
         self.save_hyperparameters()
-        weights = {"report": 1.0, "image": 1.0, "answer": 1.0} | dict(task_weights or {})
+        weights = dict.fromkeys(TASKS, 1.0) | dict(task_weights or {})
         if set(weights) - set(TASKS):
             raise DataError(
                 f"task_weights: unknown task {sorted(set(weights) - set(TASKS))}; the tasks are {', '.join(TASKS)}"
@@ -108,12 +121,12 @@ class LanguageModule(LightningModule):
         if lora and tuning != "lora":
             raise DataError(f"lora is set and tuning is {tuning}: set tuning to lora, or drop lora")
         self.counts: Counter[str] = Counter()
-        self.model, self.tokenizer = load_backbone(backbone, attention)
+        self.model, self.tokenizer = load_backbone(backbone, attention, pretrained)
         self.model.train()  # Hugging Face loads in evaluation mode, and Lightning leaves modes as it finds them
         cache = TokenCache(tokens)
         rows = self.model.get_input_embeddings().num_embeddings
         known = max(self.tokenizer.get_vocab().values()) + 1
-        self.vocabulary = VisualVocabulary(rows, min(known, rows), cache.codes, cache.length)
+        self.vocabulary = VisualVocabulary(rows, min(known, rows), cache.codes, cache.length, views)
         self.made_with_tokenizer = cache.tokenizer
         self.context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         self._check_context(backbone, max_words)
@@ -142,11 +155,14 @@ class LanguageModule(LightningModule):
             self.drift = self._drift(drift)
 
     def _check_context(self, backbone: str, max_words: int) -> None:
-        need = self.vocabulary.length + max_words + 5  # <begin> <image> codes </image> <report> words <end>
+        images, marks = (2, 9) if self.vocabulary.views else (1, 5)
+        need = (
+            images * self.vocabulary.length + max_words + marks
+        )  # <begin> <image> codes </image> <report> words <end>
         if self.context is not None and need > self.context:
             raise DataError(
-                f"backbone {backbone}: found a context of {self.context} positions; an image of {self.vocabulary.length} codes "
-                f"and a text of max_words = {max_words} need {need}. Lower max_words, or take a model of longer context or a "
+                f"backbone {backbone}: found a context of {self.context} positions; {'two images' if images > 1 else 'an image'} of "
+                f"{self.vocabulary.length} codes and a text of max_words = {max_words} need {need}. Lower max_words, or take a model of longer context or a "
                 "tokenizer of fewer codes"
             )
 
@@ -156,10 +172,27 @@ class LanguageModule(LightningModule):
         h, weight = self.hparams, weight if self.hparams["tuning"] == "full" else 0.0
         return Drift(self.model, weight, self.vocabulary.text, h["drift_keep"], h["drift_place"])
 
+    def at_start(self) -> LanguageModule | None:
+        """This module before any stage: the backbone as it came, and new rows as they start; None where the backbone had
+        nothing to forget."""
+        if not self.hparams["pretrained"]:
+            return None
+        known = signature(type(self).__init__).parameters
+        given = {key: value for key, value in self.hparams.items() if key in known}
+        return type(self)(**{**given, "init_from": None, "drift": 0.0})
+
     def _start_from(self, path: str) -> None:
         if not Path(path).exists():
             raise DataError(f"init_from: {path} does not exist; expected the checkpoint of an earlier stage")
-        checkpoint = read_weights(path)
+        checkpoint, now = read_weights(path), self.hparams["tuning"]
+        if now != "full" and _tuning_of(checkpoint) == "full" and "state_dict" in checkpoint:
+            if now == "lora" and self.hparams["drift"] and self.hparams["drift_from"] == "backbone":
+                raise DataError(
+                    f"init_from: {path} was trained in full, and adapters know only what they add to it: set drift_from to "
+                    "stage, or drift to 0"
+                )
+            weights = from_full(self, checkpoint["state_dict"], self.vocabulary.text)
+            checkpoint |= {"state_dict": weights, "hyper_parameters": {"tuning": now}}
         self.on_load_checkpoint(checkpoint)
         self.load_state_dict(checkpoint["state_dict"])
 
@@ -177,13 +210,29 @@ class LanguageModule(LightningModule):
                 f"the checkpoint was trained on the codes of tokenizer {made_with[:12]} and the token cache was made by "
                 f"{self.made_with_tokenizer[:12]}: its codes mean different things. Train again, or tokenize with the first"
             )
-        was, now = checkpoint.get("hyper_parameters", {}).get("tuning", "full"), self.hparams["tuning"]
+        was, now = _tuning_of(checkpoint), self.hparams["tuning"]
         if was != now:
             raise DataError(
                 f"the checkpoint was trained with tuning: {was}, and here it is {now}: its weights are others. Set tuning to "
                 f"{was}"
             )
         refuse_others(checkpoint, self)
+
+    def save_plain(self, out: str | Path) -> None:
+        """Writes a folder that plain Hugging Face loads: the grown model with its adapters merged, its tokenizer, and beside
+        them what images need: visual.json (ids of marks and codes) and places.safetensors ([N,D], added to the embeddings of an
+        image's codes in order; absent without `places`)."""
+        v, out = self.vocabulary, Path(out)
+        merged(self.model, v, self.new_rows).save_pretrained(out)
+        self.tokenizer.save_pretrained(out)
+        marks = {name: v.mark(name) for name in MARKS}
+        marks |= {name: v.view_mark(view) for view, name in VIEW_MARKS.items() if v.views}
+        facts = {"marks": marks, "first_code": v.first_code, "codes": v.codes, "length": v.length, "words": v.words}
+        (out / "visual.json").write_text(
+            json.dumps({**facts, "visual_tokenizer": self.made_with_tokenizer}, indent=1), encoding="utf-8"
+        )
+        if self.place is not None:
+            save_file({"place": self.place.detach().cpu().contiguous()}, out / "places.safetensors")
 
     # The model's parts.
 
@@ -198,7 +247,7 @@ class LanguageModule(LightningModule):
         out = old(ids_BT) if self.new_rows is None else self.new_rows.embed(old, ids_BT, self.vocabulary.text)
         if self.place is None:
             return out
-        code = ids_BT >= self.vocabulary.first_code
+        code = (ids_BT >= self.vocabulary.first_code) & (ids_BT < self.vocabulary.last_code)
         if places is None:
             places = (code.cumsum(1) - 1) % self.vocabulary.length
         return out + self.place[places.clamp(min=0)] * code[..., None].to(out.dtype)
@@ -223,7 +272,7 @@ class LanguageModule(LightningModule):
 
     def code_head(self) -> list[Rows]:
         """The rows of the codes."""
-        return self._head(self.vocabulary.first_code, self.vocabulary.total)
+        return self._head(self.vocabulary.first_code, self.vocabulary.last_code)
 
     def text_logits(self, hidden: Tensor) -> Tensor:
         """Over the old vocabulary and `<end>`: [..., V + 1]."""
@@ -233,90 +282,7 @@ class LanguageModule(LightningModule):
         """Over the codes: [..., K]."""
         return head_logits(hidden, self.code_head())
 
-    # Sequences.
-
-    def _told(self, count: str, text: str) -> None:
-        """Count what was not used as it came, and warn of the first of its kind."""
-        self.counts[count] += 1
-        if self.counts[count] == 1:
-            warnings.warn(f"{text}; further ones are only counted, in train/{count}", stacklevel=3)
-
-    def words(self, text: str) -> list[int]:
-        """Ids of a text, all of them below V: what looks like a mark, or like a special token of the tokenizer, is spelled
-        out like any other text."""
-        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-
-    def cut_words(self, text: str, key: str = "") -> list[int]:
-        """At most `max_words` tokens of a text; what is cut is counted. `key` names the text's study."""
-        ids, most = self.words(text), self.hparams["max_words"]
-        if len(ids) > most:
-            whose = f"study {key}: " if key else ""
-            self._told("texts_cut", f"{whose}a text of {len(ids):,} tokens was cut to max_words = {most}")
-        return ids[:most]
-
-    def target_words(self, text: str, key: str = "") -> list[int]:
-        """A text target: at most `max_words` tokens, and `<end>`."""
-        return [*self.cut_words(text, key), self.vocabulary.end]
-
-    def has_text(self, text: str, key: str, name: str) -> bool:
-        """False, and counted, where there is nothing to be said."""
-        if text.strip():
-            return True
-        self._told("texts_empty", f"study {key}: its {name} is empty and was left out")
-        return False
-
-    def room(self, length: int, least: int, what: str = "a prompt") -> int:
-        """How many positions the model's context has left after `length`. Raises `DataError` for fewer than `least`."""
-        if self.context is None:
-            return 2**31
-        if self.context - length < least:
-            raise DataError(
-                f"{what}: found {length} tokens, and {least} more are to follow; the model's context is {self.context} tokens. "
-                "Shorten the text, lower max_words, or take a model of longer context"
-            )
-        return self.context - length
-
-    def image_prefix(self, codes: Sequence[int]) -> list[int]:
-        v = self.vocabulary
-        return [v.mark("<begin>"), v.mark("<image>"), *(v.first_code + int(c) for c in codes), v.mark("</image>")]
-
-    def report_prompt(self, key: str, training: bool) -> list[int]:
-        """What follows the image when a report is wanted."""
-        return [self.vocabulary.mark("<report>")]
-
-    def draw_prompt(self, text: str | None, key: str = "", training: bool = False) -> list[int]:
-        """Text (None: no condition), then `<image>`."""
-        v = self.vocabulary
-        words = [] if text is None else self.cut_words(text, key)
-        return [v.mark("<begin>"), *words, v.mark("<image>")]
-
-    def drawing(self, codes: Sequence[int], text: str, key: str, training: bool) -> Tree:
-        """One report→image sequence; in training its text is dropped now and then."""
-        dropped = training and float(torch.rand(())) < self.hparams["condition_dropout"]
-        target = [self.vocabulary.first_code + int(c) for c in codes]
-        prompt = self.draw_prompt(None if dropped else text, key, training)
-        return Tree(prompt, [Branch([], target, TASKS.index("image"), image=True)])
-
-    def reading(self, codes: Sequence[int], study: Mapping[str, Any], training: bool) -> Tree | None:
-        """One image and all that is to be said of it; None where that is nothing."""
-        raise NotImplementedError
-
-    def _fits(self, tree: Tree, study: str) -> Tree:
-        longest = max(len(branch.prompt) + len(branch.target) for branch in tree.branches)
-        self.room(len(tree.prefix) + longest, 0, f"study {study}, image, prompt and target")
-        return tree
-
-    def trees(self, batch: Mapping[str, Any], training: bool) -> list[list[Tree]]:
-        """The batch as groups of trees; each group is one pass through the model."""
-        self.vocabulary.check(batch["codes"])
-        reading, drawing = [], []
-        for codes, study in zip(batch["codes"].tolist(), batch["studies"]):
-            read = self.reading(codes, study, training)
-            if read is not None:
-                reading.append(self._fits(read, study["study"]))
-            if study["text"].strip():
-                drawing.append(self._fits(self.drawing(codes, study["text"], study["study"], training), study["study"]))
-        return [reading, drawing]
+    # Batches.
 
     def pack(self, trees: Sequence[Tree]) -> Packed:
         if not self.shares_prefix:
@@ -410,7 +376,7 @@ class LanguageModule(LightningModule):
         h = self.hparams
         return configured(self, self.body, h["optimizer"], h["learning_rate"], h["matrix_rate"], h["warmup"])
 
-    # What it can do. Codes are int64 [B,N]; keys make sampling and wordings independent of the batch.
+    # What it can do. Images are codes, int64 [B,N], or with several views each study's by name; keys make sampling and wordings independent of the batch.
 
     def _write(self, prompts: Sequence[Sequence[int]], seed: int = 0, keys: Sequence[int] | None = None) -> list[str]:
         h = self.hparams
@@ -418,22 +384,33 @@ class LanguageModule(LightningModule):
             decoding.write(self, prompts, h["max_words"], h["text_decoding"], seed, keys)
         )
 
-    def write_reports(self, codes_BN: Tensor, seed: int = 0, keys: Sequence[int] | None = None) -> list[str]:
-        """A report for each image, as `text_decoding` says."""
-        prompts = [self.image_prefix(codes) + self.report_prompt("", training=False) for codes in codes_BN.tolist()]
+    def _may_name_views(self, named: bool) -> None:
+        if named and not self.vocabulary.views:
+            raise DataError(
+                "found views by name (data.each_view), and this model knows one image without a name: set data.each_view to "
+                "false, or train with model.init_args.views true"
+            )
+
+    def _prefixes(self, images: Images) -> list[list[int]]:
+        self._may_name_views(not isinstance(images, Tensor))
+        return [self.image_prefix(shown) for shown in (images.tolist() if isinstance(images, Tensor) else images)]
+
+    def write_reports(self, images: Images, seed: int = 0, keys: Sequence[int] | None = None) -> list[str]:
+        """A report for each study, as `text_decoding` says."""
+        prompts = [prefix + self.report_prompt("", training=False) for prefix in self._prefixes(images)]
         return self._write(prompts, seed, keys)
 
     def write_answers(
         self,
-        codes_BN: Tensor,
+        images: Images,
         questions: Sequence[Sequence[str]],
         seed: int = 0,
         keys: Sequence[Sequence[int]] | None = None,
     ) -> list[list[str]]:
-        """An answer in free text to each question about each image; `keys` as `questions`."""
+        """An answer in free text to each question about each study; `keys` as `questions`."""
         prompts = [
-            [*self.image_prefix(codes), *self.question_prompt(question)]
-            for codes, asked in zip(codes_BN.tolist(), questions)
+            [*prefix, *self.question_prompt(question)]
+            for prefix, asked in zip(self._prefixes(images), questions)
             for question in asked
         ]
         flat = None if keys is None else [key for row in keys for key in row]
@@ -447,16 +424,22 @@ class LanguageModule(LightningModule):
         keys: Sequence[int] | None = None,
         best_of: int = 1,
         scorer: Scorer | None = None,
+        views: Sequence[Side] | None = None,
+        given: Sequence[Views] | None = None,
     ) -> Tensor:
         """Codes int64 [B,N] of an image for each text: of `best_of` drawn, the one that `scorer` (codes [B,N] and texts →
-        scores [B]) gives the highest score."""
+        scores [B]) gives the highest score. With several views, of `views` (default: frontal), from those that are `given`
+        of each study too."""
         h = self.hparams
         if best_of < 1 or (best_of > 1 and scorer is None):
             raise DataError(
                 f"best_of: found {best_of}, {'no ' * (scorer is None)}scorer; expected 1, or more and a scorer"
             )
-        prompts = [self.draw_prompt(text) for text in texts]
-        free = self.draw_prompt(None)
+        self._may_name_views(bool(views or given))
+        sides = [*views] if views else [None] * len(texts)
+        seen = [*given] if given else [None] * len(texts)
+        prompts = [self.draw_prompt(text, view=side, given=other) for text, side, other in zip(texts, sides, seen)]
+        free = [self.draw_prompt(None, view=side) for side in sides]
         drawn = [
             decoding.draw(
                 self, prompts, free, h["guidance"], h["temperature"], h["top_p"], seed, keys, h["top_k"], number
@@ -468,27 +451,22 @@ class LanguageModule(LightningModule):
         best_B = torch.stack([scorer(codes_BN, texts).to(self.device) for codes_BN in drawn]).argmax(0)
         return torch.stack(drawn)[best_B, torch.arange(len(texts), device=self.device)]
 
-    def question_prompt(self, question: str, key: str = "") -> list[int]:
-        return [*self.cut_words(question, key), self.vocabulary.mark("<answer>")]
-
     @torch.inference_mode()
-    def answer(self, codes_BN: Tensor, questions: Sequence[Sequence[tuple[str, Sequence[str]]]]) -> list[list[Any]]:
-        """For each image and question, the likelihood of each candidate answer, per token and normalised over the
-        candidates; free text (`write_answers`) for an open question, which has no candidates. All closed questions about an
-        image are answered in one pass that reads it once."""
+    def answer(self, images: Images, questions: Sequence[Sequence[tuple[str, Sequence[str]]]]) -> list[list[Any]]:
+        """For each study and question, the likelihood of each candidate answer, per token and normalised over the
+        candidates; free text (`write_answers`) for an open question, which has no candidates. All closed questions about a
+        study are answered in one pass that reads it once."""
         trees = []
-        for codes, asked in zip(codes_BN.tolist(), questions):
+        for prefix, asked in zip(self._prefixes(images), questions):
             branches = [
                 Branch(self.question_prompt(question), [*self.words(candidate), self.vocabulary.end])
                 for question, candidates in asked
                 for candidate in candidates
             ]
             if branches:
-                trees.append(
-                    self._fits(Tree(self.image_prefix(codes), branches), f"unknown, questions {asked[0][0]!r} …")
-                )
+                trees.append(self._fits(Tree(prefix, branches), f"unknown, questions {asked[0][0]!r} …"))
         open_questions = [[question for question, candidates in asked if not candidates] for asked in questions]
-        said = iter(text for row in self.write_answers(codes_BN, open_questions) for text in row)
+        said = iter(text for row in self.write_answers(images, open_questions) for text in row)
         likelihood = iter(self._likelihoods(trees) if trees else [])
         return [
             [
@@ -510,16 +488,13 @@ class LanguageModule(LightningModule):
     @torch.inference_mode()
     def text_nats(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Plain text without images: summed nats and token count of each text, float [B] and int [B]."""
-        begin = [self.vocabulary.mark("<begin>")]
         kept = [ids for ids in (self.words(text) for text in texts) if len(ids) > 1]
         if not kept:
             return torch.zeros(0, device=self.device), torch.zeros(0, dtype=torch.long)
         if self.context is not None and (longest := max(map(len, kept))) >= self.context:
             self._told("texts_cut", f"a plain text of {longest:,} tokens was cut to the context of {self.context}")
             kept = [ids[: self.context - 1] for ids in kept]
-        packed = pack([Tree([*begin, ids[0]], [Branch([], ids[1:])]) for ids in kept], self.vocabulary.end).to(
-            self.device
-        )
+        packed = pack([self.plain(ids) for ids in kept], self.vocabulary.end).to(self.device)
         losses_M = self.token_losses(packed)
         total = losses_M.new_zeros(len(kept)).index_add_(0, packed.branch_M, losses_M)
         return total, torch.tensor([len(ids) - 1 for ids in kept])

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mavilt_pl.language.module import TASKS, LanguageModule
+from mavilt_pl.language.module import LanguageModule
 from mavilt_pl.language.sequences import Branch, Tree
+from mavilt_pl.language.spelling import TASKS, Views
 
 
 class Stage1(LanguageModule):
     """Image → report and report → image, without instructions. Batches: `wants: pairs`."""
 
-    def reading(self, codes: Sequence[int], study: Mapping[str, Any], training: bool) -> Tree | None:
+    def reading(self, shown: Sequence[int] | Views, study: Mapping[str, Any], training: bool) -> Tree | None:
         text, key = study["text"], study["study"]
-        if not self.has_text(text, key, "report"):
+        if not self.takes("report", key, training) or not self.has_text(text, key, "report"):
             return None
         report = Branch(self.report_prompt(key, training), self.target_words(text, key), TASKS.index("report"))
-        return Tree(self.image_prefix(codes), [report])
+        return Tree(self.image_prefix(shown), [report])

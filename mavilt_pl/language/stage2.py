@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mavilt_pl.language.module import TASKS, LanguageModule
+from mavilt_pl.language.module import LanguageModule
 from mavilt_pl.language.prompts import DRAW, REPORT, wording
 from mavilt_pl.language.sequences import Branch, Tree
+from mavilt_pl.language.spelling import TASKS, Views
 
 
 class Stage2(LanguageModule):
@@ -19,13 +20,13 @@ class Stage2(LanguageModule):
     def report_prompt(self, key: str, training: bool) -> list[int]:
         return [*self.words(wording(REPORT, key, training)), self.vocabulary.mark("<report>")]
 
-    def draw_prompt(self, text: str | None, key: str = "", training: bool = False) -> list[int]:
-        return super().draw_prompt(None if text is None else f"{wording(DRAW, key, training)} {text}")
+    def draw_words(self, text: str, key: str, training: bool) -> str:
+        return f"{wording(DRAW, key, training)} {text}"
 
-    def reading(self, codes: Sequence[int], study: Mapping[str, Any], training: bool) -> Tree | None:
+    def reading(self, shown: Sequence[int] | Views, study: Mapping[str, Any], training: bool) -> Tree | None:
         text, key = study["text"], study["study"]
         branches = []
-        if self.has_text(text, key, "report"):
+        if self.takes("report", key, training) and self.has_text(text, key, "report"):
             prompt = self.report_prompt(key, training)
             branches.append(Branch(prompt, self.target_words(text, key), TASKS.index("report")))
         branches += [
@@ -33,4 +34,4 @@ class Stage2(LanguageModule):
             for q in study["questions"]
             if self.has_text(q.answer, key, f"answer to {q.question!r}")
         ]
-        return Tree(self.image_prefix(codes), branches) if branches else None
+        return Tree(self.image_prefix(shown), branches) if branches else None

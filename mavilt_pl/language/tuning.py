@@ -7,7 +7,9 @@ old row.
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Mapping
 from typing import Any, Literal, TypedDict
 
 import torch
@@ -109,6 +111,55 @@ def adapters(model: nn.Module) -> list[tuple[str, nn.Parameter, nn.Parameter, fl
             a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
             found.append((name, a, b, float(module.scaling["default"])))
     return found
+
+
+def from_full(module: Any, weights: Mapping[str, Tensor], rows: int) -> dict[str, Tensor]:
+    """The weights of a module that was trained in full, by the names they have in one whose pretrained weights are fixed:
+    the first `rows` of embedding and head stay the model's, those behind them become the new rows; adapters are as they
+    start. What has no counterpart there is left out, for the caller's check to name."""
+    own = module.state_dict()
+    head = module.model.get_output_embeddings()
+    ends = {
+        id(head.weight): "new_rows.head",
+        id(getattr(head, "bias", None)): "new_rows.bias",
+        id(module.model.get_input_embeddings().weight): "new_rows.embedding",  # the last word where the head is tied
+    }
+    named = dict(module.named_parameters(remove_duplicate=False))
+    found = {name: value for name, value in own.items() if ".lora_" in name}
+    for name in own:
+        value = weights.get(name.replace(".base_layer.", "."))
+        if value is None:
+            continue
+        field = ends.get(id(named[name])) if name in named else None
+        found[name] = value if field is None else value[:rows]
+        if field in own:
+            found[field] = value[rows:]
+    return found
+
+
+def merged(model: Any, vocabulary: VisualVocabulary, new_rows: NewRows | None) -> Any:
+    """A copy of the model as plain Hugging Face has it: adapters added into the weights they adapt, new rows behind the old."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    plain = copy.deepcopy(model)
+    for name, layer in [*plain.named_modules()]:
+        if isinstance(layer, BaseTunerLayer):
+            layer.merge()
+            parent, _, last = name.rpartition(".")
+            setattr(plain.get_submodule(parent), last, layer.get_base_layer())
+    for parameter in plain.parameters():
+        parameter.requires_grad_(True)
+    if new_rows is None:
+        return plain
+    plain.resize_token_embeddings(vocabulary.total, mean_resizing=False)
+    with torch.no_grad():
+        plain.get_input_embeddings().weight[vocabulary.text :] = new_rows.embedding
+        head = plain.get_output_embeddings()
+        if new_rows.head is not None:
+            head.weight[vocabulary.text :] = new_rows.head
+        if new_rows.bias is not None:
+            head.bias[vocabulary.text :] = new_rows.bias
+    return plain
 
 
 class AdapterDrift:

@@ -2,7 +2,8 @@
 
 The model's embedding has V rows. Behind them stands one contiguous block: a few marks, then the K codes. Old ids do not
 move, and the tokenizer never learns the new ones: text that contains `<image>` literally stays text. `<end>` is the
-first mark, so that "the old vocabulary and `<end>`" is one slice of the head.
+first mark, so that "the old vocabulary and `<end>`" is one slice of the head. Marks of views, where there are any, stand
+behind the codes: a model without them has the same ids.
 """
 
 from __future__ import annotations
@@ -12,20 +13,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mavilt_pl.data.study import DataError
+from mavilt_pl.data.study import DataError, Side
 
 MARKS = ("<end>", "<begin>", "<image>", "</image>", "<report>", "<answer>")
+VIEW_MARKS: dict[Side, str] = {"frontal": "<frontal>", "lateral": "<lateral>"}
 
 
 @dataclass(frozen=True)
 class VisualVocabulary:
     """Ids of the marks and codes. `text` is V, the model's rows before it grew; `codes` is K; `length` is N, the
-    number of codes in an image; `words` is how many of the V rows the tokenizer uses (models pad their rows)."""
+    number of codes in an image; `words` is how many of the V rows the tokenizer uses (models pad their rows); `views`
+    says whether there are marks of views."""
 
     text: int
     words: int
     codes: int
     length: int
+    views: bool = False
 
     @property
     def end(self) -> int:
@@ -39,8 +43,16 @@ class VisualVocabulary:
         return self.text + len(MARKS)
 
     @property
-    def total(self) -> int:
+    def last_code(self) -> int:
+        """The id behind the last code."""
         return self.first_code + self.codes
+
+    @property
+    def total(self) -> int:
+        return self.last_code + (len(VIEW_MARKS) if self.views else 0)
+
+    def view_mark(self, view: Side) -> int:
+        return self.last_code + [*VIEW_MARKS].index(view)
 
     def check(self, codes_BN: Tensor) -> None:
         """Refuse codes that are not N codes in [0, K)."""
@@ -75,7 +87,7 @@ def first_rows(
         code = codebook.float().cpu()
         code = (code - code.mean(0)) / (code.std() + 1e-6)
         projection = torch.randn(code.shape[1], len(mean), generator=generator) / code.shape[1] ** 0.5
-        direction[len(MARKS) :] = code @ projection
+        direction[len(MARKS) : len(MARKS) + len(code)] = code @ projection
     embedding = (mean + noise * spread * direction.to(mean)).to(old.dtype)
     head, head_rows, bias = model.get_output_embeddings(), None, None
     if head.weight is not old:

@@ -90,17 +90,32 @@ class TextScores(PatientRows):
 
 
 class Perplexity(PatientRows):
-    """exp(nats per token) over all texts (`perplexity`)."""
+    """exp(nats per token) over all texts (`perplexity`); where the nats of an earlier model are given too, that model's
+    (`perplexity_before`) and how many times it the later one's is (`perplexity_ratio`), on the same texts."""
 
     protocol = "exp of mean nats per token of the model's own tokenizer"
 
     def __init__(self) -> None:
-        super().__init__(2)
+        super().__init__(3)
 
-    def update(self, nats: Sequence[float], tokens: Sequence[int], patients: Sequence[str]) -> None:
-        self.add_rows([[n, t] for n, t in zip(nats, tokens)], patients)
+    def update(
+        self,
+        nats: Sequence[float],
+        tokens: Sequence[int],
+        patients: Sequence[str],
+        before: Sequence[float] | None = None,
+    ) -> None:
+        """Summed nats and the number of tokens of each text; `before`, the earlier model's nats."""
+        self.add_rows([*zip(nats, tokens, before or [np.nan] * len(nats))], patients)
 
     def compute(self) -> dict[str, Estimate]:
         rows, patients = self.table()
-        found = estimate(lambda w: float(np.exp(w @ rows[:, 0] / (w @ rows[:, 1]))), patients) if len(rows) else None
-        return {} if found is None else {"perplexity": found}
+        nats, tokens, before = rows.T
+        if not len(rows):
+            return {}
+
+        def of(sums: np.ndarray) -> Estimate | None:
+            return estimate(lambda w: float(np.exp(w @ sums / (w @ tokens))), patients)
+
+        found = {"": of(nats), "_before": of(before), "_ratio": of(nats - before)}
+        return {f"perplexity{name}": value for name, value in found.items() if value is not None}

@@ -13,6 +13,7 @@ from scipy import stats
 
 from mavilt_pl.cli import main
 from mavilt_pl.evaluation.results import write_json
+from mavilt_pl.evaluation.tradeoff import tradeoffs
 
 PSNR = {"with": (29.1, 29.6, 28.9), "without": (27.0, 29.0, 27.9)}
 
@@ -99,3 +100,24 @@ def test_figures_that_one_run_lacks_are_named_and_mistakes_told(arms: Path, caps
     assert "name the folder of one run" in capsys.readouterr().err
     assert main(["results", str(arms), "--compare", "with/1", "nowhere"]) == 1
     assert main(["results", str(arms), "--compare", "with/1"]) == 1 and "two arms" in capsys.readouterr().err
+
+
+def test_three_arms_get_a_chart_of_what_is_learned_against_what_is_forgotten(tmp_path: Path) -> None:
+    """The marks stand where the means are: arms in a row of ratios 1, 2, 4 and BLEU 0.1, 0.3, 0.2."""
+    for arm, ratio, bleu in (("a", 1.0, 0.1), ("b", 2.0, 0.3), ("c", 4.0, 0.2)):
+        figures = [
+            {"task": task, "source": "s", "metric": metric, "value": value, "low": None, "high": None, "n": 7, "protocol": "p", "control": None}
+            for task, metric, value in (("text", "perplexity_ratio", ratio), ("report", "bleu_4", bleu))
+        ]  # fmt: skip
+        write_json(tmp_path / arm / "test/results.json", {"figures": figures, "made_by": {}})
+    assert main(["results", str(tmp_path), "--compare", "a", "b", "c"]) == 0
+    rows = json.loads((tmp_path / "compare.json").read_text())["rows"]
+    (chart,) = tradeoffs(rows)
+    assert chart["title"] == "report bleu_4, s" and (chart["x"], chart["y"]) == ((1.0, 4.0), (0.1, 0.3))
+    across, up = ([point[key] for point in chart["points"]] for key in ("x", "y"))
+    assert (across[1] - across[0]) / (across[2] - across[0]) == pytest.approx(1 / 3, abs=0.01)
+    assert up[0] > up[2] > up[1] and up[2] == pytest.approx((up[0] + up[1]) / 2, abs=0.1)  # down the page is less
+    page = (tmp_path / "compare.html").read_text()
+    assert page.count("<circle") == 3 and "Learned against forgotten" in page
+    assert main(["results", str(tmp_path), "--compare", "a", "b"]) == 0  # two arms are two numbers: no chart
+    assert "<circle" not in (tmp_path / "compare.html").read_text()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mavilt_pl.data.study import DataError, Question
 from mavilt_pl.language import Stage2
@@ -173,3 +176,64 @@ def test_a_kernel_that_is_not_there_is_told(llama: Path, tokens: Path) -> None:
             made(llama, tokens, attention="flash_attention_2")
     else:
         assert not made(llama, tokens, attention="flash_attention_2").shares_prefix
+
+
+@pytest.mark.parametrize("tuning", ["lora", "new_rows"])
+def test_a_stage_trained_in_full_is_tuned_on_with_fixed_weights(
+    any_backbone: Path, tokens: Path, tmp_path: Path, tuning: str
+) -> None:
+    """It starts at that stage's losses, its old weights are that stage's, and only what is added is trained."""
+    earlier = made(any_backbone, tokens).eval()
+    with torch.no_grad():
+        for parameter in earlier.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    checkpoint = {"state_dict": earlier.state_dict(), "hyper_parameters": dict(earlier.hparams)}
+    earlier.on_save_checkpoint(checkpoint)
+    path = tmp_path / "full.ckpt"
+    torch.save(checkpoint, path)
+    module = made(any_backbone, tokens, tuning=tuning, init_from=str(path), drift_from="stage").eval()
+    torch.testing.assert_close(loss(module), loss(earlier), atol=1e-5, rtol=1e-5)
+    old = earlier.model.get_input_embeddings().weight
+    v = module.vocabulary
+    assert torch.equal(module.model.get_input_embeddings().weight, old[: v.text])
+    assert torch.equal(module.new_rows.embedding, old[v.text :]) and torch.equal(module.place, earlier.place)
+    assert module.drift.term() == 0
+    if tuning == "lora":
+        with pytest.raises(DataError, match="set drift_from to stage, or drift to 0"):
+            made(any_backbone, tokens, tuning=tuning, init_from=str(path))
+    with pytest.raises(DataError, match="trained with tuning: lora"):
+        adapted_path = tmp_path / "adapted.ckpt"
+        state = adapted(any_backbone, tokens)
+        saved = {"state_dict": state.state_dict(), "hyper_parameters": dict(state.hparams)}
+        state.on_save_checkpoint(saved)
+        torch.save(saved, adapted_path)
+        made(any_backbone, tokens, init_from=str(adapted_path))
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora", "new_rows"])
+def test_the_plain_folder_is_the_same_model(any_backbone: Path, tokens: Path, tmp_path: Path, tuning: str) -> None:
+    """Loaded by transformers alone, it gives the logits of the module over words, marks and codes."""
+    module = made(any_backbone, tokens, tuning=tuning).eval()
+    shake(module)
+    torch.nn.init.normal_(module.place, std=0.2)
+    kept = {name: value.clone() for name, value in module.state_dict().items()}
+    module.save_plain(tmp_path)
+    assert all(torch.equal(value, kept[name]) for name, value in module.state_dict().items())  # it is a copy
+    plain, facts = AutoModelForCausalLM.from_pretrained(tmp_path), json.loads((tmp_path / "visual.json").read_text())
+    v = module.vocabulary
+    assert (facts["first_code"], facts["codes"], facts["marks"]["<end>"]) == (v.first_code, 20, v.text)
+    ids = torch.tensor([[*module.words("No edema."), *module.image_prefix(CODES[0].tolist())]])
+    embedded = plain.get_input_embeddings()(ids)
+    where = int((ids[0] >= v.first_code).int().argmax())
+    embedded[:, where : where + 9] += load_file(tmp_path / "places.safetensors")["place"]
+    with torch.no_grad():
+        hidden = module.body(inputs_embeds=module.embed(ids)).last_hidden_state
+        wanted = torch.cat([module.text_logits(hidden)[..., : v.text + 1], module.code_logits(hidden)], -1)
+        found = plain(inputs_embeds=embedded).logits
+    assert found.shape[-1] == v.total
+    torch.testing.assert_close(
+        torch.cat([found[..., : v.text + 1], found[..., v.first_code :]], -1), wanted, atol=1e-4, rtol=1e-4
+    )
+    assert (
+        AutoTokenizer.from_pretrained(tmp_path)("No edema.")["input_ids"] == module.tokenizer("No edema.")["input_ids"]
+    )

@@ -176,7 +176,13 @@ def test_codebook_use_and_perplexity() -> None:
     assert found["codebook_used"].value == 0.5 and found["codebook_perplexity"].value == pytest.approx(4)
     text = Perplexity()
     text.update([2.0, 4.0], [2, 2], ["a", "b"])
-    assert text.compute()["perplexity"].value == pytest.approx(math.exp(6 / 4))
+    assert text.compute()["perplexity"].value == pytest.approx(math.exp(6 / 4)) and len(text.compute()) == 1
+    text = Perplexity()
+    text.update([2.0, 4.0], [2, 2], ["a", "b"], before=[1.0, 2.0])
+    found = text.compute()
+    assert found["perplexity_before"].value == pytest.approx(math.exp(3 / 4))
+    ratio = found["perplexity_ratio"]
+    assert ratio.value == pytest.approx(math.exp(6 / 4) / math.exp(3 / 4)) and ratio.low < ratio.value < ratio.high
 
 
 @pytest.mark.slow

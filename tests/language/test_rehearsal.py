@@ -1,0 +1,145 @@
+"""What baselines do otherwise: one direction of each pair, plain text rehearsed, random weights; and what is forgotten."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from mavilt_pl.data.datamodule import CXRDataModule
+from mavilt_pl.data.study import DataError, Question
+from mavilt_pl.data.tokens import write_tokens
+from mavilt_pl.language import Stage1, Stage2
+
+ASK = (Question("Is there edema?", "no", "edema", ("yes", "no")),)
+
+
+def made(backbone: Path, tokens: Path, kind: type = Stage2, **settings: Any) -> Any:
+    torch.manual_seed(0)
+    return kind(str(backbone), str(tokens), **{"max_words": 40, "drift": 0.0, "condition_dropout": 0.0, **settings})
+
+
+def batch(count: int, **more: Any) -> dict[str, Any]:
+    codes = torch.arange(count * 9).reshape(count, 9) % 20
+    studies = [{"text": "No effusion.", "study": f"mimic:{i}", "questions": ASK} for i in range(count)]
+    return {"codes": codes, "studies": studies, **more}
+
+
+def asked(module: Any, trees: list[Any]) -> list[list[int]]:
+    """Codes of each tree's image, read or drawn."""
+    v = module.vocabulary
+    return [
+        [i - v.first_code for i in [*tree.prefix, *tree.branches[0].target] if v.first_code <= i < v.last_code]
+        for tree in trees
+    ]
+
+
+@pytest.mark.parametrize("stage", [Stage1, Stage2])
+def test_one_direction_takes_each_pair_once_and_the_same_way_each_time(llama: Path, tokens: Path, stage: type) -> None:
+    module, given = made(llama, tokens, stage, directions="one"), batch(40)
+    reading, drawing = module.trees(given, training=True)
+    reports = [tree for tree in reading if any(branch.task == 0 for branch in tree.branches)]
+    every = [*asked(module, reports), *asked(module, drawing)]
+    assert sorted(every) == sorted(given["codes"].tolist()) and 12 < len(drawing) < 28
+    assert asked(module, module.trees(given, training=True)[1]) == asked(module, drawing)
+    if stage is Stage2:  # questions are asked of every study
+        assert len(reading) == 40 and all(tree.branches[-1].task == 2 for tree in reading)
+    assert [len(group) for group in module.trees(given, training=False)] == [40, 40]
+    assert [len(group) for group in made(llama, tokens, stage).trees(given, training=True)] == [40, 40]
+
+
+def test_rehearsed_text_is_the_plain_text_that_perplexity_measures(llama: Path, tokens: Path) -> None:
+    text = "The lungs are clear. No edema."
+    module = made(llama, tokens, task_weights={"report": 0.2, "image": 0.2, "answer": 0.55, "text": 0.05}).eval()
+    packed = module.on_before_batch_transfer(batch(2, replay=[text, ""]), 0)["packed"]  # nothing teaches nothing
+    with torch.no_grad():
+        losses = module.losses(packed)
+        nats, count = module.text_nats([text])
+    assert set(losses) == {"report", "image", "answer", "text"}
+    assert losses["text"].item() == pytest.approx(float(nats / count), rel=1e-5)
+    logged: dict[str, float] = {}
+    module.log_dict = lambda values, **_: logged.update(values)
+    module.log = lambda *_, **__: None
+    total = module._step({"packed": packed, "studies": batch(2)["studies"]}, "train")
+    wanted = sum(w * float(losses[task]) for task, w in module.task_weights.items())
+    assert float(total.detach()) == pytest.approx(wanted, rel=1e-5) and "train/text_nats" in logged
+
+
+def test_texts_are_replayed_from_a_corpus_or_a_file_and_in_training_only(corpus_path: Path, tmp_path: Path) -> None:
+    from mavilt_pl.data.corpus import Corpus
+
+    corpus = Corpus(corpus_path)
+    write_tokens(tmp_path / "t", corpus.fingerprint, "a", torch.zeros(20, 2).numpy(), 2, corpus.n_images, [torch.zeros(corpus.n_images, 4).int().numpy()])  # fmt: skip
+    (tmp_path / "lines.txt").write_text("First text.\n\n  Second text.\n")
+
+    def data(replay: str | None) -> CXRDataModule:
+        module = CXRDataModule([str(corpus_path)], [str(tmp_path / "t")], "pairs", batch_size=8, replay=replay)
+        module.setup("fit")
+        return module
+
+    from_file = next(iter(data(str(tmp_path / "lines.txt")).train_dataloader()))
+    assert set(from_file["replay"]) == {"First text.", "Second text."} and len(from_file["replay"]) == 8
+    assert "replay" not in from_file["studies"][0]
+    from_corpus = data(str(corpus_path))
+    assert set(next(iter(from_corpus.train_dataloader()))["replay"]) <= set(from_corpus.texts("train"))
+    assert "replay" not in next(iter(from_corpus.val_dataloader()[0]))
+    assert "replay" not in next(iter(data(None).train_dataloader()))
+    (tmp_path / "lines.txt").write_text("\n")
+    with pytest.raises(DataError, match=r"data\.replay: found no text in .*lines\.txt; expected a prepared corpus"):
+        data(str(tmp_path / "lines.txt"))
+
+
+def test_from_scratch_is_the_shape_without_the_weights(llama: Path, tokens: Path) -> None:
+    given = AutoModelForCausalLM.from_pretrained(llama)
+    module = made(llama, tokens, pretrained=False)
+    known, random = dict(given.named_parameters()), dict(module.model.named_parameters())
+    assert known.keys() == random.keys()
+    for name, weight in random.items():
+        assert weight.shape[1:] == known[name].shape[1:]
+        if weight.ndim == 2:
+            assert not torch.allclose(weight[: len(known[name])], known[name], atol=1e-2), name
+    assert (
+        torch.isfinite(module._likelihoods(module.trees(batch(2), False)[0])[0] * torch.ones(1))
+        and module.at_start() is None
+    )
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_at_start_is_the_module_before_any_training(llama: Path, tokens: Path, tuning: str) -> None:
+    texts = ["The heart is enlarged.", "No edema."]
+    module = made(llama, tokens, tuning=tuning).eval()
+    before, _ = module.text_nats(texts)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    assert not torch.allclose(module.text_nats(texts)[0], before, rtol=1e-2)
+    torch.testing.assert_close(module.at_start().eval().text_nats(texts)[0], before)
+
+
+def test_the_held_out_wording_is_for_evaluation_only(llama: Path, tokens: Path) -> None:
+    """Whatever the study, training never says it and evaluation says nothing else."""
+    from mavilt_pl.language.prompts import DRAW, REPORT
+
+    module = made(llama, tokens, max_words=60).eval()
+
+    def said(training: bool) -> tuple[set[str], set[str]]:
+        reading, drawing = module.trees(batch(200), training)
+        decode = module.tokenizer.decode
+        words = {decode([i for i in tree.branches[0].prompt if i < module.vocabulary.text]) for tree in reading}
+        asked = {
+            decode([i for i in tree.prefix if i < module.vocabulary.text]).removesuffix(" No effusion.")
+            for tree in drawing
+        }
+        return {text.strip() for text in words}, {text.strip() for text in asked}
+
+    assert said(training=True) == (set(REPORT[:-1]), set(DRAW[:-1]))
+    assert said(training=False) == ({REPORT[-1]}, {DRAW[-1]})
+    written: list[list[int]] = []
+    module._write = lambda prompts, *_: written.extend(prompts) or ["" for _ in prompts]
+    module.write_reports(batch(3)["codes"])
+    assert all(module.words(REPORT[-1]) == [i for i in prompt if i < module.vocabulary.text] for prompt in written)
+    assert module.words(f"{DRAW[-1]} Edema.") == [i for i in module.draw_prompt("Edema.") if i < module.vocabulary.text]

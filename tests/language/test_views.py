@@ -1,0 +1,229 @@
+"""Several views of a study in one prompt: from a prepared corpus to sequences, reports and drawings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mavilt_pl.cli import main
+from mavilt_pl.data.corpus import Corpus
+from mavilt_pl.data.datamodule import CXRDataModule
+from mavilt_pl.data.study import SIDES, DataError
+from mavilt_pl.data.tokens import write_tokens
+from mavilt_pl.language import Stage1, Stage2
+from mavilt_pl.language.module import LanguageModule
+from mavilt_pl.language.sequences import Tree, pack
+
+FRONTAL, LATERAL = [1, 2, 3, 4, 5, 6, 7, 8, 9], [11, 0, 0, 3, 19, 5, 5, 5, 2]
+BOTH = {"frontal": FRONTAL, "lateral": LATERAL}
+
+
+@pytest.fixture(scope="module")
+def corpus_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty studies, half of them with a lateral."""
+    folder = tmp_path_factory.mktemp("views")
+    arguments = [
+        "--studies",
+        "20",
+        "--validate",
+        "12",
+        "--test",
+        "4",
+        "--size",
+        "32",
+        "--laterals",
+        "0.5",
+        "--workers",
+        "1",
+    ]
+    assert main(["phantom", "mimic", str(folder / "raw"), *arguments]) == 0
+    assert main(["prepare", "mimic-cxr-jpg", str(folder / "raw"), "--out", str(folder / "corpus"), "--size", "16", "--workers", "1"]) == 0  # fmt: skip
+    return folder / "corpus"
+
+
+@pytest.fixture(scope="module")
+def cache(corpus_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Codes of the corpus: nine of twenty an image, each image its own."""
+    corpus, out = Corpus(corpus_path), tmp_path_factory.mktemp("codes")
+    codes = np.random.default_rng(0).integers(0, 20, (corpus.n_images, 9))
+    write_tokens(
+        out, corpus.fingerprint, "tokenizer-a", np.random.default_rng(1).normal(size=(20, 4)), 3, len(codes), [codes]
+    )
+    return out
+
+
+def batches(corpus: Path, cache: Path, **settings: Any) -> list[dict[str, Any]]:
+    data = CXRDataModule(
+        [str(corpus)], [str(cache)], "instructions", batch_size=4, eval_batch_size=4, findings=["edema"], **settings
+    )
+    data.setup("fit")
+    return [*data.val_dataloader()[0]]
+
+
+def made(backbone: Path, tokens: Path, kind: type = Stage2, **settings: Any) -> LanguageModule:
+    torch.manual_seed(0)
+    module = kind(str(backbone), str(tokens), max_words=48, **{"views": True, "drift": 0.0, **settings}).eval()
+    torch.nn.init.normal_(module.place, std=0.2)
+    return module
+
+
+def batch(*views: dict[str, list[int]]) -> dict[str, Any]:
+    studies = [{"text": "No effusion.", "study": f"s{i}", "questions": ()} for i in range(len(views))]
+    first = torch.tensor([next(iter(shown.values())) for shown in views])
+    return {"codes": first, "views": [*views], "studies": studies}
+
+
+def codes_in(module: LanguageModule, ids: list[int]) -> list[int]:
+    v = module.vocabulary
+    return [i - v.first_code for i in ids if v.first_code <= i < v.last_code]
+
+
+def test_the_corpus_brings_each_view_once_and_frontal_first(corpus_path: Path, cache: Path) -> None:
+    corpus, seen = Corpus(corpus_path), set()
+    rows = {f"{corpus[row].source}:{corpus[row].study}": row for row in corpus.rows("val")}
+    codes = np.load(cache / "codes.npy")
+    for found in batches(corpus_path, cache, each_view=True):
+        for study, views, first, row in zip(
+            found["studies"], found["views"], found["codes"], [s["image_row"] for s in found["studies"]]
+        ):
+            images = corpus.image_rows(rows[study["study"]])
+            for view, shown in views.items():
+                wanted = next(number for number, name in images if SIDES.get(name) == view)
+                assert shown == codes[wanted].tolist()
+            assert list(views) == sorted(views) and first.tolist() == next(iter(views.values())) == codes[row].tolist()
+            assert "views" not in study
+            seen.add(tuple(views))
+    assert ("frontal", "lateral") in seen and len(seen) > 1  # studies with both, and studies that lack one
+
+
+def test_without_it_a_batch_is_what_it_was(corpus_path: Path, cache: Path) -> None:
+    one, several = (batches(corpus_path, cache, each_view=each) for each in (False, True))
+    assert all("views" not in found for found in one)
+    assert all(torch.equal(a["codes"], b["codes"]) for a, b in zip(one, several))
+
+
+def test_a_one_view_model_has_the_ids_it_had(llama: Path, tokens: Path) -> None:
+    one, several = made(llama, tokens, views=False), made(llama, tokens)
+    assert several.vocabulary.total == one.vocabulary.total + 2
+    assert several.vocabulary.first_code == one.vocabulary.first_code and several.code_logits(
+        torch.zeros(32)
+    ).shape == (20,)
+    v = one.vocabulary
+    assert one.image_prefix([3, 4]) == [
+        v.mark("<begin>"),
+        v.mark("<image>"),
+        v.first_code + 3,
+        v.first_code + 4,
+        v.mark("</image>"),
+    ]
+    assert one.draw_prompt(None) == [v.mark("<begin>"), v.mark("<image>")]
+
+
+@pytest.mark.parametrize("kind", [Stage1, Stage2])
+def test_a_report_reads_each_view_behind_its_mark(llama: Path, tokens: Path, kind: type) -> None:
+    module = made(llama, tokens, kind)
+    v = module.vocabulary
+    reading, drawing = module.trees(batch(BOTH, {"lateral": LATERAL}), training=False)
+    prefix = reading[0].prefix
+    assert codes_in(module, prefix) == FRONTAL + LATERAL
+    assert [i for i in prefix if i >= v.last_code] == [v.view_mark("frontal"), v.view_mark("lateral")]
+    assert codes_in(module, reading[1].prefix) == LATERAL and v.view_mark("frontal") not in reading[1].prefix
+    assert codes_in(module, drawing[0].prefix) == LATERAL and codes_in(module, drawing[0].branches[0].target) == FRONTAL
+    assert codes_in(module, drawing[1].prefix) == [] and codes_in(module, drawing[1].branches[0].target) == LATERAL
+    assert drawing[0].prefix[-2:] == [v.mark("<image>"), v.view_mark("frontal")]
+
+
+def test_views_are_dropped_by_chance_and_one_always_stays(llama: Path, tokens: Path) -> None:
+    module, read, given, targets = made(llama, tokens, condition_dropout=0.0), [], [], []
+    for _ in range(200):
+        reading, drawing = module.trees(batch(BOTH), training=True)
+        read.append(tuple(codes_in(module, reading[0].prefix)))
+        given.append(len(codes_in(module, drawing[0].prefix)))
+        targets.append(tuple(codes_in(module, drawing[0].branches[0].target)))
+        assert targets[-1] != tuple(codes_in(module, drawing[0].prefix))  # never shown what it is to draw
+    counts = {views: read.count(views) for views in set(read)}
+    assert set(counts) == {tuple(FRONTAL), tuple(LATERAL), tuple(FRONTAL + LATERAL)}
+    assert 0.35 < counts[tuple(FRONTAL + LATERAL)] / 200 < 0.63  # 0.7² = 0.49
+    assert 0.58 < given.count(9) / 200 < 0.82 and 0.4 < targets.count(tuple(FRONTAL)) / 200 < 0.6
+    with_all = made(llama, tokens, view_dropout=0.0)
+    assert {len(codes_in(with_all, with_all.trees(batch(BOTH), training=True)[0][0].prefix)) for _ in range(20)} == {18}
+
+
+def test_nothing_leaks_from_what_is_not_shown(llama: Path, tokens: Path) -> None:
+    """A code of the target changes only what comes after it; a change in a given view changes every code drawn from it; a
+    code of one view stands in its own place of the grid, whatever stands before it."""
+    module = made(llama, tokens)
+
+    def losses(shown: dict[str, list[int]]) -> torch.Tensor:
+        with torch.no_grad():
+            return module.token_losses(module.pack([module.drawing(shown, "No effusion.", "s", training=False)]))
+
+    base = losses(BOTH)
+    late = losses({**BOTH, "frontal": [*FRONTAL[:6], 0, *FRONTAL[7:]]})
+    torch.testing.assert_close(late[:6], base[:6])
+    assert (late[6:] - base[6:]).abs().min() > 1e-6
+    other = losses({**BOTH, "lateral": [12, *LATERAL[1:]]})
+    assert (other - base).abs().min() > 1e-7
+    ids = torch.tensor([module.image_prefix(BOTH)])
+    places = module.embed(ids) - module.model.get_input_embeddings()(ids)
+    is_code = (ids[0] >= module.vocabulary.first_code) & (ids[0] < module.vocabulary.last_code)
+    torch.testing.assert_close(places[0, is_code], torch.cat([module.place, module.place]))
+    assert not places[0, ~is_code].any()  # marks of views have no place
+    # Two studies side by side, one with a view less, are as each alone.
+    trees = module.trees(batch(BOTH, {"lateral": LATERAL}), training=False)[0]
+    with torch.no_grad():
+        together = module.token_losses(pack(trees))
+        alone = torch.cat([module.token_losses(pack([Tree(tree.prefix, tree.branches)])) for tree in trees])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
+
+
+def test_a_missing_view_is_drawn_from_the_other_and_the_report(llama: Path, tokens: Path) -> None:
+    module = made(llama, tokens, temperature=0.0, guidance=2.0)
+    text, v = "No effusion.", module.vocabulary
+    with torch.no_grad():  # so that what is shown is heard
+        module.model.get_input_embeddings().weight[v.text :] *= 3
+    drawn = module.draw([text] * 3, views=["lateral", "lateral", "frontal"], given=[{"frontal": FRONTAL}, {}, {}])
+    assert drawn.shape == (3, 9) and not torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[1], drawn[2])
+    assert torch.equal(module.draw([text]), drawn[2:])  # frontal where nothing is said
+    ids, free = (
+        module.draw_prompt(text, view="lateral", given={"frontal": FRONTAL}),
+        module.draw_prompt(None, view="lateral"),
+    )
+    assert codes_in(module, ids) == FRONTAL and codes_in(module, free) == [] and free[-1] == v.view_mark("lateral")
+    for _ in range(9):  # without a cache
+        with torch.no_grad():
+            scores = [
+                module.code_logits(
+                    module.body(inputs_embeds=module.embed(torch.tensor([line])), use_cache=False).last_hidden_state[
+                        0, -1
+                    ]
+                )
+                for line in (ids, free)
+            ]
+        chosen = v.first_code + int((scores[1] + 2.0 * (scores[0] - scores[1])).argmax())
+        ids.append(chosen), free.append(chosen)
+    assert codes_in(module, ids)[-9:] == drawn[0].tolist()
+    both, one = module.write_reports([BOTH, {"frontal": FRONTAL}])
+    assert both == module.write_reports([BOTH])[0] and one == module.write_reports(torch.tensor([FRONTAL]))[0]
+    ask = [[("Is there edema?", ("yes", "no"))]] * 2
+    answers = module.answer([BOTH, {"lateral": LATERAL}], ask)
+    torch.testing.assert_close(torch.tensor(module.answer([{"lateral": LATERAL}], ask[:1])), torch.tensor(answers[1:]))
+
+
+def test_data_and_model_must_agree(llama: Path, tokens: Path) -> None:
+    views, codes = made(llama, tokens), made(llama, tokens, views=False)
+    with pytest.raises(DataError, match=r"views is True and data\.each_view False"):
+        views.trees({k: v for k, v in batch(BOTH).items() if k != "views"}, training=False)
+    with pytest.raises(DataError, match=r"views is False and data\.each_view True"):
+        codes.trees(batch(BOTH), training=False)
+    for wrong in (lambda: codes.write_reports([BOTH]), lambda: codes.draw(["No edema."], views=["lateral"])):
+        with pytest.raises(DataError, match=r"one image without a name"):
+            wrong()
+    with pytest.raises(DataError, match="9 codes in"):
+        views.trees(batch({**BOTH, "lateral": [20, *LATERAL[1:]]}), training=False)
+    with pytest.raises(DataError, match=r"two images of 9 codes and a text of max_words = 105 need 132"):
+        Stage1(str(llama), str(tokens), views=True, max_words=105)
