@@ -11,7 +11,7 @@ from lightning import Callback, Trainer
 from tiny_runs import assert_same, checkpoint, history, started, vqgan
 
 from mavilt_pl.cli import main
-from mavilt_pl.running.preemption import job
+from mavilt_pl.running.queue import job
 
 SEVEN = ["--trainer.max_steps=7", "--data.batch_size=8", "--checkpoint_every=100", "--ckpt_path=last"]
 
