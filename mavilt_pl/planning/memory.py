@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from mavilt_pl.planning.transformer import Transformer, Tuning
+from mavilt_pl.planning.transformer import MARKS, Transformer, Tuning
 
 Precision = Literal["32-true", "bf16-mixed", "bf16-true"]
 Strategy = Literal["ddp", "fsdp"]
@@ -111,12 +111,11 @@ def language(
     states = W * (2 * (trained - moved) + moved)
     held = W * model.weights if drift and tuning == "full" else 0
     buckets = W * trained if strategy == "ddp" and gpus > 1 else 0  # DDP reduces copies of the gradients
-    copies = A * model.matrices if precision == "bf16-mixed" else 0  # autocast's, of the weights
+    # Autocast keeps its copies of trained weights to the end of the pass; those of fixed ones live in what is saved.
+    copies = A * model.matrices if precision == "bf16-mixed" and (tuning == "full" or not checkpointing) else 0
     layer = model.matrices // model.layers
     one = step.positions * model.saved(tuning, W, A, step.questions > 0)
     blocks = (step.positions * model.width * W * model.layers + one) if checkpointing else one * model.layers
-    if checkpointing:
-        copies = 0
     ends = step.positions * model.width * (2 * W + A)  # embedding and last norm
     mask = step.batch * step.reading**2 * (W + 1) if step.questions else 0
     said = step.batch * ((step.words + 1) + step.questions * (step.question_words // 2 + 1))
@@ -129,7 +128,8 @@ def language(
             most = max(most, 4 * targets * rows)
         else:
             most = max(most, 3 * 4 * limit)
-    head = W * model.words * model.width if tuning == "full" else 0  # its gradient comes first
+    # The head's gradient comes first, and of a tied one in parts: the sum, the part that comes in, and the sum in the making.
+    head = (3 if model.tied else 1) * W * (model.words + MARKS + step.book) * model.width if tuning == "full" else 0
     return Memory(
         parameters=whole, trained=trained, weights=W * whole // shards, gradients=(W * trained + buckets) // shards,
         optimizer=states // shards, reference=held // shards, scratch=W * trained // shards,

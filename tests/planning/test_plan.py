@@ -60,12 +60,9 @@ def test_weights_and_activations_are_the_models_own(config: dict[str, Any]) -> N
 
         def keep(tensor: torch.Tensor, kept: dict[int, int] = kept) -> torch.Tensor:
             kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
+            return tensor  # which keeps it, so that no address is given twice
 
-        held = []  # nothing may be freed, so that no address is given twice
-        with torch.autograd.graph.saved_tensors_hooks(
-            lambda tensor: (held.append(tensor), keep(tensor))[1], lambda t: t
-        ):  # noqa: B023
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             out = model.base_model(inputs_embeds=torch.randn(2, 50, 64, requires_grad=True), use_cache=False)
         weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
         saved.append(sum(size for address, size in kept.items() if address not in weights))
