@@ -17,6 +17,7 @@ VERBS = {
     "tokenize": ("mavilt_pl.vqgan.verb", "a corpus and a trained VQ-GAN → a token cache"),
     "run": ("mavilt_pl.recipes", "walk a whole recipe, such as `demo`; resumes where it stopped"),
     "submit": ("mavilt_pl.running.submit", "the steps of a recipe as SLURM jobs, each after those it reads"),
+    "plan": ("mavilt_pl.planning.verb", "the memory that a training will need, before it is begun"),
     "results": ("mavilt_pl.evaluation.verb", "gather a run's figures into results.json and report.html"),
 }
 TRAINING = {
@@ -52,6 +53,10 @@ def _dispatch(argv: Sequence[str]) -> int:
         verb = importlib.import_module(module)
         sub = argparse.ArgumentParser(prog=f"mavilt {argv[0]}", description=line)
         verb.add_arguments(sub)
+        if getattr(verb, "TAKES_WORDS_OF_FIT", False):
+            known, words = sub.parse_known_args(argv[1:])
+            known.words_of_fit = words
+            return verb.run(known)
         return verb.run(sub.parse_args(argv[1:]))
     args = parser().parse_args(argv)
     if args.version:

@@ -22,6 +22,7 @@ import os
 import resource
 import shlex
 import shutil
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +31,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from mavilt_pl.data.study import DataError
+from mavilt_pl.pieces import held
+from mavilt_pl.running.queue import Left, leaving
+
+# Verbs that keep what they have done piece by piece, and share the rest with other processes that were given the same.
+IN_PIECES = {"prepare", "tokenize"}
 
 
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,7 +68,7 @@ def _read(name: str) -> tuple[Path, dict[str, Any]]:
     """A recipe's file, and its words and steps: those that it comes `after`, then its own."""
     import yaml
 
-    from mavilt_pl.training import find_config
+    from mavilt_pl.shipped import find_config
 
     path = find_config(name if Path(name).is_file() else f"recipes/{name.removesuffix('.yaml')}.yaml")
     recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -137,7 +143,7 @@ def _each(step: dict[str, Any], let: dict[str, str]) -> Iterator[dict[str, Any]]
 
 
 def _config_texts(words: list[str]) -> list[str]:
-    from mavilt_pl.training import find_config
+    from mavilt_pl.shipped import find_config
 
     return [
         find_config(value).read_text(encoding="utf-8")
@@ -223,7 +229,14 @@ class Run:
         from mavilt_pl.cli import TRAINING, _dispatch
 
         words = self.words(step, str(self.out))
-        return _dispatch([*words, *more] if words[0] in TRAINING else words)
+        if words[0] == "fit":  # listens to signals itself
+            return _dispatch([*words, *more])
+        try:
+            with leaving(goes_on=words[0] in IN_PIECES):
+                return _dispatch([*words, *more] if words[0] in TRAINING else words)
+        except Left as left:
+            print(f"mavilt: step {step['name']}: {left}", file=sys.stderr, flush=True)
+            return left.code
 
     def _make(self, step: dict[str, Any], title: str, more: Sequence[str] = ()) -> int:
         from rich.console import Console
@@ -231,11 +244,11 @@ class Run:
 
         console, mark = Console(stderr=True), self.made[step["writes"]]
         written, words = self.out / step["writes"], self.words(step, str(self.out))
-        self.record(step).parent.mkdir(parents=True, exist_ok=True)
-        if self._said(step, ".begun") != mark and written.exists():
-            shutil.rmtree(written) if written.is_dir() else written.unlink()
-        self.record(step).unlink(missing_ok=True)
-        self._write(step, ".begun", {"fingerprint": mark})
+        with held(self.record(step).with_suffix(".begin")):  # others may begin the same step now
+            if self._said(step, ".begun") != mark and written.exists():
+                shutil.rmtree(written) if written.is_dir() else written.unlink()
+            self.record(step).unlink(missing_ok=True)
+            self._write(step, ".begun", {"fingerprint": mark})
         console.print(Text(title, "bold"), Text(f"$ mavilt {shlex.join(words)}", "dim"), sep="\n")
         start = time.time()
         code = self._dispatched(step, more)
@@ -256,8 +269,9 @@ class Run:
 
     def _write(self, step: dict[str, Any], suffix: str, facts: dict[str, Any]) -> None:
         path = self.record(step).with_suffix(f".json{suffix}")
-        path.with_suffix(".part").write_text(json.dumps(facts, indent=1), encoding="utf-8")
-        os.replace(path.with_suffix(".part"), path)
+        part = path.with_suffix(f".{os.getpid()}@{socket.gethostname()}.part")  # no two write one file
+        part.write_text(json.dumps(facts, indent=1), encoding="utf-8")
+        os.replace(part, path)
 
 
 def opened(args: argparse.Namespace) -> tuple[dict[str, Any], Path]:
@@ -295,8 +309,10 @@ def run(args: argparse.Namespace) -> int:
     used = f"{out} is in use by another `mavilt run`"
     if args.only:
         # A step's lock is POSIX's: a job that was killed and is started again at once must not find its workers holding it.
+        verb = next(walk.words(step, str(out))[0] for step in recipe["steps"] if step["name"] == args.only)
+        kind = fcntl.LOCK_SH if verb in IN_PIECES else fcntl.LOCK_EX
         mine = out / ".steps" / f"{args.only}.lock", f"step {args.only} of {out} is being made by another process"
-        with _alone(out / ".lock", fcntl.flock, fcntl.LOCK_SH, used), _alone(mine[0], fcntl.lockf, fcntl.LOCK_EX, mine[1]):  # fmt: skip
+        with _alone(out / ".lock", fcntl.flock, fcntl.LOCK_SH, used), _alone(mine[0], fcntl.lockf, kind, mine[1]):  # fmt: skip
             return walk.one(args.only, shlex.split(args.more), first)
     with _alone(out / ".lock", fcntl.flock, fcntl.LOCK_EX, used):
         code = walk.walk(args.until)

@@ -26,22 +26,10 @@ from mavilt_pl.running.checkpoints import BestCheckpoint, SealedCheckpointIO, St
 from mavilt_pl.running.folder import claimed
 from mavilt_pl.running.history import History
 from mavilt_pl.running.place import Place
-from mavilt_pl.running.preemption import Left, Preemption, say
+from mavilt_pl.running.preemption import Preemption, say
+from mavilt_pl.running.queue import Left
 from mavilt_pl.running.randomness import RandomStates
-
-CONFIGS = next(
-    (p for p in (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs") if p.is_dir()),
-    Path(__file__).parent / "configs",
-)
-
-
-def find_config(name: str) -> Path:
-    """A config file here, or a shipped one of that name (`.yaml` may be left out)."""
-    for path in (Path(name), CONFIGS / name, CONFIGS / f"{name}.yaml"):
-        if path.is_file():
-            return path
-    shipped = sorted(str(p.relative_to(CONFIGS)) for p in CONFIGS.rglob("*.yaml"))
-    raise DataError(f"config {name} is neither a file here nor a shipped one; shipped are: {', '.join(shipped)}")
+from mavilt_pl.shipped import find_config
 
 
 def _with_configs(argv: list[str]) -> list[str]:

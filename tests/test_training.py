@@ -13,7 +13,7 @@ from lightning import Callback, Trainer
 from words import DATA, FINDINGS, QUIET
 
 from mavilt_pl.cli import main
-from mavilt_pl.training import CONFIGS
+from mavilt_pl.shipped import CONFIGS
 
 pytestmark = pytest.mark.slow
 

@@ -7,7 +7,8 @@
     rejects.csv            study, file, stage, reason of everything left out
 
 `prepare` reads the dataset's tables and reports first, into `parts/`, then decodes. Images go into a journal in their order:
-a killed run loses none, and does none twice but the few that were under way.
+a killed run loses none, and does none twice but the few that were under way. Several processes may prepare one corpus
+together (`mavilt_pl.pieces`): one of them reads, each decodes the shards that no other has, one of them finishes.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from mavilt_pl.data.questions import read_questions, with_questions
 from mavilt_pl.data.radiograph import Fit, read_sized
 from mavilt_pl.data.sources import read_source
 from mavilt_pl.data.study import FRONTAL, SPLITS, DataError, Image, Question, Rejected, Split, Study, View
+from mavilt_pl.pieces import held, open_pieces
 from mavilt_pl.workers import CarefulMap
 
 FORMAT = 2
@@ -138,7 +140,7 @@ class _Journal:
 
 
 def _settings(out: Path, settings: dict[str, Any]) -> bool:
-    """Remember how the corpus is being made; True where it is finished already with the same settings."""
+    """Refuse a folder that is another's; True where the corpus is finished already with the same settings."""
     path = out / "prepare.json"
     begun = (out / "corpus.json").exists() or any(out.glob("parts/*.parquet"))
     if path.exists() and begun:
@@ -149,13 +151,9 @@ def _settings(out: Path, settings: dict[str, Any]) -> bool:
             raise DataError(
                 f"{out} was prepared with other settings ({said}): choose another --out, or delete the folder"
             )
-    elif out.exists() and not path.exists() and any(out.iterdir()):
+    elif out.exists() and not path.exists() and any(there.name != "parts" for there in out.iterdir()):
         raise DataError(f"{out} is not empty and not a corpus in the making: choose another --out")
-    if (out / "corpus.json").exists():
-        return True
-    (out / "parts").mkdir(parents=True, exist_ok=True)
-    _replace_text(path, json.dumps(settings, indent=1))
-    return False
+    return (out / "corpus.json").exists()
 
 
 def prepare(
@@ -174,27 +172,54 @@ def prepare(
 ) -> dict[str, Any]:
     """Prepare a dataset under `out`, on all cores, with a progress bar; gives what corpus.json says.
 
-    Running it again on a finished corpus does nothing; on a broken-off one it goes on; with other settings it refuses.
+    Running it again on a finished corpus does nothing; on a broken-off one it goes on; with other settings it refuses. Run by
+    several processes at once it is shared among them, and each ends when the corpus is finished.
     `views` keeps images of these views only; FRONTAL stands for PA, AP and FRONTAL. `questions` is a file or folder that
     `questions.read_questions` knows; `options` are the reader's.
     """
     settings = {"source": source, "root": str(root.resolve()), "name": name or source, "size": size, "fit": fit, "limit": limit, "views": list(views or []), "questions": str(questions.resolve()) if questions else None, **(options or {})}  # fmt: skip
-    if _settings(out, settings):
-        return json.loads((out / "corpus.json").read_text(encoding="utf-8"))
+    whole, parts = out / "corpus.json", out / "parts"
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[unit]}"), TimeElapsedColumn(), TimeRemainingColumn())  # fmt: skip
-    with Progress(*columns) as progress:
-        facts = _read(out, settings, options or {}, progress)
-        decoder = CarefulMap(_decode, _died, workers)
-        bar = progress.add_task("Decoding", total=facts["images"], unit="images")
-        try:
-            for number in range(facts["shards"]):
-                if not _done(out, number).exists():
-                    _decode_shard(out, number, settings, decoder, lambda: progress.advance(bar))
-                else:
-                    progress.advance(bar, sum(_images_read(out, number)))
-        finally:
-            decoder.close()
-    return _finish(out, settings, facts["shards"])
+    if not _settings(out, settings):
+        with Progress(*columns) as progress:
+            with held(parts / ".lock"):  # who comes second finds what the first has read
+                if not _settings(out, settings):
+                    _replace_text(out / "prepare.json", json.dumps(settings, indent=1))
+                    _read(out, settings, options or {}, progress)
+            if not whole.exists():
+                _decode_all(out, settings, workers, progress)
+        with held(parts / ".lock"):
+            if not whole.exists():
+                _finish(out, settings, _facts(out)["shards"])
+    if parts.exists():  # also what a process left that came when the corpus was just finished
+        shutil.rmtree(parts, ignore_errors=True)
+    return json.loads(whole.read_text(encoding="utf-8"))
+
+
+def _facts(out: Path) -> dict[str, Any]:
+    return json.loads((out / "parts" / "read.json").read_text(encoding="utf-8"))
+
+
+def _decode_all(out: Path, settings: Mapping[str, Any], workers: int | None, progress: Progress) -> None:
+    """All shards, here or in other processes."""
+    try:
+        facts = _facts(out)
+        images = [sum(_images_read(out, number)) for number in range(facts["shards"])]
+    except FileNotFoundError:  # finished by another process, and tidied away
+        return
+    bar = progress.add_task("Decoding", total=facts["images"], unit="images")
+
+    def done(number: int) -> bool:
+        return _done(out, number).exists() or (out / "corpus.json").exists()
+
+    decoder = CarefulMap(_decode, _died, workers)
+    try:
+        for number in open_pieces(out / "parts", facts["shards"], done):
+            progress.update(bar, completed=sum(images[other] for other in range(facts["shards"]) if done(other)))
+            _decode_shard(out, number, settings, decoder, lambda: progress.advance(bar))
+        progress.update(bar, completed=facts["images"])
+    finally:
+        decoder.close()
 
 
 def _read_rows(out: Path, number: int) -> Path:
@@ -214,11 +239,11 @@ def _images_read(out: Path, number: int) -> Iterator[int]:
     return (len(json.loads(row.as_py())) for row in rows)
 
 
-def _read(out: Path, settings: Mapping[str, Any], options: Mapping[str, str], progress: Progress) -> dict[str, Any]:
-    """The dataset's studies as rows under parts/, before anything is decoded; gives how many shards and images."""
+def _read(out: Path, settings: Mapping[str, Any], options: Mapping[str, str], progress: Progress) -> None:
+    """The dataset's studies as rows under parts/, before anything is decoded; last read.json, with their number."""
     done = out / "parts" / "read.json"
     if done.exists():
-        return json.loads(done.read_text(encoding="utf-8"))
+        return
     rejects: list[tuple[str, str, str, str]] = []
 
     def reject(*why: str) -> None:
@@ -242,7 +267,6 @@ def _read(out: Path, settings: Mapping[str, Any], options: Mapping[str, str], pr
     progress.update(bar, total=progress.tasks[bar].completed)
     facts = {"shards": shards, "images": images, "rejects": rejects}
     _replace_text(done, json.dumps(facts))
-    return facts
 
 
 def _decode_shard(out: Path, number: int, settings: Mapping[str, Any], decoder: CarefulMap, step: Any) -> None:
@@ -301,9 +325,9 @@ def corpus_files_sha256(path: Path, shards: int) -> str:
     return digest.hexdigest()
 
 
-def _finish(out: Path, settings: Mapping[str, Any], shards: int) -> dict[str, Any]:
+def _finish(out: Path, settings: Mapping[str, Any], shards: int) -> None:
     """Join the shards' rows and rejects, count, and write corpus.json."""
-    read = json.loads((out / "parts" / "read.json").read_text(encoding="utf-8"))["rejects"]
+    read = _facts(out)["rejects"]
     counts = {"studies": Counter[str](), "images": Counter[str]()}
     for _, _, stage, _ in read:  # what a reader refused: a whole study, or one image of a study that it gave
         if stage in ("read", "image"):
@@ -353,8 +377,6 @@ def _finish(out: Path, settings: Mapping[str, Any], shards: int) -> dict[str, An
         "fingerprint": corpus_files_sha256(out, shards),
     }
     _replace_text(out / "corpus.json", json.dumps(facts, indent=1))
-    shutil.rmtree(out / "parts")
-    return facts
 
 
 def _count(counter: Counter[str], split: str | None) -> dict[str, int]:

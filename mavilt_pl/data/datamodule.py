@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from lightning import LightningDataModule
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
 from mavilt_pl.data.corpus import Corpus
@@ -21,6 +22,20 @@ from mavilt_pl.data.tokens import TokenCache
 
 Wants = Literal["images", "pairs", "instructions", "text"]
 BESIDE = ("views", "stranger_views", "replay")  # what a batch has one a study of, outside the study's record
+
+
+class Draw(int):
+    """The number of an item that a training draws, and the seed of what is random about it: (seed, epoch, place in the epoch).
+
+    So an augmented image is the same whichever worker or rank makes it, and whenever the run was broken off before."""
+
+    seed: tuple[int, ...] | None = None
+
+    @classmethod
+    def at(cls, number: int, *seed: int) -> Draw:
+        drawn = cls(number)
+        drawn.seed = seed
+        return drawn
 
 
 class StudyDataset(Dataset):
@@ -61,6 +76,8 @@ class StudyDataset(Dataset):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        """An item; where `index` is a `Draw`, with its augmentation and its choice of questions."""
+        random = None if (seed := getattr(index, "seed", None)) is None else np.random.default_rng(seed)
         row = self.rows[index]
         study = self.corpus[row]
         module = self.module
@@ -79,7 +96,7 @@ class StudyDataset(Dataset):
         assert image is not None  # rows without an image were left out above
         item["image_row"] = image
         if wants == "images":
-            item["pixels"] = module.pixels(self.corpus, image, self.split == "train")
+            item["pixels"] = module.pixels(self.corpus, image, random)
         else:
             assert self.tokens is not None
             item["codes"] = torch.from_numpy(self.tokens[image])
@@ -89,11 +106,11 @@ class StudyDataset(Dataset):
             if module.hparams["each_view"]:
                 item["views"] = self._views(row)
                 item["stranger_views"] = self._views(self.rows[self.stranger[index]])
-            if module.replayed and self.split == "train":
-                item["replay"] = module.replayed[int(torch.randint(len(module.replayed), ()))]
+            if module.replayed and random is not None:
+                item["replay"] = module.replayed[int(random.integers(len(module.replayed)))]
             if wants == "instructions":
                 asked = from_labels(study, module.findings) if module.hparams["ask_labels"] else ()
-                item["questions"] = self._drawn([*study.questions, *asked])
+                item["questions"] = self._drawn([*study.questions, *asked], random)
         return item
 
     def _views(self, row: int) -> dict[Side, list[int]]:
@@ -101,12 +118,22 @@ class StudyDataset(Dataset):
         assert self.tokens is not None
         return {view: self.tokens[image].tolist() for view, image in self.module.views_of(self.corpus, row).items()}
 
-    def _drawn(self, questions: list[Question]) -> list[Question]:
+    def _drawn(self, questions: list[Question], random: np.random.Generator | None) -> list[Question]:
         """In training, at most as many as are wanted, others each time; in evaluation all."""
         most = self.module.hparams["questions_per_study"]
-        if self.split != "train" or most is None or len(questions) <= most:
+        if random is None or most is None or len(questions) <= most:
             return questions
-        return [questions[i] for i in torch.randperm(len(questions))[:most].sort().values.tolist()]
+        return [questions[i] for i in sorted(random.permutation(len(questions))[:most])]
+
+
+class Mixed(ConcatDataset):
+    """The training items of all corpora, one after another."""
+
+    def __getitem__(self, index: int) -> Any:
+        number = bisect.bisect_right(self.cumulative_sizes, index)
+        within = index - (self.cumulative_sizes[number - 1] if number else 0)
+        seed = getattr(index, "seed", None)
+        return self.datasets[number][within if seed is None else Draw.at(within, *seed)]
 
 
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -129,7 +156,8 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 class MixSampler(DistributedSampler):
     """Training order over several sources: an epoch is as long as all sources together, drawn from each by its weight,
-    each source without repetition until it is used up. The order is a function of (seed, epoch) alone; ranks take turns,
+    each source without repetition until it is used up. The order is a function of (seed, epoch) alone, and what is random about
+    an item of its place in it; ranks take turns,
     and what is left over of an epoch that they cannot share out evenly is left out. An epoch that was broken off goes on
     after the `taken` items that all ranks together have used, however many ranks there are now.
 
@@ -154,9 +182,11 @@ class MixSampler(DistributedSampler):
         order = np.concatenate(picked)
         return [int(i) for i in random.permutation(order)]
 
-    def __iter__(self) -> Iterator[int]:
-        rest, self.taken = self._order()[self.taken :], 0
-        return iter(rest[self.rank : len(rest) // self.num_replicas * self.num_replicas : self.num_replicas])
+    def __iter__(self) -> Iterator[Draw]:
+        order, taken, epoch, self.taken = self._order(), self.taken, self.epoch, 0
+        whole = (len(order) - taken) // self.num_replicas * self.num_replicas
+        places = range(taken + self.rank, taken + whole, self.num_replicas)
+        return (Draw.at(order[place], self.seed, epoch, place) for place in places)
 
     def __len__(self) -> int:
         return self.num_samples
@@ -323,13 +353,14 @@ class CXRDataModule(LightningDataModule):
         views = self.hparams["views"]
         return next((number for number, view in corpus.image_rows(row) if not views or view in views), None)
 
-    def pixels(self, corpus: Corpus, row: int, training: bool) -> torch.Tensor:
+    def pixels(self, corpus: Corpus, row: int, random: np.random.Generator | None = None) -> torch.Tensor:
+        """float32 [1,H,W] in [-1, 1]; augmented where a training draws it with `random`."""
         raw = np.asarray(corpus.pixels(row))
-        if training and self.hparams["augment"]:
-            raw = self._augment(raw)
+        if random is not None and self.hparams["augment"]:
+            raw = self._augment(raw, random)
         return torch.from_numpy(raw.astype(np.float32)).div_(127.5).sub_(1)[None]
 
-    def _augment(self, raw: np.ndarray) -> np.ndarray:
+    def _augment(self, raw: np.ndarray, random: np.random.Generator) -> np.ndarray:
         if self._augmentation is None:
             import albumentations as A
 
@@ -337,9 +368,9 @@ class CXRDataModule(LightningDataModule):
                 [
                     A.Affine(scale=(0.95, 1.08), translate_percent=(-0.04, 0.04), rotate=(-4, 4), p=0.8),
                     A.RandomBrightnessContrast(brightness_limit=0.08, contrast_limit=0.12, p=0.8),
-                ],
-                seed=int(torch.randint(2**31, (1,))),
+                ]
             )
+        self._augmentation.set_random_seed(int(random.integers(2**31)))
         return self._augmentation(image=raw)["image"]
 
     # Loaders.
@@ -374,7 +405,7 @@ class CXRDataModule(LightningDataModule):
                 f"{'es' * (world > 1)} do not fill one batch; take a smaller batch_size"
             )
         return ResumableLoader(
-            torch.utils.data.ConcatDataset(datasets),
+            Mixed(datasets),
             batch_size=self.hparams["batch_size"],
             sampler=MixSampler(sizes, weights, self.hparams["seed"], rank, world),
             num_workers=self.hparams["num_workers"],

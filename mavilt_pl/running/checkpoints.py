@@ -172,6 +172,20 @@ def sweep(folder: Path) -> None:
         part.unlink(missing_ok=True)
 
 
+def check_writable(folder: Path) -> None:
+    """Raise `DataError` where no checkpoint could be written: better now than at the first save, hours later."""
+    probe = folder / ".writable.ckpt.part"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise DataError(
+            f"checkpoints cannot be written to {folder} ({error.strerror}): mend its permissions, or choose another "
+            "trainer.default_root_dir"
+        ) from None
+
+
 class SealedCheckpointIO(TorchCheckpointIO):
     """Lightning's reading and writing of checkpoints, with the care that this module's text tells of."""
 
@@ -264,6 +278,7 @@ class StepCheckpoints(ModelCheckpoint):
             if trainer.is_global_zero and resumed.name.startswith("step="):
                 _another_name(resumed, self.folder / "last.ckpt")
         if trainer.is_global_zero:
+            check_writable(self.folder)
             sweep(self.folder)
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:

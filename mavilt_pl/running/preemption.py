@@ -11,9 +11,7 @@ handler, wherever the step is, and each rank by itself (#16639).
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
 import sys
 from typing import Any
 
@@ -24,34 +22,9 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from mavilt_pl.ranks import rank_and_size
 from mavilt_pl.running.checkpoints import StepCheckpoints
+from mavilt_pl.running.queue import Left, job, requeue
 
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM)  # the later one weighs more
-
-
-class Left(Exception):
-    """The run was asked to leave, has saved, and does."""
-
-    def __init__(self, number: signal.Signals, text: str, code: int):
-        super().__init__(text)
-        self.number, self.code = number, code
-
-
-def job() -> str | None:
-    """The SLURM job, or the task of an array, as `scontrol` names it; None outside SLURM."""
-    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
-
-
-def requeue(number: str) -> str:
-    """Put a SLURM job back into the queue; says how that went."""
-    try:
-        done = subprocess.run(["scontrol", "requeue", number], capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return f"job {number} could not be put back in the queue ({error}): submit the same command again"
-    if done.returncode:
-        said = " ".join((done.stderr or done.stdout).split())
-        return f"job {number} could not be put back in the queue ({said}): submit the same command again"
-    return f"job {number} is back in the queue and goes on from there"
 
 
 class Preemption(Checkpoint):

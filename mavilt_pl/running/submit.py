@@ -1,7 +1,8 @@
 """`mavilt submit RECIPE --partition P --time T`: every step of a recipe as a SLURM job, after the steps that it reads.
 
 A job runs `mavilt run RECIPE --only STEP`, so steps that are done are skipped there as here, and a job that was preempted
-goes on where it was. Scripts and logs lie in DIR/slurm; the template is `configs/slurm/step.sbatch.jinja`.
+goes on where it was. Trainings and tests take all tasks of all nodes; with `--array N` so many jobs share what is done in
+pieces. Scripts and logs lie in DIR/slurm; the template is `configs/slurm/step.sbatch.jinja`.
 """
 
 from __future__ import annotations
@@ -16,9 +17,6 @@ from typing import Any
 
 from mavilt_pl.data.study import DataError
 
-# Verbs that a GPU makes faster; only `fit` runs on several.
-ON_A_GPU = {"fit", "validate", "test", "predict", "tokenize"}
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from mavilt_pl import recipes
@@ -27,7 +25,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--partition", required=True, help="partition of the cluster")
     parser.add_argument("--time", required=True, help="time limit of each job, as SLURM takes it: 12:00:00, 1-0")
     parser.add_argument("--gpus", type=int, default=0, help="GPUs of a node (default 0: the CPU alone)")
-    parser.add_argument("--nodes", type=int, default=1, help="nodes of a training")
+    parser.add_argument("--nodes", type=int, default=1, help="nodes of a training or a test")
+    parser.add_argument("--tasks", type=int, default=1, help="processes of a node where there are no GPUs (default 1)")
+    parser.add_argument(
+        "--array",
+        type=int,
+        default=1,
+        metavar="N",
+        help="jobs that share the work of preparing and of tokenizing (default 1)",
+    )
     parser.add_argument("--cpus", type=int, default=4, help="cores of a process")
     parser.add_argument(
         "--warning",
@@ -48,19 +54,21 @@ def script(step: dict[str, Any], words: list[str], args: argparse.Namespace, out
     """The text of one step's job."""
     from jinja2 import Environment, StrictUndefined
 
-    from mavilt_pl.training import CONFIGS
+    from mavilt_pl.cli import TRAINING
+    from mavilt_pl.recipes import IN_PIECES
+    from mavilt_pl.shipped import CONFIGS
 
-    training = words[0] == "fit"
-    gpus = args.gpus if words[0] in ON_A_GPU else 0
-    tasks, nodes = (max(gpus, 1), args.nodes) if training else (1, 1)
-    gpus = gpus if training else min(gpus, 1)
+    together = words[0] in TRAINING
+    gpus = args.gpus if together else min(args.gpus, int(words[0] == "tokenize"))
+    tasks, nodes = (gpus or args.tasks, args.nodes) if together else (1, 1)
     layout: list[str] = []
-    if gpus and words[0] != "tokenize":
-        layout = ["--trainer.accelerator=gpu", f"--trainer.devices={gpus}", f"--trainer.num_nodes={nodes}"]
-    elif nodes > 1:
-        layout = [f"--trainer.num_nodes={nodes}"]
+    if together and gpus:
+        layout = ["--trainer.accelerator=gpu"]
+    if together and (gpus or tasks * nodes > 1):
+        layout += [f"--trainer.devices={tasks}", f"--trainer.num_nodes={nodes}"]
     if tasks * nodes > 1:
         layout.append("--trainer.strategy=ddp_find_unused_parameters_true")
+    array = args.array if words[0] in IN_PIECES else 1
     command = [sys.executable, "-m", "mavilt_pl.cli", "run", args.recipe, "--out", str(out), "--seed", str(args.seed)]
     command += [f"--set={setting}" for setting in args.set] + ["--only", step["name"]]
     if layout:
@@ -68,8 +76,8 @@ def script(step: dict[str, Any], words: list[str], args: argparse.Namespace, out
     template = (CONFIGS / "slurm" / "step.sbatch.jinja").read_text(encoding="utf-8")
     return Environment(undefined=StrictUndefined, keep_trailing_newline=True).from_string(template).render(
         name=step["name"], recipe=args.recipe, partition=args.partition, time=args.time, nodes=nodes, tasks=tasks,
-        cpus=args.cpus, gpus=gpus, log=out / "slurm" / f"{step['name']}-%j.log", warning=args.warning, more=args.sbatch,
-        words=shlex.join(words), command=shlex.join(command),
+        cpus=args.cpus, gpus=gpus, array=array, log=out / "slurm" / f"{step['name']}-{'%A_%a' if array > 1 else '%j'}.log",
+        warning=args.warning, more=args.sbatch, words=shlex.join(words), command=shlex.join(command),
     )  # fmt: skip
 
 

@@ -1,12 +1,22 @@
-"""`mavilt tokenize`: a corpus and a trained VQ-GAN → a token cache."""
+"""`mavilt tokenize`: a corpus and a trained VQ-GAN → a token cache.
+
+It is made in pieces of `PIECE` images, which lie in OUT/parts until all are there: a killed run keeps those that are whole, and
+several processes share them (`mavilt_pl.pieces`).
+"""
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-from collections.abc import Iterator
+import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
+
+from mavilt_pl.pieces import held, open_pieces
+
+PIECE = 1024  # images
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,13 +60,11 @@ def sha256(path: Path) -> str:
 
 
 def run(args: argparse.Namespace) -> int:
-    import numpy as np
     import torch
-    from rich.progress import track
 
     from mavilt_pl.data.corpus import Corpus
     from mavilt_pl.data.study import DataError
-    from mavilt_pl.data.tokens import TokenCache, write_tokens
+    from mavilt_pl.data.tokens import TokenCache
     from mavilt_pl.vqgan.loading import load_tokenizer
 
     checkpoint = checkpoint_of(args.tokenizer)
@@ -78,16 +86,71 @@ def run(args: argparse.Namespace) -> int:
     size = args.batch_size or images_at_once(tokenizer.autoencoder.shape, device)
     if args.compile:
         tokenizer.autoencoder.encoder.compile()
-    starts = range(0, corpus.n_images, size)
-
-    def batches() -> Iterator[np.ndarray]:
-        for start in track(starts, f"Tokenizing {corpus.name}"):
-            images = [corpus.pixels(row) for row in range(start, min(start + size, corpus.n_images))]
-            pixels = torch.from_numpy(np.stack(images)).to(device).float().div_(127.5).sub_(1)[:, None]
-            with torch.inference_mode():
-                yield tokenizer.encode(pixels).cpu().numpy()
-
-    codebook = tokenizer.quantizer.codebook.detach().cpu().numpy()
-    write_tokens(args.out, corpus.fingerprint, mark, codebook, tokenizer.grid, corpus.n_images, batches())
+    _write(args.out, corpus, tokenizer, mark, size, device)
     print(f"{corpus.n_images:,} images of {corpus.name} as {tokenizer.grid**2} codes each: {args.out}")
     return 0
+
+
+def _begin(parts: Path, made_from: dict[str, Any]) -> None:
+    """Drop pieces of another corpus or tokenizer."""
+    said = parts / "made_from.json"
+    try:
+        if json.loads(said.read_text(encoding="utf-8")) == made_from:
+            return
+    except (OSError, ValueError):
+        pass
+    for stale in parts.glob("*.npy"):
+        stale.unlink()
+    part = said.with_suffix(".part")
+    part.write_text(json.dumps(made_from), encoding="utf-8")
+    os.replace(part, said)
+
+
+def _write(out: Path, corpus: Any, tokenizer: Any, mark: str, size: int, device: str) -> None:
+    """The token cache, in batches of `size`, by this process and all others that are given the same task."""
+    import numpy as np
+    import torch
+    from rich.progress import Progress
+
+    from mavilt_pl.data.tokens import TokenCache, write_tokens
+
+    parts, count = out / "parts", -(-corpus.n_images // PIECE)
+
+    def finished() -> bool:
+        if not (out / "tokens.json").exists():
+            return False
+        cache = TokenCache(out)
+        return (cache.corpus, cache.tokenizer) == (corpus.fingerprint, mark)
+
+    def path(number: int) -> Path:
+        return parts / f"{number:05d}.npy"
+
+    def batch(start: int, end: int) -> np.ndarray:
+        images = np.stack([corpus.pixels(row) for row in range(start, end)])
+        pixels = torch.from_numpy(images).to(device).float().div_(127.5).sub_(1)[:, None]
+        with torch.inference_mode():
+            return tokenizer.encode(pixels).cpu().numpy()
+
+    with held(parts / ".lock"):
+        if not finished():
+            _begin(parts, {"corpus": corpus.fingerprint, "tokenizer": mark})
+    with Progress() as progress:
+        bar = progress.add_task(f"Tokenizing {corpus.name}", total=corpus.n_images)
+        for number in open_pieces(parts, count, lambda number: path(number).exists() or finished()):
+            first, last = number * PIECE, min((number + 1) * PIECE, corpus.n_images)
+            progress.update(bar, completed=first)
+            codes = []
+            for start in range(first, last, size):
+                codes.append(batch(start, min(start + size, last)))
+                progress.advance(bar, len(codes[-1]))
+            part = path(number).with_suffix(".part")
+            with part.open("wb") as file:
+                np.save(file, np.concatenate(codes))
+            os.replace(part, path(number))
+        progress.update(bar, completed=corpus.n_images)
+    codebook = tokenizer.quantizer.codebook.detach().cpu().numpy()
+    with held(parts / ".lock"):
+        if not finished():
+            made = (np.load(path(number)) for number in range(count))
+            write_tokens(out, corpus.fingerprint, mark, codebook, tokenizer.grid, corpus.n_images, made)
+    shutil.rmtree(parts, ignore_errors=True)

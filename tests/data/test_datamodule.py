@@ -10,7 +10,7 @@ import torch
 
 from mavilt_pl.cli import main
 from mavilt_pl.data.corpus import Corpus
-from mavilt_pl.data.datamodule import CXRDataModule, EveryStudyOnce, MixSampler
+from mavilt_pl.data.datamodule import CXRDataModule, Draw, EveryStudyOnce, MixSampler
 from mavilt_pl.data.study import DataError
 from mavilt_pl.data.tokens import TokenCache, write_tokens
 
@@ -44,7 +44,9 @@ def test_augmentation_moves_and_exposes_but_never_flips(corpus_path: Path, monke
     monkeypatch.setattr(Corpus, "pixels", lambda self, image: corner)
     made = module(corpus_path, augment=True)
     train, test = made.train_dataloader().dataset, made.test_dataloader()[0].dataset
-    images = [train[i]["pixels"][0] for i in range(len(train))]
+    images = [train[Draw.at(i, 0, 0, i)]["pixels"][0] for i in range(len(train))]
+    assert torch.equal(images[3], train[Draw.at(3, 0, 0, 3)]["pixels"][0])  # whenever it is drawn
+    assert not torch.equal(images[3], train[Draw.at(3, 0, 1, 3)]["pixels"][0])  # but in another epoch
     still = test[0]["pixels"][0]
     assert sum(not torch.equal(image, still) for image in images) > 0.8 * len(images)
     for image in images:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 from pathlib import Path
@@ -10,8 +11,9 @@ import pytest
 from lightning import Callback, Trainer
 from tiny_runs import assert_same, checkpoint, history, started, vqgan
 
+from mavilt_pl import recipes
 from mavilt_pl.cli import main
-from mavilt_pl.running.preemption import job
+from mavilt_pl.running.queue import job
 
 SEVEN = ["--trainer.max_steps=7", "--data.batch_size=8", "--checkpoint_every=100", "--ckpt_path=last"]
 
@@ -104,3 +106,28 @@ def test_a_task_of_an_array_is_named_as_such(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "10")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
     assert job() == "10_2"
+
+
+@pytest.mark.parametrize("verb", ["prepare", "test"])
+def test_a_step_that_is_no_training_goes_back_where_it_goes_on(
+    tmp_path: Path, queue: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], verb: str
+) -> None:
+    """What is done in pieces is queued again; what would begin anew, and meet its limit again, is not."""
+
+    def asked_to_leave(words: list[str]) -> int:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        raise AssertionError("it went on")
+
+    monkeypatch.setattr("mavilt_pl.cli._dispatch", asked_to_leave)
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(f"steps: [{{name: step, run: {verb} x, writes: made}}]")
+    before = signal.getsignal(signal.SIGUSR1)
+    parser = argparse.ArgumentParser()
+    recipes.add_arguments(parser)
+    assert recipes.run(parser.parse_args([str(recipe), "--out", str(tmp_path / "run"), "--only=step"])) == 128 + signal.SIGUSR1  # fmt: skip
+    said = capsys.readouterr().err
+    assert signal.getsignal(signal.SIGUSR1) == before and not (tmp_path / "run/.steps/step.json").exists()
+    if verb == "prepare":
+        assert "SIGUSR1: what is finished is kept; job 4711 is back in the queue" in said and queue.exists()
+    else:
+        assert "give it more time (--time)" in said and not queue.exists()

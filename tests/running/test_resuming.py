@@ -80,6 +80,23 @@ def test_going_on_from_any_step_is_as_never_broken_off(
 
 
 @pytest.mark.slow
+def test_augmented_images_of_workers_go_on_too(corpus_path: Path, tmp_path: Path) -> None:
+    """In the middle of an epoch, with two processes that augment; and with none they make the same."""
+    more = [*SEVEN, "--data.augment=true", "--trainer.limit_val_batches=0"]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert main(vqgan(corpus_path, whole, *more, "--data.num_workers=2")) == 0
+    (broken / "checkpoints").mkdir(parents=True)
+    shutil.copy(whole / "checkpoints/step=3.ckpt", broken / "checkpoints/last.ckpt")
+    assert main(vqgan(corpus_path, broken, *more, "--data.num_workers=2", "--ckpt_path=last")) == 0
+    assert_same(checkpoint(whole), checkpoint(broken))
+    assert main(vqgan(corpus_path, tmp_path / "none", *more, "--data.num_workers=0")) == 0
+    assert_same(checkpoint(whole), checkpoint(tmp_path / "none"))
+    assert main(vqgan(corpus_path, tmp_path / "plain", *SEVEN, "--trainer.limit_val_batches=0")) == 0
+    names = [name for name, value in checkpoint(whole)["state_dict"].items() if name.endswith("out.weight")]
+    assert any(not torch.equal(checkpoint(whole)["state_dict"][n], checkpoint(tmp_path / "plain")["state_dict"][n]) for n in names)  # fmt: skip
+
+
+@pytest.mark.slow
 def test_stage1_goes_on_from_any_step(chain: Path, corpus_path: Path, tmp_path: Path) -> None:
     """Lightning steps its optimizer, and its metrics are told after the save."""
     more = ["--trainer.max_steps=4", "--checkpoint_keep=9", "--trainer.limit_val_batches=1"]

@@ -47,3 +47,13 @@ def test_a_folder_that_cannot_be_written_is_told(
     assert main(vqgan(corpus_path, tmp_path / "file" / "run", "--trainer.max_steps=1")) == 1
     said = capsys.readouterr().err
     assert said.startswith("mavilt: the run's folder") and "cannot be written (Not a directory)" in said
+
+
+@pytest.mark.slow
+def test_checkpoints_that_cannot_be_written_are_told_before_the_first_step(
+    corpus_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "checkpoints").write_text("a file where the folder should be")
+    assert main(vqgan(corpus_path, tmp_path, "--trainer.max_steps=1")) == 1
+    said = capsys.readouterr().err
+    assert said.count("mavilt:") == 1 and f"checkpoints cannot be written to {tmp_path / 'checkpoints'}" in said

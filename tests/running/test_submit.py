@@ -59,8 +59,18 @@ def test_jobs_wait_for_what_they_read_and_scripts_say_what_is_asked(
         subprocess.run(["bash", "-n"], input=text, text=True, check=True)
     assert "--nodes=2\n" in texts["vqgan"] and "--ntasks-per-node=4\n" in texts["vqgan"]
     assert "--trainer.devices=4 --trainer.num_nodes=2 --trainer.strategy=ddp" in texts["vqgan"]
-    assert "--gpus-per-node=1\n" in texts["test"] and "--nodes=1\n" in texts["test"]
-    assert "gpus" not in texts["prepare"] and "--more" not in texts["prepare"]
+    assert "--gpus-per-node=4\n" in texts["test"] and "--trainer.devices=4 --trainer.num_nodes=2" in texts["test"]
+    assert "gpus" not in texts["prepare"] and "--more" not in texts["prepare"] and "--nodes=1\n" in texts["prepare"]
+    assert "--array" not in texts["prepare"] and "prepare-%j.log" in texts["prepare"]
+
+    assert main([*command, "--array=8", "--dry-run"]) == 0
+    shown = capsys.readouterr().out.split("#!/bin/bash\n")
+    assert ["#SBATCH --array=0-7\n" in text for text in shown[1:]] == [False, True, False, False]
+    assert "prepare-%A_%a.log" in shown[2]
+    assert main([*command[:6], "--tasks=2", "--dry-run"]) == 0
+    shown = capsys.readouterr().out.split("#!/bin/bash\n")
+    for text in shown[3:]:
+        assert "--ntasks-per-node=2\n" in text and "'--trainer.devices=2 --trainer.num_nodes=1 --trainer.s" in text
 
 
 @pytest.mark.slow

@@ -1,0 +1,265 @@
+"""Memory of one GPU in a training, by what it is for.
+
+The peak is the larger of two moments. At the end of the forward pass there are weights, optimizer, θ₀, activations and logits
+and no gradients; at the optimizer's step there are gradients, and one scratch copy of them, and no activations. In between
+gradients grow as activations go.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from mavilt_pl.planning.transformer import MARKS, Transformer, Tuning
+
+Precision = Literal["32-true", "bf16-mixed", "bf16-true"]
+Strategy = Literal["ddp", "fsdp"]
+CHUNK = {"cpu": 2**22, "gpu": 2**26}  # logits held at once: `language.loss.CHUNK`
+
+
+@dataclass
+class Memory:
+    """Bytes, of one GPU. `scratch` is what the optimizer's step needs besides; `gathered` what a layer needs under FSDP2."""
+
+    parameters: int
+    trained: int  # numbers, not bytes
+    weights: int
+    gradients: int
+    optimizer: int
+    reference: int
+    scratch: int
+    gathered: int
+    activations: int
+    logits: int
+    details: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def forward(self) -> int:
+        return self.weights + self.optimizer + self.reference + self.gathered + self.activations + self.logits
+
+    @property
+    def step(self) -> int:
+        return self.weights + self.optimizer + self.reference + self.gradients + self.scratch
+
+    @property
+    def peak(self) -> int:
+        return max(self.forward, self.step)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "forward": self.forward, "step": self.step, "peak": self.peak}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One batch of one GPU. Lengths are of the longest sequence in it, since the others are padded to that.
+
+    Args:
+        batch: studies.
+        codes: N, of an image.
+        book: K.
+        words: of the report.
+        questions, question_words: of a study, in Stage 2; words of question and answer together.
+        instruction: words of an instruction, in Stage 2.
+    """
+
+    batch: int = 16
+    codes: int = 256
+    book: int = 1024
+    words: int = 128
+    questions: int = 0
+    question_words: int = 16
+    instruction: int = 0
+
+    @property
+    def reading(self) -> int:
+        """Positions of an image and all that is said of it."""
+        return self.codes + 3 + self.instruction + 1 + self.words + 1 + self.questions * (self.question_words + 2)
+
+    @property
+    def drawing(self) -> int:
+        return 2 + self.instruction + self.words + self.codes
+
+    @property
+    def positions(self) -> int:
+        """Of the whole batch, both directions."""
+        return self.batch * (self.reading + self.drawing)
+
+
+def language(
+    model: Transformer,
+    step: Step,
+    *,
+    tuning: Tuning = "full",
+    strategy: Strategy = "ddp",
+    gpus: int = 1,
+    precision: Precision = "bf16-mixed",
+    checkpointing: bool = False,
+    optimizer: Literal["adamw", "muon"] = "adamw",
+    drift: bool = True,
+    places: bool = True,
+    rank: int = 16,
+    device: Literal["cpu", "gpu"] = "gpu",
+) -> Memory:
+    """Of Stage 1 (`step.questions` 0) or Stage 2."""
+    W = 2 if precision == "bf16-true" else 4
+    A = 4 if precision == "32-true" else 2
+    added = model.new_rows(step.book) + (step.codes * model.width if places else 0)
+    whole = model.weights + added + (model.adapters(rank) if tuning == "lora" else 0)
+    trained = {"full": whole, "lora": added + model.adapters(rank), "new_rows": added}[tuning]
+    shards = gpus if strategy == "fsdp" else 1
+    moved = model.matrices if optimizer == "muon" and tuning == "full" else 0
+    states = W * (2 * (trained - moved) + moved)
+    held = W * model.weights if drift and tuning == "full" else 0
+    buckets = W * trained if strategy == "ddp" and gpus > 1 else 0  # DDP reduces copies of the gradients
+    # Autocast keeps its copies of trained weights to the end of the pass; those of fixed ones live in what is saved.
+    copies = A * model.matrices if precision == "bf16-mixed" and (tuning == "full" or not checkpointing) else 0
+    layer = model.matrices // model.layers
+    one = step.positions * model.saved(tuning, W, A, step.questions > 0)
+    blocks = (step.positions * model.width * W * model.layers + one) if checkpointing else one * model.layers
+    ends = step.positions * model.width * (2 * W + A)  # embedding and last norm
+    mask = step.batch * step.reading**2 * (W + 1) if step.questions else 0
+    said = step.batch * ((step.words + 1) + step.questions * (step.question_words // 2 + 1))
+    pictured = step.batch * step.codes
+    limit = CHUNK[device]
+    saved, most = 0, 0
+    for targets, rows in ((said, model.words + 1), (pictured, step.book)):
+        if targets * rows <= limit:
+            saved += 4 * targets * rows
+            most = max(most, 4 * targets * rows)
+        else:
+            most = max(most, 3 * 4 * limit)
+    # The head's gradient comes first, and of a tied one in parts: the sum, the part that comes in, and the sum in the making.
+    head = (3 if model.tied else 1) * W * (model.words + MARKS + step.book) * model.width if tuning == "full" else 0
+    return Memory(
+        parameters=whole, trained=trained, weights=W * whole // shards, gradients=(W * trained + buckets) // shards,
+        optimizer=states // shards, reference=held // shards, scratch=W * trained // shards,
+        gathered=2 * layer * (A if precision != "32-true" else 4) + W * model.words * model.width if strategy == "fsdp" and gpus > 1 else 0,
+        activations=blocks + ends + copies + mask, logits=saved + most + head // shards,
+        details={"reading": step.reading, "drawing": step.drawing, "positions": step.positions, "checkpointing": checkpointing},
+    )  # fmt: skip
+
+
+class _Walk:
+    """Through a network of convolutions: weights, and numbers saved for each image. Activations are float32 unless autocast."""
+
+    def __init__(self) -> None:
+        self.weights = self.saved = 0
+
+    def conv(self, inside: int, outside: int, kernel: int = 3, bias: bool = True) -> None:
+        self.weights += inside * outside * kernel**2 + (outside if bias else 0)
+
+    def block(self, inside: int, outside: int, side: int) -> None:
+        """norm, swish, convolution, twice: each saves its input."""
+        self.weights += 2 * (inside + outside)
+        self.conv(inside, outside)
+        self.conv(outside, outside)
+        if inside != outside:
+            self.conv(inside, outside, 1)
+        self.saved += 3 * (inside + outside) * side**2
+
+    def attention(self, width: int, side: int) -> None:
+        self.weights += 2 * width
+        self.conv(width, 3 * width, 1)
+        self.conv(width, width, 1)
+        self.saved += 7 * width * side**2
+
+
+def _autoencoder(shape: dict[str, Any]) -> _Walk:
+    """`vqgan.autoencoder.Autoencoder`, layer by layer."""
+    defaults = {"image_size": 256, "channels": 128, "multipliers": (1, 1, 2, 2, 4), "blocks": 2, "attention": (16,), "latent": 256, "patch": 1, "middle_attention": None}  # fmt: skip
+    s = {**defaults, **shape}
+    walk, size, width = _Walk(), s["image_size"] // s["patch"], s["channels"]
+    widths = [s["channels"] * m for m in s["multipliers"]]
+    walk.conv(s["patch"] ** 2, width)
+    walk.saved += s["image_size"] ** 2
+    for level, wide in enumerate(widths):
+        for _ in range(s["blocks"]):
+            walk.block(width, wide, size)
+            width = wide
+            if size in s["attention"]:
+                walk.attention(width, size)
+        if level < len(widths) - 1:
+            walk.conv(width, width)
+            walk.saved += width * size**2
+            size //= 2
+    attends = size in s["attention"] if s["middle_attention"] is None else s["middle_attention"]
+    for _ in range(2):  # the middles of encoder and decoder
+        walk.block(width, width, size)
+        if attends:
+            walk.attention(width, size)
+        walk.block(width, width, size)
+    walk.weights += 2 * width
+    walk.conv(width, s["latent"])
+    walk.conv(s["latent"], width)
+    walk.saved += (3 * width + 4 * s["latent"]) * size**2
+    for level, wide in reversed(list(enumerate(widths))):
+        for _ in range(s["blocks"] + 1):
+            walk.block(width, wide, size)
+            width = wide
+            if size in s["attention"]:
+                walk.attention(width, size)
+        if level > 0:
+            size *= 2
+            walk.conv(width, width)
+            walk.saved += width * size**2
+    walk.weights += 2 * width
+    walk.conv(width, s["patch"] ** 2)
+    walk.saved += 3 * width * size**2
+    return walk
+
+
+def _discriminator(shape: dict[str, Any], side: int) -> _Walk:
+    channels, layers = shape.get("channels", 64), shape.get("layers", 3)
+    walk, width = _Walk(), channels
+    walk.conv(1, channels, 4)
+    walk.saved += side**2 + 2 * channels * (side // 2) ** 2
+    side //= 2
+    for n in range(1, layers + 1):
+        wide = channels * min(2**n, 8)
+        side = side // 2 if n < layers else side - 1
+        walk.conv(width, wide, 4, bias=False)
+        walk.weights += 2 * wide
+        walk.saved += 3 * wide * side**2
+        width = wide
+    walk.conv(width, 1, 4)
+    return walk
+
+
+def _clinical(widths: list[int], side: int) -> _Walk:
+    """φ's maps on one image: convolution, norm of a batch, and a ReLU in place, each saving its input."""
+    walk, inside = _Walk(), 1
+    for level, wide in enumerate(widths):
+        for _ in range(2 if level else 1):
+            walk.conv(inside, wide, bias=False)
+            walk.weights += 2 * wide
+            side_now = side // 2**level
+            walk.saved += 2 * wide * side_now**2
+            inside = wide
+    return walk
+
+
+def tokenizer(
+    settings: dict[str, Any], batch: int, *, strategy: Strategy = "ddp", gpus: int = 1, precision: Precision = "32-true",
+    encoder: list[int] | None = None,
+) -> Memory:  # fmt: skip
+    """Of a VQGAN with these arguments; `encoder`: channels of φ's levels, where it has one (our classifier)."""
+    A = 4 if precision == "32-true" else 2
+    net = _autoencoder(settings.get("autoencoder") or {})
+    side = (settings.get("autoencoder") or {}).get("image_size", 256)
+    latent = (settings.get("autoencoder") or {}).get("latent", 256)
+    code_width, book = ({"code_width": 8, "codes": 1024, **(settings.get("quantizer") or {})}[k] for k in ("code_width", "codes"))  # fmt: skip
+    net.weights += 2 * latent * code_width + latent + code_width if code_width != latent else 0
+    net.saved += side**2 * 12  # the terms of the loss on pixels
+    adversarial = settings.get("gan_weight", 0.8) > 0
+    critic = _discriminator(settings.get("discriminator") or {}, side) if adversarial else _Walk()
+    compares = settings.get("lambda_feat", 0) > 0 or settings.get("lambda_finding", 0) > 0
+    phi = _clinical(encoder or [16, 32, 48, 64], side) if compares or settings.get("clinical_input") else _Walk()
+    trained = net.weights + critic.weights
+    buckets = 4 * trained if strategy == "ddp" and gpus > 1 else 0
+    copies = 2 * trained if A == 2 else 0
+    floats = net.saved + critic.saved + (2 * phi.saved if compares else 0)
+    return Memory(
+        parameters=trained + phi.weights + book * code_width, trained=trained, weights=4 * (trained + phi.weights + 2 * book * code_width),
+        gradients=4 * trained + buckets, optimizer=8 * trained, reference=0, scratch=4 * trained, gathered=0,
+        activations=batch * A * floats + copies, logits=0, details={"image": side, "batch": batch},
+    )  # fmt: skip

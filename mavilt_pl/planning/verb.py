@@ -1,0 +1,191 @@
+"""`mavilt plan`: the memory of a training, of one GPU, for a config or for a size.
+
+    mavilt plan --config stage1.yaml --config trainer/gpu.yaml --model.init_args.backbone FOLDER
+    mavilt plan --size 7 --gpus 8
+    mavilt plan --config vqgan.yaml
+
+It takes the words of `mavilt fit` too. Neither data nor weights are read, only config.json of the backbone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mavilt_pl.data.study import DataError
+from mavilt_pl.planning.memory import Memory, Step, language, tokenizer
+from mavilt_pl.planning.transformer import KNOWN, Transformer, from_config
+from mavilt_pl.shipped import find_config
+
+TAKES_WORDS_OF_FIT = True
+GB = 1e9
+PARTS = {
+    "weights": "weights",
+    "gradients": "gradients",
+    "optimizer": "optimizer states",
+    "reference": "θ₀",
+    "scratch": "scratch of the optimizer's step",
+    "gathered": "weights gathered for a layer",
+    "activations": "activations",
+    "logits": "logits",
+}
+PEAK = 989e12  # dense bf16 FLOP/s of an H100 SXM (NVIDIA's data sheet)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", action="append", default=[], help="as `mavilt fit` takes it; repeatable")
+    parser.add_argument("--backbone", help="folder with a config.json (default: what the config names)")
+    parser.add_argument("--size", choices=[*KNOWN], help="a published shape of about so many 10⁹ weights, instead")
+    parser.add_argument("--batch-size", type=int, help="studies of one GPU (default: the config's, else 16)")
+    parser.add_argument("--grid", type=int, default=16, help="side of an image in codes (default 16)")
+    parser.add_argument("--codes", type=int, default=1024, help="codes in the book (default 1,024)")
+    parser.add_argument("--words", type=int, help="of the longest report (default: the config's max_words, else 128)")
+    parser.add_argument("--questions", type=int, help="of a study (default: the config's, else 0: Stage 1)")
+    parser.add_argument("--question-words", type=int, default=16, help="of question and answer together (default 16)")
+    parser.add_argument("--gpus", type=int, help="of all nodes (default 1)")
+    parser.add_argument("--precision", choices=["32-true", "bf16-mixed", "bf16-true"])
+    parser.add_argument(
+        "--device", choices=["cpu", "gpu"], default="gpu", help="logits are held in smaller chunks on a CPU"
+    )
+    parser.add_argument("--mfu", type=float, default=0.4, help="share of the peak FLOP/s that is reached (default 0.4)")
+    parser.add_argument("--json", action="store_true", help="for programs; bytes")
+
+
+def _merged(into: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    for key, value in more.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merged(into[key], value)
+        else:
+            into[key] = value
+    return into
+
+
+def settings(configs: Sequence[str], words: Sequence[str]) -> dict[str, Any]:
+    """The configs over one another, and the words of the command line over them."""
+    import yaml
+
+    found: dict[str, Any] = {}
+    for name in configs:
+        path = find_config(name)
+        try:
+            read = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise DataError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        _merged(found, read or {})
+    rest = [*words]
+    while rest:
+        key, equals, value = rest.pop(0).partition("=")
+        if not key.startswith("--"):
+            raise DataError(f"{key}: expected a key such as --model.init_args.drift, with its value")
+        if not equals:
+            if not rest:
+                raise DataError(f"{key} has no value")
+            value = rest.pop(0)
+        *path_, last = key[2:].split(".")
+        place = found
+        for part in path_:
+            place = place.setdefault(part, {})
+        place[last] = yaml.safe_load(value)
+    return found
+
+
+def _transformer(args: argparse.Namespace, model: dict[str, Any]) -> Transformer:
+    if args.size:
+        return KNOWN[args.size]
+    name = args.backbone or model.get("backbone")
+    if not name:
+        raise DataError(
+            f"no backbone is named: give --backbone FOLDER (with its config.json) or --size, one of {', '.join(KNOWN)}"
+        )
+    path = Path(name) / "config.json"
+    try:
+        return from_config(json.loads(path.read_text(encoding="utf-8")), str(name))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"backbone {name}: {path} cannot be read ({error}); name a folder that save_pretrained wrote, or take --size, "
+            f"one of {', '.join(KNOWN)}"
+        ) from None
+
+
+def _gpus(args: argparse.Namespace, trainer: dict[str, Any]) -> int:
+    if args.gpus:
+        return args.gpus
+    devices = trainer.get("devices", 1)
+    return (devices if isinstance(devices, int) else 1) * int(trainer.get("num_nodes", 1))
+
+
+def _plans(args: argparse.Namespace, found: dict[str, Any]) -> tuple[str, dict[str, Memory]]:
+    """A title, and the memory of what was asked for first, with its alternatives."""
+    class_path = str(found.get("model", {}).get("class_path", "mavilt_pl.language.Stage1")).rpartition(".")[2]
+    model, trainer, data = (
+        found.get("model", {}).get("init_args") or {},
+        found.get("trainer", {}),
+        found.get("data", {}),
+    )
+    precision = args.precision or str(trainer.get("precision", "32-true" if args.config else "bf16-mixed"))
+    gpus, batch = _gpus(args, trainer), args.batch_size or data.get("batch_size", 16)
+    if precision not in ("32-true", "bf16-mixed", "bf16-true"):
+        raise DataError(
+            f"trainer.precision {precision} cannot be planned for; expected 32-true, bf16-mixed or bf16-true"
+        )
+    if class_path == "VQGAN":
+        made = tokenizer(model, batch, gpus=gpus, precision=precision)  # type: ignore[arg-type]
+        return f"VQGAN, batch {batch}, {precision}, {gpus} GPUs", {"DDP": made}
+    if class_path not in ("Stage1", "Stage2"):
+        raise DataError(f"{class_path} cannot be planned for; expected VQGAN, Stage1 or Stage2")
+    second = class_path == "Stage2"
+    words = args.words or model.get("max_words", 128)
+    questions = args.questions if args.questions is not None else (data.get("questions_per_study") or 16) * second
+    step = Step(batch, args.grid**2, args.codes, words, questions, args.question_words, 8 * second)
+    shape = _transformer(args, model)
+    lora = (model.get("lora") or {}).get("r", 16)
+    common: dict[str, Any] = {
+        "precision": precision, "gpus": gpus, "optimizer": model.get("optimizer", "adamw"), "rank": lora,
+        "drift": model.get("drift", 0.01) > 0, "places": model.get("places", True), "device": args.device,
+    }  # fmt: skip
+    tuning, kept = model.get("tuning", "full"), bool(model.get("gradient_checkpointing", False))
+    strategy = "fsdp" if "fsdp" in str(trainer.get("strategy", "")) else "ddp"
+    asked = language(shape, step, tuning=tuning, strategy=strategy, checkpointing=kept, **common)  # type: ignore[arg-type]
+    plans = {f"{strategy.upper()}, {tuning}{', checkpointing' * kept}": asked}
+    for other, how, again in (("ddp", "full", False), ("ddp", "full", True), ("fsdp", "full", True), ("ddp", "lora", False), ("ddp", "lora", True)):  # fmt: skip
+        name = f"{other.upper()}, {how}{', checkpointing' * again}"
+        if name not in plans and (other == "ddp" or gpus > 1):
+            plans[name] = language(shape, step, tuning=how, strategy=other, checkpointing=again, **common)  # type: ignore[arg-type]
+    title = f"{class_path} of {shape.name}: {shape.weights / 1e9:.2f}·10⁹ weights, {batch} studies a GPU of at most {step.reading} and {step.drawing} positions, {precision}, {gpus} GPUs"  # fmt: skip
+    return title, plans
+
+
+def throughput(plan: Memory, mfu: float, gpus: int) -> float:
+    """Positions a second of all GPUs at a share `mfu` of their peak. A position costs 6 FLOP a weight, of which 2 are the forward
+    pass's (Kaplan et al., arXiv 2001.08361); fixed weights need no gradient, and checkpointing is a second forward pass."""
+    flops = 4 * plan.parameters + 2 * plan.trained + 2 * plan.parameters * plan.details["checkpointing"]
+    return gpus * mfu * PEAK / flops
+
+
+def run(args: argparse.Namespace) -> int:
+    found = settings(args.config, args.words_of_fit)
+    title, plans = _plans(args, found)
+    if args.json:
+        print(json.dumps({"title": title, "plans": {name: plan.as_dict() for name, plan in plans.items()}}, indent=1))
+        return 0
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, caption="GB of one GPU (10⁹ bytes). The peak is the larger moment; leave a tenth for the allocator, and 1 GB for CUDA.")  # fmt: skip
+    table.add_column("")
+    for name in plans:
+        table.add_column(name.replace(", ", ",\n"), justify="right")
+    for part, said in PARTS.items():
+        table.add_row(said, *(f"{getattr(plan, part) / GB:,.2f}" for plan in plans.values()))
+    table.add_section()
+    for moment, said in (("forward", "end of the forward pass"), ("step", "optimizer's step"), ("peak", "peak")):
+        table.add_row(said, *(f"{getattr(plan, moment) / GB:,.2f}" for plan in plans.values()), style="bold" if moment == "peak" else "")  # fmt: skip
+    if "positions" in next(iter(plans.values())).details:
+        rates = (throughput(plan, args.mfu, _gpus(args, found.get("trainer", {}))) for plan in plans.values())
+        table.add_section()
+        table.add_row(f"positions/s at MFU {args.mfu:g} of H100s", *(f"{rate:,.0f}" for rate in rates))
+    Console().print(table)
+    return 0

@@ -1,0 +1,26 @@
+"""A small round of `benchmarks/kill.py`: killed at random moments, gone on, equal."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "kill.py"
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments(tmp_path: Path) -> None:
+    command = [sys.executable, str(SCRIPT), "--kills", "3", "--verbs", "prepare,vqgan"]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, env={**os.environ, "TMPDIR": str(tmp_path)})  # fmt: skip
+    try:
+        said, _ = running.communicate(timeout=600)
+    finally:
+        if running.poll() is None:
+            os.killpg(running.pid, signal.SIGKILL)
+    assert running.returncode == 0, said
+    assert said.count(": equal") == 3

@@ -1,0 +1,68 @@
+"""Several ranks: one that dies ends all within seconds, and two learn what one learns."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_runs import ended, stage1, started, vqgan
+
+TWO = ["--trainer.devices=2", "--trainer.strategy=ddp_find_unused_parameters_true"]
+
+
+def alive(session: int) -> list[str]:
+    """What still runs of a session, zombies aside."""
+    listed = subprocess.run(["ps", "-o", "stat=,args=", "-s", str(session)], capture_output=True, text=True).stdout
+    return [line for line in listed.splitlines() if not line.startswith("Z")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("how", ["raises", "killed"])
+def test_a_rank_that_dies_ends_the_others(corpus_path: Path, tmp_path: Path, rank: int, how: str) -> None:
+    mark, words = tmp_path / "mark", ["--trainer.max_steps=100000", "--trainer.limit_val_batches=0"]
+    dies = ["--trainer.callbacks+=dying.Dies", f"--trainer.callbacks.rank={rank}", f"--trainer.callbacks.how={how}", f"--trainer.callbacks.mark={mark}"]  # fmt: skip
+    paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    running = started(vqgan(corpus_path, tmp_path / "run", *words, *TWO, *dies), PYTHONPATH=paths)
+    try:
+        said, _ = running.communicate(timeout=240)
+        assert mark.exists(), said[-3000:]
+        assert running.returncode not in (0, None)
+        while alive(running.pid) and time.time() - mark.stat().st_mtime < 60:
+            time.sleep(0.2)
+        assert time.time() - mark.stat().st_mtime < 30 and not alive(running.pid), said[-3000:]
+        if how == "raises":
+            assert "Traceback" in said and f"the card of rank {rank} is broken" in said
+    finally:
+        if alive(running.pid):
+            os.killpg(running.pid, signal.SIGKILL)
+
+
+def losses(out: Path) -> list[float]:
+    events = EventAccumulator(str(out / "tensorboard"))
+    events.Reload()
+    return [event.value for event in events.Scalars("val/phantom_mimic/loss")]
+
+
+@pytest.mark.slow
+def test_two_ranks_learn_what_one_learns(chain: Path, corpus_path: Path, tmp_path: Path) -> None:
+    """Fifty steps of Stage 1 on the same global batch: the same loss after each to 1e-5.
+
+    Texts are cut to one length: a rank's loss is the mean of its own tokens, and ranks weigh the same."""
+    more = [
+        "--trainer.max_steps=50", "--checkpoint_every=50", "--model.init_args.condition_dropout=0", "--model.init_args.max_words=4",
+        "--model.init_args.optimizer=adamw", "--model.init_args.learning_rate=1e-3", "--data.limit_val=6", "--data.eval_batch_size=3",
+        "--trainer.val_check_interval=1", "--trainer.limit_val_batches=1.0",
+    ]  # fmt: skip
+    one = started(stage1(chain, corpus_path, tmp_path / "one", *more, "--data.batch_size=4"))
+    two = started(stage1(chain, corpus_path, tmp_path / "two", *more, "--data.batch_size=2", *TWO))
+    ended(one)
+    ended(two)
+    first, second = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert len(first) == len(second) == 50 and first[0] - first[-1] > 0.1
+    assert first == pytest.approx(second, abs=1e-5)
