@@ -34,6 +34,7 @@ from mavilt_pl.language.sequences import Branch, Packed, Tree, pack
 from mavilt_pl.language.spelling import TASKS, Images, Spelling, Views
 from mavilt_pl.language.tuning import AdapterDrift, Lora, NewRows, Tuning, add_adapters, freeze, from_full, merged
 from mavilt_pl.language.vocabulary import MARKS, VIEW_MARKS, VisualVocabulary, grow
+from mavilt_pl.ranks import rank_and_size, summed
 
 
 def _tuning_of(checkpoint: Mapping[str, Any]) -> str:
@@ -329,30 +330,45 @@ class LanguageModule(Spelling, LightningModule):
             losses[~image] = linear_cross_entropy(hidden_MD[~image], self.text_head(), packed.target_M[~image])
         return losses
 
-    def losses(self, groups: Sequence[Packed]) -> dict[str, Tensor]:
-        """Mean nats per target token of each task."""
-        sums: dict[int, list[Tensor]] = {}
+    def losses(self, groups: Sequence[Packed], everywhere: bool = False) -> dict[str, Tensor]:
+        """Mean nats per target token of each task. With `everywhere` a rank divides its sums by the mean of all ranks' counts:
+        the mean of the ranks' values, and of their gradients, is then that of one rank with the whole batch."""
+        sums: dict[int, Tensor] = {}
+        count_T = torch.zeros(len(TASKS), device=self.device)
         for packed in groups:
             losses_M = self.token_losses(packed)
             for task in packed.task_M.unique().tolist():
-                sums.setdefault(task, []).append(losses_M[packed.task_M == task])
-        return {TASKS[task]: torch.cat(parts).mean() for task, parts in sums.items()}
+                part = losses_M[packed.task_M == task]
+                sums[task] = sums.get(task, 0.0) + part.sum()
+                count_T[task] += len(part)
+        if everywhere:
+            count_T = summed(count_T) / rank_and_size()[1]
+        # A rank without any target gives zero, but still as a function of the weights.
+        none = 0.0 if sums else sum(0.0 * p.sum() for p in self.parameters() if p.requires_grad)
+        return {
+            TASKS[task]: (sums[task] if task in sums else count_T.new_zeros(()) + none) / count
+            for task, count in enumerate(count_T.tolist())
+            if count
+        }
 
     def _step(self, batch: Mapping[str, Any], name: str) -> Tensor:
         if "packed" not in batch:
             raise DataError(
                 "the batch has no codes: name a token cache for each corpus (data.tokens), as `mavilt tokenize` makes it"
             )
-        losses = self.losses(batch["packed"])
-        if not losses:  # every study of the batch was without a text; zero, but still a function of the weights
+        training = name == "train"
+        losses = self.losses(batch["packed"], everywhere=training)
+        if not losses:  # every study of the batch was without a text
             return sum(0.0 * parameter.sum() for parameter in self.parameters() if parameter.requires_grad)  # type: ignore[return-value]
         total = sum(self.task_weights[task] for task in losses)
         loss = torch.stack([self.task_weights[task] / total * value for task, value in losses.items()]).sum()
-        evaluating: dict[str, Any] = {"sync_dist": True, "add_dataloader_idx": False} if name != "train" else {}
-        size = len(batch["studies"])
-        nats = {f"{name}/{task}_nats": value.detach() for task, value in losses.items()}
-        self.log_dict(nats, batch_size=size, **evaluating)
-        self.log(f"{name}/loss", loss.detach(), prog_bar=True, batch_size=size, **evaluating)
+        logged: dict[str, Any] = {
+            "sync_dist": True,
+            "batch_size": len(batch["studies"]),
+            "add_dataloader_idx": training,
+        }
+        self.log_dict({f"{name}/{task}_nats": value.detach() for task, value in losses.items()}, **logged)
+        self.log(f"{name}/loss", loss.detach(), prog_bar=True, **logged)
         return loss
 
     def training_step(self, batch: Any, index: int) -> Tensor:

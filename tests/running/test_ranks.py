@@ -46,18 +46,15 @@ def test_a_rank_that_dies_ends_the_others(corpus_path: Path, tmp_path: Path, ran
 def losses(out: Path) -> list[float]:
     events = EventAccumulator(str(out / "tensorboard"))
     events.Reload()
-    return [event.value for event in events.Scalars("val/phantom_mimic/loss")]
+    return [event.value for event in events.Scalars("train/loss")]
 
 
 @pytest.mark.slow
 def test_two_ranks_learn_what_one_learns(chain: Path, corpus_path: Path, tmp_path: Path) -> None:
-    """Fifty steps of Stage 1 on the same global batch: the same loss after each to 1e-5.
-
-    Texts are cut to one length: a rank's loss is the mean of its own tokens, and ranks weigh the same."""
+    """Fifty steps of Stage 1 on the same global batches, whose ranks have texts of other lengths: the same loss at each to 1e-5."""
     more = [
-        "--trainer.max_steps=50", "--checkpoint_every=50", "--model.init_args.condition_dropout=0", "--model.init_args.max_words=4",
-        "--model.init_args.optimizer=adamw", "--model.init_args.learning_rate=1e-3", "--data.limit_val=6", "--data.eval_batch_size=3",
-        "--trainer.val_check_interval=1", "--trainer.limit_val_batches=1.0",
+        "--trainer.max_steps=50", "--checkpoint_every=50", "--model.init_args.condition_dropout=0", "--trainer.log_every_n_steps=1",
+        "--model.init_args.optimizer=adamw", "--model.init_args.learning_rate=1e-3", "--trainer.limit_val_batches=0",
     ]  # fmt: skip
     one = started(stage1(chain, corpus_path, tmp_path / "one", *more, "--data.batch_size=4"))
     two = started(stage1(chain, corpus_path, tmp_path / "two", *more, "--data.batch_size=2", *TWO))
