@@ -21,7 +21,7 @@ from mavilt_pl.data.study import SIDES, DataError, Question, Side, Study, View
 from mavilt_pl.data.tokens import TokenCache
 
 Wants = Literal["images", "pairs", "instructions", "text"]
-BESIDE = ("views", "stranger_views", "replay")  # what a batch has one a study of, outside the study's record
+BESIDE = ("views", "stranger_views", "replay")  # what a batch has in lists, outside the studies' records
 
 
 class Draw(int):
@@ -106,7 +106,7 @@ class StudyDataset(Dataset):
             if module.hparams["each_view"]:
                 item["views"] = self._views(row)
                 item["stranger_views"] = self._views(self.rows[self.stranger[index]])
-            if module.replayed and random is not None:
+            if module.replayed and random is not None and random.random() < module.hparams["replay_share"]:
                 item["replay"] = module.replayed[int(random.integers(len(module.replayed)))]
             if wants == "instructions":
                 asked = from_labels(study, module.findings) if module.hparams["ask_labels"] else ()
@@ -147,8 +147,8 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
         if key in items[0]:
             batch[key] = torch.stack([item[key] for item in items])
     for key in BESIDE:
-        if key in items[0]:
-            batch[key] = [item[key] for item in items]
+        if found := [item[key] for item in items if key in item]:
+            batch[key] = found
     batch["patient"] = [item["patient"] for item in items]
     batch["text"] = [item["text"] for item in items]
     return batch
@@ -243,7 +243,7 @@ class CXRDataModule(LightningDataModule):
 
     A batch is a dict: `pixels` float32 [B,1,H,W] in [-1, 1] or `codes` int64 [B,N]; `labels` float32 [B,F] (1, 0, nan);
     `text` and `patient`, lists of B strings; `studies`, a list of B dicts (study, source, text, label_names, questions). With
-    `each_view`, `views`: B dicts of codes by view, frontal first; with `replay`, in training: B plain texts.
+    `each_view`, `views`: B dicts of codes by view, frontal first; with `replay`, in training: plain texts.
     Training mixes the corpora by weight; evaluation keeps them apart, one loader a corpus, in the order of `corpora`.
 
     Args:
@@ -259,7 +259,8 @@ class CXRDataModule(LightningDataModule):
         each_view: bring the first frontal and the first lateral image of a study, as `views`; `codes` are then the first
             of them, and a study with neither is left out.
         replay: plain texts for training beside the studies, so that language is rehearsed: a prepared corpus (the reports of
-            its training split) or a text file (a text a line). One is drawn for each study.
+            its training split) or a text file (a text a line).
+        replay_share: how many of the studies bring a text along; rehearsing a quarter costs a twentieth of a step.
         augment: in training, small shifts, turns, zooms and exposures (Albumentations); never a flip: sides matter.
         limit_train, limit_val, limit_test: at most so many studies of each corpus, the same ones each time.
         ask_labels: make presence questions from labels.
@@ -281,6 +282,7 @@ class CXRDataModule(LightningDataModule):
         views: list[View] | None = None,
         each_view: bool = False,
         replay: str | None = None,
+        replay_share: float = 0.25,
         augment: bool = False,
         limit_train: int | None = None,
         limit_val: int | None = None,

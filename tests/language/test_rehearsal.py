@@ -75,8 +75,10 @@ def test_texts_are_replayed_from_a_corpus_or_a_file_and_in_training_only(corpus_
     write_tokens(tmp_path / "t", corpus.fingerprint, "a", torch.zeros(20, 2).numpy(), 2, corpus.n_images, [torch.zeros(corpus.n_images, 4).int().numpy()])  # fmt: skip
     (tmp_path / "lines.txt").write_text("First text.\n\n  Second text.\n")
 
-    def data(replay: str | None) -> CXRDataModule:
-        module = CXRDataModule([str(corpus_path)], [str(tmp_path / "t")], "pairs", batch_size=8, replay=replay)
+    def data(replay: str | None, share: float = 1.0) -> CXRDataModule:
+        module = CXRDataModule(
+            [str(corpus_path)], [str(tmp_path / "t")], "pairs", batch_size=8, replay=replay, replay_share=share
+        )
         module.setup("fit")
         return module
 
@@ -87,6 +89,8 @@ def test_texts_are_replayed_from_a_corpus_or_a_file_and_in_training_only(corpus_
     assert set(next(iter(from_corpus.train_dataloader()))["replay"]) <= set(from_corpus.texts("train"))
     assert "replay" not in next(iter(from_corpus.val_dataloader()[0]))
     assert "replay" not in next(iter(data(None).train_dataloader()))
+    some = [len(part.get("replay", [])) for part in data(str(corpus_path), 0.25).train_dataloader()]
+    assert 0 < sum(some) < 4 * len(some)  # of 8 studies a quarter, not all
     (tmp_path / "lines.txt").write_text("\n")
     with pytest.raises(DataError, match=r"data\.replay: found no text in .*lines\.txt; expected a prepared corpus"):
         data(str(tmp_path / "lines.txt"))
