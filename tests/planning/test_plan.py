@@ -92,7 +92,7 @@ def test_what_helps_helps() -> None:
     """Checkpointing takes activations away; FSDP2 states; adapters gradients and θ₀; DDP's buckets and θ₀ come on top."""
     full = language(KNOWN["7"], Step(), gpus=8)
     kept = language(KNOWN["7"], Step(), gpus=8, checkpointing=True)
-    assert kept.activations < full.activations / 5 and kept.step == full.step
+    assert kept.activations < full.activations / 4 and kept.step == full.step
     sharded = language(KNOWN["7"], Step(), gpus=8, strategy="fsdp", checkpointing=True)
     assert sharded.step < kept.step / 7 and sharded.gathered > 0
     lora = language(KNOWN["7"], Step(), gpus=8, tuning="lora", checkpointing=True)

@@ -70,7 +70,7 @@ def test_jobs_wait_for_what_they_read_and_scripts_say_what_is_asked(
     assert main([*command[:6], "--tasks=2", "--dry-run"]) == 0
     shown = capsys.readouterr().out.split("#!/bin/bash\n")
     for text in shown[3:]:
-        assert "--ntasks-per-node=2\n" in text and "'--trainer.devices=2 --trainer.num_nodes=1 --trainer.s" in text
+        assert "--ntasks-per-node=2\n" in text and "--trainer.devices=2 --trainer.num_nodes=1 --trainer.s" in text
 
 
 @pytest.mark.slow
