@@ -249,19 +249,21 @@ class VQGAN(LightningModule):
             # takes its place from there on.
             likeness = torch.stack([value for name, value in terms.items() if name != "commitment"]).sum()
             (pull_BCHW,) = torch.autograd.grad(likeness, made_BCHW, retain_graph=log_now)
+            pulls = self._pulls(terms, made_BCHW) if log_now else {}
             if adversarial_now:
                 adversarial = -self.discriminator(made_BCHW).float().mean()  # type: ignore[misc]
-                (away_BCHW,) = torch.autograd.grad(adversarial, made_BCHW, retain_graph=log_now)
+                (away_BCHW,) = torch.autograd.grad(adversarial, made_BCHW)
                 likely, away = (made_BCHW * pull_BCHW).sum(), (made_BCHW * away_BCHW).sum()
                 weight = (
                     adaptive_weight(likely, away, self.tokenizer.autoencoder.last_layer) * self.hparams["gan_weight"]
                 )
                 terms["adversarial"] = weight * adversarial
                 pull_BCHW = pull_BCHW + weight * away_BCHW
+                pulls["adversarial"] = weight * away_BCHW
             self._refuse_non_finite(terms, batch)
             told = {"loss": torch.stack(list(terms.values())).sum(), **terms}
             if log_now:
-                told |= self._shares(terms)
+                told |= self._shares(pulls, made_BCHW)
             loss = terms["commitment"] + (made_BCHW * pull_BCHW).sum()
             self.manual_backward(loss / self.hparams["accumulate"])
             if stepping:
@@ -319,13 +321,21 @@ class VQGAN(LightningModule):
         self._refuse_non_finite({f"gradient of the {name}": norm}, batch)
         return norm
 
-    def _shares(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Each term's share of the gradient at the decoder's last layer, in [0, 1]. Commitment does not reach it."""
-        last = self.tokenizer.autoencoder.last_layer
-        norms = {
-            name: torch.autograd.grad(value, last, retain_graph=True)[0].norm()
+    @staticmethod
+    def _pulls(terms: dict[str, Tensor], made_BCHW: Tensor) -> dict[str, Tensor]:
+        """Each term's gradient at the picture; commitment has none."""
+        return {
+            name: torch.autograd.grad(value, made_BCHW, retain_graph=True)[0]
             for name, value in terms.items()
             if name != "commitment"
+        }
+
+    def _shares(self, pulls: dict[str, Tensor], made_BCHW: Tensor) -> dict[str, Tensor]:
+        """Each term's share of the gradient at the decoder's last layer, in [0, 1]."""
+        last = self.tokenizer.autoencoder.last_layer
+        norms = {
+            name: torch.autograd.grad(made_BCHW, last, pull, retain_graph=True)[0].norm()
+            for name, pull in pulls.items()
         }
         total = torch.stack(list(norms.values())).sum().clamp(min=1e-12)
         return {f"share/{name}": norm / total for name, norm in norms.items()}
