@@ -272,7 +272,7 @@ def test_the_sweep_of_the_drift_walks_to_its_page(chain: Path, corpus_path: Path
 
 @pytest.mark.slow
 def test_two_stages_against_joint_training_walks_to_its_page(chain: Path, corpus_path: Path, tmp_path: Path) -> None:
-    more = {"seeds": 1, "joint_steps": 4, "held": 10, "forgetting": forgetting(corpus_path)}
+    more = {"seeds": 1, "joint_steps": 4, "held": 10, "rehearsal": "", "forgetting": forgetting(corpus_path)}
     assert main(["run", "ablation-stages", "--out", str(tmp_path), *small(chain, corpus_path, **more)]) == 0
     cells = compared(tmp_path)["text", "perplexity"]
     assert [cell["arm"] for cell in cells] == ["two stages", "joint", "two stages without drift", "joint without drift"]
@@ -325,6 +325,6 @@ def test_the_baselines_walk_to_their_page(chain: Path, corpus_path: Path, tmp_pa
     assert [h["directions"] for h in said.values()] == ["both", "one", "both"]
     assert [h["loss_vocabulary"] for h in said.values()] == ["modality", "full", "modality"]
     assert [(h["pretrained"], h["views"]) for h in said.values()] == [(True, False), (True, False), (False, True)]
-    assert [h["drift"] for h in said.values()] == [0.001, 0, 0] and said["llm_cxr"]["task_weights"]["text"] == 0.05
+    assert [h["drift"] for h in said.values()] == [0.01, 0, 0] and said["llm_cxr"]["task_weights"]["text"] == 0.05
     weights = [torch.load(tmp_path / f"out/{system}/vqgan/checkpoints/last.ckpt", weights_only=True)["hyper_parameters"] for system in was]  # fmt: skip
     assert [(w["lambda_grad"], w["lambda_feat"] > 0) for w in weights] == [(1, True), (0, True), (0, False)]

@@ -260,7 +260,7 @@ class CXRDataModule(LightningDataModule):
             of them, and a study with neither is left out.
         replay: plain texts for training beside the studies, so that language is rehearsed: a prepared corpus (the reports of
             its training split) or a text file (a text a line).
-        replay_share: how many of the studies bring a text along; rehearsing a quarter costs a twentieth of a step.
+        replay_share: the part of the studies that bring a text along, 0 to 1.
         augment: in training, small shifts, turns, zooms and exposures (Albumentations); never a flip: sides matter.
         limit_train, limit_val, limit_test: at most so many studies of each corpus, the same ones each time.
         ask_labels: make presence questions from labels.
@@ -299,6 +299,10 @@ class CXRDataModule(LightningDataModule):
             )
         if weights is not None and (len(weights) != len(corpora) or min(weights) < 0 or sum(weights) <= 0):
             raise DataError(f"data.weights: one weight of 0 or more a corpus, not all 0; found {weights} for {corpora}")
+        if replay is not None and wants not in ("pairs", "instructions"):
+            raise DataError(f"data.replay: {wants} are not trained beside texts; it is for pairs and instructions")
+        if not 0 <= replay_share <= 1:
+            raise DataError(f"data.replay_share {replay_share}: expected a part of the studies, from 0 to 1")
         self.findings = tuple(findings or ())
         self.opened: list[Corpus] = []
         self.caches: list[TokenCache] = []
@@ -328,7 +332,12 @@ class CXRDataModule(LightningDataModule):
 
     def _replayed(self, path: Path) -> list[str]:
         if path.is_file():
-            texts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+            try:
+                texts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"data.replay: {path} is not UTF-8 text ({error.reason} at byte {error.start}); convert it"
+                ) from None
         else:
             corpus = Corpus(path)
             texts = [self.text_of(corpus.text(row)) for row in corpus.rows("train")]
@@ -434,7 +443,14 @@ class CXRDataModule(LightningDataModule):
         ]
 
     def val_dataloader(self) -> list[DataLoader]:
-        return self._evaluation("val")
+        loaders, world = self._evaluation("val"), self._rank()[1]
+        for name, loader in zip(self.names, loaders):
+            if 0 < (count := len(loader.dataset)) < world:  # type: ignore[arg-type]
+                raise DataError(
+                    f"{name}: {count} validation stud{'y' if count == 1 else 'ies'} for {world} processes, which wait for one "
+                    "another's figures: expected one each. Raise limit_val, or prepare more of them for validation"
+                )
+        return loaders
 
     def test_dataloader(self) -> list[DataLoader]:
         return self._evaluation("test")

@@ -330,54 +330,67 @@ class LanguageModule(Spelling, LightningModule):
             losses[~image] = linear_cross_entropy(hidden_MD[~image], self.text_head(), packed.target_M[~image])
         return losses
 
-    def losses(self, groups: Sequence[Packed], everywhere: bool = False) -> dict[str, Tensor]:
-        """Mean nats per target token of each task. With `everywhere` a rank divides its sums by the mean of all ranks' counts:
-        the mean of the ranks' values, and of their gradients, is then that of one rank with the whole batch."""
-        sums: dict[int, Tensor] = {}
+    def sums(self, groups: Sequence[Packed]) -> tuple[Tensor, Tensor]:
+        """Summed nats and number of the targets of each of `TASKS`, [T] and [T]; a function of the weights also without any."""
+        none = sum(0.0 * p.sum() for p in self.parameters() if p.requires_grad) if not groups else 0.0
+        total_T = [torch.zeros((), device=self.device) + none for _ in TASKS]
         count_T = torch.zeros(len(TASKS), device=self.device)
         for packed in groups:
             losses_M = self.token_losses(packed)
             for task in packed.task_M.unique().tolist():
                 part = losses_M[packed.task_M == task]
-                sums[task] = sums.get(task, 0.0) + part.sum()
+                total_T[task] = total_T[task] + part.sum()
                 count_T[task] += len(part)
+        return torch.stack(total_T), count_T
+
+    def losses(self, groups: Sequence[Packed], everywhere: bool = False) -> dict[str, Tensor]:
+        """Mean nats per target token of each task. With `everywhere` a rank divides its sums by the mean of all ranks' counts:
+        the mean of the ranks' values, and of their gradients, is then that of one rank with the whole batch."""
+        total_T, count_T = self.sums(groups)
         if everywhere:
             count_T = summed(count_T) / rank_and_size()[1]
-        # A rank without any target gives zero, but still as a function of the weights.
-        none = 0.0 if sums else sum(0.0 * p.sum() for p in self.parameters() if p.requires_grad)
-        return {
-            TASKS[task]: (sums[task] if task in sums else count_T.new_zeros(()) + none) / count
-            for task, count in enumerate(count_T.tolist())
-            if count
-        }
+        return {TASKS[task]: total_T[task] / count for task, count in enumerate(count_T.tolist()) if count}
 
-    def _step(self, batch: Mapping[str, Any], name: str) -> Tensor:
+    def _weighed(self, losses: Mapping[str, Tensor]) -> Tensor | None:
+        """The tasks' losses by their shares; None where none has a share."""
+        weights = {task: self.task_weights[task] for task in losses if self.task_weights[task] > 0}
+        total = sum(weights.values())
+        return torch.stack([w / total * losses[task] for task, w in weights.items()]).sum() if weights else None
+
+    def _packed(self, batch: Mapping[str, Any]) -> Sequence[Packed]:
         if "packed" not in batch:
             raise DataError(
                 "the batch has no codes: name a token cache for each corpus (data.tokens), as `mavilt tokenize` makes it"
             )
-        training = name == "train"
-        losses = self.losses(batch["packed"], everywhere=training)
-        if not losses:  # every study of the batch was without a text
-            return sum(0.0 * parameter.sum() for parameter in self.parameters() if parameter.requires_grad)  # type: ignore[return-value]
-        total = sum(self.task_weights[task] for task in losses)
-        loss = torch.stack([self.task_weights[task] / total * value for task, value in losses.items()]).sum()
-        logged: dict[str, Any] = {
-            "sync_dist": True,
-            "batch_size": len(batch["studies"]),
-            "add_dataloader_idx": training,
-        }
-        self.log_dict({f"{name}/{task}_nats": value.detach() for task, value in losses.items()}, **logged)
-        self.log(f"{name}/loss", loss.detach(), prog_bar=True, **logged)
-        return loss
+        return batch["packed"]
 
     def training_step(self, batch: Any, index: int) -> Tensor:
         if self.counts:
             self.log_dict({f"train/{name}": float(count) for name, count in self.counts.items()}, batch_size=1)
-        return self._step(batch, "train")
+        losses = self.losses(self._packed(batch), everywhere=True)
+        loss = self._weighed(losses)
+        if loss is None:  # every study of the batch, of all ranks, was without a text
+            return self.sums([])[0].sum()
+        told = {f"train/{task}_nats": value for task, value in losses.items()} | {"train/loss": loss}
+        means = summed(torch.stack([*told.values()]).detach()) / rank_and_size()[1]
+        self.log_dict(dict(zip(told, means)), batch_size=len(batch["studies"]))
+        self.log("loss", means[-1], prog_bar=True, logger=False)
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        names = self.trainer.datamodule.names  # type: ignore[attr-defined]
+        self._validated = torch.zeros(len(names), 2, len(TASKS), device=self.device)
 
     def validation_step(self, batch: Any, index: int, dataloader_idx: int = 0) -> None:
-        self._step(batch, f"val/{self.trainer.datamodule.names[dataloader_idx]}")  # type: ignore[attr-defined]
+        self._validated[dataloader_idx] += torch.stack(self.sums(self._packed(batch)))
+
+    def on_validation_epoch_end(self) -> None:
+        """Nats per token of each source: of all its targets, whatever the batches and ranks they came in."""
+        for name, (total_T, count_T) in zip(self.trainer.datamodule.names, summed(self._validated)):  # type: ignore[attr-defined]
+            found = {TASKS[task]: total_T[task] / count for task, count in enumerate(count_T.tolist()) if count}
+            self.log_dict({f"val/{name}/{task}_nats": value for task, value in found.items()}, sync_dist=True)
+            if (loss := self._weighed(found)) is not None:
+                self.log(f"val/{name}/loss", loss, prog_bar=True, sync_dist=True)
 
     def test_step(self, batch: Any, index: int, dataloader_idx: int = 0) -> None:
         """Nothing of its own: the callbacks ask for reports, drawings and answers."""

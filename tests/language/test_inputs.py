@@ -79,7 +79,7 @@ def test_an_empty_report_is_left_out_and_counted(stage: type, empty: str, llama:
     # Its questions are still asked in Stage 2.
     assert len(groups[0].ids_BT) == (1 if stage is Stage1 else 2)
     torch.manual_seed(0)
-    alone = module._step({"packed": packed(module, study(empty)), "studies": []}, "train")
+    alone = module.training_step({"packed": packed(module, study(empty)), "studies": []}, 0)
     assert alone.item() == 0.0
     alone.backward()  # still a function of the weights, so that processes stay together
     assert module.place.grad is not None

@@ -63,7 +63,7 @@ def test_rehearsed_text_is_the_plain_text_that_perplexity_measures(llama: Path, 
     logged: dict[str, float] = {}
     module.log_dict = lambda values, **_: logged.update(values)
     module.log = lambda *_, **__: None
-    total = module._step({"packed": packed, "studies": batch(2)["studies"]}, "train")
+    total = module.training_step({"packed": packed, "studies": batch(2)["studies"]}, 0)
     wanted = sum(w * float(losses[task]) for task, w in module.task_weights.items())
     assert float(total.detach()) == pytest.approx(wanted, rel=1e-5) and "train/text_nats" in logged
 
@@ -94,6 +94,13 @@ def test_texts_are_replayed_from_a_corpus_or_a_file_and_in_training_only(corpus_
     (tmp_path / "lines.txt").write_text("\n")
     with pytest.raises(DataError, match=r"data\.replay: found no text in .*lines\.txt; expected a prepared corpus"):
         data(str(tmp_path / "lines.txt"))
+    (tmp_path / "lines.txt").write_bytes("Überlagerung.".encode("latin-1"))
+    with pytest.raises(DataError, match=r"data\.replay: .*lines\.txt is not UTF-8 text .* at byte 0"):
+        data(str(tmp_path / "lines.txt"))
+    with pytest.raises(DataError, match=r"data\.replay_share 25: expected a part of the studies, from 0 to 1"):
+        data(None, 25)
+    with pytest.raises(DataError, match=r"data\.replay: images are not trained beside texts"):
+        CXRDataModule([str(corpus_path)], replay="x")
 
 
 def test_from_scratch_is_the_shape_without_the_weights(llama: Path, tokens: Path) -> None:
