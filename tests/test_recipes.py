@@ -17,7 +17,7 @@ import yaml
 
 from mavilt_pl.cli import main
 from mavilt_pl.recipes import load
-from mavilt_pl.training import CONFIGS
+from mavilt_pl.shipped import CONFIGS
 
 
 def recipe(path: Path, studies: int = 30, size: int = 32) -> Path:
