@@ -325,6 +325,6 @@ def test_the_baselines_walk_to_their_page(chain: Path, corpus_path: Path, tmp_pa
     assert [h["directions"] for h in said.values()] == ["both", "one", "both"]
     assert [h["loss_vocabulary"] for h in said.values()] == ["modality", "full", "modality"]
     assert [(h["pretrained"], h["views"]) for h in said.values()] == [(True, False), (True, False), (False, True)]
-    assert [h["drift"] for h in said.values()] == [0.01, 0, 0] and said["llm_cxr"]["task_weights"]["text"] == 0.05
+    assert [h["drift"] for h in said.values()] == [0.001, 0, 0] and said["llm_cxr"]["task_weights"]["text"] == 0.05
     weights = [torch.load(tmp_path / f"out/{system}/vqgan/checkpoints/last.ckpt", weights_only=True)["hyper_parameters"] for system in was]  # fmt: skip
     assert [(w["lambda_grad"], w["lambda_feat"] > 0) for w in weights] == [(1, True), (0, True), (0, False)]
