@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -144,8 +145,9 @@ def _write(out: Path, corpus: Any, tokenizer: Any, mark: str, size: int, device:
                 codes.append(batch(start, min(start + size, last)))
                 progress.advance(bar, len(codes[-1]))
             part = path(number).with_suffix(".part")
-            with part.open("wb") as file:
-                np.save(file, np.concatenate(codes))
+            whole = io.BytesIO()  # written straight to a file, numpy tells a full disk without its number
+            np.save(whole, np.concatenate(codes))
+            part.write_bytes(whole.getbuffer())
             os.replace(part, path(number))
         progress.update(bar, completed=corpus.n_images)
     codebook = tokenizer.quantizer.codebook.detach().cpu().numpy()
