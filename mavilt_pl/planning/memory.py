@@ -148,7 +148,8 @@ def language(
             most = max(most, 4 * targets * rows)
         else:
             most = max(most, 3 * 4 * limit)
-    # The head's gradient comes first, and of a tied one in parts: the sum, the part that comes in, and the sum in the making.
+    # The head's gradient comes first. Of a tied one three are counted: autograd was seen to hold two parts and their sum for a
+    # moment; that this is the moment of the peak was not seen (benchmarks/README.md).
     head = (3 if model.tied else 1) * W * (model.words + MARKS + book) * model.width if tuning == "full" else 0
     return Memory(
         parameters=whole, trained=trained, weights=W * whole // shards, gradients=(W * trained + buckets) // shards,
