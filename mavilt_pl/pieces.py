@@ -8,50 +8,32 @@ machines it needs a file system that has such locks (NFS, GPFS, Lustre with `-o 
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import os
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
-from typing import IO
+
+from mavilt_pl.lock import held
 
 
-def _opened(path: Path) -> IO[bytes]:
-    while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            return path.open("a+b")
-        except FileNotFoundError:  # another process has just tidied the folder away
-            continue
+def names_in(folder: Path) -> set[str]:
+    """What a folder holds now, from a listing; nothing where it is gone.
+
+    Asked for one name, NFS may answer for a while from memory that there is none, although another machine has written it."""
+    try:
+        return set(os.listdir(folder))
+    except FileNotFoundError:
+        return set()
 
 
-@contextmanager
-def held(path: Path, wait: bool = True) -> Iterator[bool]:
-    """Hold a lock file, made where it is missing; False where another process has it and `wait` is not wanted.
-
-    Where the file system has no locks there is one warning, and everybody is told that he holds it."""
-    with _opened(path) as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                yield False
-                return
-            warnings.warn(f"{path.parent} lies where files cannot be locked ({error.strerror}): see yourself that one process "
-                          "alone works there", stacklevel=3)  # fmt: skip
-        yield True
-
-
-def open_pieces(folder: Path, count: int, done: Callable[[int], bool]) -> Iterator[int]:
+def open_pieces(folder: Path, count: int, done: Callable[[], Container[int]]) -> Iterator[int]:
     """The numbers of the pieces that fall to this process, each held until the next one is asked for.
 
     First those that nobody holds; then it waits for those that others hold, and takes what one of them has left undone. So
-    when this ends all `count` pieces are done, whoever did them. `done` is asked again once a piece is held; locks lie in
-    `folder`."""
+    when this ends all `count` pieces are done, whoever did them. `done` gives the numbers of those that are, from a listing; it
+    is asked again once a piece is held. Locks lie in `folder`."""
     for wait in (False, True):
         for number in range(count):
-            if not done(number):
+            if number not in done():
                 with held(folder / f"{number:05d}.lock", wait) as mine:
-                    if mine and not done(number):
+                    if mine and number not in done():
                         yield number

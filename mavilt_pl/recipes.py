@@ -25,13 +25,13 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from mavilt_pl.data.study import DataError
-from mavilt_pl.pieces import held
+from mavilt_pl.lock import held
 from mavilt_pl.running.queue import Left, leaving
 
 # Verbs that keep what they have done piece by piece, and share the rest with other processes that were given the same.
@@ -232,11 +232,16 @@ class Run:
         if words[0] == "fit":  # listens to signals itself
             return _dispatch([*words, *more])
         try:
-            with leaving(goes_on=words[0] in IN_PIECES):
+            with leaving(lambda: self._goes_on(step, words[0])):
                 return _dispatch([*words, *more] if words[0] in TRAINING else words)
         except Left as left:
             print(f"mavilt: step {step['name']}: {left}", file=sys.stderr, flush=True)
             return left.code
+
+    def _goes_on(self, step: dict[str, Any], verb: str) -> bool:
+        """Whether a verb that is broken off now would go on; `prepare` reads its tables in one go before there are pieces."""
+        read = self.out / step["writes"] / "parts" / "read.json"
+        return verb in IN_PIECES and (verb != "prepare" or read.exists())
 
     def _make(self, step: dict[str, Any], title: str, more: Sequence[str] = ()) -> int:
         from rich.console import Console
@@ -285,13 +290,10 @@ def opened(args: argparse.Namespace) -> tuple[dict[str, Any], Path]:
 
 
 @contextmanager
-def _alone(path: Path, lock: Callable[[IO[str], int], None], kind: int, what: str) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
-        try:
-            lock(file, kind | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            raise DataError(f"{what}: wait for it, or choose another --out") from None
+def _alone(path: Path, what: str, **kind: Any) -> Iterator[None]:
+    with held(path, wait=False, **kind) as mine:
+        if mine is None:
+            raise DataError(f"{what}: wait for it, or choose another --out")
         yield
 
 
@@ -310,11 +312,10 @@ def run(args: argparse.Namespace) -> int:
     if args.only:
         # A step's lock is POSIX's: a job that was killed and is started again at once must not find its workers holding it.
         verb = next(walk.words(step, str(out))[0] for step in recipe["steps"] if step["name"] == args.only)
-        kind = fcntl.LOCK_SH if verb in IN_PIECES else fcntl.LOCK_EX
-        mine = out / ".steps" / f"{args.only}.lock", f"step {args.only} of {out} is being made by another process"
-        with _alone(out / ".lock", fcntl.flock, fcntl.LOCK_SH, used), _alone(mine[0], fcntl.lockf, kind, mine[1]):  # fmt: skip
+        path, made = out / ".steps" / f"{args.only}.lock", f"step {args.only} of {out} is being made by another process"
+        with _alone(out / ".lock", used, shared=True, lock=fcntl.flock), _alone(path, made, shared=verb in IN_PIECES):
             return walk.one(args.only, shlex.split(args.more), first)
-    with _alone(out / ".lock", fcntl.flock, fcntl.LOCK_EX, used):
+    with _alone(out / ".lock", used, lock=fcntl.flock):
         code = walk.walk(args.until)
     for page in (out / step["writes"] for step in recipe["steps"] if step["writes"].endswith(".html")):
         if not code and page.exists():

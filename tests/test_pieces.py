@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import filecmp
+import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from mavilt_pl.cli import main
-from mavilt_pl.pieces import held, open_pieces
+from mavilt_pl.data.tokens import TokenCache
+from mavilt_pl.lock import held
+from mavilt_pl.pieces import open_pieces
+from mavilt_pl.vqgan.module import VQGAN
 
 # A command with small shards and pieces, which says which of them this process has made.
 SHARED = """
@@ -93,8 +103,8 @@ def test_a_killed_tokenize_keeps_its_pieces_and_drops_those_of_another_tokenizer
 def test_a_piece_whose_holder_dies_is_taken_over(tmp_path: Path) -> None:
     (tmp_path / "done").mkdir()
 
-    def done(number: int) -> bool:
-        return (tmp_path / "done" / str(number)).exists()
+    def done() -> set[int]:
+        return {int(path.name) for path in (tmp_path / "done").iterdir()}
 
     reader, writer = os.pipe()
     if not (child := os.fork()):
@@ -112,3 +122,150 @@ def test_a_piece_whose_holder_dies_is_taken_over(tmp_path: Path) -> None:
     finally:
         os.waitpid(child, 0)
     assert seen == [0, 2, 1]
+
+
+def forgetful(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """As NFS may: what was once asked for and missing in a folder is missing until the folder is listed again."""
+    missing: set[str] = set()
+    exists, listing, open_, replace = Path.exists, os.listdir, io.open, os.replace
+
+    def remembered(path: Path) -> bool:
+        if folder not in path.parents:
+            return exists(path)
+        if not exists(path):
+            missing.add(str(path))
+        return str(path) not in missing
+
+    def listed(path: str | Path) -> list[str]:
+        missing.difference_update([one for one in missing if Path(one).parent == Path(path)])
+        return listing(path)
+
+    def opened(path: Any, *words: Any, **more: Any) -> Any:
+        if str(path) in missing and (words or ["r"])[0] in ("r", "rb"):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        return open_(path, *words, **more)
+
+    def replaced(one: Path, other: Path) -> None:
+        replace(one, other)
+        missing.discard(str(other))
+
+    monkeypatch.setattr(Path, "exists", remembered)
+    monkeypatch.setattr("os.replace", replaced)
+    monkeypatch.setattr("os.listdir", listed)
+    monkeypatch.setattr("io.open", opened)
+
+
+def after_first(monkeypatch: pytest.MonkeyPatch, name: str, finish: Callable[[], object]) -> None:
+    """Another process finishes the whole while this one waits for the lock of that name."""
+    lock = fcntl.lockf
+
+    def waited(file: Any, kind: int) -> None:
+        if Path(file.name).name == name:
+            finish()
+        lock(file, kind)
+
+    monkeypatch.setattr("fcntl.lockf", waited)
+
+
+@pytest.mark.parametrize("at", [".lock", "00000.lock"])
+def test_who_waited_while_the_whole_was_finished_does_nothing(
+    mimic_root: Path, corpus_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    """The finisher has removed the parts, and this machine still remembers that corpus.json was missing."""
+    out = tmp_path / "corpus"
+
+    def finish() -> None:
+        shutil.copytree(corpus_path, out, dirs_exist_ok=True)
+        shutil.rmtree(out / "parts")
+
+    forgetful(monkeypatch, out)
+    after_first(monkeypatch, at, finish)
+    words = ["prepare", "mimic-cxr-jpg", str(mimic_root), "--out", str(out), "--size", "32", "--name", "phantom_mimic"]
+    assert main([*words, "--workers", "1"]) == 0
+    same_files(corpus_path, out)
+
+
+@pytest.fixture(scope="module")
+def tokenized(corpus_path: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
+    """The command of an untrained tokenizer but for its folder, and the cache that it made."""
+    folder = tmp_path_factory.mktemp("untrained")
+    torch.manual_seed(0)
+    net = VQGAN({"image_size": 32, "channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": [], "latent": 8}, {"codes": 16, "code_width": 4})  # fmt: skip
+    torch.save({"state_dict": net.state_dict(), "hyper_parameters": dict(net.hparams)}, folder / "vqgan.ckpt")
+    words = ["tokenize", "--corpus", str(corpus_path), "--tokenizer", str(folder / "vqgan.ckpt"), "--out"]
+    assert main([*words, str(folder / "tokens")]) == 0
+    return words, folder / "tokens"
+
+
+@pytest.mark.parametrize("at", [".lock", "00000.lock"])
+def test_who_waited_while_the_codes_were_finished_does_nothing(
+    tokenized: tuple[list[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    (words, whole), out = tokenized, tmp_path / "tokens"
+
+    def finish() -> None:
+        shutil.copytree(whole, out, dirs_exist_ok=True)
+        shutil.rmtree(out / "parts")
+
+    forgetful(monkeypatch, out)
+    after_first(monkeypatch, at, finish)
+    assert main([*words, str(out)]) == 0
+    same_files(whole, out)
+
+
+def test_a_task_that_starts_while_another_begins_the_corpus(
+    mimic_root: Path, corpus_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its settings are being written, or are written between two looks at the folder."""
+    words = ["prepare", "mimic-cxr-jpg", str(mimic_root), "--size", "32", "--name", "phantom_mimic", "--workers", "1"]
+    begun, now = tmp_path / "begun", tmp_path / "now"
+    begun.mkdir()
+    (begun / "prepare.json.part").write_text("{")
+    assert main([*words, "--out", str(begun)]) == 0
+    same_files(corpus_path, begun)
+
+    now.mkdir()
+    exists = Path.exists
+
+    def written_after(path: Path) -> bool:
+        there = exists(path)
+        if path == now / "prepare.json" and not there:
+            shutil.copy(corpus_path / "prepare.json", path)
+        return there
+
+    monkeypatch.setattr(Path, "exists", written_after)
+    assert main([*words, "--out", str(now)]) == 0
+    same_files(corpus_path, now)
+
+
+def test_a_cache_that_vanishes_while_it_is_looked_at_is_not_finished(
+    tokenized: tuple[list[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process begins to write it anew: it takes tokens.json away first."""
+    (words, whole), out = tokenized, tmp_path / "tokens"
+    shutil.copytree(whole, out)
+
+    class Gone(TokenCache):
+        def __init__(self, *words: Any):
+            (out / "tokens.json").unlink(missing_ok=True)
+            super().__init__(*words)
+
+    monkeypatch.setattr("mavilt_pl.data.tokens.TokenCache", Gone)
+    assert main([*words, str(out)]) == 0
+    same_files(whole, out)
+
+
+@pytest.mark.parametrize("more", [[], ["--only=step"]])
+def test_where_files_cannot_be_locked_a_recipe_warns_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: list[str]
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    monkeypatch.setattr("fcntl.lockf", no_locks)
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("steps: [{name: step, run: 'phantom mimic {out}/raw --studies 3 --validate 1 --test 1 --size 48 --workers 1', writes: raw}]")  # fmt: skip
+    with pytest.warns(UserWarning, match="lies where files cannot be locked"):
+        assert main(["run", str(recipe), "--out", str(tmp_path / "run"), *more]) == 0
+    assert (tmp_path / "run/raw").exists()

@@ -20,7 +20,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,8 @@ from mavilt_pl.data.questions import read_questions, with_questions
 from mavilt_pl.data.radiograph import Fit, read_sized
 from mavilt_pl.data.sources import read_source
 from mavilt_pl.data.study import FRONTAL, SPLITS, DataError, Image, Question, Rejected, Split, Study, View
-from mavilt_pl.pieces import held, open_pieces
+from mavilt_pl.lock import held
+from mavilt_pl.pieces import names_in, open_pieces
 from mavilt_pl.workers import CarefulMap
 
 FORMAT = 2
@@ -141,9 +142,9 @@ class _Journal:
 
 def _settings(out: Path, settings: dict[str, Any]) -> bool:
     """Refuse a folder that is another's; True where the corpus is finished already with the same settings."""
-    path = out / "prepare.json"
-    begun = (out / "corpus.json").exists() or any(out.glob("parts/*.parquet"))
-    if path.exists() and begun:
+    path, there = out / "prepare.json", names_in(out)
+    begun = "corpus.json" in there or any(out.glob("parts/*.parquet"))
+    if begun and path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))
         differs = sorted(k for k in settings | before if settings.get(k) != before.get(k))
         if differs:
@@ -151,9 +152,11 @@ def _settings(out: Path, settings: dict[str, Any]) -> bool:
             raise DataError(
                 f"{out} was prepared with other settings ({said}): choose another --out, or delete the folder"
             )
-    elif out.exists() and not path.exists() and any(there.name != "parts" for there in out.iterdir()):
+    elif (
+        there - {"parts", "prepare.json.part"} and not path.exists()
+    ):  # asked after the listing: a task may have begun it now
         raise DataError(f"{out} is not empty and not a corpus in the making: choose another --out")
-    return (out / "corpus.json").exists()
+    return "corpus.json" in names_in(out)
 
 
 def prepare(
@@ -181,16 +184,19 @@ def prepare(
     whole, parts = out / "corpus.json", out / "parts"
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[unit]}"), TimeElapsedColumn(), TimeRemainingColumn())  # fmt: skip
     if not _settings(out, settings):
-        with Progress(*columns) as progress:
-            with held(parts / ".lock"):  # who comes second finds what the first has read
-                if not _settings(out, settings):
-                    _replace_text(out / "prepare.json", json.dumps(settings, indent=1))
-                    _read(out, settings, options or {}, progress)
-            if not whole.exists():
+        try:
+            with Progress(*columns) as progress:
+                with held(parts / ".lock"):  # who comes second finds what the first has read
+                    if not _settings(out, settings):
+                        _replace_text(out / "prepare.json", json.dumps(settings, indent=1))
+                        _read(out, settings, options or {}, progress)
                 _decode_all(out, settings, workers, progress)
-        with held(parts / ".lock"):
-            if not whole.exists():
-                _finish(out, settings, _facts(out)["shards"])
+            with held(parts / ".lock"):
+                if "corpus.json" not in names_in(out):
+                    _finish(out, settings, _facts(out)["shards"])
+        except FileNotFoundError:  # finished by another process, and its parts tidied away
+            if "corpus.json" not in names_in(out):
+                raise
     if parts.exists():  # also what a process left that came when the corpus was just finished
         shutil.rmtree(parts, ignore_errors=True)
     return json.loads(whole.read_text(encoding="utf-8"))
@@ -202,20 +208,20 @@ def _facts(out: Path) -> dict[str, Any]:
 
 def _decode_all(out: Path, settings: Mapping[str, Any], workers: int | None, progress: Progress) -> None:
     """All shards, here or in other processes."""
-    try:
-        facts = _facts(out)
-        images = [sum(_images_read(out, number)) for number in range(facts["shards"])]
-    except FileNotFoundError:  # finished by another process, and tidied away
-        return
+    facts = _facts(out)
+    images = [sum(_images_read(out, number)) for number in range(facts["shards"])]
     bar = progress.add_task("Decoding", total=facts["images"], unit="images")
 
-    def done(number: int) -> bool:
-        return _done(out, number).exists() or (out / "corpus.json").exists()
+    def done() -> Container[int]:
+        numbers = range(facts["shards"])
+        names = names_in(out / "parts")  # before the whole is looked for: they go once it is there
+        return numbers if "corpus.json" in names_in(out) else {n for n in numbers if _done(out, n).name in names}
 
     decoder = CarefulMap(_decode, _died, workers)
     try:
         for number in open_pieces(out / "parts", facts["shards"], done):
-            progress.update(bar, completed=sum(images[other] for other in range(facts["shards"]) if done(other)))
+            there = done()
+            progress.update(bar, completed=sum(count for other, count in enumerate(images) if other in there))
             _decode_shard(out, number, settings, decoder, lambda: progress.advance(bar))
         progress.update(bar, completed=facts["images"])
     finally:

@@ -7,6 +7,7 @@ gradients grow as activations go.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -15,6 +16,10 @@ from mavilt_pl.planning.transformer import MARKS, Transformer, Tuning
 Precision = Literal["32-true", "bf16-mixed", "bf16-true"]
 Strategy = Literal["ddp", "fsdp"]
 CHUNK = {"cpu": 2**22, "gpu": 2**26}  # logits held at once: `language.loss.CHUNK`
+# Defaults of `vqgan.autoencoder`, `quantizer` and `discriminator`, as far as they decide on memory.
+AUTOENCODER: dict[str, Any] = {"image_size": 256, "channels": 128, "multipliers": (1, 1, 2, 2, 4), "blocks": 2, "attention": (16,), "latent": 256, "patch": 1, "middle_attention": None}  # fmt: skip
+QUANTIZER: dict[str, Any] = {"codes": 1024, "code_width": 8}
+DISCRIMINATOR: dict[str, Any] = {"channels": 64, "layers": 3}
 
 
 @dataclass
@@ -60,6 +65,8 @@ class Step:
         words: of the report.
         questions, question_words: of a study, in Stage 2; words of question and answer together.
         instruction: words of an instruction, in Stage 2.
+        views: two images are read, and one is drawn from the other.
+        replayed: plain texts of so many words in a batch (`data.replay`; on average, rounded up).
     """
 
     batch: int = 16
@@ -69,20 +76,28 @@ class Step:
     questions: int = 0
     question_words: int = 16
     instruction: int = 0
+    views: bool = False
+    replayed: int = 0
 
     @property
     def reading(self) -> int:
-        """Positions of an image and all that is said of it."""
-        return self.codes + 3 + self.instruction + 1 + self.words + 1 + self.questions * (self.question_words + 2)
+        """Positions of a study's images and all that is said of them."""
+        shown = 1 + (2 * (self.codes + 3) if self.views else self.codes + 2)
+        return shown + self.instruction + 1 + self.words + 1 + self.questions * (self.question_words + 2)
 
     @property
     def drawing(self) -> int:
-        return 2 + self.instruction + self.words + self.codes
+        other = self.codes + 4 if self.views else 0  # the other view, and the drawn one's mark
+        return 2 + other + self.instruction + self.words + self.codes
+
+    @property
+    def replaying(self) -> int:
+        return 1 + self.words
 
     @property
     def positions(self) -> int:
-        """Of the whole batch, both directions."""
-        return self.batch * (self.reading + self.drawing)
+        """Of the whole batch, both directions and what is replayed."""
+        return self.batch * (self.reading + self.drawing) + self.replayed * self.replaying
 
 
 def language(
@@ -96,20 +111,24 @@ def language(
     checkpointing: bool = False,
     optimizer: Literal["adamw", "muon"] = "adamw",
     drift: bool = True,
+    keep: Literal["bfloat16", "float32"] = "bfloat16",
+    place: Literal["device", "host"] = "device",
     places: bool = True,
     rank: int = 16,
     device: Literal["cpu", "gpu"] = "gpu",
 ) -> Memory:
-    """Of Stage 1 (`step.questions` 0) or Stage 2."""
+    """Of Stage 1 (`step.questions` 0) or Stage 2. `keep` and `place` are θ₀'s, as `drift_keep` and `drift_place` say."""
     W = 2 if precision == "bf16-true" else 4
     A = 4 if precision == "32-true" else 2
-    added = model.new_rows(step.book) + (step.codes * model.width if places else 0)
+    book = step.book + 2 * step.views  # codes, and the marks of views
+    added = model.new_rows(book) + (step.codes * model.width if places else 0)
     whole = model.weights + added + (model.adapters(rank) if tuning == "lora" else 0)
     trained = {"full": whole, "lora": added + model.adapters(rank), "new_rows": added}[tuning]
     shards = gpus if strategy == "fsdp" else 1
     moved = model.matrices if optimizer == "muon" and tuning == "full" else 0
     states = W * (2 * (trained - moved) + moved)
-    held = W * model.weights if drift and tuning == "full" else 0
+    beside = place == "device" or device == "cpu"  # a CPU's own memory is the host's
+    held = (4 if keep == "float32" else 2) * model.weights if drift and tuning == "full" and beside else 0
     buckets = W * trained if strategy == "ddp" and gpus > 1 else 0  # DDP reduces copies of the gradients
     # Autocast keeps its copies of trained weights to the end of the pass; those of fixed ones live in what is saved.
     copies = A * model.matrices if precision == "bf16-mixed" and (tuning == "full" or not checkpointing) else 0
@@ -122,14 +141,16 @@ def language(
     pictured = step.batch * step.codes
     limit = CHUNK[device]
     saved, most = 0, 0
-    for targets, rows in ((said, model.words + 1), (pictured, step.book)):
+    replayed = step.replayed * (step.words - 1)
+    for targets, rows in ((said, model.words + 1), (pictured, step.book), (replayed, model.words + 1)):
         if targets * rows <= limit:
             saved += 4 * targets * rows
             most = max(most, 4 * targets * rows)
         else:
             most = max(most, 3 * 4 * limit)
-    # The head's gradient comes first, and of a tied one in parts: the sum, the part that comes in, and the sum in the making.
-    head = (3 if model.tied else 1) * W * (model.words + MARKS + step.book) * model.width if tuning == "full" else 0
+    # The head's gradient comes first. Of a tied one three are counted: autograd was seen to hold two parts and their sum for a
+    # moment; that this is the moment of the peak was not seen (benchmarks/README.md).
+    head = (3 if model.tied else 1) * W * (model.words + MARKS + book) * model.width if tuning == "full" else 0
     return Memory(
         parameters=whole, trained=trained, weights=W * whole // shards, gradients=(W * trained + buckets) // shards,
         optimizer=states // shards, reference=held // shards, scratch=W * trained // shards,
@@ -166,8 +187,7 @@ class _Walk:
 
 def _autoencoder(shape: dict[str, Any]) -> _Walk:
     """`vqgan.autoencoder.Autoencoder`, layer by layer."""
-    defaults = {"image_size": 256, "channels": 128, "multipliers": (1, 1, 2, 2, 4), "blocks": 2, "attention": (16,), "latent": 256, "patch": 1, "middle_attention": None}  # fmt: skip
-    s = {**defaults, **shape}
+    s = {**AUTOENCODER, **shape}
     walk, size, width = _Walk(), s["image_size"] // s["patch"], s["channels"]
     widths = [s["channels"] * m for m in s["multipliers"]]
     walk.conv(s["patch"] ** 2, width)
@@ -209,7 +229,7 @@ def _autoencoder(shape: dict[str, Any]) -> _Walk:
 
 
 def _discriminator(shape: dict[str, Any], side: int) -> _Walk:
-    channels, layers = shape.get("channels", 64), shape.get("layers", 3)
+    channels, layers = ({**DISCRIMINATOR, **shape}[key] for key in ("channels", "layers"))
     walk, width = _Walk(), channels
     walk.conv(1, channels, 4)
     walk.saved += side**2 + 2 * channels * (side // 2) ** 2
@@ -239,15 +259,14 @@ def _clinical(widths: list[int], side: int) -> _Walk:
 
 
 def tokenizer(
-    settings: dict[str, Any], batch: int, *, strategy: Strategy = "ddp", gpus: int = 1, precision: Precision = "32-true",
+    settings: Mapping[str, Any], batch: int, *, strategy: Strategy = "ddp", gpus: int = 1, precision: Precision = "32-true",
     encoder: list[int] | None = None,
 ) -> Memory:  # fmt: skip
     """Of a VQGAN with these arguments; `encoder`: channels of φ's levels, where it has one (our classifier)."""
     A = 4 if precision == "32-true" else 2
     net = _autoencoder(settings.get("autoencoder") or {})
-    side = (settings.get("autoencoder") or {}).get("image_size", 256)
-    latent = (settings.get("autoencoder") or {}).get("latent", 256)
-    code_width, book = ({"code_width": 8, "codes": 1024, **(settings.get("quantizer") or {})}[k] for k in ("code_width", "codes"))  # fmt: skip
+    side, latent = ({**AUTOENCODER, **(settings.get("autoencoder") or {})}[k] for k in ("image_size", "latent"))
+    code_width, book = ({**QUANTIZER, **(settings.get("quantizer") or {})}[k] for k in ("code_width", "codes"))
     net.weights += 2 * latent * code_width + latent + code_width if code_width != latent else 0
     net.saved += side**2 * 12  # the terms of the loss on pixels
     adversarial = settings.get("gan_weight", 0.8) > 0

@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping
+from math import ceil
 from pathlib import Path
 from typing import Any
 
 from mavilt_pl.data.study import DataError
 from mavilt_pl.planning.memory import Memory, Step, language, tokenizer
+from mavilt_pl.planning.settings import check, section, settings, value
 from mavilt_pl.planning.transformer import KNOWN, Transformer, from_config
-from mavilt_pl.shipped import find_config
 
 TAKES_WORDS_OF_FIT = True
 GB = 1e9
@@ -54,45 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="for programs; bytes")
 
 
-def _merged(into: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
-    for key, value in more.items():
-        if isinstance(value, dict) and isinstance(into.get(key), dict):
-            _merged(into[key], value)
-        else:
-            into[key] = value
-    return into
-
-
-def settings(configs: Sequence[str], words: Sequence[str]) -> dict[str, Any]:
-    """The configs over one another, and the words of the command line over them."""
-    import yaml
-
-    found: dict[str, Any] = {}
-    for name in configs:
-        path = find_config(name)
-        try:
-            read = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise DataError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-        _merged(found, read or {})
-    rest = [*words]
-    while rest:
-        key, equals, value = rest.pop(0).partition("=")
-        if not key.startswith("--"):
-            raise DataError(f"{key}: expected a key such as --model.init_args.drift, with its value")
-        if not equals:
-            if not rest:
-                raise DataError(f"{key} has no value")
-            value = rest.pop(0)
-        *path_, last = key[2:].split(".")
-        place = found
-        for part in path_:
-            place = place.setdefault(part, {})
-        place[last] = yaml.safe_load(value)
-    return found
-
-
-def _transformer(args: argparse.Namespace, model: dict[str, Any]) -> Transformer:
+def _transformer(args: argparse.Namespace, model: Mapping[str, Any]) -> Transformer:
     if args.size:
         return KNOWN[args.size]
     name = args.backbone or model.get("backbone")
@@ -110,43 +73,48 @@ def _transformer(args: argparse.Namespace, model: dict[str, Any]) -> Transformer
         ) from None
 
 
-def _gpus(args: argparse.Namespace, trainer: dict[str, Any]) -> int:
+def _gpus(args: argparse.Namespace, found: Mapping[str, Any]) -> int:
     if args.gpus:
         return args.gpus
-    devices = trainer.get("devices", 1)
-    return (devices if isinstance(devices, int) else 1) * int(trainer.get("num_nodes", 1))
+    devices = section(found, "trainer").get("devices")
+    here = len(devices) if isinstance(devices, list) else devices if isinstance(devices, int) else 1
+    return max(here, 1) * value(found, "trainer.num_nodes", 1)
 
 
 def _plans(args: argparse.Namespace, found: dict[str, Any]) -> tuple[str, dict[str, Memory]]:
     """A title, and the memory of what was asked for first, with its alternatives."""
-    class_path = str(found.get("model", {}).get("class_path", "mavilt_pl.language.Stage1")).rpartition(".")[2]
-    model, trainer, data = (
-        found.get("model", {}).get("init_args") or {},
-        found.get("trainer", {}),
-        found.get("data", {}),
-    )
-    precision = args.precision or str(trainer.get("precision", "32-true" if args.config else "bf16-mixed"))
-    gpus, batch = _gpus(args, trainer), args.batch_size or data.get("batch_size", 16)
+    class_path = str(section(found, "model").get("class_path") or "mavilt_pl.language.Stage1").rpartition(".")[2]
+    if class_path not in ("VQGAN", "Stage1", "Stage2"):
+        raise DataError(f"{class_path} cannot be planned for; expected VQGAN, Stage1 or Stage2")
+    check(found, class_path)
+
+    def of(key: str, default: Any) -> Any:
+        return value(found, f"model.init_args.{key}", default)
+
+    model, trainer, data = (section(found, key) for key in ("model.init_args", "trainer", "data"))
+    precision = args.precision or str(trainer.get("precision") or ("32-true" if args.config else "bf16-mixed"))
+    gpus, batch = _gpus(args, found), args.batch_size or value(found, "data.batch_size", 16)
     if precision not in ("32-true", "bf16-mixed", "bf16-true"):
         raise DataError(
             f"trainer.precision {precision} cannot be planned for; expected 32-true, bf16-mixed or bf16-true"
         )
     if class_path == "VQGAN":
+        for key in ("gan_weight", "lambda_feat", "lambda_finding", "clinical_input"):
+            of(key, None)
         made = tokenizer(model, batch, gpus=gpus, precision=precision)  # type: ignore[arg-type]
         return f"VQGAN, batch {batch}, {precision}, {gpus} GPUs", {"DDP": made}
-    if class_path not in ("Stage1", "Stage2"):
-        raise DataError(f"{class_path} cannot be planned for; expected VQGAN, Stage1 or Stage2")
     second = class_path == "Stage2"
-    words = args.words or model.get("max_words", 128)
-    questions = args.questions if args.questions is not None else (data.get("questions_per_study") or 16) * second
-    step = Step(batch, args.grid**2, args.codes, words, questions, args.question_words, 8 * second)
+    words, views = args.words or of("max_words", 128), of("views", False)
+    questions = args.questions if args.questions is not None else value(found, "data.questions_per_study", 16) * second
+    replayed = ceil(value(found, "data.replay_share", 0.25) * batch) if data.get("replay") else 0
+    step = Step(batch, args.grid**2, args.codes, words, questions, args.question_words, 8 * second, views, replayed)
     shape = _transformer(args, model)
-    lora = (model.get("lora") or {}).get("r", 16)
     common: dict[str, Any] = {
-        "precision": precision, "gpus": gpus, "optimizer": model.get("optimizer", "adamw"), "rank": lora,
-        "drift": model.get("drift", 0.01) > 0, "places": model.get("places", True), "device": args.device,
+        "precision": precision, "gpus": gpus, "optimizer": of("optimizer", "adamw"), "rank": of("lora.r", 16),
+        "drift": of("drift", 0.01) > 0, "keep": of("drift_keep", "bfloat16"), "place": of("drift_place", "device"),
+        "places": of("places", True), "device": args.device,
     }  # fmt: skip
-    tuning, kept = model.get("tuning", "full"), bool(model.get("gradient_checkpointing", False))
+    tuning, kept = of("tuning", "full"), of("gradient_checkpointing", False)
     strategy = "fsdp" if "fsdp" in str(trainer.get("strategy", "")) else "ddp"
     asked = language(shape, step, tuning=tuning, strategy=strategy, checkpointing=kept, **common)  # type: ignore[arg-type]
     plans = {f"{strategy.upper()}, {tuning}{', checkpointing' * kept}": asked}
@@ -154,7 +122,7 @@ def _plans(args: argparse.Namespace, found: dict[str, Any]) -> tuple[str, dict[s
         name = f"{other.upper()}, {how}{', checkpointing' * again}"
         if name not in plans and (other == "ddp" or gpus > 1):
             plans[name] = language(shape, step, tuning=how, strategy=other, checkpointing=again, **common)  # type: ignore[arg-type]
-    title = f"{class_path} of {shape.name}: {shape.weights / 1e9:.2f}·10⁹ weights, {batch} studies a GPU of at most {step.reading} and {step.drawing} positions, {precision}, {gpus} GPUs"  # fmt: skip
+    title = f"{class_path} of {shape.name}: {shape.weights / 1e9:.2f}·10⁹ weights, {batch} studies a GPU of at most {step.reading} and {step.drawing} positions{', two views each' * views}{f', {replayed} replayed texts' * bool(replayed)}, {precision}, {gpus} GPUs"  # fmt: skip
     return title, plans
 
 
@@ -184,7 +152,7 @@ def run(args: argparse.Namespace) -> int:
     for moment, said in (("forward", "end of the forward pass"), ("step", "optimizer's step"), ("peak", "peak")):
         table.add_row(said, *(f"{getattr(plan, moment) / GB:,.2f}" for plan in plans.values()), style="bold" if moment == "peak" else "")  # fmt: skip
     if "positions" in next(iter(plans.values())).details:
-        rates = (throughput(plan, args.mfu, _gpus(args, found.get("trainer", {}))) for plan in plans.values())
+        rates = (throughput(plan, args.mfu, _gpus(args, found)) for plan in plans.values())
         table.add_section()
         table.add_row(f"positions/s at MFU {args.mfu:g} of H100s", *(f"{rate:,.0f}" for rate in rates))
     Console().print(table)

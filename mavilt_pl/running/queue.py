@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -37,16 +37,16 @@ class Left(Exception):
 
 
 @contextmanager
-def leaving(goes_on: bool) -> Iterator[None]:
+def leaving(goes_on: Callable[[], bool]) -> Iterator[None]:
     """Within, SIGUSR1 raises `Left` wherever this process is: for work that keeps what is done by itself.
 
-    `goes_on`: the same command goes on from there; then the job goes back into the queue. One that would begin anew does
-    not: it would meet its time limit again and again."""
+    `goes_on`: whether the same command would now go on from there; then the job goes back into the queue. One that would begin
+    anew does not: it would meet its time limit again and again."""
 
     def leave(*_: Any) -> None:
         text = "SIGUSR1: what is finished is kept"
-        if not goes_on:
-            text = "SIGUSR1: this step cannot be done in parts, and would begin anew; give it more time (--time)"
+        if not goes_on():
+            text = "SIGUSR1: what this step has done would begin anew; give it more time (--time)"
         elif queued := job():
             text += f"; {requeue(queued)}"
         raise Left(signal.SIGUSR1, text, 128 + signal.SIGUSR1)

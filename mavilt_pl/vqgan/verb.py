@@ -12,10 +12,12 @@ import io
 import json
 import os
 import shutil
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
-from mavilt_pl.pieces import held, open_pieces
+from mavilt_pl.lock import held
+from mavilt_pl.pieces import names_in, open_pieces
 
 PIECE = 1024  # images
 
@@ -60,23 +62,34 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _holds(out: Path, corpus: Any, mark: str) -> bool:
+    """Whether a finished cache of this corpus and this tokenizer lies there; of a listing, and another process may replace it."""
+    from mavilt_pl.data.study import DataError
+    from mavilt_pl.data.tokens import TokenCache
+
+    if "tokens.json" not in names_in(out):
+        return False
+    try:
+        cache = TokenCache(out)
+    except DataError:
+        return False
+    return (cache.corpus, cache.tokenizer) == (corpus.fingerprint, mark)
+
+
 def run(args: argparse.Namespace) -> int:
     import torch
 
     from mavilt_pl.data.corpus import Corpus
     from mavilt_pl.data.study import DataError
-    from mavilt_pl.data.tokens import TokenCache
     from mavilt_pl.vqgan.loading import load_tokenizer
 
     checkpoint = checkpoint_of(args.tokenizer)
     corpus = Corpus(args.corpus)
     tokenizer = load_tokenizer(checkpoint, args.image_size, corpus.size)
     mark = sha256(checkpoint)
-    if (args.out / "tokens.json").exists():
-        cache = TokenCache(args.out)
-        if (cache.corpus, cache.tokenizer) == (corpus.fingerprint, mark):
-            print(f"{args.out} holds these codes already")
-            return 0
+    if _holds(args.out, corpus, mark):
+        print(f"{args.out} holds these codes already")
+        return 0
     if corpus.size != tokenizer.autoencoder.image_size:
         raise DataError(
             f"{args.corpus} holds {corpus.size}² images and the tokenizer {checkpoint} takes "
@@ -87,7 +100,12 @@ def run(args: argparse.Namespace) -> int:
     size = args.batch_size or images_at_once(tokenizer.autoencoder.shape, device)
     if args.compile:
         tokenizer.autoencoder.encoder.compile()
-    _write(args.out, corpus, tokenizer, mark, size, device)
+    try:
+        _write(args.out, corpus, tokenizer, mark, size, device)
+    except FileNotFoundError:  # finished by another process, and its parts tidied away
+        if not _holds(args.out, corpus, mark):
+            raise
+    shutil.rmtree(args.out / "parts", ignore_errors=True)
     print(f"{corpus.n_images:,} images of {corpus.name} as {tokenizer.grid**2} codes each: {args.out}")
     return 0
 
@@ -113,18 +131,16 @@ def _write(out: Path, corpus: Any, tokenizer: Any, mark: str, size: int, device:
     import torch
     from rich.progress import Progress
 
-    from mavilt_pl.data.tokens import TokenCache, write_tokens
+    from mavilt_pl.data.tokens import write_tokens
 
     parts, count = out / "parts", -(-corpus.n_images // PIECE)
 
-    def finished() -> bool:
-        if not (out / "tokens.json").exists():
-            return False
-        cache = TokenCache(out)
-        return (cache.corpus, cache.tokenizer) == (corpus.fingerprint, mark)
-
     def path(number: int) -> Path:
         return parts / f"{number:05d}.npy"
+
+    def done() -> Container[int]:
+        names = names_in(parts)  # before the whole is looked for: they go once it is there
+        return range(count) if _holds(out, corpus, mark) else {n for n in range(count) if path(n).name in names}
 
     def batch(start: int, end: int) -> np.ndarray:
         images = np.stack([corpus.pixels(row) for row in range(start, end)])
@@ -133,11 +149,11 @@ def _write(out: Path, corpus: Any, tokenizer: Any, mark: str, size: int, device:
             return tokenizer.encode(pixels).cpu().numpy()
 
     with held(parts / ".lock"):
-        if not finished():
+        if not _holds(out, corpus, mark):
             _begin(parts, {"corpus": corpus.fingerprint, "tokenizer": mark})
     with Progress() as progress:
         bar = progress.add_task(f"Tokenizing {corpus.name}", total=corpus.n_images)
-        for number in open_pieces(parts, count, lambda number: path(number).exists() or finished()):
+        for number in open_pieces(parts, count, done):
             first, last = number * PIECE, min((number + 1) * PIECE, corpus.n_images)
             progress.update(bar, completed=first)
             codes = []
@@ -152,7 +168,6 @@ def _write(out: Path, corpus: Any, tokenizer: Any, mark: str, size: int, device:
         progress.update(bar, completed=corpus.n_images)
     codebook = tokenizer.quantizer.codebook.detach().cpu().numpy()
     with held(parts / ".lock"):
-        if not finished():
+        if not _holds(out, corpus, mark):
             made = (np.load(path(number)) for number in range(count))
             write_tokens(out, corpus.fingerprint, mark, codebook, tokenizer.grid, corpus.n_images, made)
-    shutil.rmtree(parts, ignore_errors=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import textwrap
-import time
 from pathlib import Path
 
 import pytest
@@ -254,13 +253,13 @@ def test_whole_is_all_but_titles() -> None:
     }
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
-    "text", ["a " * 50_000, "findings" + " " * 50_000, "FINDINGS " * 10_000, "\n" * 50_000, "(1) " * 20_000]
+    "text", ["a " * 500_000, "findings" + " " * 1_000_000, "FINDINGS " * 200_000, "\n" * 1_000_000, "(1) " * 400_000]
 )
 def test_no_text_takes_long(text: str) -> None:
-    begin = time.perf_counter()
+    """A million characters end: whatever grows with their square would take hours."""
     sections(text)
-    assert time.perf_counter() - begin < 2
 
 
 def test_cleaning_is_named() -> None:

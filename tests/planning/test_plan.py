@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import Counter
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,18 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from mavilt_pl.cli import main
+from mavilt_pl.data.study import Question
+from mavilt_pl.language import Stage2, loss, vocabulary
+from mavilt_pl.language.sequences import pack
+from mavilt_pl.language.spelling import Spelling
+from mavilt_pl.language.vocabulary import VisualVocabulary
+from mavilt_pl.planning import memory, transformer
 from mavilt_pl.planning.memory import Step, language, tokenizer
 from mavilt_pl.planning.transformer import KNOWN, from_config
+from mavilt_pl.vqgan.autoencoder import Autoencoder
+from mavilt_pl.vqgan.discriminator import Discriminator
 from mavilt_pl.vqgan.module import VQGAN
+from mavilt_pl.vqgan.quantizer import Quantizer
 
 SMALL = {
     "vocab_size": 300,
@@ -98,7 +109,75 @@ def test_what_helps_helps() -> None:
     lora = language(KNOWN["7"], Step(), gpus=8, tuning="lora", checkpointing=True)
     assert lora.reference == 0 and lora.trained < 0.02 * lora.parameters and lora.peak < kept.peak / 4
     assert full.gradients - language(KNOWN["7"], Step()).gradients == 4 * full.trained
-    assert full.reference == 4 * KNOWN["7"].weights and language(KNOWN["7"], Step(), drift=False).reference == 0
+    assert language(KNOWN["7"], Step(), drift=False).reference == 0
+
+
+@pytest.mark.parametrize(("words", "each"), [([], 2), (["--model.init_args.drift_keep=float32"], 4), (["--model.init_args.drift_place=host"], 0)])  # fmt: skip
+def test_reference_weights_are_counted_as_they_are_kept(
+    words: list[str], each: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two bytes a weight, four as float32, none where they lie in the host's memory."""
+    assert main(["plan", "--size", "7", "--json", *words]) == 0
+    plans = json.loads(capsys.readouterr().out)["plans"]
+    assert plans["DDP, full"]["reference"] == each * KNOWN["7"].weights
+    assert plans["DDP, lora"]["reference"] == 0
+    assert language(KNOWN["7"], Step(), place="host", device="cpu").reference == 2 * KNOWN["7"].weights
+
+
+class Spelled(Spelling):
+    """Sequences of Stage 1 or 2 without a model: every text is as long as its first word says."""
+
+    context = None
+    reading = Stage2.reading
+    report_prompt, draw_words = Stage2.report_prompt, Stage2.draw_words
+
+    def __init__(self, views: bool, max_words: int):
+        self.vocabulary = VisualVocabulary(300, 300, 32, 16, views)
+        self.hparams = {"max_words": max_words, "view_dropout": 0.0, "condition_dropout": 0.0, "directions": "both"}
+        self.counts = Counter()
+
+    def words(self, text: str) -> list[int]:
+        count = 8 if text.startswith("instruction") else int(text.split()[-1])
+        return [5] * count
+
+
+@pytest.mark.parametrize("views", [False, True])
+def test_lengths_are_those_of_the_sequences(views: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one image or two views, with questions and with replayed texts, as a training packs them."""
+    monkeypatch.setattr("mavilt_pl.language.stage2.wording", lambda *_: "instruction")
+    monkeypatch.setattr(Stage2, "draw_words", lambda *_: "20")
+    monkeypatch.setattr(Spelled, "draw_words", lambda *_: "20")
+    step = Step(
+        batch=3, codes=16, book=32, words=12, questions=2, question_words=9, instruction=8, views=views, replayed=2
+    )
+    spelled = Spelled(views, 12)
+    asked = [Question("6", "3", ())] * 2
+    studies = [{"study": str(n), "text": "12", "questions": asked} for n in range(3)]
+    codes = torch.zeros(3, 16, dtype=torch.long)
+    batch = {"codes": codes, "studies": studies, "replay": ["12", "12"]}
+    if views:
+        batch["views"] = [{"frontal": [0] * 16, "lateral": [0] * 16}] * 3
+    spelled.hparams["max_words"] = 20  # so that the drawing's instruction is not cut
+    reading, drawing, replaying = (pack(group).ids_BT for group in spelled.trees(batch, True))
+    assert (reading.shape[1], drawing.shape[1], replaying.shape[1]) == (step.reading, step.drawing, step.replaying)
+    assert sum(ids.numel() for ids in (reading, drawing, replaying)) == step.positions
+
+
+def test_views_and_replayed_texts_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    activations = []
+    for words in ([], ["--data.replay=texts"], ["--model.init_args.views=true"]):
+        assert main(["plan", "--size", "1", "--json", *words]) == 0
+        said = json.loads(capsys.readouterr().out)
+        activations.append(said["plans"]["DDP, full"]["activations"])
+    assert "two views each" in said["title"] and activations[0] < activations[1] < activations[2]
+
+
+def test_what_is_repeated_here_is_what_it_repeats() -> None:
+    assert len(vocabulary.MARKS) == transformer.MARKS and len(vocabulary.VIEW_MARKS) == 2
+    assert {"cpu": loss.CHUNK, "gpu": 16 * loss.CHUNK} == memory.CHUNK
+    for repeated, module in ((memory.AUTOENCODER, Autoencoder), (memory.QUANTIZER, Quantizer), (memory.DISCRIMINATOR, Discriminator)):  # fmt: skip
+        defaults = signature(module).parameters
+        assert repeated == {key: defaults[key].default for key in repeated}
 
 
 def test_a_run_is_planned_from_its_configs_at_once(tmp_path: Path) -> None:
@@ -120,7 +199,27 @@ def test_tables_and_messages(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "Llama 2 7B" in shown and "θ₀" in shown and "FSDP" in shown and "positions/s" in shown
     assert main(["plan", "--config", "vqgan.yaml"]) == 0 and "activations" in capsys.readouterr().out
     (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
+    (tmp_path / "list.yaml").write_text("[1, 2]")
+    for words in (
+        ["--size", "1", "--model.init_args.drift", "1e-4"],
+        ["--config", "vqgan.yaml", "--trainer.callbacks.validate", "100"],
+        ["--size", "1", "--model", "Stage1"],
+        ["--config", "stage2.yaml", "--size", "1", "--model=mavilt_pl.language.Stage1", "--model.drift=0"],
+    ):
+        assert main(["plan", *words]) == 0, words
+    capsys.readouterr()
     for words, part in (
+        (["--size", "1", "--model.init_args.drift", "[1"], "--model.init_args.drift [1 is not YAML"),
+        (["--size", "1", "--model.init_args.drift", "much"], "model.init_args.drift: expected a number of 0 or more, found 'much'"),
+        (["--size", "1", "--model.init_args.drft", "1"], "model.init_args.drft: `mavilt fit` knows no such setting; did you mean drift?"),
+        (["--size", "1", "--trainer.precison", "1"], "trainer.precison: `mavilt fit` knows no such setting; did you mean precision?"),
+        (["--size", "1", "--data.batch", "1"], "data.batch: `mavilt fit` knows no such setting; did you mean batch_size?"),
+        (["--size", "1", "--model.init_args.drift_keep", "float16"], "drift_keep: expected bfloat16 or float32, found 'float16'"),
+        (["--size", "1", "--model.init_args.lora", "5"], "model.init_args.lora: expected a mapping of settings, found 5"),
+        (["--size", "1", "--trainer.num_nodes", "two"], "trainer.num_nodes: expected a whole number of 1 or more, found 'two'"),
+        (["--config", "vqgan.yaml", "--model.init_args.autoencoder.channels", "many"], "autoencoder.channels: expected a whole number"),
+        (["--config", "vqgan.yaml", "--model.init_args.gan_weight", "x"], "gan_weight: expected a number of 0 or more, found 'x'"),
+        (["--config", str(tmp_path / "list.yaml")], "expected a mapping"),
         (["--config", "stage1.yaml"], "no backbone is named"),
         (["--backbone", str(tmp_path)], "model_type mamba cannot be planned for"),
         (["--backbone", str(tmp_path / "none")], "cannot be read"),
@@ -128,7 +227,7 @@ def test_tables_and_messages(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         (["--config", "encoder.yaml"], "CXRClassifier cannot be planned for"),
         (["--size", "7", "--trainer.precision", "64-true"], "trainer.precision 64-true cannot be planned for"),
         (["--size", "7", "--trainer.precision"], "--trainer.precision has no value"),
-    ):
+    ):  # fmt: skip
         assert main(["plan", *words]) == 1
         said = capsys.readouterr().err
         assert said.startswith("mavilt: ") and said.count("\n") == 1 and part in said

@@ -1,4 +1,4 @@
-"""A small round of `benchmarks/kill.py`: killed at random moments, gone on, equal."""
+"""The smallest round of `benchmarks/kill.py`: a training killed at a random moment, gone on, equal."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "kill.py"
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments(tmp_path: Path) -> None:
-    command = [sys.executable, str(SCRIPT), "--kills", "3", "--verbs", "prepare,vqgan"]
+def test_killed_at_a_random_moment(tmp_path: Path) -> None:
+    command = [sys.executable, str(SCRIPT), "--kills", "1", "--verbs", "vqgan"]
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, env={**os.environ, "TMPDIR": str(tmp_path)})  # fmt: skip
     try:
         said, _ = running.communicate(timeout=600)
@@ -23,4 +23,4 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
         if running.poll() is None:
             os.killpg(running.pid, signal.SIGKILL)
     assert running.returncode == 0, said
-    assert said.count(": equal") == 3
+    assert said.count(": equal") == 1

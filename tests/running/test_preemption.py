@@ -108,26 +108,30 @@ def test_a_task_of_an_array_is_named_as_such(monkeypatch: pytest.MonkeyPatch) ->
     assert job() == "10_2"
 
 
-@pytest.mark.parametrize("verb", ["prepare", "test"])
+@pytest.mark.parametrize("verb", ["tokenize", "prepare", "reading", "test"])
 def test_a_step_that_is_no_training_goes_back_where_it_goes_on(
     tmp_path: Path, queue: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], verb: str
 ) -> None:
-    """What is done in pieces is queued again; what would begin anew, and meet its limit again, is not."""
+    """What is done in pieces is queued again; what would begin anew, and meet its limit again, is not: a test, and a corpus
+    whose tables are still being read."""
 
     def asked_to_leave(words: list[str]) -> int:
+        if verb == "prepare":
+            (tmp_path / "run/made/parts").mkdir(parents=True)
+            (tmp_path / "run/made/parts/read.json").touch()
         os.kill(os.getpid(), signal.SIGUSR1)
         raise AssertionError("it went on")
 
     monkeypatch.setattr("mavilt_pl.cli._dispatch", asked_to_leave)
     recipe = tmp_path / "r.yaml"
-    recipe.write_text(f"steps: [{{name: step, run: {verb} x, writes: made}}]")
+    recipe.write_text(f"steps: [{{name: step, run: {verb.replace('reading', 'prepare')} x, writes: made}}]")
     before = signal.getsignal(signal.SIGUSR1)
     parser = argparse.ArgumentParser()
     recipes.add_arguments(parser)
     assert recipes.run(parser.parse_args([str(recipe), "--out", str(tmp_path / "run"), "--only=step"])) == 128 + signal.SIGUSR1  # fmt: skip
     said = capsys.readouterr().err
     assert signal.getsignal(signal.SIGUSR1) == before and not (tmp_path / "run/.steps/step.json").exists()
-    if verb == "prepare":
+    if verb in ("tokenize", "prepare"):
         assert "SIGUSR1: what is finished is kept; job 4711 is back in the queue" in said and queue.exists()
     else:
         assert "give it more time (--time)" in said and not queue.exists()
