@@ -126,7 +126,10 @@ class _Journal:
         self.close()
         shape = (self.reasons.count(None), self.size, self.size)
         part = out.with_suffix(".part")
-        with part.open("wb") as file, self.pixels_path.open("rb") as pixels:  # numpy tells a full disk without its number
+        with (
+            part.open("wb") as file,
+            self.pixels_path.open("rb") as pixels,
+        ):  # numpy tells a full disk without its number
             np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
             shutil.copyfileobj(pixels, file)
         os.replace(part, out)

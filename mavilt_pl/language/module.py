@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -196,6 +197,16 @@ class LanguageModule(Spelling, LightningModule):
             checkpoint |= {"state_dict": weights, "hyper_parameters": {"tuning": now}}
         self.on_load_checkpoint(checkpoint)
         self.load_state_dict(checkpoint["state_dict"])
+
+    def setup(self, stage: str) -> None:
+        strategy = self.trainer.strategy
+        if isinstance(strategy, (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)):
+            raise DataError(
+                f"trainer.strategy: found {type(strategy).__name__}, under which a process has parts of weights and gradients: the "
+                "pull of model.init_args.drift would be left out without a word, and --ckpt_path last does not find its "
+                "checkpoints. Set it to ddp; where the model does not fit, take model.init_args.tuning lora, or "
+                "gradient_checkpointing true (`mavilt plan` says what fits)"
+            )
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["visual_tokenizer"] = self.made_with_tokenizer
