@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -26,15 +26,16 @@ def held(
     wait: bool = True,
     *,
     shared: bool = False,
-    lock: Callable[[IO[str], int], None] = fcntl.lockf,
+    by_children_too: bool = False,
 ) -> Iterator[IO[str] | None]:
     """Hold a lock file, made where it is missing; gives it open, or None where another process has it and `wait` is not wanted.
 
-    POSIX's lock (`lockf`) ends with the process that took it, however that ends; flock's lives on in its forked workers. `shared`
-    locks keep out those that are not. Where the file system has no locks there is one warning, and everybody is told that he
-    holds it. Raises OSError where the file cannot be made."""
+    POSIX's lock (`lockf`) ends with the process that took it, however that ends; `by_children_too`, flock's, which lives on in its
+    forked workers. `shared` locks keep out those that are not. Where the file system has no locks there is one warning, and
+    everybody is told that he holds it. Raises OSError where the file cannot be made."""
     with _opened(path) as file:
         try:
+            lock = fcntl.flock if by_children_too else fcntl.lockf
             lock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):

@@ -12,7 +12,6 @@ in DIR/.steps/<name>.json. `--only STEP` makes one step, beside others: so each 
 from __future__ import annotations
 
 import argparse
-import fcntl
 import fnmatch
 import gc
 import hashlib
@@ -313,9 +312,12 @@ def run(args: argparse.Namespace) -> int:
         # A step's lock is POSIX's: a job that was killed and is started again at once must not find its workers holding it.
         verb = next(walk.words(step, str(out))[0] for step in recipe["steps"] if step["name"] == args.only)
         path, made = out / ".steps" / f"{args.only}.lock", f"step {args.only} of {out} is being made by another process"
-        with _alone(out / ".lock", used, shared=True, lock=fcntl.flock), _alone(path, made, shared=verb in IN_PIECES):
+        with (
+            _alone(out / ".lock", used, shared=True, by_children_too=True),
+            _alone(path, made, shared=verb in IN_PIECES),
+        ):
             return walk.one(args.only, shlex.split(args.more), first)
-    with _alone(out / ".lock", used, lock=fcntl.flock):
+    with _alone(out / ".lock", used, by_children_too=True):
         code = walk.walk(args.until)
     for page in (out / step["writes"] for step in recipe["steps"] if step["writes"].endswith(".html")):
         if not code and page.exists():

@@ -155,16 +155,19 @@ def forgetful(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     monkeypatch.setattr("io.open", opened)
 
 
-def after_first(monkeypatch: pytest.MonkeyPatch, name: str, finish: Callable[[], object]) -> None:
-    """Another process finishes the whole while this one waits for the lock of that name."""
+def after_first(monkeypatch: pytest.MonkeyPatch, name: str, finish: Callable[[], object]) -> list[str]:
+    """Another process finishes the whole while this one first waits for the lock of that name; fills the list that it gives."""
+    seen: list[str] = []
     lock = fcntl.lockf
 
     def waited(file: Any, kind: int) -> None:
-        if Path(file.name).name == name:
+        if Path(file.name).name == name and not seen:
+            seen.append(name)
             finish()
         lock(file, kind)
 
     monkeypatch.setattr("fcntl.lockf", waited)
+    return seen
 
 
 @pytest.mark.parametrize("at", [".lock", "00000.lock"])
@@ -179,9 +182,10 @@ def test_who_waited_while_the_whole_was_finished_does_nothing(
         shutil.rmtree(out / "parts")
 
     forgetful(monkeypatch, out)
-    after_first(monkeypatch, at, finish)
+    seen = after_first(monkeypatch, at, finish)
     words = ["prepare", "mimic-cxr-jpg", str(mimic_root), "--out", str(out), "--size", "32", "--name", "phantom_mimic"]
     assert main([*words, "--workers", "1"]) == 0
+    assert seen == [at]
     same_files(corpus_path, out)
 
 
@@ -208,8 +212,8 @@ def test_who_waited_while_the_codes_were_finished_does_nothing(
         shutil.rmtree(out / "parts")
 
     forgetful(monkeypatch, out)
-    after_first(monkeypatch, at, finish)
-    assert main([*words, str(out)]) == 0
+    seen = after_first(monkeypatch, at, finish)
+    assert main([*words, str(out)]) == 0 and seen == [at]
     same_files(whole, out)
 
 
