@@ -4,7 +4,6 @@ python benchmarks/language.py memory     # a step of Stage 1 at a vocabulary of 
 python benchmarks/language.py tokens     # target tokens a second, against LLM-CXR's recipe on the same model and studies
 python benchmarks/language.py draw       # 32 images, against transformers' generate with a logits processor
 python benchmarks/language.py drift      # what λ/2 ‖θ − θ₀‖² costs of a step, and of memory
-python benchmarks/language.py valid      # 10,000 outputs of an untrained model: images of exactly N codes, texts without one
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessor, LogitsP
 from mavilt_pl.data.tokens import write_tokens
 from mavilt_pl.language import Stage1, Stage2
 from mavilt_pl.language.backbone import train_tokenizer
-from mavilt_pl.language.decoding import left_padded, write
+from mavilt_pl.language.decoding import left_padded
 from mavilt_pl.language.drift import PIECE
 from mavilt_pl.language.sequences import Tree
 
@@ -252,23 +251,9 @@ def drift() -> None:
         print(f"share of a step's time: {told([100 * part for part in share])} %; θ₀ {size / held:.1f} bytes a weight, and {4 * PIECE / 2**20:.0f} MB while it is added")  # fmt: skip
 
 
-def valid() -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        backbone(Path(folder), rows=600)
-        module = Stage1(str(Path(folder) / "backbone"), str(Path(folder) / "tokens"), drift=0.0, max_words=24).eval()
-        v, images, texts = module.vocabulary, 0, 0
-        sampled: Any = {"temperature": 1.0}
-        for part in range(50):
-            codes = module.draw([TEXT[:80]] * 100, seed=part)
-            images += int(((codes >= 0) & (codes < v.codes)).all(1).sum()) if codes.shape[1] == v.length else 0
-            prompts = [module.image_prefix(row) for row in codes[:, : v.length].tolist()]
-            texts += sum(all(word < v.words for word in said) for said in write(module, prompts, 24, sampled, part))
-        print(f"images of exactly {v.length} codes: {images:,} of 5,000; texts without a code or a mark: {texts:,} of 5,000")
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["memory", "tokens", "draw", "drift", "valid"])
+    parser.add_argument("what", choices=["memory", "tokens", "draw", "drift"])
     chosen = parser.parse_args().what
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
