@@ -254,9 +254,8 @@ class VQGAN(LightningModule):
                 adversarial = -self.discriminator(made_BCHW).float().mean()  # type: ignore[misc]
                 (away_BCHW,) = torch.autograd.grad(adversarial, made_BCHW)
                 likely, away = (made_BCHW * pull_BCHW).sum(), (made_BCHW * away_BCHW).sum()
-                weight = (
-                    adaptive_weight(likely, away, self.tokenizer.autoencoder.last_layer) * self.hparams["gan_weight"]
-                )
+                last = self.tokenizer.autoencoder.last_layer
+                weight = self.hparams["gan_weight"] * adaptive_weight(likely, away, last)
                 terms["adversarial"] = weight * adversarial
                 pull_BCHW = pull_BCHW + weight * away_BCHW
                 pulls["adversarial"] = weight * away_BCHW
