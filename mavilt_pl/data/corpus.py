@@ -126,10 +126,8 @@ class _Journal:
         self.close()
         shape = (self.reasons.count(None), self.size, self.size)
         part = out.with_suffix(".part")
-        with (
-            part.open("wb") as file,
-            self.pixels_path.open("rb") as pixels,
-        ):  # numpy tells a full disk without its number
+        # Not np.save, which tells a full disk without its number.
+        with part.open("wb") as file, self.pixels_path.open("rb") as pixels:
             np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
             shutil.copyfileobj(pixels, file)
         os.replace(part, out)
@@ -155,9 +153,8 @@ def _settings(out: Path, settings: dict[str, Any]) -> bool:
             raise DataError(
                 f"{out} was prepared with other settings ({said}): choose another --out, or delete the folder"
             )
-    elif (
-        there - {"parts", "prepare.json.part"} and not path.exists()
-    ):  # asked after the listing: a task may have begun it now
+    # The second is asked after the listing: a task may have begun it now.
+    elif there - {"parts", "prepare.json.part"} and not path.exists():
         raise DataError(f"{out} is not empty and not a corpus in the making: choose another --out")
     return "corpus.json" in names_in(out)
 

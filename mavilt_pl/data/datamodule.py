@@ -105,7 +105,8 @@ class StudyDataset(Dataset):
             item["stranger_codes"] = torch.from_numpy(self.tokens[other])
             if module.hparams["each_view"]:
                 item["views"] = self._views(row)
-                item["stranger_views"] = self._views(self.rows[self.stranger[index]])
+                if self.split != "train":  # a control of evaluation
+                    item["stranger_views"] = self._views(self.rows[self.stranger[index]])
             if module.replayed and random is not None and random.random() < module.hparams["replay_share"]:
                 item["replay"] = module.replayed[int(random.integers(len(module.replayed)))]
             if wants == "instructions":

@@ -158,9 +158,8 @@ class LanguageModule(Spelling, LightningModule):
 
     def _check_context(self, backbone: str, max_words: int) -> None:
         images, marks = (2, 9) if self.vocabulary.views else (1, 5)
-        need = (
-            images * self.vocabulary.length + max_words + marks
-        )  # <begin> <image> codes </image> <report> words <end>
+        # <begin> <image> codes </image> <report> words <end>
+        need = images * self.vocabulary.length + max_words + marks
         if self.context is not None and need > self.context:
             raise DataError(
                 f"backbone {backbone}: found a context of {self.context} positions; {'two images' if images > 1 else 'an image'} of "

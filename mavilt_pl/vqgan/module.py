@@ -208,7 +208,7 @@ class VQGAN(LightningModule):
         """The weighted terms of the loss by name (adversarial aside), the reconstruction, and the codes."""
         h, phi = self.hparams, self.phi
         maps: Any = None
-        if phi is not None:
+        if phi is not None and (h["blur"] == 0 or h["focus"] > 0 or h["clinical_input"]):
             with torch.no_grad():
                 maps = phi.maps(pixels_BCHW)
         weight = None
