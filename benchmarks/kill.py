@@ -1,16 +1,17 @@
 """Kill -9 at random moments, go on with the same command, and compare with a run that nobody killed.
 
-python benchmarks/kill.py --kills 30                          # prepare, VQ-GAN, tokenize, Stage 1, Stage 2, in turn
+python benchmarks/kill.py --kills 45                          # prepare, VQ-GAN, tokenize, Stage 1, Stage 2, in turn
 python benchmarks/kill.py --kills 3 --verbs prepare,vqgan     # of these only
 
-Everything is tiny and on a CPU; shards and pieces are small, and trainings save at every step, so that many of the moments lie
-within a save. What must be equal: of trainings the weights and optimizers, bit for bit, and the steps of their TensorBoard
+Two rounds are killed at random moments, every third within the first save after one. Everything is tiny and on a CPU; shards and
+pieces are small, and trainings save at every step. What must be equal: of trainings the weights and optimizers, bit for bit, and the steps of their TensorBoard
 history; of corpora and token caches every file, byte for byte.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import filecmp
 import os
 import random
@@ -70,7 +71,7 @@ def commands(base: Path) -> dict[str, list[str]]:
 
 
 MADE_AT = {"prepare": "corpus", "tokenize": "tokens"}  # where the never-killed run lies, if not under the verb's name
-KILLED = ("prepare", "vqgan", "tokenize", "stage1", "stage2")
+ORDER = ("prepare", "vqgan", "tokenize", "stage1", "stage2")
 
 
 def started(words: list[str], out: Path, log: Path) -> subprocess.Popen[bytes]:
@@ -89,8 +90,25 @@ def ended(words: list[str], out: Path, log: Path) -> float:
 
 
 def saving(out: Path) -> bool:
-    """Whether something was being written when the process died."""
-    return any(path.stat().st_size for path in out.rglob("*.part"))
+    """Whether something is being written, or was when the process died."""
+    for path in out.rglob("*.part"):
+        with contextlib.suppress(FileNotFoundError):  # it has got its name meanwhile
+            if path.stat().st_size:
+                return True
+    return False
+
+
+def killed(running: subprocess.Popen[bytes], out: Path, moment: float, in_save: bool) -> bool:
+    """Kill the process group after so many seconds, and there within the next save; whether it had not ended before."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        running.wait(moment)
+    while in_save and running.poll() is None and not saving(out):
+        pass
+    if running.poll() is not None:
+        return False
+    os.killpg(running.pid, signal.SIGKILL)
+    running.wait()
+    return True
 
 
 def differences(one: Path, other: Path) -> list[str]:
@@ -116,30 +134,23 @@ def differences(one: Path, other: Path) -> list[str]:
     return found + ([] if histories[0] == histories[1] else ["the steps of the history"])
 
 
-def campaign(kills: int, seed: int, killed: list[str], folder: Path) -> int:
+def campaign(kills: int, seed: int, order: list[str], folder: Path) -> int:
     """Prints one line a kill and a table; the number of runs that differ."""
     base = folder / "whole"
     base.mkdir()
     words, seconds = commands(base), {}
-    needed = [*words][: 1 + max([*words].index(verb) for verb in killed)]
+    needed = [*words][: 1 + max([*words].index(verb) for verb in order)]
     for verb, command in words.items():
         if verb not in needed:
             break
         seconds[verb] = ended(command, base / MADE_AT.get(verb, verb), folder / f"{verb}.log")
         print(f"{verb}: {seconds[verb]:.1f} s, never killed", flush=True)
-    draw, tally = random.Random(seed), {verb: [0, 0, 0, 0] for verb in killed}
+    draw, tally = random.Random(seed), {verb: [0, 0, 0, 0] for verb in order}
     for number in range(kills):
-        verb = killed[number % len(killed)]
+        verb = order[number % len(order)]
         out, log = folder / f"{number}-{verb}", folder / f"{number}-{verb}.log"
         moment = draw.uniform(0.35, 1.0) * seconds[verb]  # before a third of it nothing has begun: imports
-        running = started(words[verb], out, log)
-        try:
-            running.wait(moment)
-            died = False
-        except subprocess.TimeoutExpired:
-            os.killpg(running.pid, signal.SIGKILL)
-            running.wait()
-            died = True
+        died = killed(started(words[verb], out, log), out, moment, in_save=number // len(order) % 3 == 2)
         within = saving(out)
         ended(words[verb], out, log)
         bad = differences(base / MADE_AT.get(verb, verb), out)
@@ -160,9 +171,9 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["child"]:
         sys.exit(child(sys.argv[2:]))
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--kills", type=int, default=45)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--verbs", default=",".join(KILLED))
+    parser.add_argument("--verbs", default=",".join(ORDER))
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         sys.exit(1 if campaign(given.kills, given.seed, given.verbs.split(","), Path(scratch)) else 0)

@@ -292,7 +292,10 @@ class StepCheckpoints(ModelCheckpoint):
         """Steps are counted, not epochs."""
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """What is saved does not depend on when validation runs."""
+        """What is saved does not depend on when validation runs; but after the last of all, the end is saved anew: nothing is
+        due any more."""
+        if trainer.global_step >= trainer.max_steps > 0 and not trainer.sanity_checking:
+            self.saved = -1
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """The last save stays the last: a state that broke is not kept."""

@@ -2,7 +2,8 @@
 
 A checkpoint keeps how long each event file was when it was saved. A run that goes on from it cuts the files back to that,
 before it writes on in one of its own. Two things that Lightning would tell only after the save are kept beside: the
-metrics of the step itself, and that a validation is due, which it would otherwise leave out after a resume.
+metrics of the step itself, and that a validation is due, which it would otherwise leave out after a resume. Both may be all
+that is left to do: then no step is made.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ class History(Callback):
         self.earlier = sorted(folder.glob(EVENTS)) if folder else []
         self.trainer: Trainer | None = None
         self.pending: dict[str, Any] | None = None
+        self.only_validates = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.trainer = trainer
@@ -62,10 +64,17 @@ class History(Callback):
                 os.truncate(path, length)
         self.pending = state_dict.get("metrics") and {"metrics": state_dict["metrics"], "step": state_dict["step"]}
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.pending and self.logger is not None:
             self.logger.log_metrics(**self.pending)
             self.pending = None
+        if self.only_validates:
+            trainer.fit_loop.epoch_loop.max_steps += 1  # else Lightning finds all steps made and leaves at once
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.only_validates and not trainer.sanity_checking:
+            trainer.fit_loop.epoch_loop.max_steps -= 1
+            self.only_validates = False
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         loop = trainer.fit_loop.epoch_loop
@@ -77,6 +86,7 @@ class History(Callback):
         """Turn "the batch has ended" into "its validation has begun", from which Lightning does go on with it."""
         if not checkpoint.get("validation_due"):
             return
+        self.only_validates = checkpoint["global_step"] >= trainer.max_steps > 0
         loops = checkpoint["loops"]["fit_loop"]
         batches, validation = loops["epoch_loop.batch_progress"], loops["epoch_loop.val_loop.batch_progress"]
         for count in ("total", "current"):

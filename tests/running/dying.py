@@ -21,3 +21,11 @@ class Dies(Callback):
         if self.how == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
         raise RuntimeError(f"the card of rank {self.rank} is broken")
+
+
+class FailsInValidation(Callback):
+    """The last step is made and saved, and its validation is not."""
+
+    def on_validation_start(self, trainer: Trainer, *_: object) -> None:
+        if not trainer.sanity_checking:
+            raise RuntimeError("the machine is gone")

@@ -102,7 +102,7 @@ def test_stage1_goes_on_from_any_step(chain: Path, corpus_path: Path, tmp_path: 
     more = ["--trainer.max_steps=4", "--checkpoint_keep=9", "--trainer.limit_val_batches=1"]
     whole = tmp_path / "whole"
     assert main(stage1(chain, corpus_path, whole, *more)) == 0
-    for step in (2, 3):
+    for step in (2, 3, 4):  # at the last nothing is left to do but to tell of it
         out = tmp_path / str(step)
         (out / "checkpoints").mkdir(parents=True)
         shutil.copy(whole / f"checkpoints/step={step}.ckpt", out / "checkpoints/last.ckpt")
@@ -110,6 +110,21 @@ def test_stage1_goes_on_from_any_step(chain: Path, corpus_path: Path, tmp_path: 
         assert main(stage1(chain, corpus_path, out, *more, "--ckpt_path=last")) == 0
         assert_same(checkpoint(whole), checkpoint(out))
         assert history(out) == history(whole)
+
+
+@pytest.mark.slow
+def test_the_last_validation_is_made_up_for(corpus_path: Path, tmp_path: Path) -> None:
+    """Broken off between the last step and its validation; a third time there is nothing to do, and nothing is lost."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert main(vqgan(corpus_path, whole, "--trainer.max_steps=3")) == 0
+    again = vqgan(corpus_path, broken, "--trainer.max_steps=3", "--ckpt_path=last")
+    with pytest.raises(RuntimeError, match="the machine is gone"):
+        main([*again, "--trainer.callbacks+=dying.FailsInValidation"])
+    assert checkpoint(broken)["global_step"] == 3 and not any(tag.startswith("val/") for tag in history(broken))
+    for _ in range(2):
+        assert main(again) == 0
+        assert_same(checkpoint(whole), checkpoint(broken))
+        assert history(broken) == history(whole)
 
 
 @pytest.mark.slow
