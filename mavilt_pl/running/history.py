@@ -3,7 +3,8 @@
 A checkpoint keeps how long each event file was when it was saved. A run that goes on from it cuts the files back to that,
 before it writes on in one of its own. Two things that Lightning would tell only after the save are kept beside: the
 metrics of the step itself, and that a validation is due, which it would otherwise leave out after a resume. Both may be all
-that is left to do: then no step is made.
+that is left to do: then no step is made. A run that begins anew puts the files that it finds aside: what they tell is of steps that
+no checkpoint was made of, or of another run.
 """
 
 from __future__ import annotations
@@ -65,6 +66,9 @@ class History(Callback):
         self.pending = state_dict.get("metrics") and {"metrics": state_dict["metrics"], "step": state_dict["step"]}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.ckpt_path and trainer.is_global_zero:
+            for path in self.earlier:
+                path.rename(path.with_name(path.name.replace("tfevents", "aside")))  # TensorBoard does not read it
         if self.pending and self.logger is not None:
             self.logger.log_metrics(**self.pending)
             self.pending = None

@@ -29,3 +29,10 @@ class FailsInValidation(Callback):
     def on_validation_start(self, trainer: Trainer, *_: object) -> None:
         if not trainer.sanity_checking:
             raise RuntimeError("the machine is gone")
+
+
+class FillsTheDisk(Callback):
+    """The first save fails."""
+
+    def on_save_checkpoint(self, *_: object) -> None:
+        raise OSError("no space")

@@ -128,6 +128,17 @@ def test_the_last_validation_is_made_up_for(corpus_path: Path, tmp_path: Path) -
 
 
 @pytest.mark.slow
+def test_what_was_told_before_the_first_save_is_not_told_twice(corpus_path: Path, tmp_path: Path) -> None:
+    words = vqgan(corpus_path, tmp_path, "--trainer.max_steps=2", "--ckpt_path=last")
+    with pytest.raises(OSError, match="no space"):
+        main([*words, "--trainer.callbacks+=dying.FillsTheDisk"])
+    assert history(tmp_path)["train/loss"] == [1]
+    assert main(words) == 0
+    assert history(tmp_path)["train/loss"] == [1, 2]
+    assert len([*(tmp_path / "tensorboard").glob("events.out.aside.*")]) == 1
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["vqgan", "stage1"])
 def test_two_ranks_killed_and_resumed(module: str, chain: Path, corpus_path: Path, tmp_path: Path) -> None:
     ranks = ["--trainer.devices=2", "--trainer.strategy=ddp_find_unused_parameters_true", "--trainer.max_steps=8"]
