@@ -20,6 +20,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, Pr
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
+import mavilt_pl.running.sharded  # noqa: F401  it registers the strategy
 from mavilt_pl.data.datamodule import CXRDataModule
 from mavilt_pl.data.study import DataError
 from mavilt_pl.running.checkpoints import BestCheckpoint, SealedCheckpointIO, StepCheckpoints
@@ -60,6 +61,11 @@ class MaviltCLI(LightningCLI):
         if config["logger"] in (None, True):
             config["logger"] = (
                 TensorBoardLogger(root, name="", version="tensorboard", default_hp_metric=False) if fitting else False
+            )
+        if str(config["precision"]) in ("bf16-true", "16-true"):
+            raise DataError(
+                f"trainer.precision: found {config['precision']}, in which weights are kept to 3 digits or fewer, so that the steps of a "
+                "fine-tuning are lost; set it to bf16-mixed"
             )
         given = [*(config["callbacks"] or []), *callbacks]
         if config["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in given):

@@ -7,15 +7,24 @@ so that the step needs no second copy of the weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
+
+from mavilt_pl.ranks import summed
 
 Keep = Literal["bfloat16", "float32"]
 Place = Literal["device", "host"]
 PIECE = 2**18  # weights at a time
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """This rank's rows of a tensor in shards; any other as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 class Drift:
@@ -35,7 +44,7 @@ class Drift:
     def __init__(self, model: nn.Module, weight: float, rows: int, keep: Keep = "bfloat16", place: Place = "device"):
         if weight < 0:
             raise ValueError(f"the drift weight must be 0 or more, found {weight}")
-        self.weight, self.place = weight, place
+        self.weight, self.place, self.in_shards = weight, place, False
         self.names: list[str] = []
         self.parameters: list[nn.Parameter] = []
         self.rows: list[int] = []
@@ -55,9 +64,20 @@ class Drift:
                 self.rows.append(count)
                 self.reference.append(reference.cpu() if place == "host" else reference)
 
+    def shard(self, model: nn.Module, mesh: DeviceMesh) -> None:
+        """Go on with the model's weights after they were sharded by rows: θ₀ becomes that of this rank's rows."""
+        now, rank, size = dict(model.named_parameters()), mesh.get_local_rank(), mesh.size()
+        for index, name in enumerate(self.names):
+            whole = now[name]
+            each, width = -(-len(whole) // size), whole.numel() // len(whole)
+            first, last = (min(edge * each, self.rows[index]) for edge in (rank, rank + 1))
+            self.parameters[index], self.rows[index] = whole, last - first
+            self.reference[index] = self.reference[index][first * width : last * width].clone()
+        self.in_shards = True
+
     def _away(self, index: int) -> Iterator[tuple[slice, Tensor]]:
         """θ − θ₀ of one weight, float32, piece by piece of its flat form."""
-        now = self.parameters[index].detach()[: self.rows[index]].flatten()
+        now = _own(self.parameters[index].detach())[: self.rows[index]].flatten()
         if self.place == "device":
             self.reference[index] = self.reference[index].to(now.device)
         for start in range(0, len(now), PIECE):
@@ -69,19 +89,24 @@ class Drift:
         """Add λ (θ − θ₀) to the gradients. Call once an optimizer step."""
         for index, (parameter, count) in enumerate(zip(self.parameters, self.rows)):
             if parameter.grad is not None:
-                gradient = parameter.grad[:count].view(-1)
+                gradient = _own(parameter.grad)[:count].view(-1)
                 for piece, away in self._away(index):
                     gradient[piece].add_(away, alpha=self.weight)
 
     @torch.no_grad()
     def per_layer(self) -> dict[str, float]:
         """‖θ − θ₀‖ of each weight matrix, by name."""
-        squares = [
-            torch.stack([away.square().sum() for _, away in self._away(i)]).sum() for i in range(len(self.names))
-        ]
-        return {name: float(square) ** 0.5 for name, square in zip(self.names, squares)}
+        if not self.names:
+            return {}
+        squares = torch.stack([self._square(index) for index in range(len(self.names))])
+        lengths = (summed(squares) if self.in_shards else squares).sqrt()
+        return dict(zip(self.names, lengths.tolist()))
+
+    def _square(self, index: int) -> Tensor:
+        pieces = [away.square().sum() for _, away in self._away(index)]
+        return torch.stack(pieces).sum() if pieces else torch.zeros((), device=_own(self.parameters[index]).device)
 
     @torch.no_grad()
-    def term(self) -> float:
-        """The value of L_reg."""
-        return 0.5 * self.weight * sum(n**2 for n in self.per_layer().values())
+    def term(self, lengths: Mapping[str, float] | None = None) -> float:
+        """The value of L_reg, from what `per_layer` has given."""
+        return 0.5 * self.weight * sum(n**2 for n in (lengths or self.per_layer()).values())

@@ -18,21 +18,22 @@ from typing import Any, Literal
 
 import torch
 from lightning import LightningModule
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mavilt_pl.checkpoint import read_weights, refuse_others
-from mavilt_pl.data.study import DataError, Side
+from mavilt_pl.data.study import DataError
 from mavilt_pl.data.tokens import TokenCache
 from mavilt_pl.language import decoding
 from mavilt_pl.language.backbone import Attention, load_backbone
-from mavilt_pl.language.decoding import Scorer, TextDecoding
+from mavilt_pl.language.decoding import TextDecoding
 from mavilt_pl.language.drift import Drift, Keep, Place
+from mavilt_pl.language.generation import Generation
 from mavilt_pl.language.loss import Rows, head_logits, linear_cross_entropy
 from mavilt_pl.language.optimizer import Kind, configured
-from mavilt_pl.language.sequences import Branch, Packed, Tree, pack
-from mavilt_pl.language.spelling import TASKS, Images, Spelling, Views
+from mavilt_pl.language.sequences import Packed, Tree, pack
+from mavilt_pl.language.sharding import Shardable
+from mavilt_pl.language.spelling import TASKS
 from mavilt_pl.language.tuning import AdapterDrift, Lora, NewRows, Tuning, add_adapters, freeze, from_full, merged
 from mavilt_pl.language.vocabulary import MARKS, VIEW_MARKS, VisualVocabulary, grow
 from mavilt_pl.ranks import rank_and_size, summed
@@ -42,7 +43,7 @@ def _tuning_of(checkpoint: Mapping[str, Any]) -> str:
     return checkpoint.get("hyper_parameters", {}).get("tuning", "full")
 
 
-class LanguageModule(Spelling, LightningModule):
+class LanguageModule(Generation, Shardable, LightningModule):
     """A causal language model with codes in its vocabulary. Subclasses say which sequences it is trained on.
 
     Args:
@@ -197,16 +198,6 @@ class LanguageModule(Spelling, LightningModule):
         self.on_load_checkpoint(checkpoint)
         self.load_state_dict(checkpoint["state_dict"])
 
-    def setup(self, stage: str) -> None:
-        strategy = self.trainer.strategy
-        if isinstance(strategy, (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)):
-            raise DataError(
-                f"trainer.strategy: found {type(strategy).__name__}, under which a process has parts of weights and gradients: the "
-                "pull of model.init_args.drift would be left out without a word, and --ckpt_path last does not find its "
-                "checkpoints. Set it to ddp; where the model does not fit, take model.init_args.tuning lora, or "
-                "gradient_checkpointing true (`mavilt plan` says what fits)"
-            )
-
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["visual_tokenizer"] = self.made_with_tokenizer
 
@@ -342,8 +333,8 @@ class LanguageModule(Spelling, LightningModule):
 
     def sums(self, groups: Sequence[Packed]) -> tuple[Tensor, Tensor]:
         """Summed nats and number of the targets of each of `TASKS`, [T] and [T]; a function of the weights also without any."""
-        none = sum(0.0 * p.sum() for p in self.parameters() if p.requires_grad) if not groups else 0.0
-        total_T = [torch.zeros((), device=self.device) + none for _ in TASKS]
+        zero = self.nothing(len(groups))
+        total_T = [torch.zeros((), device=self.device) + zero for _ in TASKS]
         count_T = torch.zeros(len(TASKS), device=self.device)
         for packed in groups:
             losses_M = self.token_losses(packed)
@@ -353,12 +344,12 @@ class LanguageModule(Spelling, LightningModule):
                 count_T[task] += len(part)
         return torch.stack(total_T), count_T
 
-    def losses(self, groups: Sequence[Packed], everywhere: bool = False) -> dict[str, Tensor]:
-        """Mean nats per target token of each task. With `everywhere` a rank divides its sums by the mean of all ranks' counts:
-        the mean of the ranks' values, and of their gradients, is then that of one rank with the whole batch."""
-        total_T, count_T = self.sums(groups)
-        if everywhere:
-            count_T = summed(count_T) / rank_and_size()[1]
+    def losses(self, groups: Sequence[Packed]) -> dict[str, Tensor]:
+        """Mean nats per target token of each task."""
+        return self._means(*self.sums(groups))
+
+    @staticmethod
+    def _means(total_T: Tensor, count_T: Tensor) -> dict[str, Tensor]:
         return {TASKS[task]: total_T[task] / count for task, count in enumerate(count_T.tolist()) if count}
 
     def _weighed(self, losses: Mapping[str, Tensor]) -> Tensor | None:
@@ -377,15 +368,19 @@ class LanguageModule(Spelling, LightningModule):
     def training_step(self, batch: Any, index: int) -> Tensor:
         if self.counts:
             self.log_dict({f"train/{name}": float(count) for name, count in self.counts.items()}, batch_size=1)
-        losses = self.losses(self._packed(batch), everywhere=True)
-        loss = self._weighed(losses)
+        total_T, count_T = self.sums(self._packed(batch))
+        # A rank divides its sums by the mean of all ranks' counts: the mean of the ranks' values, and of their gradients, is then that
+        # of one rank with the whole batch.
+        losses = self._means(total_T, summed(count_T) / rank_and_size()[1])
+        loss, nothing = self._weighed(losses), 0.0 * total_T.sum()
         if loss is None:  # every study of the batch, of all ranks, was without a text
-            return self.sums([])[0].sum()
+            return nothing
         told = {f"train/{task}_nats": value for task, value in losses.items()} | {"train/loss": loss}
         means = summed(torch.stack([*told.values()]).detach()) / rank_and_size()[1]
         self.log_dict(dict(zip(told, means)), batch_size=len(batch["studies"]))
         self.log("loss", means[-1], prog_bar=True, logger=False)
-        return loss
+        # In shards a pass without a share goes backward too, as others do at the same time on other ranks.
+        return loss + nothing if self.in_shards else loss
 
     def on_validation_epoch_start(self) -> None:
         names = self.trainer.datamodule.names  # type: ignore[attr-defined]
@@ -397,7 +392,7 @@ class LanguageModule(Spelling, LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Nats per token of each source: of all its targets, whatever the batches and ranks they came in."""
         for name, (total_T, count_T) in zip(self.trainer.datamodule.names, summed(self._validated)):  # type: ignore[attr-defined]
-            found = {TASKS[task]: total_T[task] / count for task, count in enumerate(count_T.tolist()) if count}
+            found = self._means(total_T, count_T)
             self.log_dict({f"val/{name}/{task}_nats": value for task, value in found.items()}, sync_dist=True)
             if (loss := self._weighed(found)) is not None:
                 self.log(f"val/{name}/loss", loss, prog_bar=True, sync_dist=True)
@@ -408,132 +403,10 @@ class LanguageModule(Spelling, LightningModule):
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         self.drift.add_gradient()
         if self.trainer.global_step % max(self.trainer.log_every_n_steps, 1) == 0 and self.drift.weight:  # type: ignore[attr-defined]
-            self.log("train/drift_term", self.drift.term())
-            self.log_dict({f"drift/{name}": value for name, value in self.drift.per_layer().items() if value > 0})
+            lengths = self.drift.per_layer()
+            self.log("train/drift_term", self.drift.term(lengths))
+            self.log_dict({f"drift/{name}": value for name, value in lengths.items() if value > 0})
 
     def configure_optimizers(self) -> Any:
         h = self.hparams
         return configured(self, self.body, h["optimizer"], h["learning_rate"], h["matrix_rate"], h["warmup"])
-
-    # What it can do. Images are codes, int64 [B,N], or with several views each study's by name; keys make sampling and wordings independent of the batch.
-
-    def _write(self, prompts: Sequence[Sequence[int]], seed: int = 0, keys: Sequence[int] | None = None) -> list[str]:
-        h = self.hparams
-        return self.tokenizer.batch_decode(
-            decoding.write(self, prompts, h["max_words"], h["text_decoding"], seed, keys)
-        )
-
-    def _may_name_views(self, named: bool) -> None:
-        if named and not self.vocabulary.views:
-            raise DataError(
-                "found views by name (data.each_view), and this model knows one image without a name: set data.each_view to "
-                "false, or train with model.init_args.views true"
-            )
-
-    def _prefixes(self, images: Images) -> list[list[int]]:
-        self._may_name_views(not isinstance(images, Tensor))
-        return [self.image_prefix(shown) for shown in (images.tolist() if isinstance(images, Tensor) else images)]
-
-    def write_reports(self, images: Images, seed: int = 0, keys: Sequence[int] | None = None) -> list[str]:
-        """A report for each study, as `text_decoding` says."""
-        prompts = [prefix + self.report_prompt("", training=False) for prefix in self._prefixes(images)]
-        return self._write(prompts, seed, keys)
-
-    def write_answers(
-        self,
-        images: Images,
-        questions: Sequence[Sequence[str]],
-        seed: int = 0,
-        keys: Sequence[Sequence[int]] | None = None,
-    ) -> list[list[str]]:
-        """An answer in free text to each question about each study; `keys` as `questions`."""
-        prompts = [
-            [*prefix, *self.question_prompt(question)]
-            for prefix, asked in zip(self._prefixes(images), questions)
-            for question in asked
-        ]
-        flat = None if keys is None else [key for row in keys for key in row]
-        said = iter(self._write(prompts, seed, flat))
-        return [[next(said) for _ in asked] for asked in questions]
-
-    def draw(
-        self,
-        texts: Sequence[str],
-        seed: int = 0,
-        keys: Sequence[int] | None = None,
-        best_of: int = 1,
-        scorer: Scorer | None = None,
-        views: Sequence[Side] | None = None,
-        given: Sequence[Views] | None = None,
-    ) -> Tensor:
-        """Codes int64 [B,N] of an image for each text: of `best_of` drawn, the one that `scorer` (codes [B,N] and texts →
-        scores [B]) gives the highest score. With several views, of `views` (default: frontal), from those that are `given`
-        of each study too."""
-        h = self.hparams
-        if best_of < 1 or (best_of > 1 and scorer is None):
-            raise DataError(
-                f"best_of: found {best_of}, {'no ' * (scorer is None)}scorer; expected 1, or more and a scorer"
-            )
-        self._may_name_views(bool(views or given))
-        sides = [*views] if views else [None] * len(texts)
-        seen = [*given] if given else [None] * len(texts)
-        prompts = [self.draw_prompt(text, view=side, given=other) for text, side, other in zip(texts, sides, seen)]
-        free = [self.draw_prompt(None, view=side) for side in sides]
-        drawn = [
-            decoding.draw(
-                self, prompts, free, h["guidance"], h["temperature"], h["top_p"], seed, keys, h["top_k"], number
-            )
-            for number in range(best_of)
-        ]
-        if scorer is None:
-            return drawn[0]
-        best_B = torch.stack([scorer(codes_BN, texts).to(self.device) for codes_BN in drawn]).argmax(0)
-        return torch.stack(drawn)[best_B, torch.arange(len(texts), device=self.device)]
-
-    @torch.inference_mode()
-    def answer(self, images: Images, questions: Sequence[Sequence[tuple[str, Sequence[str]]]]) -> list[list[Any]]:
-        """For each study and question, the likelihood of each candidate answer, per token and normalised over the
-        candidates; free text (`write_answers`) for an open question, which has no candidates. All closed questions about a
-        study are answered in one pass that reads it once."""
-        trees = []
-        for prefix, asked in zip(self._prefixes(images), questions):
-            branches = [
-                Branch(self.question_prompt(question), [*self.words(candidate), self.vocabulary.end])
-                for question, candidates in asked
-                for candidate in candidates
-            ]
-            if branches:
-                trees.append(self._fits(Tree(prefix, branches), f"unknown, questions {asked[0][0]!r} …"))
-        open_questions = [[question for question, candidates in asked if not candidates] for asked in questions]
-        said = iter(text for row in self.write_answers(images, open_questions) for text in row)
-        likelihood = iter(self._likelihoods(trees) if trees else [])
-        return [
-            [
-                torch.tensor([next(likelihood) for _ in candidates]).softmax(0).tolist() if candidates else next(said)
-                for _, candidates in asked
-            ]
-            for asked in questions
-        ]
-
-    def _likelihoods(self, trees: Sequence[Tree]) -> list[float]:
-        """Nats per token, negative, of each branch."""
-        packed = self.pack(trees).to(self.device)
-        losses_M = self.token_losses(packed)
-        branches_count = int(packed.branch_M.max()) + 1
-        total = losses_M.new_zeros(branches_count).index_add_(0, packed.branch_M, losses_M)
-        length = losses_M.new_zeros(branches_count).index_add_(0, packed.branch_M, torch.ones_like(losses_M))
-        return (-total / length).tolist()
-
-    @torch.inference_mode()
-    def text_nats(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Plain text without images: summed nats and token count of each text, float [B] and int [B]."""
-        kept = [ids for ids in (self.words(text) for text in texts) if len(ids) > 1]
-        if not kept:
-            return torch.zeros(0, device=self.device), torch.zeros(0, dtype=torch.long)
-        if self.context is not None and (longest := max(map(len, kept))) >= self.context:
-            self._told("texts_cut", f"a plain text of {longest:,} tokens was cut to the context of {self.context}")
-            kept = [ids[: self.context - 1] for ids in kept]
-        packed = pack([self.plain(ids) for ids in kept], self.vocabulary.end).to(self.device)
-        losses_M = self.token_losses(packed)
-        total = losses_M.new_zeros(len(kept)).index_add_(0, packed.branch_M, losses_M)
-        return total, torch.tensor([len(ids) - 1 for ids in kept])

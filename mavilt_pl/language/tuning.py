@@ -212,6 +212,6 @@ class AdapterDrift:
         return lengths
 
     @torch.no_grad()
-    def term(self) -> float:
-        """The value of L_reg."""
-        return 0.5 * self.weight * sum(n**2 for n in self.per_layer().values())
+    def term(self, lengths: Mapping[str, float] | None = None) -> float:
+        """The value of L_reg, from what `per_layer` has given."""
+        return 0.5 * self.weight * sum(n**2 for n in (lengths or self.per_layer()).values())

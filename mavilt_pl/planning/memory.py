@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 from mavilt_pl.planning.transformer import MARKS, Transformer, Tuning
 
-Precision = Literal["32-true", "bf16-mixed", "bf16-true"]
+Precision = Literal["32-true", "bf16-mixed"]
+W = 4  # bytes of a weight
 Strategy = Literal["ddp", "fsdp"]
 CHUNK = {"cpu": 2**22, "gpu": 2**26}  # logits held at once: `language.loss.CHUNK`
 # Defaults of `vqgan.autoencoder`, `quantizer` and `discriminator`, as far as they decide on memory.
@@ -24,7 +25,8 @@ DISCRIMINATOR: dict[str, Any] = {"channels": 64, "layers": 3}
 
 @dataclass
 class Memory:
-    """Bytes, of one GPU. `scratch` is what the optimizer's step needs besides; `gathered` what a layer needs under FSDP2."""
+    """Bytes, of one GPU. `scratch` is what the optimizer's step needs besides; under FSDP2, `gathered` is what a layer needs, and
+    `whole` are the weights that a validation holds."""
 
     parameters: int
     trained: int  # numbers, not bytes
@@ -36,6 +38,7 @@ class Memory:
     gathered: int
     activations: int
     logits: int
+    whole: int = 0
     details: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -47,11 +50,22 @@ class Memory:
         return self.weights + self.optimizer + self.reference + self.gradients + self.scratch
 
     @property
+    def validation(self) -> int:
+        """Without its activations, which are not kept."""
+        return self.weights + self.optimizer + self.reference + self.whole
+
+    @property
     def peak(self) -> int:
-        return max(self.forward, self.step)
+        return max(self.forward, self.step, self.validation)
 
     def as_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "forward": self.forward, "step": self.step, "peak": self.peak}
+        return {
+            **asdict(self),
+            "forward": self.forward,
+            "step": self.step,
+            "validation": self.validation,
+            "peak": self.peak,
+        }
 
 
 @dataclass(frozen=True)
@@ -118,7 +132,6 @@ def language(
     device: Literal["cpu", "gpu"] = "gpu",
 ) -> Memory:
     """Of Stage 1 (`step.questions` 0) or Stage 2. `keep` and `place` are θ₀'s, as `drift_keep` and `drift_place` say."""
-    W = 2 if precision == "bf16-true" else 4
     A = 4 if precision == "32-true" else 2
     book = step.book + 2 * step.views  # codes, and the marks of views
     added = model.new_rows(book) + (step.codes * model.width if places else 0)
@@ -154,7 +167,8 @@ def language(
     return Memory(
         parameters=whole, trained=trained, weights=W * whole // shards, gradients=(W * trained + buckets) // shards,
         optimizer=states // shards, reference=held // shards, scratch=W * trained // shards,
-        gathered=2 * layer * (A if precision != "32-true" else 4) + W * model.words * model.width if strategy == "fsdp" and gpus > 1 else 0,
+        gathered=W * (2 * layer + model.words * model.width) if shards > 1 else 0,
+        whole=W * whole if shards > 1 else 0,
         activations=blocks + ends + copies + mask, logits=saved + most + head // shards,
         details={"reading": step.reading, "drawing": step.drawing, "positions": step.positions, "checkpointing": checkpointing},
     )  # fmt: skip

@@ -32,7 +32,9 @@ PARTS = {
     "gathered": "weights gathered for a layer",
     "activations": "activations",
     "logits": "logits",
+    "whole": "weights whole, in a validation",
 }
+NAMES = {"ddp": "DDP", "fsdp": "FSDP2"}
 PEAK = 989e12  # dense bf16 FLOP/s of an H100 SXM (NVIDIA's data sheet)
 
 
@@ -47,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--questions", type=int, help="of a study (default: the config's, else 0: Stage 1)")
     parser.add_argument("--question-words", type=int, default=16, help="of question and answer together (default 16)")
     parser.add_argument("--gpus", type=int, help="of all nodes (default 1)")
-    parser.add_argument("--precision", choices=["32-true", "bf16-mixed", "bf16-true"])
+    parser.add_argument("--precision", choices=["32-true", "bf16-mixed"])
     parser.add_argument(
         "--device", choices=["cpu", "gpu"], default="gpu", help="logits are held in smaller chunks on a CPU"
     )
@@ -94,10 +96,8 @@ def _plans(args: argparse.Namespace, found: dict[str, Any]) -> tuple[str, dict[s
     model, trainer, data = (section(found, key) for key in ("model.init_args", "trainer", "data"))
     precision = args.precision or str(trainer.get("precision") or ("32-true" if args.config else "bf16-mixed"))
     gpus, batch = _gpus(args, found), args.batch_size or value(found, "data.batch_size", 16)
-    if precision not in ("32-true", "bf16-mixed", "bf16-true"):
-        raise DataError(
-            f"trainer.precision {precision} cannot be planned for; expected 32-true, bf16-mixed or bf16-true"
-        )
+    if precision not in ("32-true", "bf16-mixed"):
+        raise DataError(f"trainer.precision {precision} cannot be planned for; expected 32-true or bf16-mixed")
     if class_path == "VQGAN":
         for key in ("gan_weight", "lambda_feat", "lambda_finding", "clinical_input"):
             of(key, None)
@@ -117,9 +117,9 @@ def _plans(args: argparse.Namespace, found: dict[str, Any]) -> tuple[str, dict[s
     tuning, kept = of("tuning", "full"), of("gradient_checkpointing", False)
     strategy = "fsdp" if "fsdp" in str(trainer.get("strategy", "")) else "ddp"
     asked = language(shape, step, tuning=tuning, strategy=strategy, checkpointing=kept, **common)  # type: ignore[arg-type]
-    plans = {f"{strategy.upper()}, {tuning}{', checkpointing' * kept}": asked}
+    plans = {f"{NAMES[strategy]}, {tuning}{', checkpointing' * kept}": asked}
     for other, how, again in (("ddp", "full", False), ("ddp", "full", True), ("fsdp", "full", True), ("ddp", "lora", False), ("ddp", "lora", True)):  # fmt: skip
-        name = f"{other.upper()}, {how}{', checkpointing' * again}"
+        name = f"{NAMES[other]}, {how}{', checkpointing' * again}"
         if name not in plans and (other == "ddp" or gpus > 1):
             plans[name] = language(shape, step, tuning=how, strategy=other, checkpointing=again, **common)  # type: ignore[arg-type]
     title = f"{class_path} of {shape.name}: {shape.weights / 1e9:.2f}·10⁹ weights, {batch} studies a GPU of at most {step.reading} and {step.drawing} positions{', two views each' * views}{f', {replayed} replayed texts' * bool(replayed)}, {precision}, {gpus} GPUs"  # fmt: skip
@@ -142,14 +142,21 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, caption="GB of one GPU (10⁹ bytes). The peak is the larger moment; leave a tenth for the allocator, and 1 GB for CUDA.")  # fmt: skip
+    table = Table(title=title, caption="GB of one GPU (10⁹ bytes). The peak is the largest moment; leave a tenth for the allocator, and 1 GB for CUDA.")  # fmt: skip
     table.add_column("")
     for name in plans:
         table.add_column(name.replace(", ", ",\n"), justify="right")
     for part, said in PARTS.items():
+        if part == "whole" and not any(plan.whole for plan in plans.values()):
+            continue
         table.add_row(said, *(f"{getattr(plan, part) / GB:,.2f}" for plan in plans.values()))
     table.add_section()
-    for moment, said in (("forward", "end of the forward pass"), ("step", "optimizer's step"), ("peak", "peak")):
+    for moment, said in (
+        ("forward", "end of the forward pass"),
+        ("step", "optimizer's step"),
+        ("validation", "validation"),
+        ("peak", "peak"),
+    ):
         table.add_row(said, *(f"{getattr(plan, moment) / GB:,.2f}" for plan in plans.values()), style="bold" if moment == "peak" else "")  # fmt: skip
     if "positions" in next(iter(plans.values())).details:
         rates = (throughput(plan, args.mfu, _gpus(args, found)) for plan in plans.values())

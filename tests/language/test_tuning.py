@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -239,11 +237,3 @@ def test_the_plain_folder_is_the_same_model(any_backbone: Path, tokens: Path, tm
     assert (
         AutoTokenizer.from_pretrained(tmp_path)("No edema.")["input_ids"] == module.tokenizer("No edema.")["input_ids"]
     )
-
-
-@pytest.mark.parametrize("strategy", [DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy])
-def test_strategies_that_would_lose_the_drift_are_refused(strategy: type, llama: Path, tokens: Path) -> None:
-    module = made(llama, tokens)
-    module._trainer = SimpleNamespace(strategy=object.__new__(strategy))  # type: ignore[assignment]
-    with pytest.raises(DataError, match=f"trainer.strategy: found {strategy.__name__}, .* Set it to ddp"):
-        module.setup("fit")

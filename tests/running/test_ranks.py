@@ -9,8 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny_runs import ended, stage1, started, vqgan
+from tiny_runs import ended, logged, stage1, started, vqgan
 
 TWO = ["--trainer.devices=2", "--trainer.strategy=ddp_find_unused_parameters_true"]
 
@@ -44,12 +43,6 @@ def test_a_rank_that_dies_ends_the_others(corpus_path: Path, tmp_path: Path, ran
             os.killpg(running.pid, signal.SIGKILL)
 
 
-def losses(out: Path) -> list[float]:
-    events = EventAccumulator(str(out / "tensorboard"))
-    events.Reload()
-    return [event.value for event in events.Scalars("train/loss")]
-
-
 @pytest.mark.slow
 def test_two_ranks_learn_what_one_learns(chain: Path, corpus_path: Path, tmp_path: Path) -> None:
     """Fifty steps of Stage 1 on the same global batches, whose ranks have texts of other lengths: the same loss at each to 1e-5."""
@@ -61,6 +54,6 @@ def test_two_ranks_learn_what_one_learns(chain: Path, corpus_path: Path, tmp_pat
     two = started(stage1(chain, corpus_path, tmp_path / "two", *more, "--data.batch_size=2", *TWO))
     ended(one)
     ended(two)
-    first, second = losses(tmp_path / "one"), losses(tmp_path / "two")
+    first, second = logged(tmp_path / "one"), logged(tmp_path / "two")
     assert len(first) == len(second) == 50 and first[0] - first[-1] > 0.1
     assert first == pytest.approx(second, abs=1e-5)

@@ -70,3 +70,9 @@ def history(out: Path) -> dict[str, list[int]]:
     events = EventAccumulator(str(out / "tensorboard"), purge_orphaned_data=False)
     events.Reload()
     return {tag: sorted(event.step for event in events.Scalars(tag)) for tag in events.Tags()["scalars"]}
+
+
+def logged(out: Path, tag: str = "train/loss") -> list[float]:
+    events = EventAccumulator(str(out / "tensorboard"))
+    events.Reload()
+    return [event.value for event in events.Scalars(tag)]
