@@ -4,7 +4,7 @@ python benchmarks/kill.py --kills 45                          # prepare, VQ-GAN,
 python benchmarks/kill.py --kills 3 --verbs prepare,vqgan     # of these only
 
 Two rounds are killed at random moments, every third within the first save after one. Everything is tiny and on a CPU; shards and
-pieces are small, and trainings save at every step. What must be equal: of trainings the weights and optimizers, bit for bit, and the steps of their TensorBoard
+pieces are small, and trainings save at every step, Stage 2 in the background. What must be equal: of trainings the weights and optimizers, bit for bit, and the steps of their TensorBoard
 history; of corpora and token caches every file, byte for byte.
 """
 
@@ -66,7 +66,7 @@ def commands(base: Path) -> dict[str, list[str]]:
         "tokenize": ["tokenize", "--corpus", str(base / "corpus"), "--tokenizer", str(base / "vqgan"), "--out", "OUT", "--device", "cpu", "--batch-size", "1"],
         "backbone": fit("backbone", *small),
         "stage1": fit("stage1", *language),
-        "stage2": fit("stage2", *language, "--data.questions_per_study=2", f"--model.init_args.init_from={base}/stage1/checkpoints/last.ckpt"),
+        "stage2": fit("stage2", *language, "--data.questions_per_study=2", f"--model.init_args.init_from={base}/stage1/checkpoints/last.ckpt", "--checkpoint_async=true"),
     }  # fmt: skip
 
 

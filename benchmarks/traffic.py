@@ -3,7 +3,7 @@
 python benchmarks/traffic.py --weights 7e9
 
 A day of each size: every step reads its batch from the shared file system and computes; every so many steps rank 0 writes a
-checkpoint while all wait (`running/checkpoints.py` does not write in the background); a node fails at random, and then the job
+checkpoint while all wait (without `checkpoint_async`); a node fails at random, and then the job
 starts again, all ranks read the last checkpoint, and the steps since are lost. What is assumed stands in `Cluster`.
 """
 

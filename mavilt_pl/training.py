@@ -23,13 +23,14 @@ from lightning.pytorch.loggers import TensorBoardLogger
 import mavilt_pl.running.sharded  # noqa: F401  it registers the strategy
 from mavilt_pl.data.datamodule import CXRDataModule
 from mavilt_pl.data.study import DataError
-from mavilt_pl.running.checkpoints import BestCheckpoint, SealedCheckpointIO, StepCheckpoints
+from mavilt_pl.running.checkpoints import BestCheckpoint, StepCheckpoints
 from mavilt_pl.running.folder import claimed
 from mavilt_pl.running.history import History
 from mavilt_pl.running.place import Place
 from mavilt_pl.running.preemption import Preemption, say
 from mavilt_pl.running.queue import Left
 from mavilt_pl.running.randomness import RandomStates
+from mavilt_pl.running.sealed import BackgroundCheckpointIO, SealedCheckpointIO
 from mavilt_pl.shipped import find_config
 
 
@@ -72,7 +73,8 @@ class MaviltCLI(LightningCLI):
             callbacks = [*callbacks, RichProgressBar()]
         if fitting:
             callbacks = [*callbacks, *self._lasting(config, root, given)]
-            config["plugins"] = [*self._plugins(config["plugins"]), SealedCheckpointIO()]
+            files = BackgroundCheckpointIO() if chosen.checkpoint_async else SealedCheckpointIO()
+            config["plugins"] = [*self._plugins(config["plugins"]), files]
         trainer = super()._instantiate_trainer(config, callbacks)
         if fitting and trainer.is_global_zero:
             self.claims.enter_context(claimed(root))
@@ -102,6 +104,9 @@ class MaviltCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: Any) -> None:
         parser.add_argument("--checkpoint_every", type=int, default=500, help="steps between checkpoints")
         parser.add_argument("--checkpoint_keep", type=int, default=2, help="how many of them stay: the last so many")
+        parser.add_argument(
+            "--checkpoint_async", type=bool, default=False, help="write them while training goes on (a copy in memory)"
+        )
         parser.add_argument(
             "--checkpoint_best",
             type=str | None,

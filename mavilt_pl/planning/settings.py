@@ -50,7 +50,7 @@ SOURCES = {
     "quantizer": ("vqgan/quantizer.py", "Quantizer"),
     "discriminator": ("vqgan/discriminator.py", "Discriminator"),
 }
-BESIDE = ("seed_everything", "optimizer", "lr_scheduler", "ckpt_path", "weights_only", "checkpoint_every", "checkpoint_keep", "checkpoint_best")  # fmt: skip
+BESIDE = ("seed_everything", "optimizer", "lr_scheduler", "ckpt_path", "weights_only", "checkpoint_every", "checkpoint_keep", "checkpoint_async", "checkpoint_best")  # fmt: skip
 
 
 class _Loader(yaml.SafeLoader):

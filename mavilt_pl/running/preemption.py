@@ -75,7 +75,7 @@ class Preemption(Checkpoint):
         if not heard:
             return
         number = SIGNALS[heard - 1]
-        self.checkpoints.save(trainer)
+        self.checkpoints.finish(trainer)
         text = f"{number.name}: saved {self.checkpoints.last_model_path} at step {trainer.global_step}"
         if number == signal.SIGUSR1 and (queued := job()):
             text += f"; {requeue(queued)}" if trainer.is_global_zero else ""

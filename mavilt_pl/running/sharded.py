@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.fsdp import FullyShardedDataParallel, OptimStateKeyType
 
 from mavilt_pl.data.study import DataError
-from mavilt_pl.running.checkpoints import check
+from mavilt_pl.running.sealed import check
 
 
 class Sharded(ModelParallelStrategy):

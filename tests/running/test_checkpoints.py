@@ -5,15 +5,27 @@ from __future__ import annotations
 import os
 import resource
 import shutil
+import threading
 import zipfile
+from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from tiny_runs import checkpoint, vqgan
+from lightning import Trainer
+from tiny_runs import assert_same, checkpoint, vqgan
 
 from mavilt_pl.cli import main
-from mavilt_pl.running.checkpoints import Damaged, SealedCheckpointIO, check, generation, newest_whole
+from mavilt_pl.running.checkpoints import StepCheckpoints
+from mavilt_pl.running.sealed import (
+    BackgroundCheckpointIO,
+    Damaged,
+    SealedCheckpointIO,
+    check,
+    generation,
+    newest_whole,
+)
 
 
 def saved(folder: Path, name: str = "step=1.ckpt", size: int = 300) -> Path:
@@ -127,8 +139,52 @@ def test_where_all_are_damaged_nothing_is_trained(
 
 
 @pytest.mark.slow
+def test_saved_while_training_goes_on(
+    trained: Path, corpus_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first save is written only when the second step is made; what is saved is the first step all the same."""
+    made, save, ended = threading.Event(), torch.save, StepCheckpoints.on_train_batch_end
+
+    def late(*args: Any) -> None:
+        assert made.wait(60)
+        save(*args)
+
+    def end(self: StepCheckpoints, trainer: Trainer, *more: Any) -> None:
+        if trainer.global_step >= 2:
+            made.set()
+        ended(self, trainer, *more)
+
+    monkeypatch.setattr(torch, "save", late)
+    monkeypatch.setattr(StepCheckpoints, "on_train_batch_end", end)
+    more = ["--trainer.max_steps=4", "--checkpoint_keep=9", "--checkpoint_async=true", "--checkpoint_every=1"]
+    assert main(vqgan(corpus_path, tmp_path / "run", *more)) == 0
+    monkeypatch.undo()
+    assert main(vqgan(corpus_path, tmp_path / "one", "--trainer.max_steps=1")) == 0
+    folder = tmp_path / "run/checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == ["last.ckpt", *(f"step={n}.ckpt" for n in range(1, 5))]
+    assert_same(checkpoint(trained), checkpoint(tmp_path / "run"))
+    first = torch.load(folder / "step=1.ckpt", weights_only=True)
+    assert_same({**checkpoint(tmp_path / "one"), "lr_schedulers": []}, {**first, "lr_schedulers": []})
+    assert first["state_dict"].keys() == checkpoint(trained)["state_dict"].keys()
+
+
+def test_what_is_one_tensor_is_saved_once_in_the_background_too(tmp_path: Path) -> None:
+    weight = torch.arange(50_000.0)
+    tied = {"state_dict": OrderedDict(a=weight, b=weight.view_as(weight), c=torch.empty(0), d=torch.empty(0, 2))}
+    files = BackgroundCheckpointIO()
+    files.save_checkpoint(tied, tmp_path / "step=1.ckpt")
+    weight.zero_()
+    files.wait()
+    found = torch.load(tmp_path / "step=1.ckpt", weights_only=True)["state_dict"]
+    assert isinstance(found, OrderedDict) and [value.shape for value in found.values()][2:] == [(0,), (0, 2)]
+    assert torch.equal(found["a"], torch.arange(50_000.0)) and torch.equal(found["a"], found["b"])
+    assert (tmp_path / "step=1.ckpt").stat().st_size < 1.5 * 4 * len(weight)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("background", ["false", "true"])
 def test_a_full_disk_leaves_the_one_before_whole(
-    trained: Path, corpus_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    background: str, trained: Path, corpus_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Files may not grow beyond half a checkpoint: the write itself fails, as it does on a full disk."""
     shutil.copytree(trained, tmp_path / "run")
@@ -136,7 +192,15 @@ def test_a_full_disk_leaves_the_one_before_whole(
     before, limits = last.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
     try:
-        code = main(vqgan(corpus_path, tmp_path / "run", "--trainer.max_steps=6", "--ckpt_path=last"))
+        code = main(
+            vqgan(
+                corpus_path,
+                tmp_path / "run",
+                "--trainer.max_steps=6",
+                "--ckpt_path=last",
+                f"--checkpoint_async={background}",
+            )
+        )
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     said = capsys.readouterr().err
