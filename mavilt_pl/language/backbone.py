@@ -43,6 +43,11 @@ def load_backbone(name: str, attention: Attention = "sdpa", pretrained: bool = T
         raise DataError(
             f"attention: {attention} cannot be had here ({str(error).strip().splitlines()[0]}); use sdpa"
         ) from None
+    except OSError as error:
+        raise DataError(
+            f"backbone {name}: no folder there, and not to be had from the hub ({str(error).strip().splitlines()[0]}). Expected a "
+            "folder saved by Hugging Face's save_pretrained, or a name on the hub"
+        ) from None
     tokenizer = AutoTokenizer.from_pretrained(name)
     _check(name, model, tokenizer)
     return model, tokenizer

@@ -1,0 +1,1 @@
+"""A trained model in use: images in, reports and answers out, and images drawn from a text."""

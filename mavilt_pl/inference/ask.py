@@ -1,0 +1,31 @@
+"""`mavilt ask IMAGE QUESTION…`: what a trained model answers."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from mavilt_pl.data.study import DataError
+from mavilt_pl.inference.arguments import add_images, add_model, loaded
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("image", metavar="IMAGE", help="DICOM, PNG or JPEG")
+    parser.add_argument("questions", nargs="+", metavar="QUESTION")
+    parser.add_argument("--answers", help="such as yes,no: how likely each of them is, instead of free text")
+    add_model(parser)
+    add_images(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    answers = [word.strip() for word in args.answers.split(",")] if args.answers else []
+    if args.answers and (len(answers) < 2 or not all(answers)):
+        raise DataError(f"--answers: found {args.answers!r}; expected two or more, separated by commas, such as yes,no")
+    for question, said in zip(args.questions, loaded(args).ask(args.image, args.questions, answers)):
+        if args.json:
+            print(json.dumps({"image": args.image, "question": question, "answer": said}))
+        else:
+            print(
+                question, said if isinstance(said, str) else ", ".join(f"{a} {share:.3f}" for a, share in said.items())
+            )
+    return 0

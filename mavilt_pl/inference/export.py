@@ -1,0 +1,27 @@
+"""`mavilt export`: a trained model as a folder that plain Hugging Face loads."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+from pathlib import Path
+
+from mavilt_pl.data.study import DataError
+from mavilt_pl.inference.arguments import add_model, loaded
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, required=True, help="a new folder")
+    add_model(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.out.exists():
+        raise DataError(f"{args.out} exists; name a new folder with --out")
+    part = args.out.with_name(args.out.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    loaded(args).module.save_plain(part)
+    os.replace(part, args.out)
+    print(f"{args.out}: AutoModelForCausalLM and AutoTokenizer load it; what images need stands in visual.json")
+    return 0

@@ -1,0 +1,114 @@
+"""A trained language model and the tokenizer that it was trained with, as one thing to call."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mavilt_pl.checkpoint import read_weights
+from mavilt_pl.data.radiograph import Fit, read_sized
+from mavilt_pl.data.study import DataError
+from mavilt_pl.data.tokens import write_tokens
+from mavilt_pl.language import Stage1, Stage2
+from mavilt_pl.language.module import LanguageModule
+from mavilt_pl.vqgan.loading import load_tokenizer
+from mavilt_pl.vqgan.module import Tokenizer
+from mavilt_pl.vqgan.verb import checkpoint_of, sha256
+
+BATCH = 16  # images
+
+
+class MAViLT:
+    """Reads radiographs, answers questions about them, and draws them.
+
+    Images are files, DICOM, PNG or JPEG, framed as `mavilt prepare` does; a model of several views takes them for frontal ones.
+    """
+
+    def __init__(self, module: LanguageModule, tokenizer: Tokenizer, fit: Fit = "pad"):
+        self.module, self.tokenizer, self.fit = module, tokenizer, fit
+
+    @classmethod
+    def from_runs(
+        cls,
+        model: str | Path,
+        tokenizer: str | Path,
+        backbone: str | Path | None = None,
+        device: str = "auto",
+        fit: Fit = "pad",
+    ) -> MAViLT:
+        """Args: model: a run of Stage 1 or Stage 2, or a checkpoint. tokenizer: the VQ-GAN's run, or its checkpoint; or a published
+        one. backbone: where the language model that it began from lies now; its configuration and its words are read there.
+
+        Raises `DataError` where the two do not belong together, or where one is not what it should be."""
+        path, seen = checkpoint_of(Path(model)), checkpoint_of(Path(tokenizer))
+        checkpoint = read_weights(path)
+        settings = dict(checkpoint.get("hyper_parameters", {}))
+        kinds = {"Stage1": Stage1, "Stage2": Stage2}
+        kind = kinds.get(str(settings.get("_class_path", "")).rpartition(".")[2])
+        if kind is None:
+            raise DataError(f"{path} is a checkpoint of another module; expected one of Stage 1 or Stage 2")
+        eyes = load_tokenizer(seen)
+        given = {key: settings[key] for key in signature(LanguageModule.__init__).parameters if key in settings}
+        # All weights come from the checkpoint: neither the backbone's nor an earlier stage's are read.
+        given |= {"init_from": None, "drift": 0.0, "pretrained": False, "backbone": str(backbone or given["backbone"])}
+        with (
+            tempfile.TemporaryDirectory() as folder
+        ):  # shape and codebook, as a token cache without an image tells them
+            book = eyes.quantizer.codebook.detach().cpu().numpy()
+            write_tokens(Path(folder), "", sha256(seen), book, eyes.grid, 0, [])
+            module = kind(**{**given, "tokens": folder})
+        module.on_load_checkpoint(checkpoint)
+        module.load_state_dict(checkpoint["state_dict"])
+        place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        return cls(module.to(place).eval(), eyes.to(place), fit)
+
+    @torch.inference_mode()
+    def codes(self, images: Sequence[str | Path]) -> Tensor:
+        """int64 [B,N]."""
+        size = self.tokenizer.autoencoder.image_size
+        pixels_BHW = np.stack([read_sized(Path(image), size, self.fit) for image in images])
+        pixels = torch.from_numpy(pixels_BHW).to(self.module.device).float().div_(127.5).sub_(1)
+        return self.tokenizer.encode(pixels[:, None])
+
+    def _shown(self, images: Sequence[str | Path]) -> Any:
+        codes = self.codes(images)
+        return [{"frontal": row} for row in codes.tolist()] if self.module.vocabulary.views else codes
+
+    @torch.inference_mode()
+    def report(self, images: Sequence[str | Path], seed: int = 0) -> list[str]:
+        """A report of each image. `seed` matters where the model's `text_decoding` samples."""
+        written: list[str] = []
+        for start in range(0, len(images), BATCH):
+            some = images[start : start + BATCH]
+            written += self.module.write_reports(self._shown(some), seed, range(start, start + len(some)))
+        return written
+
+    @torch.inference_mode()
+    def ask(self, image: str | Path, questions: Sequence[str], answers: Sequence[str] = ()) -> list[Any]:
+        """Free text to each question; or, where `answers` are given, how likely each of them is (they sum to 1)."""
+        shown = self._shown([image])
+        if not answers:
+            return self.module.write_answers(shown, [questions])[0]
+        return [
+            dict(zip(answers, shares))
+            for shares in self.module.answer(shown, [[(question, answers) for question in questions]])[0]
+        ]
+
+    @torch.inference_mode()
+    def draw(self, texts: Sequence[str], seed: int = 0) -> np.ndarray:
+        """An image for each text, uint8 [B,H,W]; the same under a seed, whatever else is drawn beside it."""
+        drawn = []
+        for start in range(0, len(texts), BATCH):
+            some = texts[start : start + BATCH]
+            views: Any = ["frontal"] * len(some) if self.module.vocabulary.views else None
+            codes_BN = self.module.draw(some, seed, range(start, start + len(some)), views=views)
+            pixels = self.tokenizer.decode(codes_BN)[:, 0].add(1).mul(127.5).round()
+            drawn.append(pixels.to(torch.uint8).cpu().numpy())
+        return np.concatenate(drawn)

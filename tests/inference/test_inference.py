@@ -1,0 +1,107 @@
+"""A trained model in use: the verbs `report`, `ask`, `draw` and `export`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from mavilt_pl.cli import main
+from mavilt_pl.data.corpus import Corpus
+from mavilt_pl.data.tokens import TokenCache
+from mavilt_pl.inference.mavilt import MAViLT
+
+
+@pytest.fixture(scope="module")
+def runs(chain: Path) -> list[str]:
+    return ["--model", str(chain / "stage2"), "--tokenizer", str(chain / "vqgan"), "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def images(mimic_root: Path) -> list[Path]:
+    return sorted(mimic_root.rglob("*.jpg"))[:3]
+
+
+def test_files_are_read_as_training_read_them(chain: Path, corpus_path: Path, mimic_root: Path) -> None:
+    """Their codes are those of the token cache, which `mavilt prepare` and `mavilt tokenize` made."""
+    model = MAViLT.from_runs(chain / "stage2", chain / "vqgan", device="cpu")
+    cache, corpus = TokenCache(chain / "tokens"), Corpus(corpus_path)
+    files = {path.stem: path for path in mimic_root.rglob("*.jpg")}
+    rows, paths = [], []
+    for study in range(4):
+        rows += [row for row, _ in corpus.image_rows(study)]
+        paths += [files[image.key] for image in corpus[study].images]
+    assert torch.equal(model.codes(paths), torch.from_numpy(np.stack([cache[row] for row in rows])))
+
+
+def test_reports_and_answers(runs: list[str], images: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", *map(str, images), "--json", *runs]) == 0
+    said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["image"] for row in said] == [str(image) for image in images]
+    assert main(["report", str(images[2]), *runs]) == 0
+    assert capsys.readouterr().out == f"{images[2]}: {said[2]['report']}\n"
+    question = "Is there edema?"
+    assert main(["ask", str(images[0]), question, "Where?", "--answers", "yes, no", "--json", *runs]) == 0
+    shares = [json.loads(line)["answer"] for line in capsys.readouterr().out.splitlines()]
+    assert len(shares) == 2 and all(
+        set(row) == {"yes", "no"} and sum(row.values()) == pytest.approx(1) for row in shares
+    )
+    assert main(["ask", str(images[0]), question, *runs]) == 0
+    assert capsys.readouterr().out.startswith(question)
+
+
+def test_what_is_drawn_says_so_and_depends_on_text_and_seed_alone(runs: list[str], tmp_path: Path) -> None:
+    def drawn(name: str, *words: str) -> list[np.ndarray]:
+        assert main(["draw", *words, "--out", str(tmp_path / name), *runs]) == 0
+        return [np.asarray(Image.open(path)) for path in sorted((tmp_path / name).glob("*.png"))]
+
+    two, one, other = drawn("two", "Edema.", "Normal."), drawn("one", "Edema."), drawn("other", "Edema.", "--seed", "1")
+    assert [picture.shape for picture in two] == [(32, 32)] * 2 and np.array_equal(two[0], one[0])
+    assert not np.array_equal(one[0], other[0])
+    said = Image.open(tmp_path / "two/2.png").text["Comment"]
+    assert said == "Synthetic: drawn by mavilt, seed 0, from the text: Normal."
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_an_export_is_plain_hugging_face(chain: Path, runs: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "exported"
+    assert main(["export", "--out", str(out), *runs]) == 0
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)
+    ours = MAViLT.from_runs(chain / "stage2", chain / "vqgan", device="cpu").module
+    ids = torch.tensor([tokenizer("No pleural effusion.")["input_ids"]])
+    with torch.inference_mode():
+        assert torch.allclose(model(ids).logits, ours.model(ids).logits, atol=1e-5)
+    assert main(["export", "--out", str(out), *runs]) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["report", "absent.png"], "absent.png: the file is missing"),
+        (["ask", "absent.png", "What?", "--answers", "yes"], "--answers: found 'yes'; expected two or more"),
+        (["report", "absent.png", "--model", "{chain}/vqgan"], "another module; expected one of Stage 1 or Stage 2"),
+        (["report", "absent.png", "--model", "{chain}/nothing"], "nothing"),
+        (["report", "absent.png", "--backbone", "absent"], "absent"),
+    ],
+)
+def test_what_cannot_be_is_told(
+    words: list[str], said: str, chain: Path, runs: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    head, more = words[:1], [word.format(chain=chain) for word in words[1:]]
+    code = main([*head, *runs, *more])
+    errors = capsys.readouterr().err
+    assert code == 1 and said in errors and errors.count("mavilt:") == 1
+
+
+def test_another_tokenizer_is_refused(
+    chain: Path, runs: list[str], images: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = torch.load(chain / "vqgan/checkpoints/last.ckpt", weights_only=True)
+    torch.save({**checkpoint, "global_step": 99}, tmp_path / "other.ckpt")
+    assert main(["report", str(images[0]), *runs, "--tokenizer", str(tmp_path / "other.ckpt")]) == 1
+    assert "its codes mean different things" in capsys.readouterr().err
