@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from torch import Tensor
+from transformers import StaticCache
 
 from mavilt_pl.data.study import DataError
 
@@ -74,7 +75,8 @@ class _Stepper:
     """The model with its cache: feed ids, get the last hidden state."""
 
     def __init__(self, module: LanguageModule, mask_BT: Tensor):
-        self.module, self.mask, self.cache = module, mask_BT, None
+        self.module, self.mask = module, mask_BT
+        self.cache: Any = None
         # transformers 5.24 renamed the key; models that live outside it keep the older name
         self.key = "cache" if "cache" in signature(module.body.forward).parameters else "past_key_values"
         self.position = (mask_BT.cumsum(1) - 1).clamp(min=0)
@@ -98,6 +100,39 @@ class _Stepper:
         """Go on with these rows of the batch, in this order; a row may be taken several times."""
         self.mask, self.position = self.mask[rows], self.position[rows]
         self.cache.reorder_cache(rows)  # type: ignore[attr-defined]
+
+
+class _Compiled(_Stepper):
+    """The same with a cache of fixed size, and steps of one token compiled; on a GPU they are a CUDA graph. A new batch size or
+    another `BLOCK` of positions is compiled anew."""
+
+    BLOCK = 128
+
+    def __init__(self, module: LanguageModule, mask_BT: Tensor, more: int):
+        super().__init__(module, mask_BT)
+        length = -(-(mask_BT.shape[1] + more) // self.BLOCK) * self.BLOCK
+        self.cache = StaticCache(module.model.config.get_text_config(), max_cache_len=length)
+        # What is to come counts as seen: causality hides it. So the mask never changes its shape.
+        self.mask = torch.cat([mask_BT, mask_BT.new_ones(len(mask_BT), length - mask_BT.shape[1])], 1)
+        self.graph = mask_BT.device.type == "cuda"
+        mode = "reduce-overhead" if self.graph else "default"
+        self.one = torch.compile(module.body, mode=mode, dynamic=False)
+        self.begun = False
+
+    def __call__(self, ids_BT: Tensor, places: Tensor | None = None) -> Tensor:
+        if self.begun:
+            self.position = self.position[:, -1:] + 1
+            if self.graph:
+                torch.compiler.cudagraph_mark_step_begin()
+        out = (self.one if self.begun else self.module.body)(
+            inputs_embeds=self.module.embed(ids_BT, places),
+            attention_mask=self.mask,
+            position_ids=self.position,
+            use_cache=True,
+            **{self.key: self.cache},
+        )
+        self.begun = True
+        return out.last_hidden_state[:, -1].clone()  # a graph writes its next output to the same place
 
 
 def _streams(seed: int, keys: Sequence[int], draw: int = 0) -> list[torch.Generator]:
@@ -242,7 +277,8 @@ def draw(
     rows = [*prompts, *free_rows]
     module.room(max(map(len, rows)), vocabulary.length)
     ids, mask = left_padded(rows, vocabulary.end, module.device)
-    step = _Stepper(module, mask)
+    compiled = module.hparams["compile_drawing"]
+    step = _Compiled(module, mask, vocabulary.length) if compiled else _Stepper(module, mask)
     streams = _streams(seed, keys if keys is not None else range(count), number)
     noise = [torch.rand(vocabulary.length, vocabulary.codes, generator=stream) for stream in streams]
     noise_BNK = torch.stack(noise).to(module.device)

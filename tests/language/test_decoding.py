@@ -15,7 +15,7 @@ from transformers.generation.logits_process import TemperatureLogitsWarper, TopK
 
 from mavilt_pl.data.study import DataError
 from mavilt_pl.language import Stage2
-from mavilt_pl.language.decoding import TextDecoding, sample, write
+from mavilt_pl.language.decoding import TextDecoding, _Compiled, sample, write
 
 CODES = torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8, 9], [11, 0, 0, 3, 19, 5, 5, 5, 2], [4, 4, 4, 4, 4, 1, 1, 1, 1]])
 
@@ -118,6 +118,20 @@ def test_the_best_of_several_drawings_is_the_scorer_s(llama: Path, tokens: Path)
     assert torch.equal(alone[0], best[1])
     with pytest.raises(DataError, match="best_of: found 4, no scorer"):
         module.draw(texts, best_of=4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_compiled_drawing_draws_the_same(
+    kind: str, tokens: Path, tmp_path: Path, make_backbone: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With guidance, texts of several lengths, and then another number of them; the cache is filled to its last place."""
+    backbone, texts = make_backbone(kind, tmp_path), ["No edema.", "There is a large left pleural effusion.", ""]
+    plain, compiled = (made(backbone, tokens, 4.0, guidance=2.0, compile_drawing=yes) for yes in (False, True))
+    monkeypatch.setattr(_Compiled, "BLOCK", 1)
+    for some in (texts, texts[:2]):
+        assert torch.equal(compiled.draw(some, seed=3), plain.draw(some, seed=3))
+    assert len({tuple(row) for row in plain.draw(texts, seed=3).tolist()}) == 3
 
 
 def test_few_codes_are_the_likeliest(llama: Path, tokens: Path) -> None:
