@@ -215,10 +215,19 @@ def draw() -> None:
 
         drawn = peer()
         assert drawn.min() >= 0 and drawn.shape == module.draw(texts).shape
-        times = pairs_of({"ours": lambda: module.draw(texts), "peer": peer})
+
+        def compiled() -> torch.Tensor:
+            module.hparams["compile_drawing"] = True
+            try:
+                return module.draw(texts)
+            finally:
+                module.hparams["compile_drawing"] = False
+
+        times = pairs_of({"ours": lambda: module.draw(texts), "compiled": compiled, "peer": peer})
         rates = [len(texts) / statistics.median(seconds) for seconds in times.values()]
-        ratios = [b / a for a, b in zip(times["ours"], times["peer"])]
-        print(f"images/s: ours {rates[0]:.2f}, generate {rates[1]:.2f}; × {told(ratios)}")
+        for name, rate in zip(times, rates):
+            ratios = [b / a for a, b in zip(times[name], times["peer"])]
+            print(f"{name}: {rate:.2f} images/s, × {told(ratios)}")
 
 
 def drift() -> None:
