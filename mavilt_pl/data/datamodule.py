@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import os
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -266,6 +267,7 @@ class CXRDataModule(LightningDataModule):
         limit_train, limit_val, limit_test: at most so many studies of each corpus, the same ones each time.
         ask_labels: make presence questions from labels.
         questions_per_study: in training, at most so many questions of a study at a time, drawn anew each time.
+        seed: of the order of training and of what is random about each study; default: the run's, `seed_everything`.
     """
 
     def __init__(
@@ -290,7 +292,7 @@ class CXRDataModule(LightningDataModule):
         limit_test: int | None = None,
         ask_labels: bool = True,
         questions_per_study: int | None = None,
-        seed: int = 0,
+        seed: int | None = None,
     ):
         super().__init__()
         self.save_hyperparameters(logger=False)
@@ -402,6 +404,10 @@ class CXRDataModule(LightningDataModule):
         trainer = self.trainer
         return (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
 
+    def _seed(self) -> int:
+        given = self.hparams["seed"]
+        return int(os.environ.get("PL_GLOBAL_SEED", 0)) if given is None else given
+
     def texts(self, split: str) -> list[str]:
         """All texts of a split, in order."""
         return [text for c in self.opened for row in c.rows(split) if (text := self.text_of(c.text(row)))]
@@ -419,13 +425,13 @@ class CXRDataModule(LightningDataModule):
         return ResumableLoader(
             Mixed(datasets),
             batch_size=self.hparams["batch_size"],
-            sampler=MixSampler(sizes, weights, self.hparams["seed"], rank, world),
+            sampler=MixSampler(sizes, weights, self._seed(), rank, world),
             num_workers=self.hparams["num_workers"],
             collate_fn=collate,
             drop_last=True,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.hparams["num_workers"] > 0,
-            generator=torch.Generator().manual_seed(self.hparams["seed"]),  # its own: the global one is the model's
+            generator=torch.Generator().manual_seed(self._seed()),  # its own: the global one is the model's
         )
 
     def _evaluation(self, split: str) -> list[DataLoader]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from lightning import seed_everything
 import torch
 
 from mavilt_pl.cli import main
@@ -146,3 +147,18 @@ def test_settings_that_cannot_be(corpus_path: Path) -> None:
         few.train_dataloader()
     with pytest.raises(DataError, match="one weight of 0 or more a corpus"):
         CXRDataModule([str(corpus_path)], weights=[0.5, 0.5])
+
+
+def test_another_seed_of_the_run_is_another_order(corpus_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever else a training draws; `data.seed` fixes it."""
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
+
+    def order(of_run: int, **more: int) -> list[str]:
+        seed_everything(of_run, verbose=False)
+        made = CXRDataModule([str(corpus_path)], batch_size=4, **more)  # type: ignore[arg-type]
+        made.setup("fit")
+        return [study["study"] for batch in made.train_dataloader() for study in batch["studies"]]
+
+    one, again, other = order(1), order(1), order(2)
+    assert one == again and one != other and len(one) == len(other)
+    assert order(1, seed=5) == order(2, seed=5) != one
