@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lightning import seed_everything
 import torch
+from lightning import seed_everything
 
 from mavilt_pl.cli import main
 from mavilt_pl.data.corpus import Corpus
