@@ -78,7 +78,7 @@ class Preemption(Checkpoint):
         self.checkpoints.finish(trainer)
         text = f"{number.name}: saved {self.checkpoints.last_model_path} at step {trainer.global_step}"
         if number == signal.SIGUSR1 and (queued := job()):
-            text += f"; {requeue(queued)}" if trainer.is_global_zero else ""
+            text += f"; {requeue(queued, text)}" if trainer.is_global_zero else ""
         else:
             text += "; the same command with --ckpt_path last goes on from there"
         # Ranks that Lightning started leave without complaint: their exit status would end the first one before its time.

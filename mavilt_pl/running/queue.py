@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,8 +17,10 @@ def job() -> str | None:
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
 
 
-def requeue(number: str) -> str:
-    """Put a SLURM job back into the queue; says how that went."""
+def requeue(number: str, done_so_far: str) -> str:
+    """Put a SLURM job back into the queue; says how that went. SLURM may end the job before it can tell more, so what it has done
+    is told first."""
+    print(f"mavilt: {done_so_far}; job {number} goes back into the queue", file=sys.stderr, flush=True)
     try:
         done = subprocess.run(["scontrol", "requeue", number], capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -48,7 +51,7 @@ def leaving(goes_on: Callable[[], bool]) -> Iterator[None]:
         if not goes_on():
             text = "SIGUSR1: what this step has done would begin anew; give it more time (--time)"
         elif queued := job():
-            text += f"; {requeue(queued)}"
+            text += f"; {requeue(queued, text)}"
         raise Left(signal.SIGUSR1, text, 128 + signal.SIGUSR1)
 
     before = signal.signal(signal.SIGUSR1, leave)

@@ -62,7 +62,7 @@ def test_a_recipe_as_jobs_whose_training_is_preempted(
     slurm.said("scancel", "--signal=USR1", jobs["vqgan"])
     slurm.wait(jobs["vqgan"], "PENDING")
     said = log(out, "vqgan")
-    assert "SIGUSR1: saved " in said and f"job {jobs['vqgan']} is back in the queue" in said
+    assert "SIGUSR1: saved " in said and f"job {jobs['vqgan']} goes back into the queue" in said
     assert 3 <= checkpoint(out / "vqgan")["global_step"] < 30
     for step, job in jobs.items():
         assert slurm.wait(job, "COMPLETED", "FAILED", "CANCELLED") == "COMPLETED", log(out, step)
