@@ -28,7 +28,6 @@ TRAINING = {
     "fit": "train a module: mavilt fit --config stage1.yaml",
     "validate": "validate a module",
     "test": "test a module and write its results.json",
-    "predict": "predict with a module",
 }
 
 

@@ -116,7 +116,7 @@ class MaviltCLI(LightningCLI):
 
 
 def run(argv: list[str]) -> int:
-    """fit, validate, test or predict."""
+    """fit, validate or test."""
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     for harmless in (
         ".*Checkpoint directory .* exists and is not empty.*",
