@@ -6,6 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
+from mavilt_pl.data.study import DataError
 from mavilt_pl.inference.arguments import add_model, loaded
 
 
@@ -20,8 +21,11 @@ def run(args: argparse.Namespace) -> int:
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"--out {args.out} cannot be made ({error.strerror}); name another folder") from None
     pictures = loaded(args).draw(args.texts, args.seed)
-    args.out.mkdir(parents=True, exist_ok=True)
     for number, (text, pixels) in enumerate(zip(args.texts, pictures), 1):
         path, said = args.out / f"{number}.png", PngInfo()
         said.add_itxt("Comment", f"Synthetic: drawn by mavilt, seed {args.seed}, from the text: {text}")

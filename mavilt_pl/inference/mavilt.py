@@ -20,7 +20,7 @@ from mavilt_pl.language import Stage1, Stage2
 from mavilt_pl.language.module import LanguageModule
 from mavilt_pl.vqgan.loading import load_tokenizer
 from mavilt_pl.vqgan.module import Tokenizer
-from mavilt_pl.vqgan.verb import checkpoint_of, sha256
+from mavilt_pl.vqgan.verb import checkpoint_of, device_of, sha256
 
 BATCH = 16  # images
 
@@ -47,6 +47,7 @@ class MAViLT:
         one. backbone: where the language model that it began from lies now; its configuration and its words are read there.
 
         Raises `DataError` where the two do not belong together, or where one is not what it should be."""
+        place = device_of(device)
         path, seen = checkpoint_of(Path(model)), checkpoint_of(Path(tokenizer))
         checkpoint = read_weights(path)
         settings = dict(checkpoint.get("hyper_parameters", {}))
@@ -58,15 +59,13 @@ class MAViLT:
         given = {key: settings[key] for key in signature(LanguageModule.__init__).parameters if key in settings}
         # All weights come from the checkpoint: neither the backbone's nor an earlier stage's are read.
         given |= {"init_from": None, "drift": 0.0, "pretrained": False, "backbone": str(backbone or given["backbone"])}
-        with (
-            tempfile.TemporaryDirectory() as folder
-        ):  # shape and codebook, as a token cache without an image tells them
+        # Shape and codebook are told as a token cache tells them, of no image.
+        with tempfile.TemporaryDirectory() as folder:
             book = eyes.quantizer.codebook.detach().cpu().numpy()
             write_tokens(Path(folder), "", sha256(seen), book, eyes.grid, 0, [])
             module = kind(**{**given, "tokens": folder})
         module.on_load_checkpoint(checkpoint)
         module.load_state_dict(checkpoint["state_dict"])
-        place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         return cls(module.to(place).eval(), eyes.to(place), fit)
 
     @torch.inference_mode()

@@ -86,15 +86,18 @@ class _Stepper:
             self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), ids_BT.shape[1])], 1)
             self.position = self.position[:, -1:] + 1
         every = None if bool(self.mask.all()) else self.mask
-        out = self.module.body(
+        out = self._run(self.module.body, ids_BT, places, every)
+        self.cache = out[self.key]
+        return out.last_hidden_state[:, -1]
+
+    def _run(self, body: Any, ids_BT: Tensor, places: Tensor | None, mask: Tensor | None) -> Any:
+        return body(
             inputs_embeds=self.module.embed(ids_BT, places),
-            attention_mask=every,
+            attention_mask=mask,
             position_ids=self.position,
             use_cache=True,
             **{self.key: self.cache},
         )
-        self.cache = out[self.key]
-        return out.last_hidden_state[:, -1]
 
     def take(self, rows: Tensor) -> None:
         """Go on with these rows of the batch, in this order; a row may be taken several times."""
@@ -124,13 +127,7 @@ class _Compiled(_Stepper):
             self.position = self.position[:, -1:] + 1
             if self.graph:
                 torch.compiler.cudagraph_mark_step_begin()
-        out = (self.one if self.begun else self.module.body)(
-            inputs_embeds=self.module.embed(ids_BT, places),
-            attention_mask=self.mask,
-            position_ids=self.position,
-            use_cache=True,
-            **{self.key: self.cache},
-        )
+        out = self._run(self.one if self.begun else self.module.body, ids_BT, places, self.mask)
         self.begun = True
         return out.last_hidden_state[:, -1].clone()  # a graph writes its next output to the same place
 

@@ -90,7 +90,7 @@ class History(Callback):
         """Turn "the batch has ended" into "its validation has begun", from which Lightning does go on with it."""
         if not checkpoint.get("validation_due"):
             return
-        self.only_validates = checkpoint["global_step"] >= trainer.max_steps > 0
+        self.only_validates = checkpoint["global_step"] >= trainer.max_steps > 0 and trainer.limit_val_batches > 0
         loops = checkpoint["loops"]["fit_loop"]
         batches, validation = loops["epoch_loop.batch_progress"], loops["epoch_loop.val_loop.batch_progress"]
         for count in ("total", "current"):

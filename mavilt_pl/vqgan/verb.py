@@ -57,6 +57,19 @@ def checkpoint_of(path: Path) -> Path:
     return path / "checkpoints" / "last.ckpt" if path.is_dir() else path
 
 
+def device_of(name: str) -> str:
+    """`auto`: a GPU where there is one. Raises `DataError` where one is asked for and there is none."""
+    import torch
+
+    from mavilt_pl.data.study import DataError
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise DataError(f"--device: found {name}, and torch finds no GPU here; set it to cpu, or leave it out")
+    return name
+
+
 def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -77,7 +90,6 @@ def _holds(out: Path, corpus: Any, mark: str) -> bool:
 
 
 def run(args: argparse.Namespace) -> int:
-    import torch
 
     from mavilt_pl.data.corpus import Corpus
     from mavilt_pl.data.study import DataError
@@ -95,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
             f"{args.corpus} holds {corpus.size}² images and the tokenizer {checkpoint} takes "
             f"{tokenizer.autoencoder.image_size}²: prepare the corpus with --size {tokenizer.autoencoder.image_size}"
         )
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
+    device = device_of(args.device)
     tokenizer.to(device)
     size = args.batch_size or images_at_once(tokenizer.autoencoder.shape, device)
     if args.compile:
