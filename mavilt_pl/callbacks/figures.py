@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
 from torchmetrics import Metric
 
+from mavilt_pl.data.pixels import to_float
 from mavilt_pl.metrics.estimate import Estimate
 
 SHUFFLED = "shuffled_images"
@@ -25,6 +28,12 @@ def shown(batch: Mapping[str, Any], control: str | None = None) -> Any:
     another patient's."""
     stranger = "" if control is None else "stranger_"
     return batch.get(f"{stranger}views", batch[f"{stranger}codes"])
+
+
+def originals(trainer: Trainer, studies: Sequence[Mapping[str, Any]], source: int) -> Tensor:
+    """The prepared images of studies of a source, float32 [B,1,H,W] in [-1,1]."""
+    corpus = trainer.datamodule.opened[source]  # type: ignore[attr-defined]
+    return to_float(np.stack([corpus.pixels(study["image_row"]) for study in studies]))[:, None]
 
 
 class FigureCallback(Callback):

@@ -12,8 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from mavilt_pl.callbacks.figures import shown
-from mavilt_pl.callbacks.pixels import originals
+from mavilt_pl.callbacks.figures import originals, shown
 from mavilt_pl.data.datamodule import sample_key
 from mavilt_pl.vqgan.loading import load_tokenizer
 from mavilt_pl.vqgan.losses import forward_differences

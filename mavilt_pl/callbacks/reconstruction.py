@@ -10,7 +10,7 @@ from lightning import LightningModule, Trainer
 from torchmetrics import Metric
 
 from mavilt_pl.callbacks.figures import FigureCallback
-from mavilt_pl.callbacks.pixels import to_uint8
+from mavilt_pl.data.pixels import to_uint8
 from mavilt_pl.data.study import DataError
 from mavilt_pl.encoders.frozen import Kind, load_encoder
 from mavilt_pl.metrics.image import CodebookUse, FrechetDistance, ReconstructionScores, lpips_distance
@@ -87,10 +87,9 @@ class ReconstructionMetrics(FigureCallback):
             truths = torch.cat([batch["labels"], unknown], 1)[:, columns]
             with torch.inference_mode():
                 for side, pixels in (("original", real), ("reconstructed", made)):
-                    metrics[side].update_columns(
-                        self.judge.logits(self.judge.maps(pixels)).cpu(), truths.cpu(), batch["patient"]
-                    )
-                    metrics["fid_cxr"].update(self.judge.features(pixels), side == "original", batch["patient"])
+                    maps = self.judge.maps(pixels)
+                    metrics[side].update_columns(self.judge.logits(maps).cpu(), truths.cpu(), batch["patient"])
+                    metrics["fid_cxr"].update(self.judge.features(maps), side == "original", batch["patient"])
         for study, original, image in zip(batch["studies"], to_uint8(real), to_uint8(made)):
             if self.wants_sample(trainer, source):
                 self.examples.append(self.sample(trainer, study, source, original=original, reconstruction=image))

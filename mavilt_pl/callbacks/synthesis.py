@@ -9,9 +9,9 @@ import torch
 from lightning import LightningModule, Trainer
 from torchmetrics import Metric
 
-from mavilt_pl.callbacks.figures import FigureCallback
-from mavilt_pl.callbacks.pixels import originals, to_uint8
+from mavilt_pl.callbacks.figures import FigureCallback, originals
 from mavilt_pl.data.datamodule import sample_key
+from mavilt_pl.data.pixels import to_uint8
 from mavilt_pl.encoders.frozen import Kind, load_encoder
 from mavilt_pl.metrics.image import FrechetDistance, inception_features
 from mavilt_pl.metrics.vqa import GroupedAUROC
@@ -97,14 +97,14 @@ class SynthesisMetrics(FigureCallback):
         self.tokenizer.to(device), self.judge.to(device)
         with torch.inference_mode():
             drawn = self.tokenizer.decode(codes)
-            maps = self.judge.maps(drawn)
+            drawn_maps = self.judge.maps(drawn)
             asked = torch.tensor(
                 [[_value(study["label_names"].get(f)) for f in self.judge.findings] for study in studies]
             )
             if self.judge.findings:
-                metrics["drawn"].update_columns(self.judge.logits(maps).cpu(), asked, batch["patient"])
-            for is_real, pixels in ((True, real), (False, drawn)):
-                metrics["fid_cxr"].update(self.judge.features(pixels), is_real, batch["patient"])
+                metrics["drawn"].update_columns(self.judge.logits(drawn_maps).cpu(), asked, batch["patient"])
+            for is_real, pixels, maps in ((True, real, self.judge.maps(real)), (False, drawn, drawn_maps)):
+                metrics["fid_cxr"].update(self.judge.features(maps), is_real, batch["patient"])
                 if self.inception is not None:
                     metrics["fid_inception"].update(self.inception(pixels), is_real, batch["patient"])
         for study, text, image, reference in zip(studies, batch["text"], to_uint8(drawn), to_uint8(real)):

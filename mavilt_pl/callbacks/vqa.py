@@ -9,8 +9,8 @@ import torch
 from lightning import Trainer
 from torchmetrics import Metric
 
-from mavilt_pl.callbacks.figures import SHUFFLED, FigureCallback, shown
-from mavilt_pl.callbacks.pixels import originals, to_uint8
+from mavilt_pl.callbacks.figures import SHUFFLED, FigureCallback, originals, shown
+from mavilt_pl.data.pixels import to_uint8
 from mavilt_pl.metrics.vqa import Accuracy, GroupedAUROC
 
 

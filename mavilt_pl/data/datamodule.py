@@ -16,6 +16,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
 from mavilt_pl.data.corpus import Corpus
+from mavilt_pl.data.pixels import to_float
 from mavilt_pl.data.questions import from_labels
 from mavilt_pl.data.report import clean, compose
 from mavilt_pl.data.study import SIDES, DataError, Question, Side, Study, View
@@ -372,7 +373,7 @@ class CXRDataModule(LightningDataModule):
         raw = np.asarray(corpus.pixels(row))
         if random is not None and self.hparams["augment"]:
             raw = self._augment(raw, random)
-        return torch.from_numpy(raw.astype(np.float32)).div_(127.5).sub_(1)[None]
+        return to_float(raw)[None]
 
     def _augment(self, raw: np.ndarray, random: np.random.Generator) -> np.ndarray:
         if self._augmentation is None:

@@ -52,14 +52,11 @@ class FindingsNet(nn.Module):
         return maps
 
     def pool(self, map_BCHW: Tensor) -> Tensor:
+        """Mean and maximum of each channel, [B,2C]."""
         return torch.cat([map_BCHW.mean((2, 3)), map_BCHW.amax((2, 3))], 1)
 
-    def features(self, pixels_BCHW: Tensor) -> Tensor:
-        """Pooled features [B,D]."""
-        return self.pool(self.maps(pixels_BCHW)[-1])
-
     def forward(self, pixels_BCHW: Tensor) -> Tensor:
-        return self.head(self.features(pixels_BCHW))
+        return self.head(self.pool(self.maps(pixels_BCHW)[-1]))
 
 
 class CXRClassifier(LightningModule):

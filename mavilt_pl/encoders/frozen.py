@@ -35,8 +35,8 @@ class Encoder(Protocol):
     def maps(self, pixels_BCHW: Tensor) -> list[Tensor]:
         """Feature maps [B,C,h,w], from fine to coarse."""
 
-    def features(self, pixels_BCHW: Tensor) -> Tensor:
-        """Pooled features [B, width]."""
+    def features(self, maps: list[Tensor]) -> Tensor:
+        """Pooled features [B, width] from the last of its maps."""
 
     def logits(self, maps: list[Tensor]) -> Tensor:
         """Logits of the findings [B,F] from the last of its maps."""
@@ -73,11 +73,11 @@ class Classifier(nn.Module):
     def maps(self, pixels_BCHW: Tensor) -> list[Tensor]:
         return self.net.maps(self._sized(pixels_BCHW))
 
-    def features(self, pixels_BCHW: Tensor) -> Tensor:
-        return self.net.features(self._sized(pixels_BCHW))
+    def features(self, maps: list[Tensor]) -> Tensor:
+        return self.net.pool(maps[-1])
 
     def logits(self, maps: list[Tensor]) -> Tensor:
-        return self.net.head(self.net.pool(maps[-1]))
+        return self.net.head(self.features(maps))
 
     def last_level(self, map_BCHW: Tensor) -> Tensor:
         """The last map from the one before it."""
@@ -124,11 +124,11 @@ class TorchXRayVision(nn.Module):
             pixels_BCHW = F.interpolate(pixels_BCHW, size=(224, 224), mode="bilinear", antialias=True)
         return [F.relu(self.net.features(pixels_BCHW * 1024))]
 
-    def features(self, pixels_BCHW: Tensor) -> Tensor:
-        return self.maps(pixels_BCHW)[-1].mean((2, 3))
+    def features(self, maps: list[Tensor]) -> Tensor:
+        return maps[-1].mean((2, 3))
 
     def logits(self, maps: list[Tensor]) -> Tensor:
-        return self.net.classifier(maps[-1].mean((2, 3)))
+        return self.net.classifier(self.features(maps))
 
 
 class HuggingFace(nn.Module):
@@ -199,8 +199,8 @@ class HuggingFace(nn.Module):
         patches_BNC = self.net(pixel_values=normal_BCHW, **self.options).last_hidden_state[:, -grid * grid :]
         return [patches_BNC.transpose(1, 2).unflatten(2, (grid, grid))]
 
-    def features(self, pixels_BCHW: Tensor) -> Tensor:
-        return self.maps(pixels_BCHW)[-1].mean((2, 3))
+    def features(self, maps: list[Tensor]) -> Tensor:
+        return maps[-1].mean((2, 3))
 
     def logits(self, maps: list[Tensor]) -> Tensor:
         return maps[-1].new_zeros(len(maps[-1]), 0)

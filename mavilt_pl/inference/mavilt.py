@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mavilt_pl.checkpoint import read_weights
+from mavilt_pl.data.pixels import to_float, to_uint8
 from mavilt_pl.data.radiograph import Fit, read_sized
 from mavilt_pl.data.study import DataError
 from mavilt_pl.data.tokens import write_tokens
@@ -73,8 +74,7 @@ class MAViLT:
         """int64 [B,N]."""
         size = self.tokenizer.autoencoder.image_size
         pixels_BHW = np.stack([read_sized(Path(image), size, self.fit) for image in images])
-        pixels = torch.from_numpy(pixels_BHW).to(self.module.device).float().div_(127.5).sub_(1)
-        return self.tokenizer.encode(pixels[:, None])
+        return self.tokenizer.encode(to_float(torch.from_numpy(pixels_BHW).to(self.module.device))[:, None])
 
     def _shown(self, images: Sequence[str | Path]) -> Any:
         codes = self.codes(images)
@@ -108,6 +108,5 @@ class MAViLT:
             some = texts[start : start + BATCH]
             views: Any = ["frontal"] * len(some) if self.module.vocabulary.views else None
             codes_BN = self.module.draw(some, seed, range(start, start + len(some)), views=views)
-            pixels = self.tokenizer.decode(codes_BN)[:, 0].add(1).mul(127.5).round()
-            drawn.append(pixels.to(torch.uint8).cpu().numpy())
+            drawn.append(to_uint8(self.tokenizer.decode(codes_BN)))
         return np.concatenate(drawn)

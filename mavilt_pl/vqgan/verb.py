@@ -90,7 +90,6 @@ def _holds(out: Path, corpus: Any, mark: str) -> bool:
 
 
 def run(args: argparse.Namespace) -> int:
-
     from mavilt_pl.data.corpus import Corpus
     from mavilt_pl.data.study import DataError
     from mavilt_pl.vqgan.loading import load_tokenizer
@@ -143,6 +142,7 @@ def _write(out: Path, corpus: Any, tokenizer: Any, mark: str, size: int, device:
     import torch
     from rich.progress import Progress
 
+    from mavilt_pl.data.pixels import to_float
     from mavilt_pl.data.tokens import write_tokens
 
     parts, count = out / "parts", -(-corpus.n_images // PIECE)
@@ -156,9 +156,9 @@ def _write(out: Path, corpus: Any, tokenizer: Any, mark: str, size: int, device:
 
     def batch(start: int, end: int) -> np.ndarray:
         images = np.stack([corpus.pixels(row) for row in range(start, end)])
-        pixels = torch.from_numpy(images).to(device).float().div_(127.5).sub_(1)[:, None]
+        pixels = to_float(torch.from_numpy(images).to(device))
         with torch.inference_mode():
-            return tokenizer.encode(pixels).cpu().numpy()
+            return tokenizer.encode(pixels[:, None]).cpu().numpy()
 
     with held(parts / ".lock"):
         if not _holds(out, corpus, mark):

@@ -121,6 +121,8 @@ def test_the_last_validation_is_made_up_for(corpus_path: Path, tmp_path: Path) -
     with pytest.raises(RuntimeError, match="the machine is gone"):
         main([*again, "--trainer.callbacks+=dying.FailsInValidation"])
     assert checkpoint(broken)["global_step"] == 3 and not any(tag.startswith("val/") for tag in history(broken))
+    assert main([*again, "--trainer.limit_val_batches=0"]) == 0  # what is not wanted is not waited for
+    assert checkpoint(broken)["global_step"] == 3
     for _ in range(2):
         assert main(again) == 0
         assert_same(checkpoint(whole), checkpoint(broken))
