@@ -29,8 +29,8 @@ test-unit: install ## the tests that train nothing, under two minutes
 	$(BIN)/pytest -q -m "not slow"
 
 lint: install ## ruff
-	$(BIN)/ruff check mavilt_pl tests
-	$(BIN)/ruff format --check mavilt_pl tests
+	$(BIN)/ruff check mavilt_pl tests benchmarks
+	$(BIN)/ruff format --check mavilt_pl tests benchmarks
 
 types: install ## mypy
 	$(BIN)/mypy

@@ -183,7 +183,9 @@ def gan() -> None:
 
 
 def encode() -> None:
-    print("| tokenizer | image by image, images/s | batches | × | compiled | × |\n| --- | --- | --- | --- | --- | --- |")
+    print(
+        "| tokenizer | image by image, images/s | batches | × | compiled | × |\n| --- | --- | --- | --- | --- | --- |"
+    )
     demo = {"image_size": 64, "channels": 32, "multipliers": [1, 2, 3], "blocks": 1, "attention": [8], "latent": 64, "patch": 2}  # fmt: skip
     half = {"image_size": SIZE, "channels": 64, "multipliers": MULTIPLIERS, "latent": LATENT}
     for name, shape, count in (("the demo's, 64²", demo, 512), (f"published shape at {SIZE}², 64 channels", half, 64)):
@@ -206,7 +208,10 @@ def encode() -> None:
         row = [f"{statistics.median(one):.1f}"]
         for way in others:
             ratios = [mine / single for mine, single in zip(way, one)]
-            row += [f"{statistics.median(way):.1f}", f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"]
+            row += [
+                f"{statistics.median(way):.1f}",
+                f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
+            ]
         print(f"| {name}, {size} at once | {' | '.join(row)} |")
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar, RichProgressBar
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -28,6 +28,7 @@ from mavilt_pl.running.folder import claimed
 from mavilt_pl.running.history import History
 from mavilt_pl.running.place import Place
 from mavilt_pl.running.preemption import Preemption, say
+from mavilt_pl.running.progress import StepProgressBar
 from mavilt_pl.running.queue import Left
 from mavilt_pl.running.randomness import RandomStates
 from mavilt_pl.running.sealed import BackgroundCheckpointIO, SealedCheckpointIO
@@ -70,7 +71,7 @@ class MaviltCLI(LightningCLI):
             )
         given = [*(config["callbacks"] or []), *callbacks]
         if config["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in given):
-            callbacks = [*callbacks, RichProgressBar()]
+            callbacks = [*callbacks, StepProgressBar()]
         if fitting:
             callbacks = [*callbacks, *self._lasting(config, root, given)]
             files = BackgroundCheckpointIO() if chosen.checkpoint_async else SealedCheckpointIO()
@@ -128,11 +129,13 @@ def run(argv: list[str]) -> int:
         ".*The epoch parameter in `scheduler.step.*",
     ):
         warnings.filterwarnings("ignore", message=harmless)
+    if argv[0] != "fit":  # what lets a fit be broken off is not wanted here
+        warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint need to be provided.*")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)  # tips and device lists
     torch.set_float32_matmul_precision("high")
     try:
         with ExitStack() as MaviltCLI.claims:
-            MaviltCLI(
+            done = MaviltCLI(
                 LightningModule,
                 CXRDataModule,
                 subclass_mode_model=True,
@@ -151,4 +154,7 @@ def run(argv: list[str]) -> int:
         if reason is not error and isinstance(reason, (DataError, ValueError)):
             raise DataError(str(reason)) from error
         raise
+    last = Path(done.trainer.default_root_dir) / "checkpoints" / "last.ckpt"
+    if argv[0] == "fit" and done.trainer.is_global_zero and last.exists():
+        print(f"{done.trainer.global_step:,} steps: {last}")
     return 0

@@ -59,7 +59,7 @@ class StepCheckpoints(ModelCheckpoint):
         if self.saved == trainer.global_step or trainer.fast_dev_run:
             return
         path = self.folder / f"step={trainer.global_step}.ckpt"
-        trainer.save_checkpoint(path)
+        trainer.save_checkpoint(path, weights_only=False)
         self.saved = trainer.global_step
         self.best_model_path = self.last_model_path = str(path)
         if trainer.is_global_zero:

@@ -40,6 +40,23 @@ def test_a_second_job_is_refused_and_a_dead_one_is_no_obstacle(
     assert main(vqgan(corpus_path, tmp_path, "--trainer.max_steps=1")) == 0
 
 
+def test_the_terminal_counts_the_steps_of_the_run_and_says_where_it_lies(
+    corpus_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A resumed run's too, whose epochs are of one step each."""
+    monkeypatch.setenv("COLUMNS", "120")
+    for steps in (2, 5):
+        limits = [
+            f"--trainer.max_steps={steps}",
+            "--trainer.limit_train_batches=1",
+            "--trainer.enable_progress_bar=true",
+        ]
+        assert main(vqgan(corpus_path, tmp_path, *limits, "--ckpt_path=last")) == 0
+        said = capsys.readouterr().out
+        assert f" {steps}/{steps} " in said and "v_num" not in said and "Epoch" not in said
+        assert said.endswith(f"{steps} steps: {tmp_path}/checkpoints/last.ckpt\n")
+
+
 def test_a_folder_that_cannot_be_written_is_told(
     corpus_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
