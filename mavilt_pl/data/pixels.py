@@ -9,7 +9,8 @@ from torch import Tensor
 
 def to_float(pixels: np.ndarray | Tensor) -> Tensor:
     """uint8 of any shape → float32 in [-1,1], on the device they lie on."""
-    return torch.as_tensor(pixels).to(torch.float32).div_(127.5).sub_(1)
+    floats = pixels.float() if isinstance(pixels, Tensor) else torch.from_numpy(pixels.astype(np.float32))
+    return floats.div_(127.5).sub_(1)
 
 
 def to_uint8(pixels_BCHW: Tensor) -> np.ndarray:

@@ -16,8 +16,8 @@ class StepProgressBar(RichProgressBar):
         if self.trainer.max_steps < 1:
             super()._initialize_train_progress_bar_id()
         elif self.progress is not None:
-            steps = {"completed": self.trainer.global_step, "total": self.trainer.max_steps}
-            self.train_progress_bar_id = self.progress.add_task("Step", **steps)
+            done, total = self.trainer.global_step, self.trainer.max_steps
+            self.train_progress_bar_id = self.progress.add_task("Step", completed=done, total=total)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.max_steps < 1:
