@@ -65,16 +65,15 @@ class Pictures(Callback):
 
     def _language(self, board: Any, trainer: Trainer, module: Any, batch: dict, source: int, step: int) -> None:
         studies = batch["studies"][: self.count]
-        written = module.write_reports(shown(batch)[: self.count])
+        keys = [sample_key(study["study"]) for study in studies]
+        written = module.write_reports(shown(batch)[: self.count], keys=keys)
         lines = [f"| {_cell(text)} | {_cell(study['text'])} |" for text, study in zip(written, studies)]
         board.add_text("val/reports", "\n".join(["| written | reference |", "| --- | --- |", *lines]), step)
         if self.path is None:
             return
         if self.tokenizer is None:
             self.tokenizer = load_tokenizer(self.path)
-        codes = module.draw(
-            [study["text"] for study in studies], keys=[sample_key(study["study"]) for study in studies]
-        )
+        codes = module.draw([study["text"] for study in studies], keys=keys)
         with torch.inference_mode():
             drawn = self.tokenizer.to(module.device).decode(codes)
         board.add_image(

@@ -9,6 +9,7 @@ from lightning import Trainer
 from torchmetrics import Metric
 
 from mavilt_pl.callbacks.figures import SHUFFLED, FigureCallback, originals, shown
+from mavilt_pl.data.datamodule import sample_key
 from mavilt_pl.data.pixels import to_uint8
 from mavilt_pl.metrics.clinical import FindingsF1
 from mavilt_pl.metrics.text import TextScores
@@ -33,7 +34,8 @@ class ReportMetrics(FigureCallback):
         metrics: Mapping[str, Metric],
         source: int,
     ) -> None:
-        written = module.write_reports(shown(batch, control))
+        keys = [sample_key(study["study"]) for study in batch["studies"]]
+        written = module.write_reports(shown(batch, control), keys=keys)
         metrics["text"].update(written, batch["text"], batch["patient"])
         metrics["findings"].update(written, [study["label_names"] for study in batch["studies"]], batch["patient"])
         if control is None and self.wants_sample(trainer, source):

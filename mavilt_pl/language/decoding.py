@@ -8,6 +8,7 @@ Shape legend: B samples, N codes an image, K codes in the book, S beams a sample
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from inspect import signature
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -30,7 +31,7 @@ class TextDecoding(TypedDict, total=False):
 
     Keys: `beams` kept by beam search (R2Gen and CvT2DistilGPT2 use 3 and 4); `length_penalty`, the power of the length
     that a beam's log-likelihood is divided by (1 as transformers); `temperature`, 0 for none; `top_k`, 0 for all;
-    `top_p`, the nucleus (arXiv 1904.09751). Beams are not sampled from: either beams or temperature."""
+    `top_p`, the nucleus (arXiv 1904.09751). Beams are not sampled from: either beams, or a temperature with what goes with it."""
 
     beams: int
     length_penalty: float
@@ -52,11 +53,17 @@ def text_decoding(given: TextDecoding | None) -> dict[str, Any]:
     if settings["beams"] > 1 and settings["temperature"] > 0:
         raise DataError("text_decoding: beams and temperature are both set; beams are searched, not sampled: drop one")
     check_sampling("text_decoding", settings["temperature"], settings["top_k"], settings["top_p"])
+    if settings["temperature"] == 0 and (settings["top_k"], settings["top_p"]) != (0, 1):
+        raise DataError(
+            f"text_decoding: found top_k {settings['top_k']}, top_p {settings['top_p']} and temperature 0, without which nothing is "
+            "sampled: set temperature (1 is the model's own), or drop them"
+        )
     return settings
 
 
 def check_sampling(name: str, temperature: float, top_k: int, top_p: float) -> None:
-    if temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
+    """Raises `DataError`, with the setting's `name`, for what cannot be sampled with."""
+    if not temperature >= 0 or top_k < 0 or not 0 < top_p <= 1:
         raise DataError(
             f"{name}: found temperature {temperature}, top_k {top_k}, top_p {top_p}; expected temperature and top_k of 0 or "
             "more, and top_p in (0, 1]"
@@ -79,12 +86,14 @@ class _Stepper:
         self.cache: Any = None
         # transformers 5.24 renamed the key; models that live outside it keep the older name
         self.key = "cache" if "cache" in signature(module.body.forward).parameters else "past_key_values"
+        # Rows that have ended go along, past the context where others are longer: nothing of them is read.
+        self.last = 2**31 if module.context is None else module.context - 1
         self.position = (mask_BT.cumsum(1) - 1).clamp(min=0)
 
     def __call__(self, ids_BT: Tensor, places: Tensor | None = None) -> Tensor:
         if self.cache is not None:
             self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), ids_BT.shape[1])], 1)
-            self.position = self.position[:, -1:] + 1
+            self.position = (self.position[:, -1:] + 1).clamp(max=self.last)
         every = None if bool(self.mask.all()) else self.mask
         out = self._run(self.module.body, ids_BT, places, every)
         self.cache = out[self.key]
@@ -132,10 +141,22 @@ class _Compiled(_Stepper):
         return out.last_hidden_state[:, -1].clone()  # a graph writes its next output to the same place
 
 
-def _streams(seed: int, keys: Sequence[int], draw: int = 0) -> list[torch.Generator]:
-    """A source of noise for each sample, from (seed, key) and which of several draws it is."""
-    names = [(seed, key, draw) if draw else (seed, key) for key in keys]
-    return [torch.Generator().manual_seed(hash(name) % 2**63) for name in names]
+def _streams(seed: int, keys: Sequence[int] | None, count: int, draw: int = 0) -> list[torch.Generator]:
+    """A source of noise for each of `count` samples, from (seed, key) and which of several draws it is."""
+    keys = range(count) if keys is None else keys
+    if len(keys) != count:
+        raise ValueError(f"found {len(keys)} keys and {count} prompts; expected one for each")
+    names = [hashlib.sha256(f"{seed} {key} {draw}".encode()).digest() for key in keys]
+    return [torch.Generator().manual_seed(int.from_bytes(name[:8], "little") >> 1) for name in names]
+
+
+def _finite(hidden: Tensor) -> Tensor:
+    if not bool(hidden.isfinite().all()):
+        raise DataError(
+            "the model's outputs are not finite, so that nothing can be read from them: its weights hold NaN or infinity. Take an "
+            "earlier checkpoint; a training that came to this wants a lower learning_rate"
+        )
+    return hidden
 
 
 def _words(module: LanguageModule, hidden: Tensor) -> Tensor:
@@ -155,40 +176,56 @@ def write(
     seed: int = 0,
     keys: Sequence[int] | None = None,
 ) -> list[list[int]]:
-    """Text after each prompt, up to `<end>` or `most` tokens (fewer where the model's context ends); ids of words only.
+    """Text after each prompt, up to `<end>` or `most` tokens (fewer where the model's context ends, which is told); ids of words only.
 
     Sampled text i is a function of (seed, keys[i]) and the prompt alone; keys default to 0, 1, …
     """
     settings = text_decoding(how)
     if not prompts:
         return []
-    most = min(most, module.room(max(map(len, prompts)), 1))
+    limits = [min(most, module.room(len(prompt), 1)) for prompt in prompts]
     if settings["beams"] > 1:
-        return _search(module, prompts, most, settings["beams"], settings["length_penalty"])
+        texts = _search(module, prompts, limits, settings["beams"], settings["length_penalty"])
+    else:
+        texts = _say(module, prompts, limits, settings, _streams(seed, keys, len(prompts)))
+    for text, limit in zip(texts, limits):
+        if len(text) == limit < most:
+            module.tell("texts_broken_off", f"a text of {limit} tokens was broken off where the model's context ends")
+    return texts
+
+
+def _say(
+    module: LanguageModule,
+    prompts: Sequence[Sequence[int]],
+    limits: Sequence[int],
+    how: dict[str, Any],
+    streams: Sequence[torch.Generator],
+) -> list[list[int]]:
+    """The likeliest next word, or one that is sampled, until each text has ended or is as long as its limit."""
     end = module.vocabulary.end
     ids, mask = left_padded(prompts, end, module.device)
-    step, streams = _Stepper(module, mask), _streams(seed, range(len(prompts)) if keys is None else keys)
+    step = _Stepper(module, mask)
     said: list[Tensor] = []
     open_B = torch.ones(len(ids), dtype=torch.bool, device=module.device)
-    for _ in range(most):
-        scores_BV = _words(module, step(ids))
-        if settings["temperature"] > 0:
+    limit_B = torch.tensor(limits, device=module.device)
+    for length in range(1, max(limits) + 1):
+        hidden = step(ids)
+        scores_BV = _words(module, hidden if said else _finite(hidden))
+        if how["temperature"] > 0:
             noise_BV = torch.stack([torch.rand(scores_BV.shape[1], generator=stream) for stream in streams])
-            chosen = sample(
-                scores_BV, noise_BV.to(scores_BV.device), settings["temperature"], settings["top_k"], settings["top_p"]
-            )
+            chosen = sample(scores_BV, noise_BV.to(scores_BV.device), how["temperature"], how["top_k"], how["top_p"])
         else:
             chosen = scores_BV.argmax(-1)
         ids = torch.where(open_B, chosen, end)[:, None]
-        open_B &= ids[:, 0] != end
         said.append(ids[:, 0])
+        open_B &= (ids[:, 0] != end) & (length < limit_B)
         if not bool(open_B.any()):
             break
     return [row[: row.index(end)] if end in row else row for row in torch.stack(said, 1).tolist()]
 
 
 def _search(
-    module: LanguageModule, prompts: Sequence[Sequence[int]], most: int, beams: int, penalty: float
+    module: LanguageModule, prompts: Sequence[Sequence[int]], limits: Sequence[int], beams: int, penalty: float
 ) -> list[list[int]]:
     """Beam search: the best finished text of each prompt, by log-likelihood / length ** penalty, `<end>` counted.
 
@@ -197,12 +234,12 @@ def _search(
     end, count = module.vocabulary.end, len(prompts)
     ids, mask = left_padded(prompts, end, module.device)
     step = _Stepper(module, mask)
-    scores_BSV = _words(module, step(ids))[:, None]  # one beam before the first word
+    scores_BSV = _words(module, _finite(step(ids)))[:, None]  # one beam before the first word
     total_BS = scores_BSV.new_zeros(count, 1)
     open_texts: list[list[list[int]]] = [[[]] for _ in prompts]
     finished: list[list[tuple[float, list[int]]]] = [[] for _ in prompts]
     done = [False] * count
-    for length in range(1, most + 1):
+    for length in range(1, max(limits) + 1):
         reach_BSV = total_BS[..., None] + scores_BSV
         width, words = reach_BSV.shape[1:]
         best = reach_BSV.flatten(1).topk(min(2 * beams, width * words))  # S of them at least do not end here
@@ -221,9 +258,10 @@ def _search(
             finished[b] = sorted(finished[b], key=lambda text: -text[0])[:beams]
             if len(finished[b]) == beams and (not kept or finished[b][-1][0] >= kept[0][0] / length**penalty):
                 done[b] = True
-            if length == most and not done[b]:
+            if length == limits[b] and not done[b]:
                 last = [(value / length**penalty, [*open_texts[b][beam], word]) for value, beam, word in kept]
                 finished[b] = sorted([*finished[b], *last], key=lambda text: -text[0])[:beams]
+                done[b] = True
             open_texts[b] = [[*open_texts[b][beam], word] for _, beam, word in kept]
             spare = (-torch.inf, 0, end)  # a closed sample's beams go along, unseen
             kept += [spare] * (beams - len(kept))
@@ -231,7 +269,7 @@ def _search(
             rows += [b * width + beam for _, beam, _ in kept]
             chosen += [word for *_, word in kept]
             totals.append([value for value, *_ in kept])
-        if all(done) or length == most:
+        if all(done):
             break
         step.take(torch.tensor(rows, device=module.device))
         total_BS = torch.tensor(totals, device=module.device)
@@ -276,13 +314,14 @@ def draw(
     ids, mask = left_padded(rows, vocabulary.end, module.device)
     compiled = module.hparams["compile_drawing"]
     step = _Compiled(module, mask, vocabulary.length) if compiled else _Stepper(module, mask)
-    streams = _streams(seed, keys if keys is not None else range(count), number)
+    streams = _streams(seed, keys, count, number)
     noise = [torch.rand(vocabulary.length, vocabulary.codes, generator=stream) for stream in streams]
     noise_BNK = torch.stack(noise).to(module.device)
     codes: list[Tensor] = []
     for n in range(vocabulary.length):
         # What is fed is code n - 1, and the cache hides from `embed` where on the grid it stands.
-        logits = module.code_logits(step(ids, torch.full_like(ids, n - 1) if n else None)).float()
+        hidden = step(ids, torch.full_like(ids, n - 1) if n else None)
+        logits = module.code_logits(hidden if n else _finite(hidden)).float()
         if guided:
             given, free = logits.chunk(2)
             logits = free + guidance * (given - free)

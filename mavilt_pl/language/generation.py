@@ -6,6 +6,7 @@ study is in. Shape legend: B studies, N codes an image, M target positions.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,8 +16,10 @@ from torch import Tensor
 from mavilt_pl.data.study import DataError, Side
 from mavilt_pl.language import decoding
 from mavilt_pl.language.decoding import Scorer
-from mavilt_pl.language.sequences import Branch, Packed, Tree, pack
+from mavilt_pl.language.sequences import Branch, Packed, Tree, at_once, pack
 from mavilt_pl.language.spelling import Images, Spelling, Views
+
+AT_ONCE = 2**22  # entries of the mask of one pass: 16 MB in float32, and as many scores in each head of a layer
 
 
 class Generation(Spelling):
@@ -34,7 +37,7 @@ class Generation(Spelling):
     def _write(self, prompts: Sequence[Sequence[int]], seed: int = 0, keys: Sequence[int] | None = None) -> list[str]:
         h = self.hparams
         ids = decoding.write(self, prompts, h["max_words"], h["text_decoding"], seed, keys)  # type: ignore[arg-type]
-        return self.tokenizer.batch_decode(ids)
+        return self.tokenizer.batch_decode(ids, skip_special_tokens=True)
 
     def _may_name_views(self, named: bool) -> None:
         if named and not self.vocabulary.views:
@@ -45,7 +48,15 @@ class Generation(Spelling):
 
     def _prefixes(self, images: Images) -> list[list[int]]:
         self._may_name_views(not isinstance(images, Tensor))
-        return [self.image_prefix(shown) for shown in (images.tolist() if isinstance(images, Tensor) else images)]
+        if isinstance(images, Tensor):
+            self.vocabulary.check(images)
+            return [self.image_prefix(shown) for shown in images.tolist()]
+        self._check_views(images)
+        return [self.image_prefix(shown) for shown in images]
+
+    def _check_views(self, images: Sequence[Views]) -> None:
+        for codes in (codes for shown in images for codes in shown.values()):
+            self.vocabulary.check(torch.as_tensor(codes))
 
     def write_reports(self, images: Images, seed: int = 0, keys: Sequence[int] | None = None) -> list[str]:
         """A report for each study, as `text_decoding` says."""
@@ -62,7 +73,7 @@ class Generation(Spelling):
         """An answer in free text to each question about each study; `keys` as `questions`."""
         prompts = [
             [*prefix, *self.question_prompt(question)]
-            for prefix, asked in zip(self._prefixes(images), questions)
+            for prefix, asked in zip(self._prefixes(images), questions, strict=True)
             for question in asked
         ]
         flat = None if keys is None else [key for row in keys for key in row]
@@ -89,8 +100,11 @@ class Generation(Spelling):
             )
         self._may_name_views(bool(views or given))
         sides = [*views] if views else [None] * len(texts)
+        self._check_views(given or [])
         seen = [*given] if given else [None] * len(texts)
-        prompts = [self.draw_prompt(text, view=side, given=other) for text, side, other in zip(texts, sides, seen)]
+        prompts = [
+            self.draw_prompt(text, view=side, given=other) for text, side, other in zip(texts, sides, seen, strict=True)
+        ]
         free = [self.draw_prompt(None, view=side) for side in sides]
         drawn = [
             decoding.draw(
@@ -113,12 +127,19 @@ class Generation(Spelling):
         return torch.stack(drawn)[best_B, torch.arange(len(texts), device=self.device)]
 
     @torch.inference_mode()
-    def answer(self, images: Images, questions: Sequence[Sequence[tuple[str, Sequence[str]]]]) -> list[list[Any]]:
+    def answer(
+        self,
+        images: Images,
+        questions: Sequence[Sequence[tuple[str, Sequence[str]]]],
+        seed: int = 0,
+        keys: Sequence[int] | None = None,
+    ) -> list[list[Any]]:
         """For each study and question, the likelihood of each candidate answer, per token and normalised over the
-        candidates; free text (`write_answers`) for an open question, which has no candidates. All closed questions about a
-        study are answered in one pass that reads it once."""
+        candidates; free text (`write_answers`) for an open question, which has no candidates. The closed questions about a
+        study read it once, as many at a time as `AT_ONCE` allows. `keys` are the studies'; free text is sampled by them and the
+        question's words."""
         trees = []
-        for prefix, asked in zip(self._prefixes(images), questions):
+        for prefix, asked in zip(self._prefixes(images), questions, strict=True):
             branches = [
                 Branch(self.question_prompt(question), [*self.words(candidate), self.vocabulary.end])
                 for question, candidates in asked
@@ -127,7 +148,11 @@ class Generation(Spelling):
             if branches:
                 trees.append(self._fits(Tree(prefix, branches), f"unknown, questions {asked[0][0]!r} …"))
         open_questions = [[question for question, candidates in asked if not candidates] for asked in questions]
-        said = iter(text for row in self.write_answers(images, open_questions) for text in row)
+        names = range(len(questions)) if keys is None else keys
+        each = [
+            [zlib.crc32(f"{key} {q}".encode()) for q in row] for key, row in zip(names, open_questions, strict=True)
+        ]
+        said = iter(text for row in self.write_answers(images, open_questions, seed, each) for text in row)
         likelihood = iter(self._likelihoods(trees) if trees else [])
         return [
             [
@@ -138,9 +163,16 @@ class Generation(Spelling):
         ]
 
     def _likelihoods(self, trees: Sequence[Tree]) -> list[float]:
-        """Nats per token, negative, of each branch."""
+        """Nats per token, negative, of each branch in order."""
+        return [value for some in at_once(trees, AT_ONCE) for value in self._likelihoods_of(some)]
+
+    def _likelihoods_of(self, trees: Sequence[Tree]) -> list[float]:
         packed = self.pack(trees).to(self.device)
         losses_M = self.token_losses(packed)
+        if not bool(losses_M.isfinite().all()):
+            raise DataError(
+                "the model's outputs are not finite: its weights hold NaN or infinity. Take an earlier checkpoint"
+            )
         branches_count = int(packed.branch_M.max()) + 1
         total = losses_M.new_zeros(branches_count).index_add_(0, packed.branch_M, losses_M)
         length = losses_M.new_zeros(branches_count).index_add_(0, packed.branch_M, torch.ones_like(losses_M))
@@ -153,7 +185,7 @@ class Generation(Spelling):
         if not kept:
             return torch.zeros(0, device=self.device), torch.zeros(0, dtype=torch.long)
         if self.context is not None and (longest := max(map(len, kept))) >= self.context:
-            self._told("texts_cut", f"a plain text of {longest:,} tokens was cut to the context of {self.context}")
+            self.tell("texts_cut", f"a plain text of {longest:,} tokens was cut to the context of {self.context}")
             kept = [ids[: self.context - 1] for ids in kept]
         packed = pack([self.plain(ids) for ids in kept], self.vocabulary.end).to(self.device)
         losses_M = self.token_losses(packed)

@@ -10,6 +10,7 @@ Shape legend: B batch, T positions, N codes an image, K codes in the book, D wid
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from inspect import signature
@@ -31,12 +32,18 @@ from mavilt_pl.language.drift import Drift, Keep, Place
 from mavilt_pl.language.generation import Generation
 from mavilt_pl.language.loss import Rows, head_logits, linear_cross_entropy
 from mavilt_pl.language.optimizer import Kind, configured
-from mavilt_pl.language.sequences import Packed, Tree, pack
+from mavilt_pl.language.sequences import Branch, Packed, Tree, pack
 from mavilt_pl.language.sharding import Shardable
 from mavilt_pl.language.spelling import TASKS
 from mavilt_pl.language.tuning import AdapterDrift, Lora, NewRows, Tuning, add_adapters, freeze, from_full, merged
 from mavilt_pl.language.vocabulary import MARKS, VIEW_MARKS, VisualVocabulary, grow
 from mavilt_pl.ranks import rank_and_size, summed
+
+# Keys that are numbers, and the range of each, its ends included.
+RANGES = {
+    "max_words": (1, math.inf), "view_dropout": (0, 1), "condition_dropout": (0, 1), "drift": (0, math.inf), "guidance": (0, math.inf),
+    "learning_rate": (0, math.inf), "matrix_rate": (0, math.inf), "warmup": (0, math.inf),
+}  # fmt: skip
 
 
 def _tuning_of(checkpoint: Mapping[str, Any]) -> str:
@@ -51,7 +58,7 @@ class LanguageModule(Generation, Shardable, LightningModule):
         tokens: a token cache; its K, N and codebook shape the new rows. Any cache of the same tokenizer will do.
         init_from: checkpoint whose weights to start from (Stage 2: Stage 1's). Optional. One that was trained in full may be
             tuned on with adapters or new rows; its weights are then what is fixed.
-        task_weights: each task's share of the loss, whatever its length. `text` is plain text, where the data bring some
+        task_weights: each task's share of the loss of a step, whatever its length, among the tasks that the step's studies bring. `text` is plain text, where the data bring some
             (`data.replay`); it holds the language by rehearsal, as `drift` does by the weights.
         loss_vocabulary: `modality` or `full`; see above.
         directions: `both` of each pair, or `one`, its image or its report by a stable hash of its name, as LLM-CXR does by
@@ -76,7 +83,8 @@ class LanguageModule(Generation, Shardable, LightningModule):
         tuning: `full`; `lora`, adapters and the new rows; `new_rows` alone. In the last two the pretrained weights stay
             as they are, and a learning rate of 1e-4 to 2e-4 is usual (LoRA, arXiv 2106.09685; QLoRA, arXiv 2305.14314).
         lora: r, alpha, dropout, targets; `tuning.Lora`.
-        attention: transformers' kernel. flash_attention_2 takes no masks of ours, so that questions do not share their image.
+        attention: transformers' kernel. flash_attention_2 takes no masks of ours, so that questions do not share their image; nor do
+            they with a backbone of windows or of recurrent layers.
         pretrained: false takes the backbone's shape and its tokenizer, and random weights: a model from scratch.
         gradient_checkpointing: make each layer's activations again in the backward pass instead of keeping them.
     """
@@ -116,16 +124,8 @@ class LanguageModule(Generation, Shardable, LightningModule):
     ):
         super().__init__()
         self.save_hyperparameters()
-        weights = dict.fromkeys(TASKS, 1.0) | dict(task_weights or {})
-        if set(weights) - set(TASKS):
-            raise DataError(
-                f"task_weights: unknown task {sorted(set(weights) - set(TASKS))}; the tasks are {', '.join(TASKS)}"
-            )
-        self.task_weights = weights
-        decoding.text_decoding(text_decoding)
-        decoding.check_sampling("drawing", temperature, top_k, top_p)
-        if lora and tuning != "lora":
-            raise DataError(f"lora is set and tuning is {tuning}: set tuning to lora, or drop lora")
+        self.task_weights = dict.fromkeys(TASKS, 1.0) | dict(task_weights or {})
+        self._check_settings()
         self.counts: Counter[str] = Counter()
         self.model, self.tokenizer = load_backbone(backbone, attention, pretrained)
         self.model.train()  # Hugging Face loads in evaluation mode, and Lightning leaves modes as it finds them
@@ -135,7 +135,7 @@ class LanguageModule(Generation, Shardable, LightningModule):
         self.vocabulary = VisualVocabulary(rows, min(known, rows), cache.codes, cache.length, views)
         self.made_with_tokenizer = cache.tokenizer
         self.context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        self._check_context(backbone, max_words)
+        need = self._check_context(backbone, max_words)
         codebook = torch.from_numpy(cache.codebook())
         self.new_rows: NewRows | None = None
         if tuning == "full":
@@ -148,11 +148,9 @@ class LanguageModule(Generation, Shardable, LightningModule):
         if gradient_checkpointing:
             enable = getattr(self.model, "activation_checkpointing_enable", None)  # the newer name
             (enable or self.model.gradient_checkpointing_enable)({"use_reentrant": False})
-        # Branches need masks and positions of their own, which not every kernel and not every model takes.
-        own_positions = "position_ids" in signature(self.body.forward).parameters
-        self.shares_prefix = attention != "flash_attention_2" and own_positions
         width = self.model.get_input_embeddings().embedding_dim
         self.place = nn.Parameter(torch.zeros(cache.length, width)) if places else None
+        self.shares_prefix = self._can_share(need)
         if drift_from == "backbone":
             self.drift = self._drift(drift)
         if init_from is not None:
@@ -160,16 +158,55 @@ class LanguageModule(Generation, Shardable, LightningModule):
         if drift_from == "stage":
             self.drift = self._drift(drift)
 
-    def _check_context(self, backbone: str, max_words: int) -> None:
+    def _check_settings(self) -> None:
+        h = self.hparams
+        for key, (low, high) in RANGES.items():
+            if not low <= h[key] <= high:
+                raise DataError(
+                    f"{key}: found {h[key]}; expected {f'{low} to {high}' if high < math.inf else f'{low} or more'}"
+                )
+        if unknown := sorted(set(self.task_weights) - set(TASKS)):
+            raise DataError(f"task_weights: unknown task {unknown[0]}; the tasks are {', '.join(TASKS)}")
+        if not (min(self.task_weights.values()) >= 0 and sum(self.task_weights.values()) > 0):
+            raise DataError(f"task_weights: found {self.task_weights}; expected 0 or more of each, and one above 0")
+        decoding.text_decoding(h["text_decoding"])
+        decoding.check_sampling("drawing", h["temperature"], h["top_k"], h["top_p"])
+        if h["lora"] and h["tuning"] != "lora":
+            raise DataError(f"lora is set and tuning is {h['tuning']}: set tuning to lora, or drop lora")
+
+    def _check_context(self, backbone: str, max_words: int) -> int:
+        """How many positions the longest pair needs."""
         images, marks = (2, 9) if self.vocabulary.views else (1, 5)
-        # <begin> <image> codes </image> <report> words <end>
-        need = images * self.vocabulary.length + max_words + marks
+        # <begin> <image> codes </image> instruction <report> words <end>
+        need = images * self.vocabulary.length + self.instruction_length() + max_words + marks
         if self.context is not None and need > self.context:
             raise DataError(
                 f"backbone {backbone}: found a context of {self.context} positions; {'two images' if images > 1 else 'an image'} of "
                 f"{self.vocabulary.length} codes and a text of max_words = {max_words} need {need}. Lower max_words, or take a model of longer context or a "
                 "tokenizer of fewer codes"
             )
+        return need
+
+    def _can_share(self, need: int) -> bool:
+        """Whether branches of one prefix see what they would see alone: not where a layer looks back through a window that is shorter
+        than a sequence, and not where a state or a convolution runs on from one branch into the next (Mamba, LFM2, Qwen3-Next)."""
+        if (
+            self.hparams["attention"] == "flash_attention_2"
+            or "position_ids" not in signature(self.body.forward).parameters
+        ):
+            return False  # branches need masks and positions of their own, which not every kernel and not every model takes
+        config = self.model.config.get_text_config()
+        windows = [getattr(config, name, None) for name in ("sliding_window", "window_size", "attention_chunk_size")]
+        if any(isinstance(window, int) and window < need for window in windows):
+            return False
+        mark, words = self.vocabulary.mark("<begin>"), min(self.vocabulary.words, 5)
+        one, other = (Branch([w % words for w in range(n)], [self.vocabulary.end]) for n in (7, 4))
+        training, self.shares_prefix = self.model.training, True
+        self.model.eval()
+        with torch.no_grad():
+            beside, alone = (self.hidden(self.pack([Tree([mark, 0], some)]))[-1] for some in ([one, other], [other]))
+        self.model.train(training)
+        return bool((beside - alone).abs().max() <= 1e-4 * alone.abs().max())
 
     def _drift(self, weight: float) -> Drift | AdapterDrift:
         if self.hparams["tuning"] == "lora":
@@ -295,7 +332,8 @@ class LanguageModule(Generation, Shardable, LightningModule):
         return pack(trees, self.vocabulary.end)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        if isinstance(batch, dict) and "codes" in batch:
+        testing = self._trainer is not None and self._trainer.testing
+        if isinstance(batch, dict) and "codes" in batch and not testing:
             batch["packed"] = [self.pack(group) for group in self.trees(batch, self.training) if group]
         return batch
 

@@ -8,7 +8,7 @@ Shape legend: B trees, T positions, M target positions in the batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -64,10 +64,39 @@ class Packed:
         return torch.zeros_like(seen_BTT, dtype=dtype).masked_fill_(~seen_BTT, torch.finfo(dtype).min)[:, None]
 
 
+def length_of(tree: Tree) -> int:
+    return len(tree.prefix) + sum(len(branch.prompt) + len(branch.target) for branch in tree.branches)
+
+
+def at_once(trees: Sequence[Tree], most: int) -> Iterator[list[Tree]]:
+    """The trees in order, in groups whose masks [B,T,T] have at most so many entries where that can be; a tree of many branches is
+    taken apart first, each part of which reads the prefix anew."""
+    group: list[Tree] = []
+    for part in (part for tree in trees for part in _parts(tree)):
+        width = max(map(length_of, [*group, part]))
+        if group and (len(group) + 1) * width**2 > most:
+            yield group
+            group = []
+        group.append(part)
+    if group:
+        yield group
+
+
+def _parts(tree: Tree) -> Iterator[Tree]:
+    alone = [Tree(tree.prefix, [branch]) for branch in tree.branches]
+    most = max(2 * max(map(length_of, alone)), 512)
+    some: list[Branch] = []
+    for branch in tree.branches:
+        if some and length_of(Tree(tree.prefix, [*some, branch])) > most:
+            yield Tree(tree.prefix, some)
+            some = []
+        some.append(branch)
+    yield Tree(tree.prefix, some)
+
+
 def pack(trees: Sequence[Tree], pad: int = 0) -> Packed:
     """Lay trees out side by side, padded at the end to the longest."""
-    lengths = [len(t.prefix) + sum(len(b.prompt) + len(b.target) for b in t.branches) for t in trees]
-    width = max(lengths)
+    width = max(map(length_of, trees))
     ids, positions, segments = [], [], []
     row, column, target, task, branch, image = [], [], [], [], [], []
     number = 0

@@ -24,7 +24,8 @@ class Spelling:
     """The part of a language module that makes sequences; what a subclass says is `reading`, and how it asks.
 
     What does not fit is told: a text of more than `max_words` tokens is cut, a pair without a text has nothing to learn from
-    and is left out, both counted (`train/texts_cut`, `train/texts_empty`) and warned of once; whatever then exceeds the model's
+    and is left out, both counted by each process (`train/texts_cut`, `train/texts_empty`: how often, in targets and prompts, validation
+    included) and warned of once; whatever then exceeds the model's
     context is a `DataError` that names the study.
 
     What is shown of a study is the codes of one image, or with `views` each view's codes by name: `{frontal: [N], lateral: [N]}`,
@@ -37,7 +38,7 @@ class Spelling:
     context: int | None
     counts: Counter[str]
 
-    def _told(self, count: str, text: str) -> None:
+    def tell(self, count: str, text: str) -> None:
         """Count what was not used as it came, and warn of the first of its kind."""
         self.counts[count] += 1
         if self.counts[count] == 1:
@@ -53,7 +54,7 @@ class Spelling:
         ids, most = self.words(text), self.hparams["max_words"]
         if len(ids) > most:
             whose = f"study {key}: " if key else ""
-            self._told("texts_cut", f"{whose}a text of {len(ids):,} tokens was cut to max_words = {most}")
+            self.tell("texts_cut", f"{whose}a text of {len(ids):,} tokens was cut to max_words = {most}")
         return ids[:most]
 
     def target_words(self, text: str, key: str = "") -> list[int]:
@@ -64,7 +65,7 @@ class Spelling:
         """False, and counted, where there is nothing to be said."""
         if text.strip():
             return True
-        self._told("texts_empty", f"study {key}: its {name} is empty and was left out")
+        self.tell("texts_empty", f"study {key}: its {name} is empty and was left out")
         return False
 
     def room(self, length: int, least: int, what: str = "a prompt") -> int:
@@ -93,6 +94,10 @@ class Spelling:
         if not isinstance(shown, Mapping):
             return [begin, *self._image(shown)]
         return [begin, *(i for view in VIEW_MARKS if view in shown for i in self._image(shown[view], view))]
+
+    def instruction_length(self) -> int:
+        """Tokens of the longest instruction of a report."""
+        return 0
 
     def report_prompt(self, key: str, training: bool) -> list[int]:
         """What follows the image when a report is wanted."""

@@ -17,6 +17,9 @@ class Stage2(LanguageModule):
     Batches: `wants: instructions`. The image of a study is read once; its report and its questions are branches that
     do not see each other."""
 
+    def instruction_length(self) -> int:
+        return max(len(self.words(words)) for words in REPORT)
+
     def report_prompt(self, key: str, training: bool) -> list[int]:
         return [*self.words(wording(REPORT, key, training)), self.vocabulary.mark("<report>")]
 

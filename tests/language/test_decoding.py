@@ -14,7 +14,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from mavilt_pl.data.study import DataError
-from mavilt_pl.language import Stage2
+from mavilt_pl.language import Stage1, Stage2
 from mavilt_pl.language.decoding import TextDecoding, _Compiled, sample, write
 
 CODES = torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8, 9], [11, 0, 0, 3, 19, 5, 5, 5, 2], [4, 4, 4, 4, 4, 1, 1, 1, 1]])
@@ -100,6 +100,43 @@ def test_sampled_texts_do_not_depend_on_the_batch(any_backbone: Path, tokens: Pa
     assert len({*module.write_reports(CODES[[0, 0, 0]], seed=3, keys=[1, 2, 3])}) == 3
 
 
+@pytest.mark.parametrize("how", [{}, {"beams": 2}, {"temperature": 1.0}], ids=["greedy", "beams", "sampled"])
+def test_a_long_prompt_does_not_shorten_other_texts(
+    how: TextDecoding, tokens: Path, tmp_path: Path, make_backbone: Callable[..., Path]
+) -> None:
+    """It is left the rest of the context, and told where that ends its text."""
+    backbone = make_backbone("gpt2-tied", tmp_path, context=64)
+    module = Stage1(str(backbone), str(tokens), max_words=40, text_decoding=how).eval()
+    short, long = "Why?", "Where is it? " * 2
+    with pytest.warns(UserWarning, match=r"a text of \d+ tokens was broken off where the model's context ends"):
+        both = module.write_answers(CODES[:2], [[short], [long]], keys=[[1], [2]])
+    assert module.counts == {"texts_broken_off": 1} and len(both[0][0]) > len(both[1][0]) > 0
+    assert module.write_answers(CODES[:1], [[short]], keys=[[1]])[0] == both[0]
+    assert module.write_answers(CODES[1:2], [[long]], keys=[[2]])[0] == both[1]
+
+
+def test_sampled_answers_do_not_depend_on_the_batch(llama: Path, tokens: Path) -> None:
+    module = made(llama, tokens, text_decoding={"temperature": 1.0})
+    asked = [[("Where is it?", ()), ("Why?", ())]] * 3
+    together = module.answer(CODES, asked, seed=3, keys=[7, 8, 9])
+    assert module.answer(CODES[1:2], [asked[1][1:]], seed=3, keys=[8]) == [together[1][1:]]
+    assert module.answer(CODES[[0, 0]], asked[:2], seed=3, keys=[7, 8])[1] != together[0]
+    with pytest.raises(ValueError, match="1 keys and 2 prompts"):
+        module.draw(["a", "b"], keys=[1])
+
+
+def test_a_special_token_of_the_tokenizer_is_no_word_of_a_text(
+    tokens: Path, tmp_path: Path, make_backbone: Callable[..., Path]
+) -> None:
+    module = made(make_backbone("neox-untied", tmp_path), tokens)
+    special = module.tokenizer.eos_token_id
+    torch.nn.init.zeros_(module.model.get_output_embeddings().weight)
+    with torch.no_grad():  # what it would say before all else
+        module.model.get_output_embeddings().bias = torch.nn.Parameter(torch.zeros(module.vocabulary.total))
+        module.model.get_output_embeddings().bias[special] = 9.0
+    assert module.write_reports(CODES[:1]) == [""]
+
+
 def test_the_best_of_several_drawings_is_the_scorer_s(llama: Path, tokens: Path) -> None:
     module = made(llama, tokens)
     texts, seen = ["No effusion.", "The heart is enlarged."], []
@@ -148,6 +185,7 @@ def test_few_codes_are_the_likeliest(llama: Path, tokens: Path) -> None:
         ({"text_decoding": {"beam": 2}}, "unknown key beam; the keys are beams, length_penalty"),
         ({"text_decoding": {"beams": 0}}, "found beams 0"),
         ({"text_decoding": {"beams": 2, "temperature": 1.0}}, "drop one"),
+        ({"text_decoding": {"top_p": 0.9}}, "top_p 0.9 and temperature 0, without which nothing is sampled"),
         ({"text_decoding": {"top_p": 0.0}}, r"top_p in \(0, 1\]"),
         ({"top_p": 1.5}, "drawing: found temperature 1.0, top_k 0, top_p 1.5"),
     ],

@@ -54,17 +54,17 @@ def test_what_exceeds_the_context_names_its_study(
     family: str, tokens: Path, tmp_path: Path, make_backbone: Callable[..., Path]
 ) -> None:
     """An image, a question and its answer that are each allowed, and too long together."""
-    module = Stage2(str(make_backbone(f"{family}-tied", tmp_path, context=64)), str(tokens), max_words=40).eval()
+    module = Stage2(str(make_backbone(f"{family}-tied", tmp_path, context=128)), str(tokens), max_words=70).eval()
     question = Question(LONG, LONG, "edema")
-    with pytest.raises(DataError, match=r"study s7, image, prompt and target: found \d+ tokens.*context is 64"):
+    with pytest.raises(DataError, match=r"study s7, image, prompt and target: found \d+ tokens.*context is 128"):
         packed(module, study("No edema.", "s7", (question,)))
-    with pytest.raises(DataError, match="the model's context is 64"):
+    with pytest.raises(DataError, match="the model's context is 128"):
         module.answer(CODES[:1], [[(LONG, ("yes", LONG))]])
     assert len(module.write_answers(CODES[:1], [[LONG]])[0]) == 1  # the answer ends where the context does
     short = Stage2(str(tmp_path), str(tokens), max_words=20).eval()
-    assert short.room(60, 4) == 4
-    with pytest.raises(DataError, match="61 tokens, and 4 more"):
-        short.room(61, 4)
+    assert short.room(124, 4) == 4
+    with pytest.raises(DataError, match="125 tokens, and 4 more"):
+        short.room(125, 4)
 
 
 @pytest.mark.parametrize("stage", [Stage1, Stage2])

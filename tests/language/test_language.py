@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning import Trainer
 from torch.nn.utils import clip_grad_norm_
+from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from mavilt_pl.data.study import DataError, Question
@@ -119,11 +122,56 @@ def test_losses_are_those_of_the_model_s_own_logits(stage2: Stage2) -> None:
     torch.testing.assert_close(found, F.cross_entropy(logits, CODES[0], reduction="none"), atol=1e-5, rtol=1e-4)
 
 
-def test_a_task_weighs_what_its_weight_says_not_its_length(stage2: Stage2) -> None:
+def test_each_task_has_its_own_mean_and_an_image_that_of_codes(stage2: Stage2) -> None:
     batch = {"codes": CODES, "studies": [study("No effusion."), study("The heart is enlarged. No effusion. No edema.")]}
     losses = stage2.losses([pack(group) for group in stage2.trees(batch, training=False)])
     assert set(losses) == {"report", "image", "answer"}
     assert losses["image"].item() == pytest.approx(torch.log(torch.tensor(20.0)).item(), rel=0.3)  # over K, not over V
+
+
+class Descent(Stage2):
+    """Plain gradient descent at rate 1, so that what a step changes is its gradient."""
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=1.0)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_trainer_s_step_has_the_drift_once(llama: Path, tokens: Path, tmp_path: Path, precision: Any) -> None:
+    """Of two batches accumulated, clipped, under AMP: the step is that of autograd with the term, and of it alone to 1e-6."""
+    torch.manual_seed(0)
+    free, held = (
+        Descent(str(llama), str(tokens), drift=weight, max_words=12, condition_dropout=0.0) for weight in (0.0, 0.3)
+    )
+    with torch.no_grad():
+        for one, other in zip(free.parameters(), held.parameters()):
+            one.add_(0.02 * torch.randn_like(one))
+            other.copy_(one)
+    start = copy.deepcopy(held.state_dict())
+    batches = [{"codes": CODES[k : k + 1], "studies": [study("An effusion.", f"s{k}")]} for k in range(2)]
+
+    def stepped(module: Descent, clip: float | None) -> list[torch.Tensor]:
+        module.load_state_dict(start)
+        trainer = Trainer(
+            accelerator="cpu", max_steps=1, accumulate_grad_batches=2, gradient_clip_val=clip, precision=precision, logger=False,
+            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
+        )  # fmt: skip
+        trainer.fit(module, DataLoader(batches, batch_size=None))  # type: ignore[arg-type]
+        return [start[name] - value.detach() for name, value in module.named_parameters()]
+
+    gradients, with_term, clipped = stepped(free, None), stepped(held, None), stepped(held, 0.5)
+    rows, grown = held.vocabulary.text, held.model.get_input_embeddings().weight
+    origin = {id(p): r.view(-1, *p.shape[1:]).float() for p, r in zip(held.drift.parameters, held.drift.reference)}
+    for (name, parameter), gradient, found in zip(held.named_parameters(), gradients, with_term):
+        wanted = gradient.clone()
+        if id(parameter) in origin:
+            old = slice(0, rows) if parameter is grown else slice(None)
+            wanted[old] += 0.3 * (start[name][old] - origin[id(parameter)])
+        torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-5)
+    norm = torch.stack([step.norm() for step in with_term]).norm()
+    assert norm > 0.5
+    for found, whole in zip(clipped, with_term):
+        torch.testing.assert_close(found, whole * 0.5 / norm, atol=1e-6, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("keep", "place"), [("bfloat16", "device"), ("float32", "host")])
@@ -218,6 +266,27 @@ def test_awkward_input_is_defined(stage2: Stage2) -> None:
         stage2.trees({"codes": CODES + 10, "studies": [study("a"), study("b")]}, training=False)
     with pytest.raises(DataError, match="9 codes in"):
         stage2.vocabulary.check(CODES[:, :4])
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("max_words", 0), ("condition_dropout", 1.7), ("view_dropout", -3.0), ("learning_rate", -1.0), ("warmup", -5),
+        ("guidance", float("nan")), ("drift", -1.0), ("task_weights", {"report": -1.0}),
+        ("task_weights", dict.fromkeys(("report", "image", "answer", "text"), 0.0)),
+    ],
+)  # fmt: skip
+def test_settings_out_of_range_are_refused_by_name(llama: Path, tokens: Path, key: str, value: Any) -> None:
+    with pytest.raises(DataError, match=f"{key}: found .*{'0.0' if isinstance(value, dict) else value}.*expected"):
+        Stage2(str(llama), str(tokens), **{key: value})
+
+
+def test_a_model_of_nan_says_so_instead_of_anything_else(llama: Path, tokens: Path) -> None:
+    module = Stage2(str(llama), str(tokens)).eval()
+    torch.nn.init.constant_(module.model.base_model.norm.weight, float("nan"))
+    for ask in (lambda: module.draw(["a"]), lambda: module.write_reports(CODES), lambda: module.answer(CODES, ASK)):
+        with pytest.raises(DataError, match="not finite"):
+            ask()
 
 
 def test_checkpoints_of_others_are_refused(stage2: Stage2) -> None:
