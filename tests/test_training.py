@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from lightning import Callback, Trainer
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from words import DATA, FINDINGS, QUIET
 
 from mavilt_pl.cli import main
+from mavilt_pl.data.corpus import Corpus
+from mavilt_pl.data.report import compose
 from mavilt_pl.shipped import CONFIGS
 
 pytestmark = pytest.mark.slow
@@ -117,6 +122,31 @@ def test_two_processes_give_the_figures_of_one_and_the_page_shows_them(
     assert page.count("data:image/png;base64") >= 8 and "http" not in page.replace("http-equiv", "")
     corpus_ids = [p.name for p in (corpus_path).glob("*")]
     assert "mimic-cxr:50000000" not in page and corpus_ids  # studies are named by a hash
+
+
+def test_forgetting_is_seen_while_training(chain: Path, corpus_path: Path, tmp_path: Path) -> None:
+    """On the validation texts, from before the first step on; that first figure is of the backbone by plain transformers."""
+    words = [
+        "fit", "--config=demo/stage1.yaml", *language(chain, corpus_path), f"--trainer.default_root_dir={tmp_path}", "--data.batch_size=4",
+        "--trainer.callbacks+=mavilt_pl.callbacks.Forgetting", f"--trainer.callbacks.corpus={corpus_path}",
+        "--trainer.max_steps=2", "--trainer.val_check_interval=1", "--trainer.limit_val_batches=1",
+    ]  # fmt: skip
+    assert main(words) == 0
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    told = {event.step: event.value for event in events.Scalars("val/text_perplexity")}
+    assert sorted(told) == [0, 1, 2] and told[2] != told[0]
+    folder = chain / "backbone" / "backbone"
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
+    corpus, nats, count = Corpus(corpus_path), 0.0, 0
+    for row in corpus.rows("val"):
+        ids = tokenizer(compose(corpus[row], "findings+impression"), add_special_tokens=False)["input_ids"]
+        # The mark before a text is a row of its own, which starts at the mean of the words' rows and so tells next to nothing.
+        with torch.no_grad():
+            scores = model(input_ids=torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
+        nats -= float(scores.gather(1, torch.tensor(ids[1:])[:, None]).sum())
+        count += len(ids) - 1
+    assert told[0] == pytest.approx(math.exp(nats / count), rel=0.1)
 
 
 @pytest.mark.parametrize("config", sorted(p.relative_to(CONFIGS).as_posix() for p in CONFIGS.glob("*.yaml")))

@@ -9,6 +9,7 @@ from lightning import Callback, LightningModule, Trainer
 
 from mavilt_pl.data.corpus import Corpus
 from mavilt_pl.data.report import clean, compose
+from mavilt_pl.data.study import DataError
 from mavilt_pl.metrics.text import Perplexity
 
 
@@ -19,7 +20,8 @@ class Forgetting(Callback):
     same texts that of the model before any stage (`perplexity_before`) and their ratio (`perplexity_ratio`).
 
     Args:
-        corpus: prepared corpus whose texts are read; those of its `split` were never trained on.
+        corpus: prepared corpus whose texts are read.
+        split: of it; default: `val` in a fit and `test` in a test.
         sections, cleaning: as the data's.
         limit: at most so many texts.
         before: in the test, compare with the backbone as it was; needs the memory of a second model, and none is made of a
@@ -31,7 +33,7 @@ class Forgetting(Callback):
     def __init__(
         self,
         corpus: str,
-        split: str = "test",
+        split: str | None = None,
         sections: str = "findings+impression",
         cleaning: str = "none",
         limit: int = 200,
@@ -45,13 +47,17 @@ class Forgetting(Callback):
         self._name = ""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        corpus = Corpus(self.corpus)
+        corpus, split = Corpus(self.corpus), self.split or ("test" if stage == "test" else "val")
         self._name = corpus.name
         texts = (
             (study.patient, clean(compose(study, self.sections), self.cleaning))
-            for study in map(corpus.__getitem__, corpus.rows(self.split))
+            for study in map(corpus.__getitem__, corpus.rows(split))
         )
         self._texts = [(patient, text) for patient, text in texts if len(text) > 20][: self.limit]
+        if not self._texts:
+            raise DataError(
+                f"{self.corpus}: found no text of more than 20 letters in its split {split}; expected some to read"
+            )
 
     def measure(self, trainer: Trainer, module: Any, earlier: Any = None) -> Perplexity:
         """The perplexity of a module on this process's share of the texts; of an earlier one on the same texts too."""

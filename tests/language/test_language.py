@@ -148,7 +148,7 @@ def test_a_trainer_s_step_has_the_drift_once(llama: Path, tokens: Path, tmp_path
             one.add_(0.02 * torch.randn_like(one))
             other.copy_(one)
     start = copy.deepcopy(held.state_dict())
-    batches = [{"codes": CODES[k : k + 1], "studies": [study("An effusion.", f"s{k}")]} for k in range(2)]
+    batches = [{"codes": CODES[k : k + 1], "studies": [study(f"An effusion in {k}.")]} for k in range(2)]
 
     def stepped(module: Descent, clip: float | None) -> list[torch.Tensor]:
         module.load_state_dict(start)
