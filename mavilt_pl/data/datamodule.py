@@ -114,6 +114,8 @@ class StudyDataset(Dataset):
             if wants == "instructions":
                 asked = from_labels(study, module.findings) if module.hparams["ask_labels"] else ()
                 item["questions"] = self._drawn([*study.questions, *asked], random)
+            if random is not None:
+                item["chance"] = int(random.integers(2**63))
         return item
 
     def _views(self, row: int) -> dict[Side, list[int]]:
@@ -245,7 +247,8 @@ class CXRDataModule(LightningDataModule):
     """Prepared corpora as batches.
 
     A batch is a dict: `pixels` float32 [B,1,H,W] in [-1, 1] or `codes` int64 [B,N]; `labels` float32 [B,F] (1, 0, nan);
-    `text` and `patient`, lists of B strings; `studies`, a list of B dicts (study, source, text, label_names, questions). With
+    `text` and `patient`, lists of B strings; `studies`, a list of B dicts (study, source, text, label_names, questions; in
+    training `chance`, the seed of what the model leaves out of it at random). With
     `each_view`, `views`: B dicts of codes by view, frontal first; with `replay`, in training: plain texts.
     Training mixes the corpora by weight; evaluation keeps them apart, one loader a corpus, in the order of `corpora`.
 

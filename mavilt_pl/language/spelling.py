@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -122,26 +123,29 @@ class Spelling:
         words = [] if text is None else self.cut_words(self.draw_words(text, key, training), key)
         return [*self.image_prefix(given or {}), *words, *self._opening(view)]
 
-    def drawing(self, shown: Sequence[int] | Views, text: str, key: str, training: bool) -> Tree:
+    def drawing(
+        self, shown: Sequence[int] | Views, text: str, key: str, random: np.random.Generator | None = None
+    ) -> Tree:
         """One report→image sequence, with several views to one of them (in training any, else the first) from the others;
-        in training all that it is drawn from is dropped now and then."""
-        dropped = training and float(torch.rand(())) < self.hparams["condition_dropout"]
+        in training (where there is `random`) all that it is drawn from is dropped now and then."""
+        training = random is not None
+        dropped = random is not None and random.random() < self.hparams["condition_dropout"]
         view, given = None, None
         if isinstance(shown, Mapping):
             names = [name for name in VIEW_MARKS if name in shown]
-            view = names[int(torch.randint(len(names), ()))] if training else names[0]
+            view = names[0] if random is None else names[int(random.integers(len(names)))]
             others = {name: codes for name, codes in shown.items() if name != view}
-            given = None if dropped else self._kept(others, training, least=0)
+            given = None if dropped else self._kept(others, random, least=0)
             shown = shown[view]
         target = [self.vocabulary.first_code + int(c) for c in shown]
         prompt = self.draw_prompt(None if dropped else text, key, training, view, given)
         return Tree(prompt, [Branch([], target, TASKS.index("image"), image=True)])
 
-    def _kept(self, views: Views, training: bool, least: int) -> Views:
+    def _kept(self, views: Views, random: np.random.Generator | None, least: int) -> Views:
         """The views that are not left out by chance; at least so many stay, the first of them."""
-        if not training or len(views) <= least:
+        if random is None or len(views) <= least:
             return views
-        stays = [float(torch.rand(())) >= self.hparams["view_dropout"] for _ in views]
+        stays = [random.random() >= self.hparams["view_dropout"] for _ in views]
         kept = {name: codes for (name, codes), stay in zip(views.items(), stays) if stay}
         return kept if len(kept) >= least else dict([*views.items()][:least])
 
@@ -168,15 +172,21 @@ class Spelling:
         reading, drawing = [], []
         for shown, study in zip(self._shown(batch), batch["studies"]):
             key = study["study"]
-            seen = self._kept(shown, training, least=1) if isinstance(shown, Mapping) else shown
+            random = self._random(study) if training else None
+            seen = self._kept(shown, random, least=1) if isinstance(shown, Mapping) else shown
             read = self.reading(seen, study, training)
             if read is not None:
                 reading.append(self._fits(read, key))
             if study["text"].strip() and self.takes("image", key, training):
-                drawing.append(self._fits(self.drawing(shown, study["text"], key, training), key))
+                drawing.append(self._fits(self.drawing(shown, study["text"], key, random), key))
         texts = [self.cut_words(text, "replayed") for text in batch.get("replay", [])]
         replayed = [self.plain(ids) for ids in texts if len(ids) > 1]
         return [reading, drawing, *([replayed] if replayed else [])]
+
+    @staticmethod
+    def _random(study: Mapping[str, Any]) -> np.random.Generator:
+        """A study's own chance, so that it does not matter which rank has it; torch's where the data bring none."""
+        return np.random.default_rng(study["chance"] if "chance" in study else int(torch.randint(2**62, ())))
 
     def _shown(self, batch: Mapping[str, Any]) -> Sequence[Any]:
         """Of each study its codes [N], or its views."""

@@ -112,7 +112,7 @@ def test_a_branch_sees_its_prefix_and_itself_only(stage2: Stage2) -> None:
 def test_losses_are_those_of_the_model_s_own_logits(stage2: Stage2) -> None:
     """Against full logits from the model's own forward pass, restricted afterwards."""
     v, codes = stage2.vocabulary, CODES[:1].tolist()[0]
-    tree = stage2.drawing(codes, "An effusion.", "k", training=False)
+    tree = stage2.drawing(codes, "An effusion.", "k")
     packed = pack([tree])
     with torch.no_grad():
         found = stage2.token_losses(packed)

@@ -154,3 +154,17 @@ def test_the_held_out_wording_is_for_evaluation_only(llama: Path, tokens: Path) 
     module.write_reports(batch(3)["codes"])
     assert all(module.words(REPORT[-1]) == [i for i in prompt if i < module.vocabulary.text] for prompt in written)
     assert module.words(f"{DRAW[-1]} Edema.") == [i for i in module.draw_prompt("Edema.") if i < module.vocabulary.text]
+
+
+def test_the_condition_is_dropped_as_often_as_said_down_to_what_guidance_starts_from(llama: Path, tokens: Path) -> None:
+    module = made(llama, tokens, condition_dropout=0.3)
+    given = batch(400)
+    for chance, study in enumerate(given["studies"]):
+        study["chance"] = chance
+    prefixes = [tree.prefix for tree in module.trees(given, training=True)[1]]
+    free = module.draw_prompt(None)
+    assert 0.23 < sum(prefix == free for prefix in prefixes) / 400 < 0.37
+    assert all(prefix == free or len(prefix) > len(free) for prefix in prefixes)
+    some = {name: value[100:110] for name, value in given.items()}  # the same, in whatever batch they come
+    assert [tree.prefix for tree in module.trees(some, training=True)[1]] == prefixes[100:110]
+    assert all(tree.prefix != free for tree in module.trees(given, training=False)[1])

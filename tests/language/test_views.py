@@ -160,7 +160,7 @@ def test_nothing_leaks_from_what_is_not_shown(llama: Path, tokens: Path) -> None
 
     def losses(shown: dict[str, list[int]]) -> torch.Tensor:
         with torch.no_grad():
-            return module.token_losses(module.pack([module.drawing(shown, "No effusion.", "s", training=False)]))
+            return module.token_losses(module.pack([module.drawing(shown, "No effusion.", "s")]))
 
     base = losses(BOTH)
     late = losses({**BOTH, "frontal": [*FRONTAL[:6], 0, *FRONTAL[7:]]})

@@ -47,7 +47,7 @@ def test_a_rank_that_dies_ends_the_others(corpus_path: Path, tmp_path: Path, ran
 def test_two_ranks_learn_what_one_learns(chain: Path, corpus_path: Path, tmp_path: Path) -> None:
     """Fifty steps of Stage 1 on the same global batches, whose ranks have texts of other lengths: the same loss at each to 1e-5."""
     more = [
-        "--trainer.max_steps=50", "--checkpoint_every=50", "--model.init_args.condition_dropout=0", "--trainer.log_every_n_steps=1",
+        "--trainer.max_steps=50", "--checkpoint_every=50", "--model.init_args.condition_dropout=0.5", "--trainer.log_every_n_steps=1",
         "--model.init_args.optimizer=adamw", "--model.init_args.learning_rate=1e-3", "--trainer.limit_val_batches=0",
     ]  # fmt: skip
     one = started(stage1(chain, corpus_path, tmp_path / "one", *more, "--data.batch_size=4"))
