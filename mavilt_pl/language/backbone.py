@@ -136,6 +136,10 @@ def train_tokenizer(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    return _with_end(tokenizer)
+
+
+def _with_end(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=END)
 
 
@@ -146,7 +150,8 @@ class Backbone(LightningModule):
     `<default_root_dir>/backbone`, which is what Stage 1 takes.
 
     Args:
-        vocabulary: words of the byte-level BPE tokenizer, learned from the training texts.
+        vocabulary: words of the byte-level BPE tokenizer, learned from the training texts; a resumed run keeps its
+            checkpoint's, whatever the texts are now.
         width, layers, heads: of the transformer; the MLP is 8/3 wide, as Llama's.
         context: longest sequence in tokens.
         optimizer, learning_rate, matrix_rate, warmup: as the stages have them (`optimizer.py`).
@@ -193,7 +198,9 @@ class Backbone(LightningModule):
             self._build()
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
+        """The checkpoint's words with its rows: the tokenizer that `setup` learned may be of other texts."""
         refuse_others(checkpoint, self)
+        self.tokenizer = _with_end(Tokenizer.from_str(checkpoint["tokenizer"]))
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["tokenizer"] = self.tokenizer.backend_tokenizer.to_str()  # type: ignore[union-attr]

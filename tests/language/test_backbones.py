@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning import Trainer
+from lightning import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from mavilt_pl.data.study import DataError, Question
-from mavilt_pl.language import Stage1, Stage2
+from mavilt_pl.language import Backbone, Stage1, Stage2
 from mavilt_pl.language.vocabulary import MARKS
 
 CODES = torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8, 9], [11, 0, 0, 3, 19, 5, 5, 5, 2]])
@@ -262,3 +262,33 @@ def test_models_that_know_eager_attention_only(kind: type, llama: Path, tokens: 
             made(Stage2, folder, tokens, attention="eager")
     else:
         assert made(Stage2, folder, tokens, attention="eager").eval().draw(["No effusion."]).shape == (1, 9)
+
+
+def test_a_resumed_backbone_keeps_its_words(tmp_path: Path) -> None:
+    """A tokenizer of the same size, learned from other texts, would give every row another word."""
+
+    class Texts(LightningDataModule):
+        def __init__(self, *texts: str):
+            super().__init__()
+            self.lines = [*texts] * 8
+
+        def texts(self, split: str) -> list[str]:
+            return self.lines
+
+        def train_dataloader(self) -> DataLoader:
+            return DataLoader([{"text": self.lines}] * 4, batch_size=None)
+
+    def fitted(out: str, steps: int, data: Texts, resume: Path | None = None) -> Any:
+        backbone = Backbone(vocabulary=270, width=32, layers=1, heads=2, block=16)
+        trainer = Trainer(
+            max_steps=steps, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+            callbacks=[ModelCheckpoint(tmp_path / out, save_last=True)], default_root_dir=tmp_path / out,
+        )  # fmt: skip
+        trainer.fit(backbone, data, ckpt_path=resume)
+        return AutoTokenizer.from_pretrained(tmp_path / out / "backbone")
+
+    lungs, heart = Texts("the lungs are clear", "lung volumes are low"), Texts("cardiomegaly of moderate degree", "no edema")  # fmt: skip
+    first, other = fitted("first", 2, lungs), fitted("other", 2, heart)
+    assert len(first) == len(other) and first.get_vocab() != other.get_vocab()
+    resumed = fitted("resumed", 3, heart, tmp_path / "first" / "last.ckpt")
+    assert resumed.get_vocab() == first.get_vocab()
