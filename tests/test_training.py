@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from lightning import Callback, Trainer
+from vqa_rad import prepared
 from words import DATA, FINDINGS, QUIET
 
 from mavilt_pl.cli import main
+from mavilt_pl.data.corpus import Corpus
 from mavilt_pl.shipped import CONFIGS
 
 pytestmark = pytest.mark.slow
@@ -117,6 +119,27 @@ def test_two_processes_give_the_figures_of_one_and_the_page_shows_them(
     assert page.count("data:image/png;base64") >= 8 and "http" not in page.replace("http-equiv", "")
     corpus_ids = [p.name for p in (corpus_path).glob("*")]
     assert "mimic-cxr:50000000" not in page and corpus_ids  # studies are named by a hash
+
+
+def test_stage2_of_questions_without_reports(chain: Path, mimic_root: Path, tmp_path: Path) -> None:
+    """VQA-RAD alone: its questions are trained and scored, and no report or drawing is scored against an empty text."""
+    corpus, tokens = prepared(mimic_root, tmp_path), tmp_path / "tokens"
+    assert main(["tokenize", "--corpus", str(corpus), "--tokenizer", str(chain / "vqgan"), "--out", str(tokens)]) == 0
+    words = [*language(chain, corpus), f"--data.tokens=[{tokens}]", f"--trainer.default_root_dir={tmp_path / 'run'}"]
+    short = ["--data.batch_size=8", "--trainer.max_steps=2", "--trainer.val_check_interval=2"]
+    assert main(["fit", "--config", "demo/stage2.yaml", *words, *short]) == 0
+    tested = [
+        "test", "--config", "demo/stage2.yaml", *words, f"--ckpt_path={tmp_path / 'run'}/checkpoints/last.ckpt",
+        "--trainer.callbacks+=mavilt_pl.callbacks.ReportMetrics", "--trainer.callbacks+=mavilt_pl.callbacks.VQAMetrics",
+        "--trainer.callbacks+=mavilt_pl.callbacks.SynthesisMetrics", f"--trainer.callbacks.tokenizer={chain}/vqgan/checkpoints/last.ckpt",
+        f"--trainer.callbacks.judge={chain}/encoder/checkpoints/last.ckpt",
+        "--trainer.callbacks+=mavilt_pl.evaluation.ResultsWriter",
+    ]  # fmt: skip
+    assert main(tested) == 0
+    figures = json.loads((tmp_path / "run" / "test" / "results.json").read_text())["figures"]
+    assert {figure["task"] for figure in figures} == {"vqa"}
+    accuracy = next(f for f in figures if f["metric"] == "accuracy" and f["control"] is None)
+    assert accuracy["n"] == len(Corpus(corpus).rows("test"))
 
 
 @pytest.mark.parametrize("config", sorted(p.relative_to(CONFIGS).as_posix() for p in CONFIGS.glob("*.yaml")))
