@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from lightning import Callback, Trainer
 from vqa_rad import prepared
 from words import DATA, FINDINGS, QUIET
 
 from mavilt_pl.cli import main
 from mavilt_pl.data.corpus import Corpus
+from mavilt_pl.language.spelling import TASKS
 from mavilt_pl.shipped import CONFIGS
 
 pytestmark = pytest.mark.slow
@@ -148,3 +150,14 @@ def test_shipped_configs_parse(config: str, capsys: pytest.CaptureFixture[str]) 
         main(["fit", "--config", config, "--print_config"])
     assert left.value.code == 0 and "class_path" in capsys.readouterr().out
     assert FINDINGS
+
+
+@pytest.mark.parametrize("overlay", [[], ["--config", "baselines/llm_cxr.yaml"]])
+def test_stage2_has_the_mix_of_llm_cxr(overlay: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """20 : 20 : 55 : 5 (arXiv 2305.11490); a task that is not named would have a weight of 1."""
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", "stage2.yaml", *overlay, "--print_config"])
+    weights = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]["task_weights"]
+    assert set(weights) == set(TASKS)
+    shares = [weights[task] / sum(weights.values()) for task in ("report", "image", "answer", "text")]
+    assert shares == pytest.approx([0.2, 0.2, 0.55, 0.05])
