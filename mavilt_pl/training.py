@@ -19,6 +19,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import mavilt_pl.running.sharded  # noqa: F401  it registers the strategy
 from mavilt_pl.data.datamodule import CXRDataModule
@@ -76,7 +77,14 @@ class MaviltCLI(LightningCLI):
             callbacks = [*callbacks, *self._lasting(config, root, given)]
             files = BackgroundCheckpointIO() if chosen.checkpoint_async else SealedCheckpointIO()
             config["plugins"] = [*self._plugins(config["plugins"]), files]
-        trainer = super()._instantiate_trainer(config, callbacks)
+        try:
+            trainer = super()._instantiate_trainer(config, callbacks)
+        except (MisconfigurationException, ImportError, TypeError, ValueError) as error:
+            raise DataError(
+                f"trainer: {str(error).strip().splitlines()[0]} Found trainer.accelerator {config['accelerator']} and "
+                f"trainer.devices {config['devices']} on a machine with {torch.cuda.device_count() or 'no'} GPU; where they are more "
+                "than it has, set --trainer.accelerator auto --trainer.devices auto"
+            ) from error
         if fitting and trainer.is_global_zero:
             self.claims.enter_context(claimed(root))
         return trainer

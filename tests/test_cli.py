@@ -72,6 +72,23 @@ def test_unknown_config_and_misspelt_key(capsys: pytest.CaptureFixture[str], cor
     assert "batchsize" in said
 
 
+def test_a_device_that_is_not_there_is_told(
+    capsys: pytest.CaptureFixture[str], corpus_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the documented overlay of a training, and by --device."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    words = ["fit", "--config", "demo/encoder.yaml", "--config", "trainer/gpu.yaml", f"--data.corpora=[{corpus_path}]"]
+    said = fails(capsys, *words, f"--trainer.default_root_dir={tmp_path}")
+    assert "trainer.accelerator gpu" in said and "with no GPU" in said and "--trainer.accelerator auto" in said
+    for accelerator in ("cuda", "tpu", "abacus"):
+        said = fails(capsys, *words, f"--trainer.default_root_dir={tmp_path}", f"--trainer.accelerator={accelerator}")
+        assert f"trainer.accelerator {accelerator}" in said
+    for device in ("foo", "cuda0", "xpu", "meta"):
+        said = fails(capsys, "report", "a.png", "--model", "m", "--tokenizer", "t", "--device", device)
+        assert f"--device: found {device}, on which torch cannot compute here (" in said and "set it to cpu" in said
+
+
 def test_an_unfinished_corpus_is_no_corpus(
     capsys: pytest.CaptureFixture[str], corpus_path: Path, tmp_path: Path
 ) -> None:

@@ -10,14 +10,17 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from lightning import Callback, Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from vqa_rad import prepared
 from words import DATA, FINDINGS, QUIET
 
 from mavilt_pl.cli import main
 from mavilt_pl.data.corpus import Corpus
 from mavilt_pl.data.report import compose
+from mavilt_pl.language.spelling import TASKS
 from mavilt_pl.shipped import CONFIGS
 
 pytestmark = pytest.mark.slow
@@ -149,9 +152,41 @@ def test_forgetting_is_seen_while_training(chain: Path, corpus_path: Path, tmp_p
     assert told[0] == pytest.approx(math.exp(nats / count), rel=0.1)
 
 
+def test_stage2_of_questions_without_reports(chain: Path, mimic_root: Path, tmp_path: Path) -> None:
+    """VQA-RAD alone: its questions are trained and scored, and no report or drawing is scored against an empty text."""
+    corpus, tokens = prepared(mimic_root, tmp_path), tmp_path / "tokens"
+    assert main(["tokenize", "--corpus", str(corpus), "--tokenizer", str(chain / "vqgan"), "--out", str(tokens)]) == 0
+    words = [*language(chain, corpus), f"--data.tokens=[{tokens}]", f"--trainer.default_root_dir={tmp_path / 'run'}"]
+    short = ["--data.batch_size=8", "--trainer.max_steps=2", "--trainer.val_check_interval=2"]
+    assert main(["fit", "--config", "demo/stage2.yaml", *words, *short]) == 0
+    tested = [
+        "test", "--config", "demo/stage2.yaml", *words, f"--ckpt_path={tmp_path / 'run'}/checkpoints/last.ckpt",
+        "--trainer.callbacks+=mavilt_pl.callbacks.ReportMetrics", "--trainer.callbacks+=mavilt_pl.callbacks.VQAMetrics",
+        "--trainer.callbacks+=mavilt_pl.callbacks.SynthesisMetrics", f"--trainer.callbacks.tokenizer={chain}/vqgan/checkpoints/last.ckpt",
+        f"--trainer.callbacks.judge={chain}/encoder/checkpoints/last.ckpt",
+        "--trainer.callbacks+=mavilt_pl.evaluation.ResultsWriter",
+    ]  # fmt: skip
+    assert main(tested) == 0
+    figures = json.loads((tmp_path / "run" / "test" / "results.json").read_text())["figures"]
+    assert {figure["task"] for figure in figures} == {"vqa"}
+    accuracy = next(f for f in figures if f["metric"] == "accuracy" and f["control"] is None)
+    assert accuracy["n"] == len(Corpus(corpus).rows("test"))
+
+
 @pytest.mark.parametrize("config", sorted(p.relative_to(CONFIGS).as_posix() for p in CONFIGS.glob("*.yaml")))
 def test_shipped_configs_parse(config: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         main(["fit", "--config", config, "--print_config"])
     assert left.value.code == 0 and "class_path" in capsys.readouterr().out
     assert FINDINGS
+
+
+@pytest.mark.parametrize("overlay", [[], ["--config", "baselines/llm_cxr.yaml"]])
+def test_stage2_has_the_mix_of_llm_cxr(overlay: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """20 : 20 : 55 : 5 (arXiv 2305.11490); a task that is not named would have a weight of 1."""
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", "stage2.yaml", *overlay, "--print_config"])
+    weights = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]["task_weights"]
+    assert set(weights) == set(TASKS)
+    shares = [weights[task] / sum(weights.values()) for task in ("report", "image", "answer", "text")]
+    assert shares == pytest.approx([0.2, 0.2, 0.55, 0.05])

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning import Trainer
+from torch import Tensor
 from torchmetrics import Metric
 
 from mavilt_pl.callbacks.figures import SHUFFLED, FigureCallback, originals, shown
@@ -15,8 +16,18 @@ from mavilt_pl.metrics.clinical import FindingsF1
 from mavilt_pl.metrics.text import TextScores
 
 
+def with_text(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """The studies of a batch that have a text, each key's part of them; of others there are questions only."""
+    rows = [row for row, text in enumerate(batch["text"]) if text.strip()]
+    return {
+        key: value[rows] if isinstance(value, Tensor) else [value[row] for row in rows]
+        for key, value in batch.items()
+        if key != "packed"
+    }
+
+
 class ReportMetrics(FigureCallback):
-    """Writes a report for every image and scores it. The control writes it from another patient's image."""
+    """Writes a report for every image that has one and scores it. The control writes it from another patient's image."""
 
     task = "report"
     controls = (None, SHUFFLED)
@@ -34,6 +45,9 @@ class ReportMetrics(FigureCallback):
         metrics: Mapping[str, Metric],
         source: int,
     ) -> None:
+        batch = with_text(batch)
+        if not batch["text"]:
+            return
         keys = [sample_key(study["study"]) for study in batch["studies"]]
         written = module.write_reports(shown(batch, control), keys=keys)
         metrics["text"].update(written, batch["text"], batch["patient"])

@@ -10,6 +10,7 @@ from lightning import LightningModule, Trainer
 from torchmetrics import Metric
 
 from mavilt_pl.callbacks.figures import FigureCallback, originals
+from mavilt_pl.callbacks.report import with_text
 from mavilt_pl.data.datamodule import sample_key
 from mavilt_pl.data.pixels import to_uint8
 from mavilt_pl.encoders.frozen import Kind, load_encoder
@@ -89,6 +90,9 @@ class SynthesisMetrics(FigureCallback):
         metrics: Mapping[str, Metric],
         source: int,
     ) -> None:
+        batch = with_text(batch)
+        if not batch["text"]:
+            return
         device, studies = module.device, batch["studies"]
         real = originals(trainer, studies, source).to(device)
         views = [next(iter(views)) for views in batch["views"]] if "views" in batch else None

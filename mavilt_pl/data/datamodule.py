@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import os
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from lightning import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
@@ -48,13 +50,12 @@ class StudyDataset(Dataset):
         self.corpus = module.opened[number]
         self.tokens = module.caches[number] if module.caches else None
         self.name = self.corpus.name
-        wants = module.hparams["wants"]
-        rows = [
-            row
-            for row in map(int, self.corpus.rows(split))
-            if (wants == "images" or module.text_of(self.corpus.text(row)))
-            and (wants == "text" or module.image_of(self.corpus, row) is not None)
-        ]
+        lacks = {row: self._lacks(row) for row in map(int, self.corpus.rows(split))}
+        rows = [row for row, what in lacks.items() if what is None]
+        left = Counter(what for what in lacks.values() if what)
+        self.left = ", ".join(f"{count:,} without {what}" for what, count in left.items())
+        if rows and left:
+            rank_zero_warn(f"{self.name}: of {len(lacks):,} {split} studies are left out {self.left}")
         limit = module.hparams[{"train": "limit_train", "val": "limit_val", "test": "limit_test"}[split]]
         if limit is not None and len(rows) > limit:
             rows = [rows[i] for i in sorted(np.random.default_rng(0).permutation(len(rows))[:limit])]
@@ -62,6 +63,18 @@ class StudyDataset(Dataset):
         self.labels = self.corpus.labels(module.findings)
         # The negative control: every study beside the image of another patient's study, fixed for the whole split.
         self.stranger = self._strangers()
+
+    def _lacks(self, row: int) -> str | None:
+        """What a study has not of what is wanted; None where it has all. A question is to be answered without a report too."""
+        module, wants = self.module, self.module.hparams["wants"]
+        asked = wants == "instructions"
+        if (
+            wants != "images"
+            and not module.text_of(self.corpus.text(row))
+            and not (asked and module.questions_of(self.corpus[row]))
+        ):
+            return "a text or a question" if asked else "a text"
+        return "an image of the wanted views" if wants != "text" and module.image_of(self.corpus, row) is None else None
 
     def _strangers(self) -> list[int]:
         """Each patient's studies stand together in a random order of patients; one turn of the ring by the largest
@@ -112,8 +125,7 @@ class StudyDataset(Dataset):
             if module.replayed and random is not None and random.random() < module.hparams["replay_share"]:
                 item["replay"] = module.replayed[int(random.integers(len(module.replayed)))]
             if wants == "instructions":
-                asked = from_labels(study, module.findings) if module.hparams["ask_labels"] else ()
-                item["questions"] = self._drawn([*study.questions, *asked], random)
+                item["questions"] = self._drawn(module.questions_of(study), random)
             if random is not None:
                 item["chance"] = int(random.integers(2**63))
         return item
@@ -255,7 +267,8 @@ class CXRDataModule(LightningDataModule):
     Args:
         corpora: folders made by `mavilt prepare`.
         tokens: folders made by `mavilt tokenize`, one a corpus, in the same order; for pairs and instructions.
-        wants: images | pairs | instructions | text.
+        wants: images | pairs | instructions | text. Pairs and texts are of studies that have a text, instructions also of
+            those with questions only; how many are left out is told.
         weights: how often training draws from each corpus; default: in proportion to size.
         batch_size, eval_batch_size, num_workers: as DataLoader's, per process.
         findings: order of the columns of `labels`; those asked about in questions made from labels.
@@ -337,6 +350,10 @@ class CXRDataModule(LightningDataModule):
     def text_of(self, study: Study) -> str:
         return clean(compose(study, self.hparams["sections"]), self.hparams["cleaning"])
 
+    def questions_of(self, study: Study) -> list[Question]:
+        """Those that came with it, and those made from its labels."""
+        return [*study.questions, *(from_labels(study, self.findings) if self.hparams["ask_labels"] else ())]
+
     def _replayed(self, path: Path) -> list[str]:
         if path.is_file():
             try:
@@ -400,7 +417,7 @@ class CXRDataModule(LightningDataModule):
                 h = self.hparams
                 raise DataError(
                     f"corpus {dataset.corpus.path}: no {split} study has what is wanted (wants {h['wants']}, sections "
-                    f"{h['sections']}, views {h['views']}); look at its studies.parquet and rejects.csv"
+                    f"{h['sections']}, views {h['views']}): found {dataset.left or 'none of that split'}; look at its studies.parquet and rejects.csv"
                 )
         return datasets
 

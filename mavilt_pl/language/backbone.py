@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from mavilt_pl.data.study import DataError
 from mavilt_pl.language.optimizer import Kind, configured
 
 END = "<|endoftext|>"
+HARMLESS = ("masked_bias", "inv_freq")  # buffers that older transformers saved
 Attention = Literal["sdpa", "flash_attention_2", "eager"]
 
 
@@ -25,8 +27,8 @@ def load_backbone(name: str, attention: Attention = "sdpa", pretrained: bool = T
     """Model (float32, safetensors only) and tokenizer from a local folder or a hub name; with `pretrained` false a model of
     that shape with random weights.
 
-    Raises `DataError` where there is no model, and where the model and its tokenizer, or its head, are not as the language
-    modules need them (`_check`)."""
+    Raises `DataError` where there is no model or no tokenizer that can be read, where some of its weights are missing (`_whole`),
+    and where the model and its tokenizer, or its head, are not as the language modules need them (`_check`)."""
     folder = name.startswith((".", "/")) or "runs/" in name or not name  # meant as a folder
     if folder and not (Path(name) / "config.json").exists():
         raise DataError(
@@ -36,27 +38,60 @@ def load_backbone(name: str, attention: Attention = "sdpa", pretrained: bool = T
     kind = {"dtype": torch.float32, "attn_implementation": attention}
     try:
         if pretrained:
-            model = AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, **kind)
+            model, told = AutoModelForCausalLM.from_pretrained(
+                name, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **kind
+            )
         else:
-            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(name), **kind)
+            model, told = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(name), **kind), {}
     except ImportError as error:
+        raise DataError(f"attention: {attention} cannot be had here ({_reason(error)}); use sdpa") from None
+    except Exception as error:
+        if "does not support an attention implementation" in str(error):
+            raise DataError(
+                f"backbone {name}: found attention {attention}, which transformers has not for this model "
+                f"({str(error).split()[0]}); set --model.init_args.attention eager"
+            ) from error
+        nowhere = isinstance(error, OSError) and not Path(name).is_dir()
         raise DataError(
-            f"attention: {attention} cannot be had here ({str(error).strip().splitlines()[0]}); use sdpa"
-        ) from None
-    except OSError as error:
+            f"backbone {name}: {'no folder there, and not to be had from the hub' if nowhere else 'not to be loaded'} "
+            f"({_reason(error)}). Expected a causal language model, such as Llama, Qwen, Phi, Pythia or GPT-2, in a folder saved by "
+            "Hugging Face's save_pretrained, or its name on the hub; if it was downloaded or copied, do it again"
+        ) from error
+    _whole(name, told)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except Exception as error:
         raise DataError(
-            f"backbone {name}: no folder there, and not to be had from the hub ({str(error).strip().splitlines()[0]}). Expected a "
-            "folder saved by Hugging Face's save_pretrained, or a name on the hub"
-        ) from None
-    tokenizer = AutoTokenizer.from_pretrained(name)
+            f"backbone {name}: no tokenizer that can be read ({_reason(error)}). Expected tokenizer.json beside the model, as the "
+            "tokenizer's save_pretrained leaves it"
+        ) from error
     _check(name, model, tokenizer)
     return model, tokenizer
 
 
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')[:200]}"
+
+
+def _whole(name: str, told: Mapping[str, Any]) -> None:
+    """Refuse weights that are missing or of other sizes, which transformers would leave random; tell of those that are not used.
+    `told` is its loading info, in which a tied head is not missing."""
+    wrong = sorted([*told.get("missing_keys", ()), *(key for key, *_ in told.get("mismatched_keys", ()))])
+    if wrong:
+        raise DataError(
+            f"backbone {name}: {len(wrong)} of its weights are missing, or not of the size that config.json says (first: {wrong[0]}). "
+            "Expected all of them: they would be random; download or copy the folder again, or set pretrained: false for a model "
+            "from scratch"
+        )
+    if others := sorted(key for key in told.get("unexpected_keys", ()) if not key.endswith(HARMLESS)):
+        warnings.warn(f"backbone {name}: {len(others)} weights of its files belong to no part of the model and are left out (first: {others[0]})", stacklevel=3)  # fmt: skip
+
+
 @torch.no_grad()
 def _check(name: str, model: Any, tokenizer: Any) -> None:
-    """Refuse a tokenizer with words that the model has no row for (their ids would be those of marks and codes), and a head
-    that is more than a linear map (capped or scaled logits): the modules read its rows, not its function."""
+    """Refuse a tokenizer with words that the model has no row for (their ids would be those of marks and codes), and a model
+    without a cache, and a head that is more than a linear map (capped or scaled logits): the modules read its rows, not its
+    function."""
     rows = model.get_input_embeddings().num_embeddings
     special = set(tokenizer.all_special_tokens)
     beyond = sorted((i, word) for word, i in tokenizer.get_vocab().items() if i >= rows and word not in special)
@@ -73,6 +108,11 @@ def _check(name: str, model: Any, tokenizer: Any) -> None:
         )
     model.eval()
     ids = torch.arange(min(4, rows))[None]
+    if not {"past_key_values", "cache"} & model.base_model(input_ids=ids, use_cache=True).keys():
+        raise DataError(
+            f"backbone {name}: {type(model).__name__} gives no cache that writing and drawing could go on from, which is not "
+            "supported; take another model, such as Llama, Qwen, Phi, Pythia or GPT-2"
+        )
     logits = model(input_ids=ids, use_cache=False).logits
     linear = F.linear(model.base_model(input_ids=ids, use_cache=False).last_hidden_state, head.weight, head.bias)
     model.train(training)
@@ -96,6 +136,10 @@ def train_tokenizer(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    return _with_end(tokenizer)
+
+
+def _with_end(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=END)
 
 
@@ -106,7 +150,8 @@ class Backbone(LightningModule):
     `<default_root_dir>/backbone`, which is what Stage 1 takes.
 
     Args:
-        vocabulary: words of the byte-level BPE tokenizer, learned from the training texts.
+        vocabulary: words of the byte-level BPE tokenizer, learned from the training texts; a resumed run keeps its
+            checkpoint's, whatever the texts are now.
         width, layers, heads: of the transformer; the MLP is 8/3 wide, as Llama's.
         context: longest sequence in tokens.
         optimizer, learning_rate, matrix_rate, warmup: as the stages have them (`optimizer.py`).
@@ -153,7 +198,9 @@ class Backbone(LightningModule):
             self._build()
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
+        """The checkpoint's words with its rows: the tokenizer that `setup` learned may be of other texts."""
         refuse_others(checkpoint, self)
+        self.tokenizer = _with_end(Tokenizer.from_str(checkpoint["tokenizer"]))
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["tokenizer"] = self.tokenizer.backend_tokenizer.to_str()  # type: ignore[union-attr]

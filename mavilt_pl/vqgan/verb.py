@@ -58,15 +58,20 @@ def checkpoint_of(path: Path) -> Path:
 
 
 def device_of(name: str) -> str:
-    """`auto`: a GPU where there is one. Raises `DataError` where one is asked for and there is none."""
+    """`auto`: a GPU where there is one. Raises `DataError` where torch can compute nothing on the device that is asked for."""
     import torch
 
     from mavilt_pl.data.study import DataError
 
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise DataError(f"--device: found {name}, and torch finds no GPU here; set it to cpu, or leave it out")
+    try:
+        torch.zeros(1, device=name).item()  # a meta device has no values
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = next(iter(str(error).splitlines()), "")[:120]
+        raise DataError(
+            f"--device: found {name}, on which torch cannot compute here ({reason}); set it to cpu, or leave it out"
+        ) from error
     return name
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from lightning import seed_everything
+from vqa_rad import prepared
 
 from mavilt_pl.cli import main
 from mavilt_pl.data.corpus import Corpus
@@ -77,6 +80,40 @@ def test_questions_are_capped_in_training_only(corpus_path: Path, tokens: Path) 
     assert {len(topics) for topics in asked} == {2} and all(len(set(topics)) == 2 for topics in asked)
     assert {topic for topics in asked for topic in topics} == set(findings)  # others each time
     assert all(len(s["questions"]) == 4 for b in made.test_dataloader()[0] for s in b["studies"])
+
+
+def codes_of(path: Path, out: Path) -> Path:
+    corpus = Corpus(path)
+    write_tokens(out, corpus.fingerprint, "sha", np.zeros((50, 2)), 2, corpus.n_images, [np.ones((corpus.n_images, 4), int)])  # fmt: skip
+    return out
+
+
+def test_questions_without_reports_are_asked(mimic_root: Path, tmp_path: Path) -> None:
+    """VQA-RAD has no reports: it is for instructions, not for pairs."""
+    corpus = prepared(mimic_root, tmp_path)
+    tokens = [str(codes_of(corpus, tmp_path / "tokens"))]
+    made = module(corpus, tokens=tokens, wants="instructions")
+    studies = [s for loader in made.test_dataloader() for batch in loader for s in batch["studies"]]
+    assert len(studies) == len(Corpus(corpus).rows("test")) > 1
+    assert all(study["text"] == "" and len(study["questions"]) == 2 for study in studies)
+    assert all(len(s["questions"]) == 2 for batch in made.train_dataloader() for s in batch["studies"])
+    with pytest.raises(DataError, match=r"no train study has what is wanted .*: found \d+ without a text; look"):
+        module(corpus, tokens=tokens, wants="pairs").train_dataloader()
+
+
+def test_how_many_are_left_out_is_told(corpus_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten of 43 training studies lose their text; without questions there is nothing left of them."""
+    lost = set(Corpus(corpus_path).rows("train")[:10].tolist())
+    text = Corpus.text
+    monkeypatch.setattr(Corpus, "text", lambda self, row: replace(text(self, row), **({"findings": ""} if row in lost else {})))  # fmt: skip
+    more = {"tokens": [str(codes_of(corpus_path, tmp_path / "tokens"))]}
+    with pytest.warns(UserWarning, match="phantom_mimic: of 43 train studies are left out 10 without a text$"):
+        assert len(module(corpus_path, wants="pairs", **more).train_dataloader().dataset) == 33
+    with pytest.warns(UserWarning, match="left out 10 without a text or a question$"):
+        module(corpus_path, wants="instructions", ask_labels=False, **more).train_dataloader()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert len(module(corpus_path, wants="instructions", **more).train_dataloader().dataset) == 43
 
 
 def test_the_image_is_one_of_the_wanted_views(tmp_path: Path) -> None:

@@ -8,13 +8,23 @@ from typing import Any
 
 import pytest
 import torch
-from lightning import Trainer
+from lightning import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BloomConfig,
+    CohereConfig,
+    MambaConfig,
+    RwkvConfig,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from mavilt_pl.data.study import DataError, Question
-from mavilt_pl.language import Stage1, Stage2
+from mavilt_pl.language import Backbone, Stage1, Stage2
 from mavilt_pl.language.vocabulary import MARKS
 
 CODES = torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8, 9], [11, 0, 0, 3, 19, 5, 5, 5, 2]])
@@ -177,8 +187,6 @@ def test_a_tokenizer_larger_than_its_model_is_refused(llama: Path, tokens: Path,
 
 
 def test_a_head_that_is_more_than_linear_is_refused(tmp_path: Path, tokens: Path, llama: Path) -> None:
-    from transformers import CohereConfig
-
     config = CohereConfig(
         vocab_size=400, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2,
         num_key_value_heads=2, logit_scale=0.1,
@@ -187,3 +195,100 @@ def test_a_head_that_is_more_than_linear_is_refused(tmp_path: Path, tokens: Path
     AutoTokenizer.from_pretrained(llama).save_pretrained(tmp_path)
     with pytest.raises(DataError, match="CohereForCausalLM are not a linear map"):
         made(Stage2, tmp_path, tokens)
+
+
+def copied(llama: Path, out: Path, weights: dict[str, Any] | None = None) -> Path:
+    """A backbone of its own in `out`, with other weights where they are given."""
+    shutil.copytree(llama, out)
+    if weights is not None:
+        save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
+    return out
+
+
+def test_a_folder_that_cannot_be_loaded_is_told(llama: Path, tokens: Path, tmp_path: Path) -> None:
+    torn = copied(llama, tmp_path / "torn")
+    (torn / "model.safetensors").write_bytes((torn / "model.safetensors").read_bytes()[:-100])
+    wordless = copied(llama, tmp_path / "wordless")
+    for file in wordless.glob("token*"):
+        file.unlink()
+    unknown = copied(llama, tmp_path / "unknown")
+    (unknown / "config.json").write_text('{"model_type": "abacus"}')
+    encoder = copied(llama, tmp_path / "encoder")
+    T5ForConditionalGeneration(T5Config(vocab_size=330, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)).save_pretrained(encoder)  # fmt: skip
+    for folder, said in (
+        (torn, r"not to be loaded \(SafetensorError: .*Expected a causal language model"),
+        (wordless, r"no tokenizer that can be read .*Expected tokenizer.json"),
+        (unknown, r"not to be loaded .*`abacus`.*Expected a causal language model"),
+        (encoder, r"not to be loaded .*T5Config.*Expected a causal language model"),
+    ):
+        with pytest.raises(DataError, match=f"backbone {folder}: {said}"):
+            made(Stage2, folder, tokens)
+
+
+def test_weights_that_would_be_random_are_refused(llama: Path, tokens: Path, tmp_path: Path) -> None:
+    whole = load_file(llama / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight"
+    for case, weights in (
+        ("missing", {key: value for key, value in whole.items() if key != name}),
+        ("small", {**whole, name: whole[name][:3].clone()}),
+    ):
+        folder = copied(llama, tmp_path / case, weights)
+        with pytest.raises(DataError, match=rf"1 of its weights are missing, or not of the size .*{name}"):
+            made(Stage2, folder, tokens)
+        assert made(Stage2, folder, tokens, pretrained=False)  # none of them is read
+
+
+@pytest.mark.filterwarnings("error:backbone")
+def test_weights_that_are_not_used_are_told(llama: Path, tokens: Path, tmp_path: Path) -> None:
+    whole = load_file(llama / "model.safetensors")
+    head = {"lm_head.weight": whole["model.embed_tokens.weight"].clone()}  # a tied head, saved all the same
+    old = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(4)}
+    assert made(Stage2, copied(llama, tmp_path / "harmless", {**whole, **head, **old}), tokens)
+    folder = copied(llama, tmp_path / "more", {**whole, "value_head.weight": torch.zeros(4)})
+    with pytest.raises(UserWarning, match=r"1 weights of its files belong to no part .*value_head.weight"):
+        made(Stage2, folder, tokens)
+
+
+@pytest.mark.parametrize("kind", [BloomConfig, MambaConfig, RwkvConfig])
+def test_models_that_know_eager_attention_only(kind: type, llama: Path, tokens: Path, tmp_path: Path) -> None:
+    """It is told, and works; but not a model that has no cache to write on from."""
+    folder = copied(llama, tmp_path / "model")
+    model = AutoModelForCausalLM.from_config(kind(vocab_size=330, hidden_size=32, num_hidden_layers=2))
+    model.save_pretrained(folder)
+    with pytest.raises(DataError, match=r"found attention sdpa.*set --model.init_args.attention eager"):
+        made(Stage2, folder, tokens)
+    if kind is RwkvConfig:
+        with pytest.raises(DataError, match="RwkvForCausalLM gives no cache"):
+            made(Stage2, folder, tokens, attention="eager")
+    else:
+        assert made(Stage2, folder, tokens, attention="eager").eval().draw(["No effusion."]).shape == (1, 9)
+
+
+def test_a_resumed_backbone_keeps_its_words(tmp_path: Path) -> None:
+    """A tokenizer of the same size, learned from other texts, would give every row another word."""
+
+    class Texts(LightningDataModule):
+        def __init__(self, *texts: str):
+            super().__init__()
+            self.lines = [*texts] * 8
+
+        def texts(self, split: str) -> list[str]:
+            return self.lines
+
+        def train_dataloader(self) -> DataLoader:
+            return DataLoader([{"text": self.lines}] * 4, batch_size=None)
+
+    def fitted(out: str, steps: int, data: Texts, resume: Path | None = None) -> Any:
+        backbone = Backbone(vocabulary=270, width=32, layers=1, heads=2, block=16)
+        trainer = Trainer(
+            max_steps=steps, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+            callbacks=[ModelCheckpoint(tmp_path / out, save_last=True)], default_root_dir=tmp_path / out,
+        )  # fmt: skip
+        trainer.fit(backbone, data, ckpt_path=resume)
+        return AutoTokenizer.from_pretrained(tmp_path / out / "backbone")
+
+    lungs, heart = Texts("the lungs are clear", "lung volumes are low"), Texts("cardiomegaly of moderate degree", "no edema")  # fmt: skip
+    first, other = fitted("first", 2, lungs), fitted("other", 2, heart)
+    assert len(first) == len(other) and first.get_vocab() != other.get_vocab()
+    resumed = fitted("resumed", 3, heart, tmp_path / "first" / "last.ckpt")
+    assert resumed.get_vocab() == first.get_vocab()

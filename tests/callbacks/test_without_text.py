@@ -1,0 +1,32 @@
+"""Studies of which there are questions only are in no reference."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from mavilt_pl.callbacks.figures import SHUFFLED
+from mavilt_pl.callbacks.report import ReportMetrics
+
+
+def test_reports_are_scored_where_there_is_one() -> None:
+    """Two of three: each against its own text, from its own image, or from its own stranger's."""
+    texts = ["No effusion.", "", "The heart is enlarged."]
+    batch: dict[str, Any] = {
+        "codes": torch.tensor([[0], [1], [2]]),
+        "stranger_codes": torch.tensor([[2], [0], [0]]),
+        "text": texts,
+        "patient": ["a", "b", "c"],
+        "studies": [{"study": patient, "text": text, "label_names": {}} for patient, text in zip("abc", texts)],
+        "packed": [],
+    }
+    module = SimpleNamespace(write_reports=lambda codes: [texts[int(code)] for code in codes])
+    trainer: Any = SimpleNamespace(datamodule=SimpleNamespace(findings=["edema"], names=["corpus"]))
+    callback = ReportMetrics(samples=0)
+    for control, right in ((None, True), (SHUFFLED, False)):
+        metrics = callback.metrics(trainer, module)
+        callback.observe(trainer, module, batch, None, control, metrics, 0)
+        found = metrics["text"].compute()["rouge_l"]
+        assert found.n == 2 and (found.value == 1.0) is right
