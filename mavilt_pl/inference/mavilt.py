@@ -58,13 +58,21 @@ class MAViLT:
             raise DataError(f"{path} is a checkpoint of another module; expected one of Stage 1 or Stage 2")
         eyes = load_tokenizer(seen)
         given = {key: settings[key] for key in signature(LanguageModule.__init__).parameters if key in settings}
-        # All weights come from the checkpoint: neither the backbone's nor an earlier stage's are read.
+        # All weights come from the checkpoint: neither the backbone's nor an earlier stage's are read. How it was trained to be
+        # fast does not bind its use: another machine may lack the kernel, and one image is not worth a compilation.
         given |= {"init_from": None, "drift": 0.0, "pretrained": False, "backbone": str(backbone or given["backbone"])}
+        given |= {"attention": "sdpa", "compile_drawing": False}
         # Shape and codebook are told as a token cache tells them, of no image.
         with tempfile.TemporaryDirectory() as folder:
             book = eyes.quantizer.codebook.detach().cpu().numpy()
             write_tokens(Path(folder), "", sha256(seen), book, eyes.grid, 0, [])
-            module = kind(**{**given, "tokens": folder})
+            given["tokens"] = folder
+            try:
+                module = kind(**given)
+            except ValueError as error:
+                if "scaled_dot_product_attention" not in str(error):
+                    raise
+                module = kind(**{**given, "attention": "eager"})  # an architecture without the other
         module.on_load_checkpoint(checkpoint)
         module.load_state_dict(checkpoint["state_dict"])
         return cls(module.to(place).eval(), eyes.to(place), fit)

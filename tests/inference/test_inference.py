@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from lightning import Trainer
 from PIL import Image
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoConfig
 
 from mavilt_pl.cli import main
 from mavilt_pl.data.corpus import Corpus
 from mavilt_pl.data.tokens import TokenCache
 from mavilt_pl.inference.mavilt import MAViLT
+from mavilt_pl.language import Stage1
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +28,14 @@ def runs(chain: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def images(mimic_root: Path) -> list[Path]:
     return sorted(mimic_root.rglob("*.jpg"))[:3]
+
+
+def trained_with(chain: Path, out: Path, **settings: Any) -> Path:
+    """The checkpoint of Stage 2 as if it had been trained with other settings."""
+    checkpoint = torch.load(chain / "stage2/checkpoints/last.ckpt", weights_only=True)
+    checkpoint["hyper_parameters"] |= settings
+    torch.save(checkpoint, out)
+    return out
 
 
 def test_files_are_read_as_training_read_them(chain: Path, corpus_path: Path, mimic_root: Path) -> None:
@@ -66,6 +77,28 @@ def test_what_is_drawn_says_so_and_depends_on_text_and_seed_alone(runs: list[str
     said = Image.open(tmp_path / "two/2.png").text["Comment"]
     assert said == "Synthetic: drawn by mavilt, seed 0, from the text: Normal."
     assert not list(tmp_path.rglob("*.part"))
+
+
+def test_a_model_is_used_as_this_machine_can_and_not_as_it_was_trained(chain: Path, tmp_path: Path) -> None:
+    fast = trained_with(chain, tmp_path / "fast.ckpt", attention="flash_attention_2", compile_drawing=True)
+    model, plain = (MAViLT.from_runs(path, chain / "vqgan", device="cpu") for path in (fast, chain / "stage2"))
+    assert not model.module.hparams["compile_drawing"] and np.array_equal(
+        model.draw(["Edema."]), plain.draw(["Edema."])
+    )
+
+
+def test_a_model_of_a_plain_trainer_without_sdpa(chain: Path, tmp_path: Path) -> None:
+    shape: dict[str, Any] = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "attention_types": [[["global"], 1]]}
+    tokenizer = AutoTokenizer.from_pretrained(chain / "backbone/backbone")
+    neo = GPTNeoConfig(vocab_size=len(tokenizer), max_position_embeddings=256, **shape)
+    AutoModelForCausalLM.from_config(neo).save_pretrained(tmp_path / "neo")
+    tokenizer.save_pretrained(tmp_path / "neo")
+    module = Stage1(str(tmp_path / "neo"), str(chain / "tokens"), attention="eager")
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer.strategy.connect(module)
+    trainer.save_checkpoint(tmp_path / "plain.ckpt")
+    model = MAViLT.from_runs(tmp_path / "plain.ckpt", chain / "vqgan", device="cpu")
+    assert torch.equal(model.module.draw(["Edema."]), module.eval().draw(["Edema."]))
 
 
 def test_an_export_is_plain_hugging_face(chain: Path, runs: list[str], tmp_path: Path) -> None:
