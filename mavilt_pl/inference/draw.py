@@ -6,8 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-from mavilt_pl.data.study import DataError
-from mavilt_pl.inference.arguments import add_model, loaded
+from mavilt_pl.inference.arguments import add_model, loaded, make_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,10 +20,7 @@ def run(args: argparse.Namespace) -> int:
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
-    try:
-        args.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"--out {args.out} cannot be made ({error.strerror}); name another folder") from None
+    make_folder(args.out, args.out)
     pictures = loaded(args).draw(args.texts, args.seed)
     for number, (text, pixels) in enumerate(zip(args.texts, pictures), 1):
         path, said = args.out / f"{number}.png", PngInfo()

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoConfig
 
 from mavilt_pl.cli import main
 from mavilt_pl.data.corpus import Corpus
+from mavilt_pl.data.study import DataError
 from mavilt_pl.data.tokens import TokenCache
 from mavilt_pl.inference.mavilt import MAViLT
 from mavilt_pl.language import Stage1
@@ -79,6 +80,43 @@ def test_what_is_drawn_says_so_and_depends_on_text_and_seed_alone(runs: list[str
     assert not list(tmp_path.rglob("*.part"))
 
 
+def test_what_is_sampled_depends_on_what_it_is_made_from_alone(
+    chain: Path, runs: list[str], images: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sampling = trained_with(chain, tmp_path / "sampling.ckpt", text_decoding={"temperature": 1.0})
+    model = MAViLT.from_runs(sampling, chain / "vqgan", device="cpu")
+    texts = ["Edema.", "Normal heart.", "Edema."]
+    drawn = model.draw(texts)
+    assert np.array_equal(drawn[1], model.draw(texts[1:2])[0]) and np.array_equal(drawn[0], drawn[2])
+    written = model.report(images)
+    assert model.report(images[1:2]) == written[1:2] and model.report(images, seed=1) != written
+    questions = ["Is there edema?", "Where?"]
+    assert model.ask(images[0], questions[1:]) == model.ask(images[0], questions)[1:]
+    assert model.ask(images[0], questions, seed=1) != model.ask(images[0], questions)
+    assert model.report([]) == [] and model.draw([]).shape == (0, 32, 32) and model.draw([]).dtype == np.uint8
+
+    said = []
+    for seed in ("0", "1"):
+        for words in (["report", str(images[0])], ["ask", str(images[0]), *questions]):
+            assert main([*words, *runs, "--model", str(sampling), "--seed", seed]) == 0
+            said.append(capsys.readouterr().out)
+    assert len({*said}) == 4 and said[0] == f"{images[0]}: {written[0]}\n"
+
+
+def test_texts_that_are_cut_are_named(
+    runs: list[str], images: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long, out = "edema " * 400, str(tmp_path / "drawn")
+    for words, named in (
+        (["draw", "Edema.", long, "--out", out], "text 2"),
+        (["ask", str(images[0]), "Where?", long], "question 2"),
+    ):
+        assert main([*words, *runs]) == 0
+        told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mavilt:")]
+        assert len(told) == 1 and told[0].startswith(f"mavilt: {named}: found 4")
+        assert told[0].endswith("tokens as the model reads it; it was cut to max_words = 96")
+
+
 def test_a_model_is_used_as_this_machine_can_and_not_as_it_was_trained(chain: Path, tmp_path: Path) -> None:
     fast = trained_with(chain, tmp_path / "fast.ckpt", attention="flash_attention_2", compile_drawing=True)
     model, plain = (MAViLT.from_runs(path, chain / "vqgan", device="cpu") for path in (fast, chain / "stage2"))
@@ -110,6 +148,8 @@ def test_an_export_is_plain_hugging_face(chain: Path, runs: list[str], tmp_path:
     with torch.inference_mode():
         assert torch.allclose(model(ids).logits, ours.model(ids).logits, atol=1e-5)
     assert main(["export", "--out", str(out), *runs]) == 1
+    assert main(["export", "--out", str(tmp_path / "nothing"), *runs, "--backbone", "absent"]) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["exported"]
 
 
 @pytest.mark.parametrize(
@@ -117,6 +157,8 @@ def test_an_export_is_plain_hugging_face(chain: Path, runs: list[str], tmp_path:
     [
         (["report", "absent.png"], "absent.png: the file is missing"),
         (["ask", "absent.png", "What?", "--answers", "yes"], "--answers: found 'yes'; expected two or more"),
+        (["ask", "absent.png", "What?", "--answers", "yes,yes"], "'yes,yes'; expected two or more, each once"),
+        (["export", "--out", "/proc/x/y"], "--out /proc/x/y cannot be made (No such file or directory)"),
         (["report", "absent.png", "--model", "{chain}/vqgan"], "another module; expected one of Stage 1 or Stage 2"),
         (["report", "absent.png", "--model", "{chain}/nothing"], "nothing"),
         (["report", "absent.png", "--backbone", "absent"], "absent"),
@@ -129,6 +171,12 @@ def test_what_cannot_be_is_told(
     code = main([*head, *runs, *more])
     errors = capsys.readouterr().err
     assert code == 1 and said in errors and errors.count("mavilt:") == 1
+
+
+def test_answers_are_different(chain: Path, images: list[Path]) -> None:
+    model = MAViLT.from_runs(chain / "stage2", chain / "vqgan", device="cpu")
+    with pytest.raises(DataError, match="expected each of them once"):
+        model.ask(images[0], ["Is there edema?"], ["yes", "yes"])
 
 
 def test_another_tokenizer_is_refused(
