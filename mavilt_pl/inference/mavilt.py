@@ -19,6 +19,7 @@ from mavilt_pl.data.pixels import to_float, to_uint8
 from mavilt_pl.data.radiograph import Fit, read_sized
 from mavilt_pl.data.study import DataError
 from mavilt_pl.data.tokens import write_tokens
+from mavilt_pl.inference.judge import Judge
 from mavilt_pl.language import Stage1, Stage2
 from mavilt_pl.language.module import LanguageModule
 from mavilt_pl.vqgan.loading import load_tokenizer
@@ -127,16 +128,26 @@ class MAViLT:
         ]
 
     @torch.inference_mode()
-    def draw(self, texts: Sequence[str], seed: int = 0) -> np.ndarray:
-        """An image for each text, uint8 [B,H,W]; the same text under the same seed is the same image, also within one call."""
+    def draw(self, texts: Sequence[str], seed: int = 0, best_of: int = 1, judge: Any = None) -> np.ndarray:
+        """An image for each text, uint8 [B,H,W]; the same text under the same seed is the same image, also within one call.
+
+        Of `best_of` drawn it is the one that `judge`, an encoder with findings (`load_encoder`), finds likeliest to show what the
+        text states (`Judge`); a text that states none of its findings gets the first, with a warning that names it."""
+        scorer = None if judge is None else Judge(judge.to(self.module.device), self.tokenizer)
         for number, text in enumerate(texts, 1):
             self._tell_cut(f"text {number}", self.module.draw_words(text, "", training=False))
+            if scorer and best_of > 1 and not scorer.states(text):
+                warnings.warn(
+                    f"text {number}: states none of the judge's findings ({', '.join(scorer.findings)}); the first of its "
+                    f"{best_of} drawings was taken",
+                    stacklevel=3,
+                )
         size = self.tokenizer.autoencoder.image_size
         drawn = [np.empty((0, size, size), np.uint8)]
         for start in range(0, len(texts), BATCH):
             some = texts[start : start + BATCH]
             views: Any = ["frontal"] * len(some) if self.module.vocabulary.views else None
-            codes_BN = self.module.draw(some, seed, [*map(sample_key, some)], views=views)
+            codes_BN = self.module.draw(some, seed, [*map(sample_key, some)], best_of, scorer, views)
             # One at a time: in a batch a pixel now and then is rounded to the other side.
             drawn += [to_uint8(self.tokenizer.decode(row_N[None])) for row_N in codes_BN]
         return np.concatenate(drawn)
