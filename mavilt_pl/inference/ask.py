@@ -19,9 +19,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     answers = [word.strip() for word in args.answers.split(",")] if args.answers else []
-    if args.answers and (len(answers) < 2 or not all(answers)):
-        raise DataError(f"--answers: found {args.answers!r}; expected two or more, separated by commas, such as yes,no")
-    for question, said in zip(args.questions, loaded(args).ask(args.image, args.questions, answers)):
+    if args.answers and (len({*answers}) < max(2, len(answers)) or not all(answers)):
+        raise DataError(
+            f"--answers: found {args.answers!r}; expected two or more, each once, separated by commas, such as yes,no"
+        )
+    for question, said in zip(args.questions, loaded(args).ask(args.image, args.questions, answers, args.seed)):
         if args.json:
             print(json.dumps({"image": args.image, "question": question, "answer": said}))
         else:

@@ -7,13 +7,19 @@ import os
 from pathlib import Path
 
 from mavilt_pl.data.study import DataError
-from mavilt_pl.inference.arguments import add_model, loaded
+from mavilt_pl.inference.arguments import add_model, loaded, make_folder
+from mavilt_pl.vqgan.verb import checkpoint_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("texts", nargs="+", metavar="TEXT", help="a report, or what should be seen")
     parser.add_argument("--out", type=Path, required=True, help="folder for 1.png, 2.png, …, one a text")
     parser.add_argument("--seed", type=int, default=0, help="another seed, another image (default 0)")
+    parser.add_argument(
+        "--best-of", type=int, default=1, metavar="N", help="draw N, keep the judge's choice (default 1)"
+    )
+    parser.add_argument("--judge", type=Path, help="run of an encoder that reads findings, or its checkpoint")
+    parser.add_argument("--judge-kind", choices=["classifier", "torchxrayvision"], default="classifier")
     add_model(parser)
 
 
@@ -21,14 +27,20 @@ def run(args: argparse.Namespace) -> int:
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
-    try:
-        args.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"--out {args.out} cannot be made ({error.strerror}); name another folder") from None
-    pictures = loaded(args).draw(args.texts, args.seed)
+    from mavilt_pl.encoders.frozen import load_encoder
+
+    if args.best_of < 1 or (args.best_of > 1) != (args.judge is not None):
+        raise DataError(
+            f"--best-of: found {args.best_of}, {'with' if args.judge else 'without'} --judge; expected 1 without a judge, "
+            "or 2 or more with one"
+        )
+    make_folder(args.out, args.out)
+    judge = load_encoder(checkpoint_of(args.judge), args.judge_kind) if args.judge else None
+    pictures = loaded(args).draw(args.texts, args.seed, args.best_of, judge)
+    chosen = f", best of {args.best_of} by {args.judge}" if args.judge else ""
     for number, (text, pixels) in enumerate(zip(args.texts, pictures), 1):
         path, said = args.out / f"{number}.png", PngInfo()
-        said.add_itxt("Comment", f"Synthetic: drawn by mavilt, seed {args.seed}, from the text: {text}")
+        said.add_itxt("Comment", f"Synthetic: drawn by mavilt, seed {args.seed}{chosen}, from the text: {text}")
         part = path.with_suffix(".part")
         Image.fromarray(pixels).save(part, format="png", pnginfo=said)
         os.replace(part, path)

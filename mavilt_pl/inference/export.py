@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 from mavilt_pl.data.study import DataError
-from mavilt_pl.inference.arguments import add_model, loaded
+from mavilt_pl.inference.arguments import add_model, loaded, make_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,11 +17,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.out.exists():
+    if os.path.lexists(args.out):
         raise DataError(f"{args.out} exists; name a new folder with --out")
     part = args.out.with_name(args.out.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
-    loaded(args).module.save_plain(part)
-    os.replace(part, args.out)
+    make_folder(part, args.out)
+    try:
+        loaded(args).module.save_plain(part)
+        os.replace(part, args.out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
     print(f"{args.out}: AutoModelForCausalLM and AutoTokenizer load it; what images need stands in visual.json")
     return 0

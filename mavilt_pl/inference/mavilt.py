@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Sequence
 from inspect import signature
 from pathlib import Path
@@ -13,10 +14,12 @@ import torch
 from torch import Tensor
 
 from mavilt_pl.checkpoint import read_weights
+from mavilt_pl.data.datamodule import sample_key
 from mavilt_pl.data.pixels import to_float, to_uint8
 from mavilt_pl.data.radiograph import Fit, read_sized
 from mavilt_pl.data.study import DataError
 from mavilt_pl.data.tokens import write_tokens
+from mavilt_pl.inference.judge import Judge
 from mavilt_pl.language import Stage1, Stage2
 from mavilt_pl.language.module import LanguageModule
 from mavilt_pl.vqgan.loading import load_tokenizer
@@ -30,6 +33,8 @@ class MAViLT:
     """Reads radiographs, answers questions about them, and draws them.
 
     Images are files, DICOM, PNG or JPEG, framed as `mavilt prepare` does; a model of several views takes them for frontal ones.
+    What is sampled depends on the seed and on what it is made from, not on its place in the call or on what stands beside it.
+    A text of more than `max_words` tokens is cut, with a warning that names it.
     """
 
     def __init__(self, module: LanguageModule, tokenizer: Tokenizer, fit: Fit = "pad"):
@@ -58,13 +63,21 @@ class MAViLT:
             raise DataError(f"{path} is a checkpoint of another module; expected one of Stage 1 or Stage 2")
         eyes = load_tokenizer(seen)
         given = {key: settings[key] for key in signature(LanguageModule.__init__).parameters if key in settings}
-        # All weights come from the checkpoint: neither the backbone's nor an earlier stage's are read.
+        # All weights come from the checkpoint: neither the backbone's nor an earlier stage's are read. How it was trained to be
+        # fast does not bind its use: another machine may lack the kernel, and one image is not worth a compilation.
         given |= {"init_from": None, "drift": 0.0, "pretrained": False, "backbone": str(backbone or given["backbone"])}
+        given |= {"attention": "sdpa", "compile_drawing": False}
         # Shape and codebook are told as a token cache tells them, of no image.
         with tempfile.TemporaryDirectory() as folder:
             book = eyes.quantizer.codebook.detach().cpu().numpy()
             write_tokens(Path(folder), "", sha256(seen), book, eyes.grid, 0, [])
-            module = kind(**{**given, "tokens": folder})
+            given["tokens"] = folder
+            try:
+                module = kind(**given)
+            except ValueError as error:
+                if "scaled_dot_product_attention" not in str(error):
+                    raise
+                module = kind(**{**given, "attention": "eager"})  # an architecture without the other
         module.on_load_checkpoint(checkpoint)
         module.load_state_dict(checkpoint["state_dict"])
         return cls(module.to(place).eval(), eyes.to(place), fit)
@@ -76,37 +89,65 @@ class MAViLT:
         pixels_BHW = np.stack([read_sized(Path(image), size, self.fit) for image in images])
         return self.tokenizer.encode(to_float(torch.from_numpy(pixels_BHW).to(self.module.device))[:, None])
 
-    def _shown(self, images: Sequence[str | Path]) -> Any:
-        codes = self.codes(images)
-        return [{"frontal": row} for row in codes.tolist()] if self.module.vocabulary.views else codes
+    def _shown(self, codes_BN: Tensor) -> Any:
+        return [{"frontal": row} for row in codes_BN.tolist()] if self.module.vocabulary.views else codes_BN
+
+    def _tell_cut(self, name: str, text: str) -> None:
+        found, most = len(self.module.words(text)), self.module.hparams["max_words"]
+        if found > most:
+            warnings.warn(
+                f"{name}: found {found:,} tokens as the model reads it; it was cut to max_words = {most}", stacklevel=4
+            )
 
     @torch.inference_mode()
     def report(self, images: Sequence[str | Path], seed: int = 0) -> list[str]:
         """A report of each image. `seed` matters where the model's `text_decoding` samples."""
         written: list[str] = []
         for start in range(0, len(images), BATCH):
-            some = images[start : start + BATCH]
-            written += self.module.write_reports(self._shown(some), seed, range(start, start + len(some)))
+            codes_BN = self.codes(images[start : start + BATCH])
+            keys = [sample_key(str(row)) for row in codes_BN.tolist()]
+            written += self.module.write_reports(self._shown(codes_BN), seed, keys)
         return written
 
     @torch.inference_mode()
-    def ask(self, image: str | Path, questions: Sequence[str], answers: Sequence[str] = ()) -> list[Any]:
-        """Free text to each question; or, where `answers` are given, how likely each of them is (they sum to 1)."""
-        shown = self._shown([image])
+    def ask(self, image: str | Path, questions: Sequence[str], answers: Sequence[str] = (), seed: int = 0) -> list[Any]:
+        """Free text to each question, with `seed` as in `report`; or, where `answers` are given, how likely each of them is
+        (they sum to 1). Raises `DataError` for an answer that is given twice."""
+        if len({*answers}) < len(answers):
+            raise DataError(f"answers: found {[*answers]}; expected each of them once: drop what is repeated")
+        for number, question in enumerate(questions, 1):
+            self._tell_cut(f"question {number}", question)
+        codes_BN = self.codes([image])
+        shown = self._shown(codes_BN)
         if not answers:
-            return self.module.write_answers(shown, [questions])[0]
+            keys = [sample_key(f"{codes_BN.tolist()} {question}") for question in questions]
+            return self.module.write_answers(shown, [questions], seed, [keys])[0]
         return [
             dict(zip(answers, shares))
             for shares in self.module.answer(shown, [[(question, answers) for question in questions]])[0]
         ]
 
     @torch.inference_mode()
-    def draw(self, texts: Sequence[str], seed: int = 0) -> np.ndarray:
-        """An image for each text, uint8 [B,H,W]; the same under a seed, whatever else is drawn beside it."""
-        drawn = []
+    def draw(self, texts: Sequence[str], seed: int = 0, best_of: int = 1, judge: Any = None) -> np.ndarray:
+        """An image for each text, uint8 [B,H,W]; the same text under the same seed is the same image, also within one call.
+
+        Of `best_of` drawn it is the one that `judge`, an encoder with findings (`load_encoder`), finds likeliest to show what the
+        text states (`Judge`); a text that states none of its findings gets the first, with a warning that names it."""
+        scorer = None if judge is None else Judge(judge.to(self.module.device), self.tokenizer)
+        for number, text in enumerate(texts, 1):
+            self._tell_cut(f"text {number}", self.module.draw_words(text, "", training=False))
+            if scorer and best_of > 1 and not scorer.states(text):
+                warnings.warn(
+                    f"text {number}: states none of the judge's findings ({', '.join(scorer.findings)}); the first of its "
+                    f"{best_of} drawings was taken",
+                    stacklevel=3,
+                )
+        size = self.tokenizer.autoencoder.image_size
+        drawn = [np.empty((0, size, size), np.uint8)]
         for start in range(0, len(texts), BATCH):
             some = texts[start : start + BATCH]
             views: Any = ["frontal"] * len(some) if self.module.vocabulary.views else None
-            codes_BN = self.module.draw(some, seed, range(start, start + len(some)), views=views)
-            drawn.append(to_uint8(self.tokenizer.decode(codes_BN)))
+            codes_BN = self.module.draw(some, seed, [*map(sample_key, some)], best_of, scorer, views)
+            # One at a time: in a batch a pixel now and then is rounded to the other side.
+            drawn += [to_uint8(self.tokenizer.decode(row_N[None])) for row_N in codes_BN]
         return np.concatenate(drawn)

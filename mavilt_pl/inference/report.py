@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    reports = loaded(args).report(args.images)
+    reports = loaded(args).report(args.images, args.seed)
     for image, text in zip(args.images, reports):
         print(json.dumps({"image": image, "report": text}) if args.json else f"{image}: {text}")
     return 0

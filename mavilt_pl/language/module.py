@@ -240,6 +240,9 @@ class LanguageModule(Generation, Shardable, LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["visual_tokenizer"] = self.made_with_tokenizer
+        # As Lightning's command line does, and its plain Trainer does not.
+        kind = f"{type(self).__module__}.{type(self).__qualname__}"
+        checkpoint.setdefault("hyper_parameters", {}).setdefault("_class_path", kind)
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         made_with = checkpoint.get("visual_tokenizer")

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from lightning import Trainer
 from PIL import Image
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoConfig
 
 from mavilt_pl.cli import main
 from mavilt_pl.data.corpus import Corpus
+from mavilt_pl.data.datamodule import sample_key
+from mavilt_pl.data.study import DataError
 from mavilt_pl.data.tokens import TokenCache
+from mavilt_pl.encoders.classifier import CXRClassifier
 from mavilt_pl.inference.mavilt import MAViLT
+from mavilt_pl.language import Stage1
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +32,24 @@ def runs(chain: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def images(mimic_root: Path) -> list[Path]:
     return sorted(mimic_root.rglob("*.jpg"))[:3]
+
+
+def trained_with(chain: Path, out: Path, **settings: Any) -> Path:
+    """The checkpoint of Stage 2 as if it had been trained with other settings."""
+    checkpoint = torch.load(chain / "stage2/checkpoints/last.ckpt", weights_only=True)
+    checkpoint["hyper_parameters"] |= settings
+    torch.save(checkpoint, out)
+    return out
+
+
+def judge_of(findings: list[str], out: Path) -> Path:
+    """The checkpoint of a tiny random encoder that is sure of what it says."""
+    torch.manual_seed(1)
+    encoder = CXRClassifier(findings, image_size=32, widths=(4, 8))
+    with torch.no_grad():
+        encoder.net.head.weight.mul_(50)
+    torch.save({"state_dict": encoder.state_dict(), "hyper_parameters": dict(encoder.hparams)}, out)
+    return out
 
 
 def test_files_are_read_as_training_read_them(chain: Path, corpus_path: Path, mimic_root: Path) -> None:
@@ -68,6 +93,107 @@ def test_what_is_drawn_says_so_and_depends_on_text_and_seed_alone(runs: list[str
     assert not list(tmp_path.rglob("*.part"))
 
 
+def test_what_is_sampled_depends_on_what_it_is_made_from_alone(
+    chain: Path, runs: list[str], images: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sampling = trained_with(chain, tmp_path / "sampling.ckpt", text_decoding={"temperature": 1.0})
+    model = MAViLT.from_runs(sampling, chain / "vqgan", device="cpu")
+    texts = ["Edema.", "Normal heart.", "Edema."]
+    drawn = model.draw(texts)
+    assert np.array_equal(drawn[1], model.draw(texts[1:2])[0]) and np.array_equal(drawn[0], drawn[2])
+    written = model.report(images)
+    assert model.report(images[1:2]) == written[1:2] and model.report(images, seed=1) != written
+    questions = ["Is there edema?", "Where?"]
+    assert model.ask(images[0], questions[1:]) == model.ask(images[0], questions)[1:]
+    assert model.ask(images[0], questions, seed=1) != model.ask(images[0], questions)
+    assert model.report([]) == [] and model.draw([]).shape == (0, 32, 32) and model.draw([]).dtype == np.uint8
+
+    said = []
+    for seed in ("0", "1"):
+        for words in (["report", str(images[0])], ["ask", str(images[0]), *questions]):
+            assert main([*words, *runs, "--model", str(sampling), "--seed", seed]) == 0
+            said.append(capsys.readouterr().out)
+    assert len({*said}) == 4 and said[0] == f"{images[0]}: {written[0]}\n"
+
+
+def test_texts_that_are_cut_are_named(
+    runs: list[str], images: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long, out = "edema " * 400, str(tmp_path / "drawn")
+    for words, named in (
+        (["draw", "Edema.", long, "--out", out], "text 2"),
+        (["ask", str(images[0]), "Where?", long], "question 2"),
+    ):
+        assert main([*words, *runs]) == 0
+        told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mavilt:")]
+        assert len(told) == 1 and told[0].startswith(f"mavilt: {named}: found 4")
+        assert told[0].endswith("tokens as the model reads it; it was cut to max_words = 96")
+
+
+def test_the_best_of_several_is_the_judge_s_likeliest(
+    chain: Path, runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    judge = judge_of(["hernia", "pneumothorax", "pleural effusion"], tmp_path / "judge.ckpt")
+    texts = ["Pneumothorax. No effusion.", "No pneumothorax. Large effusion.", "Possible effusion.", "No pneumothorax."]
+    words = ["--best-of", "4", "--judge", str(judge), "--out", str(tmp_path)]
+    assert main(["draw", *texts, *words, *runs]) == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mavilt:")]
+    assert told == [
+        "mavilt: text 3: states none of the judge's findings (pneumothorax, pleural effusion); the first of its 4 "
+        "drawings was taken"
+    ]
+    found = [np.asarray(Image.open(tmp_path / f"{number}.png")) for number in range(1, 5)]
+
+    model, drawn = MAViLT.from_runs(chain / "stage2", chain / "vqgan", device="cpu"), []
+
+    def every(codes_BN: Tensor, _: Any) -> Tensor:
+        drawn.append(model.tokenizer.decode(codes_BN))
+        return codes_BN.new_zeros(len(codes_BN))
+
+    with torch.inference_mode():
+        model.module.draw(texts, 0, [sample_key(text) for text in texts], 4, every)
+        encoder = CXRClassifier(["hernia", "pneumothorax", "pleural effusion"], image_size=32, widths=(4, 8)).eval()
+        encoder.load_state_dict(torch.load(judge, weights_only=True)["state_dict"])
+        chance = np.stack([encoder.net(pixels).double().sigmoid().numpy() for pixels in drawn])  # [4,B,F]
+    shown = np.stack([((pixels[:, 0].clamp(-1, 1) + 1) * 127.5).round().numpy() for pixels in drawn])
+    _, pneumothorax, effusion = chance.transpose(2, 1, 0)
+    likelihoods = [pneumothorax[0] * (1 - effusion[0]), (1 - pneumothorax[1]) * effusion[1], None, 1 - pneumothorax[3]]
+    best = [0 if row is None else int(row.argmax()) for row in likelihoods]
+    assert len({*best}) > 1
+    for number, which in enumerate(best):
+        # In a batch a pixel now and then is rounded to the other side.
+        assert [np.abs(found[number] - shown[i, number]).max() <= 1 for i in range(4)] == [i == which for i in range(4)]
+    assert (
+        Image.open(tmp_path / "1.png")
+        .text["Comment"]
+        .startswith(  # type: ignore[attr-defined]
+            f"Synthetic: drawn by mavilt, seed 0, best of 4 by {judge}, from the text: Pneumo"
+        )
+    )
+
+
+def test_a_model_is_used_as_this_machine_can_and_not_as_it_was_trained(chain: Path, tmp_path: Path) -> None:
+    fast = trained_with(chain, tmp_path / "fast.ckpt", attention="flash_attention_2", compile_drawing=True)
+    model, plain = (MAViLT.from_runs(path, chain / "vqgan", device="cpu") for path in (fast, chain / "stage2"))
+    assert not model.module.hparams["compile_drawing"] and np.array_equal(
+        model.draw(["Edema."]), plain.draw(["Edema."])
+    )
+
+
+def test_a_model_of_a_plain_trainer_without_sdpa(chain: Path, tmp_path: Path) -> None:
+    shape: dict[str, Any] = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "attention_types": [[["global"], 1]]}
+    tokenizer = AutoTokenizer.from_pretrained(chain / "backbone/backbone")
+    neo = GPTNeoConfig(vocab_size=len(tokenizer), max_position_embeddings=256, **shape)
+    AutoModelForCausalLM.from_config(neo).save_pretrained(tmp_path / "neo")
+    tokenizer.save_pretrained(tmp_path / "neo")
+    module = Stage1(str(tmp_path / "neo"), str(chain / "tokens"), attention="eager")
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer.strategy.connect(module)
+    trainer.save_checkpoint(tmp_path / "plain.ckpt")
+    model = MAViLT.from_runs(tmp_path / "plain.ckpt", chain / "vqgan", device="cpu")
+    assert torch.equal(model.module.draw(["Edema."]), module.eval().draw(["Edema."]))
+
+
 def test_an_export_is_plain_hugging_face(chain: Path, runs: list[str], tmp_path: Path) -> None:
     out = tmp_path / "exported"
     assert main(["export", "--out", str(out), *runs]) == 0
@@ -77,6 +203,8 @@ def test_an_export_is_plain_hugging_face(chain: Path, runs: list[str], tmp_path:
     with torch.inference_mode():
         assert torch.allclose(model(ids).logits, ours.model(ids).logits, atol=1e-5)
     assert main(["export", "--out", str(out), *runs]) == 1
+    assert main(["export", "--out", str(tmp_path / "nothing"), *runs, "--backbone", "absent"]) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["exported"]
 
 
 @pytest.mark.parametrize(
@@ -84,18 +212,48 @@ def test_an_export_is_plain_hugging_face(chain: Path, runs: list[str], tmp_path:
     [
         (["report", "absent.png"], "absent.png: the file is missing"),
         (["ask", "absent.png", "What?", "--answers", "yes"], "--answers: found 'yes'; expected two or more"),
+        (["ask", "absent.png", "What?", "--answers", "yes,yes"], "'yes,yes'; expected two or more, each once"),
+        (["export", "--out", "/proc/x/y"], "--out /proc/x/y cannot be made (No such file or directory)"),
+        (["draw", "Edema.", "--out", "{out}", "--best-of", "2"], "--best-of: found 2, without --judge; expected 1"),
+        (["draw", "Edema.", "--out", "{out}", "--judge", "{judge}"], "--best-of: found 1, with --judge"),
+        (
+            ["draw", "Edema.", "--out", "{out}", "--judge", "{judge}", "--best-of", "2"],
+            "of the findings hernia; expected",
+        ),
+        (
+            [
+                "draw",
+                "Edema.",
+                "--out",
+                "{out}",
+                "--judge",
+                "{judge}",
+                "--best-of",
+                "2",
+                "--judge-kind",
+                "torchxrayvision",
+            ],
+            "is not a DenseNet-121",
+        ),
         (["report", "absent.png", "--model", "{chain}/vqgan"], "another module; expected one of Stage 1 or Stage 2"),
         (["report", "absent.png", "--model", "{chain}/nothing"], "nothing"),
         (["report", "absent.png", "--backbone", "absent"], "absent"),
     ],
 )
 def test_what_cannot_be_is_told(
-    words: list[str], said: str, chain: Path, runs: list[str], capsys: pytest.CaptureFixture[str]
+    words: list[str], said: str, chain: Path, runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    head, more = words[:1], [word.format(chain=chain) for word in words[1:]]
+    names = {"chain": chain, "out": tmp_path / "drawn", "judge": judge_of(["hernia"], tmp_path / "judge.ckpt")}
+    head, more = words[:1], [word.format(**names) for word in words[1:]]
     code = main([*head, *runs, *more])
     errors = capsys.readouterr().err
     assert code == 1 and said in errors and errors.count("mavilt:") == 1
+
+
+def test_answers_are_different(chain: Path, images: list[Path]) -> None:
+    model = MAViLT.from_runs(chain / "stage2", chain / "vqgan", device="cpu")
+    with pytest.raises(DataError, match="expected each of them once"):
+        model.ask(images[0], ["Is there edema?"], ["yes", "yes"])
 
 
 def test_another_tokenizer_is_refused(
