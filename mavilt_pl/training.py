@@ -80,10 +80,13 @@ class MaviltCLI(LightningCLI):
         try:
             trainer = super()._instantiate_trainer(config, callbacks)
         except (MisconfigurationException, ImportError, TypeError, ValueError) as error:
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            of_devices = any(word in reason.lower() for word in ("accelerator", "gpu", "device", "cuda"))
             raise DataError(
-                f"trainer: {str(error).strip().splitlines()[0]} Found trainer.accelerator {config['accelerator']} and "
-                f"trainer.devices {config['devices']} on a machine with {torch.cuda.device_count() or 'no'} GPU; where they are more "
-                "than it has, set --trainer.accelerator auto --trainer.devices auto"
+                f"trainer: {reason}"
+                + f" Found trainer.accelerator {config['accelerator']} and trainer.devices {config['devices']} on a machine with "
+                f"{torch.cuda.device_count() or 'no'} GPU; where they are more than it has, set --trainer.accelerator auto "
+                "--trainer.devices auto" * of_devices
             ) from error
         if fitting and trainer.is_global_zero:
             self.claims.enter_context(claimed(root))

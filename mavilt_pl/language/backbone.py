@@ -36,13 +36,13 @@ def load_backbone(name: str, attention: Attention = "sdpa", pretrained: bool = T
             "as the one that `mavilt fit --config backbone.yaml` leaves in <run>/backbone"
         )
     kind = {"dtype": torch.float32, "attn_implementation": attention}
+    told: dict[str, Any] = {}
     try:
         if pretrained:
-            model, told = AutoModelForCausalLM.from_pretrained(
-                name, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **kind
-            )
+            how = {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
+            model, told = AutoModelForCausalLM.from_pretrained(name, **how, **kind)  # type: ignore[misc]
         else:
-            model, told = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(name), **kind), {}
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(name), **kind)
     except ImportError as error:
         raise DataError(f"attention: {attention} cannot be had here ({_reason(error)}); use sdpa") from None
     except Exception as error:
