@@ -21,6 +21,7 @@ from mavilt_pl.data.study import DataError
 from mavilt_pl.data.tokens import write_tokens
 from mavilt_pl.inference.judge import Judge
 from mavilt_pl.language import Stage1, Stage2
+from mavilt_pl.language.backbone import NoKernel
 from mavilt_pl.language.module import LanguageModule
 from mavilt_pl.vqgan.loading import load_tokenizer
 from mavilt_pl.vqgan.module import Tokenizer
@@ -74,10 +75,8 @@ class MAViLT:
             given["tokens"] = folder
             try:
                 module = kind(**given)
-            except ValueError as error:
-                if "scaled_dot_product_attention" not in str(error):
-                    raise
-                module = kind(**{**given, "attention": "eager"})  # an architecture without the other
+            except NoKernel:
+                module = kind(**{**given, "attention": "eager"})
         module.on_load_checkpoint(checkpoint)
         module.load_state_dict(checkpoint["state_dict"])
         return cls(module.to(place).eval(), eyes.to(place), fit)

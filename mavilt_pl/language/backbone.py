@@ -23,6 +23,10 @@ HARMLESS = ("masked_bias", "inv_freq")  # buffers that older transformers saved
 Attention = Literal["sdpa", "flash_attention_2", "eager"]
 
 
+class NoKernel(DataError):
+    """The architecture has no such attention."""
+
+
 def load_backbone(name: str, attention: Attention = "sdpa", pretrained: bool = True) -> tuple[Any, Any]:
     """Model (float32, safetensors only) and tokenizer from a local folder or a hub name; with `pretrained` false a model of
     that shape with random weights.
@@ -47,7 +51,7 @@ def load_backbone(name: str, attention: Attention = "sdpa", pretrained: bool = T
         raise DataError(f"attention: {attention} cannot be had here ({_reason(error)}); use sdpa") from None
     except Exception as error:
         if "does not support an attention implementation" in str(error):
-            raise DataError(
+            raise NoKernel(
                 f"backbone {name}: found attention {attention}, which transformers has not for this model "
                 f"({str(error).split()[0]}); set --model.init_args.attention eager"
             ) from error
