@@ -58,8 +58,9 @@ class LanguageModule(Generation, Shardable, LightningModule):
         tokens: a token cache; its K, N and codebook shape the new rows. Any cache of the same tokenizer will do.
         init_from: checkpoint whose weights to start from (Stage 2: Stage 1's). Optional. One that was trained in full may be
             tuned on with adapters or new rows; its weights are then what is fixed.
-        task_weights: each task's share of the loss of a step, whatever its length, among the tasks that the step's studies bring. `text` is plain text, where the data bring some
-            (`data.replay`); it holds the language by rehearsal, as `drift` does by the weights.
+        task_weights: each task's share of a step's loss, whatever its length, among the tasks that the step's studies bring. `text`
+            is plain text, where the data bring some (`data.replay`); it holds the language by rehearsal, as `drift` does by the
+            weights.
         loss_vocabulary: `modality` or `full`; see above.
         directions: `both` of each pair, or `one`, its image or its report by a stable hash of its name, as LLM-CXR does by
             the parity of its number (arXiv 2305.11490).
@@ -150,7 +151,7 @@ class LanguageModule(Generation, Shardable, LightningModule):
             (enable or self.model.gradient_checkpointing_enable)({"use_reentrant": False})
         width = self.model.get_input_embeddings().embedding_dim
         self.place = nn.Parameter(torch.zeros(cache.length, width)) if places else None
-        self.shares_prefix = self._can_share(need)
+        self.shares_prefix = self._can_share(need + max_words)  # a question is a text too
         if drift_from == "backbone":
             self.drift = self._drift(drift)
         if init_from is not None:
@@ -187,7 +188,7 @@ class LanguageModule(Generation, Shardable, LightningModule):
             )
         return need
 
-    def _can_share(self, need: int) -> bool:
+    def _can_share(self, longest: int) -> bool:
         """Whether branches of one prefix see what they would see alone: not where a layer looks back through a window that is shorter
         than a sequence, and not where a state or a convolution runs on from one branch into the next (Mamba, LFM2, Qwen3-Next)."""
         if (
@@ -197,7 +198,7 @@ class LanguageModule(Generation, Shardable, LightningModule):
             return False  # branches need masks and positions of their own, which not every kernel and not every model takes
         config = self.model.config.get_text_config()
         windows = [getattr(config, name, None) for name in ("sliding_window", "window_size", "attention_chunk_size")]
-        if any(isinstance(window, int) and window < need for window in windows):
+        if any(isinstance(window, int) and window < longest for window in windows):
             return False
         mark, words = self.vocabulary.mark("<begin>"), min(self.vocabulary.words, 5)
         one, other = (Branch([w % words for w in range(n)], [self.vocabulary.end]) for n in (7, 4))
