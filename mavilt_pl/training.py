@@ -81,12 +81,10 @@ class MaviltCLI(LightningCLI):
             trainer = super()._instantiate_trainer(config, callbacks)
         except (MisconfigurationException, ImportError, TypeError, ValueError) as error:
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            of_devices = any(word in reason.lower() for word in ("accelerator", "gpu", "device", "cuda"))
             raise DataError(
-                f"trainer: {reason}"
-                + f" Found trainer.accelerator {config['accelerator']} and trainer.devices {config['devices']} on a machine with "
+                f"trainer: {reason} Found trainer.accelerator {config['accelerator']} and trainer.devices {config['devices']} on a machine with "
                 f"{torch.cuda.device_count() or 'no'} GPU; where they are more than it has, set --trainer.accelerator auto "
-                "--trainer.devices auto" * of_devices
+                "--trainer.devices auto"
             ) from error
         if fitting and trainer.is_global_zero:
             self.claims.enter_context(claimed(root))

@@ -22,7 +22,7 @@ def test_reports_are_scored_where_there_is_one() -> None:
         "studies": [{"study": patient, "text": text, "label_names": {}} for patient, text in zip("abc", texts)],
         "packed": [],
     }
-    module = SimpleNamespace(write_reports=lambda codes: [texts[int(code)] for code in codes])
+    module = SimpleNamespace(write_reports=lambda codes, keys: [texts[int(code)] for code in codes])
     trainer: Any = SimpleNamespace(datamodule=SimpleNamespace(findings=["edema"], names=["corpus"]))
     callback = ReportMetrics(samples=0)
     for control, right in ((None, True), (SHUFFLED, False)):
