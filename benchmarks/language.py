@@ -47,11 +47,11 @@ ARMS = {
 }
 
 
-def backbone(out: Path, width: int = WIDTH, layers: int = LAYERS, rows: int = ROWS) -> None:
+def backbone(out: Path, width: int = WIDTH, layers: int = LAYERS, rows: int = ROWS, heads: int = 4) -> None:
     tokenizer = train_tokenizer([TEXT], 300)
     config = LlamaConfig(
         vocab_size=rows, hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers,
-        num_attention_heads=4, max_position_embeddings=1024, tie_word_embeddings=True,
+        num_attention_heads=heads, max_position_embeddings=1024, tie_word_embeddings=True,
     )  # fmt: skip
     torch.manual_seed(0)
     LlamaForCausalLM(config).save_pretrained(out / "backbone")
