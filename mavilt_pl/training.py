@@ -48,6 +48,8 @@ def _with_configs(argv: list[str]) -> list[str]:
         out.append(word)
     if not any(word.startswith("--weights_only") for word in out) and not {"-h", "--help"} & set(out):
         out.append("--weights_only=true")  # checkpoints are read as tensors only
+    if "test" in out[:1] and any("ResultsWriter" in word for word in out):
+        out.append("--verbose=false")  # it prints the figures itself, and with their whole names
     return out
 
 

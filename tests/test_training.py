@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -100,9 +101,17 @@ def results(chain: Path, corpus: Path, out: Path, *more: str) -> dict[tuple, dic
         "--trainer.callbacks+=mavilt_pl.callbacks.Forgetting", f"--trainer.callbacks.corpus={corpus}",
         "--trainer.callbacks+=mavilt_pl.evaluation.ResultsWriter", *more,
     ]  # fmt: skip
-    done = subprocess.run([sys.executable, "-m", "mavilt_pl.cli", *words], capture_output=True, text=True)
+    wide = {**os.environ, "COLUMNS": "120"}
+    done = subprocess.run([sys.executable, "-m", "mavilt_pl.cli", *words], capture_output=True, text=True, env=wide)
     assert done.returncode == 0, done.stderr[-3000:]
     figures = json.loads((out / "test" / "results.json").read_text())["figures"]
+    rows = [line.split() for line in done.stdout.splitlines()]
+    for figure in figures:  # a person reads them at once, with their intervals
+        if figure["control"] is None and "/" not in figure["metric"]:
+            told = [figure["task"], figure["metric"], f"{figure['value']:.4g}"]
+            if figure["low"] is not None:
+                told += [f"({figure['low']:.4g}", "to", f"{figure['high']:.4g})"]
+            assert any(row[: len(told)] == told for row in rows), (told, done.stdout[-3000:])
     return {(f["task"], f["metric"], f["control"]): f for f in figures}
 
 

@@ -96,6 +96,7 @@ class ResultsWriter(Callback):
             out / "results.json",
             {"figures": check_figures(figures, str(out)), "made_by": self._made_by(trainer, pl_module)},
         )
+        _print(figures)
         print(f"{len(figures)} figures: {out / 'results.json'}")
 
     @staticmethod
@@ -138,6 +139,29 @@ class ResultsWriter(Callback):
             "threads": torch.get_num_threads(),
             "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         }
+
+
+def _print(figures: list[dict[str, Any]]) -> None:
+    """A table for each source, of what is not of a single finding; the whole is in the file."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    whole = [figure for figure in figures if "/" not in figure["metric"]]
+    for source in dict.fromkeys(figure["source"] for figure in whole):
+        table = Table(title=source, box=SIMPLE_HEAD, title_justify="left")
+        table.add_column("figure", overflow="fold")
+        for heading in ("value (95 % interval)", "images shuffled"):
+            table.add_column(heading, overflow="fold", justify="right")
+        of = {(f["task"], f["metric"], f["control"]): f for f in whole if f["source"] == source}
+        for (task, metric, control), figure in of.items():
+            other = of.get((task, metric, "shuffled_images"))
+            if control is None:
+                interval = "" if figure["low"] is None else f" ({figure['low']:.4g} to {figure['high']:.4g})"
+                table.add_row(
+                    f"{task} {metric}", f"{figure['value']:.4g}{interval}", f"{other['value']:.4g}" if other else ""
+                )
+        Console().print(table)
 
 
 def _plain(values: Any) -> dict[str, Any]:
