@@ -1,7 +1,7 @@
 """What a GPU makes of a stage: model FLOPs utilisation of a step, and images drawn per second, plain and as a CUDA graph.
 
-python benchmarks/gpu.py                                              # 1.1 B parameters, on one GPU of 80 GB
-python benchmarks/gpu.py --width 64 --layers 2 --batch 2 --device cpu  # whether it runs at all
+python benchmarks/gpu.py                                              # 1.2 B parameters, on one GPU of 80 GB
+python benchmarks/gpu.py --width 64 --layers 2 --batch 2 --images 2 --device cpu  # whether it runs at all
 
 A step is Stage 1's as it is trained: float32 weights, bf16 autocast, drift, clipping, AdamW; both directions of each pair, about 400
 positions a sequence. Its FLOPs are the model's (arXiv 2204.02311, appendix B): 6 a weight and position that is no padding, 12 L D T a

@@ -48,7 +48,11 @@ def _with_configs(argv: list[str]) -> list[str]:
         out.append(word)
     if not any(word.startswith("--weights_only") for word in out) and not {"-h", "--help"} & set(out):
         out.append("--weights_only=true")  # checkpoints are read as tensors only
-    if "test" in out[:1] and any("ResultsWriter" in word for word in out):
+    if (
+        "test" in out[:1]
+        and any("ResultsWriter" in word for word in out)
+        and not any("--verbose" in word for word in out)
+    ):
         out.append("--verbose=false")  # it prints the figures itself, and with their whole names
     return out
 
@@ -81,6 +85,8 @@ class MaviltCLI(LightningCLI):
             config["plugins"] = [*self._plugins(config["plugins"]), files]
         try:
             trainer = super()._instantiate_trainer(config, callbacks)
+        except DataError:  # says what it has to say
+            raise
         except (MisconfigurationException, ImportError, TypeError, ValueError) as error:
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise DataError(

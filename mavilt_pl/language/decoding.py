@@ -150,13 +150,14 @@ def _streams(seed: int, keys: Sequence[int] | None, count: int, draw: int = 0) -
     return [torch.Generator().manual_seed(int.from_bytes(name[:8], "little") >> 1) for name in names]
 
 
-def _finite(hidden: Tensor) -> Tensor:
-    if not bool(hidden.isfinite().all()):
+def finite(outputs: Tensor) -> Tensor:
+    """The outputs, of any shape. Raises `DataError` where one of them is NaN or infinite."""
+    if not bool(outputs.isfinite().all()):
         raise DataError(
             "the model's outputs are not finite, so that nothing can be read from them: its weights hold NaN or infinity. Take an "
             "earlier checkpoint; a training that came to this wants a lower learning_rate"
         )
-    return hidden
+    return outputs
 
 
 def _words(module: LanguageModule, hidden: Tensor) -> Tensor:
@@ -210,7 +211,7 @@ def _say(
     limit_B = torch.tensor(limits, device=module.device)
     for length in range(1, max(limits) + 1):
         hidden = step(ids)
-        scores_BV = _words(module, hidden if said else _finite(hidden))
+        scores_BV = _words(module, hidden if said else finite(hidden))
         if how["temperature"] > 0:
             noise_BV = torch.stack([torch.rand(scores_BV.shape[1], generator=stream) for stream in streams])
             chosen = sample(scores_BV, noise_BV.to(scores_BV.device), how["temperature"], how["top_k"], how["top_p"])
@@ -234,7 +235,7 @@ def _search(
     end, count = module.vocabulary.end, len(prompts)
     ids, mask = left_padded(prompts, end, module.device)
     step = _Stepper(module, mask)
-    scores_BSV = _words(module, _finite(step(ids)))[:, None]  # one beam before the first word
+    scores_BSV = _words(module, finite(step(ids)))[:, None]  # one beam before the first word
     total_BS = scores_BSV.new_zeros(count, 1)
     open_texts: list[list[list[int]]] = [[[]] for _ in prompts]
     finished: list[list[tuple[float, list[int]]]] = [[] for _ in prompts]
@@ -321,7 +322,7 @@ def draw(
     for n in range(vocabulary.length):
         # What is fed is code n - 1, and the cache hides from `embed` where on the grid it stands.
         hidden = step(ids, torch.full_like(ids, n - 1) if n else None)
-        logits = module.code_logits(hidden if n else _finite(hidden)).float()
+        logits = module.code_logits(hidden if n else finite(hidden)).float()
         if guided:
             given, free = logits.chunk(2)
             logits = free + guidance * (given - free)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mavilt_pl.data.study import DataError, Side
 from mavilt_pl.language import decoding
-from mavilt_pl.language.decoding import Scorer
+from mavilt_pl.language.decoding import Scorer, finite
 from mavilt_pl.language.sequences import Branch, Packed, Tree, at_once, pack
 from mavilt_pl.language.spelling import Images, Spelling, Views
 
@@ -168,11 +168,7 @@ class Generation(Spelling):
 
     def _likelihoods_of(self, trees: Sequence[Tree]) -> list[float]:
         packed = self.pack(trees).to(self.device)
-        losses_M = self.token_losses(packed)
-        if not bool(losses_M.isfinite().all()):
-            raise DataError(
-                "the model's outputs are not finite: its weights hold NaN or infinity. Take an earlier checkpoint"
-            )
+        losses_M = finite(self.token_losses(packed))
         branches_count = int(packed.branch_M.max()) + 1
         total = losses_M.new_zeros(branches_count).index_add_(0, packed.branch_M, losses_M)
         length = losses_M.new_zeros(branches_count).index_add_(0, packed.branch_M, torch.ones_like(losses_M))
