@@ -2,6 +2,7 @@
 
 python benchmarks/language.py memory     # a step of Stage 1 at a vocabulary of 50k, against logits for every position
 python benchmarks/language.py tokens     # target tokens a second, against LLM-CXR's recipe on the same model and studies
+python benchmarks/language.py groups     # a batch in passes of like lengths (`length_groups`), against one pass padded to its longest
 python benchmarks/language.py draw       # 32 images, against transformers' generate with a logits processor
 python benchmarks/language.py drift      # what λ/2 ‖θ − θ₀‖² costs of a step, and of memory
 """
@@ -14,13 +15,15 @@ import multiprocessing
 import os
 import resource
 import statistics
+import tarfile
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from xml.etree import ElementTree
 
 THREADS = os.environ.setdefault("OMP_NUM_THREADS", "2")
 
@@ -34,7 +37,8 @@ from mavilt_pl.language import Stage1, Stage2
 from mavilt_pl.language.backbone import train_tokenizer
 from mavilt_pl.language.decoding import left_padded
 from mavilt_pl.language.drift import PIECE
-from mavilt_pl.language.sequences import Tree
+from mavilt_pl.language.sequences import Tree, length_of
+from mavilt_pl.phantom.indiana import reports_archive
 
 ROWS, WIDTH, LAYERS, CODES, GRID, BATCH = 50_304, 64, 2, 1024, 16, 2
 TEXT = "The heart is enlarged. There is a small left pleural effusion. No pneumothorax is seen. " * 6
@@ -47,8 +51,15 @@ ARMS = {
 }
 
 
-def backbone(out: Path, width: int = WIDTH, layers: int = LAYERS, rows: int = ROWS, heads: int = 4) -> None:
-    tokenizer = train_tokenizer([TEXT], 300)
+def backbone(
+    out: Path,
+    width: int = WIDTH,
+    layers: int = LAYERS,
+    rows: int = ROWS,
+    heads: int = 4,
+    texts: Sequence[str] = (TEXT,),
+) -> None:
+    tokenizer = train_tokenizer([*texts], 300 if len(texts) == 1 else 8000)
     config = LlamaConfig(
         vocab_size=rows, hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers,
         num_attention_heads=heads, max_position_embeddings=1024, tie_word_embeddings=True,
@@ -185,6 +196,41 @@ def tokens() -> None:
             print(f"| {name} | {rates[0]:,.0f} | {rates[1]:,.0f} | {told(ratios)} |", flush=True)
 
 
+def groups() -> None:
+    """Batches of 16 studies with the real Indiana reports, 256 codes an image; Stage 2 with four questions."""
+    with tarfile.open(reports_archive()) as archive:
+        files = [archive.extractfile(member) for member in archive if member.name.endswith(".xml")]
+        roots = [ElementTree.parse(file).getroot() for file in files if file is not None]
+    found = [node.text for root in roots for node in root.iter("AbstractText") if node.get("Label") == "FINDINGS"]
+    texts = [text for text in found if text]
+    print("| stage | passes | padding, % of positions | × one pass |\n| --- | --- | --- | --- |")
+    with tempfile.TemporaryDirectory() as folder:
+        backbone(Path(folder), 384, 6, texts=texts)
+        for stage in (Stage1, Stage2):
+            module = stage(str(Path(folder) / "backbone"), str(Path(folder) / "tokens"), drift=0.0)
+            random, ways, padding = np.random.default_rng(0), {}, {}
+            given = batch(16)
+            for study, number in zip(given["studies"], random.integers(0, len(texts), 16)):
+                study["text"] = texts[number]
+            for count in (1, 2, 3, 4):
+                module.hparams["length_groups"] = count
+                packed = module.on_before_batch_transfer(given, 0)["packed"]
+                rows = [len(group.ids_BT) for group in packed]
+                used = sum(sum(map(length_of, trees)) for trees in module.trees(given, training=False))
+                laid = sum(group.ids_BT.numel() for group in packed)
+                padding[count] = f"{100 * (1 - used / laid):.1f} ({' + '.join(map(str, rows))} rows)"
+
+                def step(module: Any = module, packed: Any = packed) -> None:
+                    torch.stack([*module.losses(packed).values()]).sum().backward()
+                    module.zero_grad()
+
+                ways[str(count)] = step
+            times = pairs_of(ways)
+            for name, seconds in times.items():
+                ratio = told([a / b for a, b in zip(times["1"], seconds)])
+                print(f"| {stage.__name__} | {name} | {padding[int(name)]} | {ratio} |", flush=True)
+
+
 class OnlyCodes(LogitsProcessor):
     """The usual way to constrain `generate`: everything but the codes is impossible."""
 
@@ -262,7 +308,7 @@ def drift() -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["memory", "tokens", "draw", "drift"])
+    parser.add_argument("what", choices=["memory", "tokens", "groups", "draw", "drift"])
     chosen = parser.parse_args().what
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)

@@ -141,13 +141,14 @@ def test_forgetting_is_seen_while_training(chain: Path, corpus_path: Path, tmp_p
     words = [
         "fit", "--config=demo/stage1.yaml", *language(chain, corpus_path), f"--trainer.default_root_dir={tmp_path}", "--data.batch_size=4",
         "--trainer.callbacks+=mavilt_pl.callbacks.Forgetting", f"--trainer.callbacks.corpus={corpus_path}",
-        "--trainer.max_steps=2", "--trainer.val_check_interval=1", "--trainer.limit_val_batches=1",
+        "--trainer.max_steps=2", "--trainer.val_check_interval=1", "--trainer.limit_val_batches=1", "--model.init_args.drift=0.03",
     ]  # fmt: skip
     assert main(words) == 0
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     told = {event.step: event.value for event in events.Scalars("val/text_perplexity")}
     assert sorted(told) == [0, 1, 2] and told[2] != told[0]
+    assert [event.value for event in events.Scalars("val/lambda_reg")] == pytest.approx([0.03] * 3)
     folder = chain / "backbone" / "backbone"
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
     corpus, nats, count = Corpus(corpus_path), 0.0, 0

@@ -16,7 +16,7 @@ from mavilt_pl.metrics.text import Perplexity
 class Forgetting(Callback):
     """Perplexity of the language model on held-out plain texts of a corpus, without any image.
 
-    It is logged at the start of the fit and at every validation. The test gives `perplexity` of task `text`, and on the
+    It is logged, beside λ_reg, at the start of the fit and at every validation. The test gives `perplexity` of task `text`, and on the
     same texts that of the model before any stage (`perplexity_before`) and their ratio (`perplexity_ratio`).
 
     Args:
@@ -78,7 +78,12 @@ class Forgetting(Callback):
         value = self.measure(trainer, module).compute().get("perplexity")
         if value is not None and trainer.logger is not None:
             trainer.logger.log_metrics(
-                {"val/text_perplexity": value.value, "val/text_nats": math.log(value.value)}, trainer.global_step
+                {
+                    "val/text_perplexity": value.value,
+                    "val/text_nats": math.log(value.value),
+                    "val/lambda_reg": module.drift.weight,
+                },
+                trainer.global_step,
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

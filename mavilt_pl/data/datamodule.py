@@ -71,7 +71,7 @@ class StudyDataset(Dataset):
         if (
             wants != "images"
             and not module.text_of(self.corpus.text(row))
-            and not (asked and module.questions_of(self.corpus[row]))
+            and not (asked and module.questions_of(self.corpus[row], self.split))
         ):
             return "a text or a question" if asked else "a text"
         return "an image of the wanted views" if wants != "text" and module.image_of(self.corpus, row) is None else None
@@ -125,7 +125,7 @@ class StudyDataset(Dataset):
             if module.replayed and random is not None and random.random() < module.hparams["replay_share"]:
                 item["replay"] = module.replayed[int(random.integers(len(module.replayed)))]
             if wants == "instructions":
-                item["questions"] = self._drawn(module.questions_of(study), random)
+                item["questions"] = self._drawn(module.questions_of(study, self.split), random)
             if random is not None:
                 item["chance"] = int(random.integers(2**63))
         return item
@@ -350,9 +350,10 @@ class CXRDataModule(LightningDataModule):
     def text_of(self, study: Study) -> str:
         return clean(compose(study, self.hparams["sections"]), self.hparams["cleaning"])
 
-    def questions_of(self, study: Study) -> list[Question]:
+    def questions_of(self, study: Study, split: str) -> list[Question]:
         """Those that came with it, and those made from its labels."""
-        return [*study.questions, *(from_labels(study, self.findings) if self.hparams["ask_labels"] else ())]
+        asked = from_labels(study, self.findings, split == "train") if self.hparams["ask_labels"] else ()
+        return [*study.questions, *asked]
 
     def _replayed(self, path: Path) -> list[str]:
         if path.is_file():

@@ -13,7 +13,15 @@ from typing import Any
 from mavilt_pl.data.sources import Reject, find_table, read_json, read_table
 from mavilt_pl.data.study import DataError, Question, Rejected, Study
 
-WORDINGS = ("Is there {}?", "Does the radiograph show {}?", "Is {} present?")
+# All but the last train; the last is kept for validation and test, so that a model is asked in words it was not trained on.
+WORDINGS = (
+    "Is there {}?",
+    "Does the radiograph show {}?",
+    "Is {} present?",
+    "Is {} seen?",
+    "Can {} be seen on this radiograph?",
+    "Is there evidence of {}?",
+)
 YES_NO = ("yes", "no")
 # What a finding is called in a question, where its name in the tables does not read well.
 SPOKEN = {
@@ -27,16 +35,21 @@ SPOKEN = {
 }
 
 
-def from_labels(study: Study, findings: Sequence[str]) -> tuple[Question, ...]:
-    """A presence question for each finding that is known to be present or absent, in a wording fixed by the study.
-    Uncertain and unmentioned labels make none."""
+def wording(choices: tuple[str, ...], key: str, training: bool) -> str:
+    """One of all wordings but the last, by a stable hash of `key`, where a model is trained; the last for evaluation."""
+    return choices[zlib.crc32(key.encode()) % (len(choices) - 1)] if training else choices[-1]
+
+
+def from_labels(study: Study, findings: Sequence[str], training: bool) -> tuple[Question, ...]:
+    """A presence question for each finding that is known to be present or absent, in a wording fixed by the study, or in the
+    held-out one. Uncertain and unmentioned labels make none."""
     asked = []
     for finding in findings:
         label = study.labels.get(finding)
         if label in ("present", "absent"):
-            wording = WORDINGS[zlib.crc32(f"{study.study}/{finding}".encode()) % len(WORDINGS)]
-            text = wording.format(SPOKEN.get(finding, finding))
-            asked.append(Question(text, "yes" if label == "present" else "no", finding, YES_NO))
+            text = wording(WORDINGS, f"{study.study}/{finding}", training)
+            spoken = text.format(SPOKEN.get(finding, finding))
+            asked.append(Question(spoken, "yes" if label == "present" else "no", finding, YES_NO))
     return tuple(asked)
 
 

@@ -32,7 +32,7 @@ from mavilt_pl.language.drift import Drift, Keep, Place
 from mavilt_pl.language.generation import Generation
 from mavilt_pl.language.loss import Rows, head_logits, linear_cross_entropy
 from mavilt_pl.language.optimizer import Kind, configured
-from mavilt_pl.language.sequences import Branch, Packed, Tree, pack
+from mavilt_pl.language.sequences import Branch, Packed, Tree, by_length, pack
 from mavilt_pl.language.sharding import Shardable
 from mavilt_pl.language.spelling import TASKS
 from mavilt_pl.language.tuning import AdapterDrift, Lora, NewRows, Tuning, add_adapters, freeze, from_full, merged
@@ -41,7 +41,7 @@ from mavilt_pl.ranks import rank_and_size, summed
 
 # Keys that are numbers, and the range of each, its ends included.
 RANGES = {
-    "max_words": (1, math.inf), "view_dropout": (0, 1), "condition_dropout": (0, 1), "drift": (0, math.inf), "guidance": (0, math.inf),
+    "max_words": (1, math.inf), "length_groups": (1, math.inf), "view_dropout": (0, 1), "condition_dropout": (0, 1), "drift": (0, math.inf), "guidance": (0, math.inf),
     "learning_rate": (0, math.inf), "matrix_rate": (0, math.inf), "warmup": (0, math.inf),
 }  # fmt: skip
 
@@ -68,6 +68,8 @@ class LanguageModule(Generation, Shardable, LightningModule):
             other and the text (`data.each_view`).
         view_dropout: how often, in training, each view that is read is left out; one always stays where there is
             nothing else to read.
+        length_groups: a batch's sequences of one direction are read in so many passes, each of like lengths and padded to its own
+            longest; the loss and its gradient are those of one pass.
         places: add a learned vector for a code's place on the grid, zero at the start.
         drift: λ of λ/2 ‖θ − θ₀‖² over the pretrained weights.
         drift_from: θ₀ is the `backbone`, or the weights at the start of this `stage`. With adapters the term is of what they
@@ -100,6 +102,7 @@ class LanguageModule(Generation, Shardable, LightningModule):
         directions: Literal["both", "one"] = "both",
         views: bool = False,
         view_dropout: float = 0.3,
+        length_groups: int = 2,
         places: bool = True,
         drift: float = 0.01,
         drift_from: Literal["backbone", "stage"] = "backbone",
@@ -330,15 +333,23 @@ class LanguageModule(Generation, Shardable, LightningModule):
 
     # Batches.
 
+    def _apart(self, trees: Sequence[Tree]) -> Sequence[Tree]:
+        """The trees as this backbone can read them: with a single branch each where branches cannot share a prefix."""
+        if self.shares_prefix:
+            return trees
+        return [Tree(tree.prefix, [branch]) for tree in trees for branch in tree.branches]
+
     def pack(self, trees: Sequence[Tree]) -> Packed:
-        if not self.shares_prefix:
-            trees = [Tree(tree.prefix, [branch]) for tree in trees for branch in tree.branches]
-        return pack(trees, self.vocabulary.end)
+        return pack(self._apart(trees), self.vocabulary.end)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         testing = self._trainer is not None and self._trainer.testing
         if isinstance(batch, dict) and "codes" in batch and not testing:
-            batch["packed"] = [self.pack(group) for group in self.trees(batch, self.training) if group]
+            batch["packed"] = [
+                self.pack(group)
+                for trees in self.trees(batch, self.training)
+                for group in by_length(self._apart(trees), self.hparams["length_groups"])
+            ]
         return batch
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:

@@ -1,12 +1,5 @@
-"""Instructions in several wordings, and how prompts are spelled.
-
-Wording 0 to HELD_OUT - 1 train; the last of each task is kept for the test, so that a model is asked in words that it
-was not trained on.
-"""
-
-from __future__ import annotations
-
-import zlib
+"""Instructions in several wordings. All but the last of each task train; the last is kept for validation and test, so that a
+model is asked in words that it was not trained on (`data.questions.wording`)."""
 
 REPORT = (
     "Describe this chest radiograph.",
@@ -30,8 +23,3 @@ DRAW = (
     "Generate a chest radiograph:",
     "Draw the radiograph that this report describes:",
 )
-
-
-def wording(choices: tuple[str, ...], key: str, training: bool) -> str:
-    """One of the training wordings, by a stable hash of `key`; the held-out one for evaluation."""
-    return choices[zlib.crc32(key.encode()) % (len(choices) - 1)] if training else choices[-1]

@@ -8,6 +8,7 @@ Shape legend: B trees, T positions, M target positions in the batch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -66,6 +67,30 @@ class Packed:
 
 def length_of(tree: Tree) -> int:
     return len(tree.prefix) + sum(len(branch.prompt) + len(branch.target) for branch in tree.branches)
+
+
+def by_length(trees: Sequence[Tree], groups: int) -> list[list[Tree]]:
+    """The trees in so many groups (fewer where there are fewer trees), each to be padded to its own longest, so that the fewest
+    positions are padding: the best cuts of their order by length, found by dynamic programming. Equal lengths keep their order."""
+    line = sorted(trees, key=length_of)
+    widths = [length_of(tree) for tree in line]
+    groups = min(groups, len(line))
+    # best[g][n]: positions of the first n trees in g groups, and where the last of these begins.
+    best: list[list[tuple[float, int]]] = [[(0.0 if n == 0 else math.inf, 0) for n in range(len(line) + 1)]]
+    for _ in range(groups):
+        best.append(
+            [
+                min(((best[-1][m][0] + (n - m) * widths[n - 1], m) for m in range(n)), default=(math.inf, 0))
+                for n in range(len(line) + 1)
+            ]
+        )
+    found: list[list[Tree]] = []
+    end = len(line)
+    for row in reversed(best[1:]):
+        start = row[end][1]
+        found.insert(0, line[start:end])
+        end = start
+    return found
 
 
 def at_once(trees: Sequence[Tree], most: int) -> Iterator[list[Tree]]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mavilt_pl.data.questions import wording
 from mavilt_pl.language.module import LanguageModule
-from mavilt_pl.language.prompts import DRAW, REPORT, wording
+from mavilt_pl.language.prompts import DRAW, REPORT
 from mavilt_pl.language.sequences import Branch, Tree
 from mavilt_pl.language.spelling import TASKS, Views
 

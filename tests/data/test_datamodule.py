@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import warnings
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -80,6 +83,21 @@ def test_questions_are_capped_in_training_only(corpus_path: Path, tokens: Path) 
     assert {len(topics) for topics in asked} == {2} and all(len(set(topics)) == 2 for topics in asked)
     assert {topic for topics in asked for topic in topics} == set(findings)  # others each time
     assert all(len(s["questions"]) == 4 for b in made.test_dataloader()[0] for s in b["studies"])
+
+
+def test_questions_from_labels_are_tested_in_words_that_were_not_trained(corpus_path: Path, tokens: Path) -> None:
+    findings = ["edema", "cardiomegaly", "pneumothorax", "consolidation"]
+    made = CXRDataModule([str(corpus_path)], [str(tokens)], "instructions", findings=findings)
+    made.setup("fit")
+
+    def asked(loader: Iterable[Any]) -> set[str]:
+        """Questions with the finding's name taken out."""
+        studies = [study for batch in loader for study in batch["studies"]]
+        return {re.sub("(a )?(pulmonary )?" + q.topic, "…", q.question) for s in studies for q in s["questions"]}
+
+    trained = asked(made.train_dataloader())
+    held_out = asked(made.val_dataloader()[0]) | asked(made.test_dataloader()[0])
+    assert len(trained) > 2 and len(held_out) == 1 and not trained & held_out
 
 
 def codes_of(path: Path, out: Path) -> Path:

@@ -160,6 +160,8 @@ def test_questions_join_their_studies() -> None:
 
 def test_uncertain_and_unmentioned_labels_ask_nothing() -> None:
     labels = {"edema": "present", "fracture": "absent", "pneumonia": "uncertain"}
-    asked = from_labels(Study("s", "p", "50", "test", (), labels=labels), ["edema", "fracture", "pneumonia", "hernia"])  # type: ignore[arg-type]
+    asked = from_labels(
+        Study("s", "p", "50", "test", (), labels=labels), ["edema", "fracture", "pneumonia", "hernia"], False
+    )  # type: ignore[arg-type]
     assert [(q.topic, q.answer) for q in asked] == [("edema", "yes"), ("fracture", "no")]
     assert all(q.candidates == YES_NO for q in asked)

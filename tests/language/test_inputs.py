@@ -70,7 +70,7 @@ def test_what_exceeds_the_context_names_its_study(
 @pytest.mark.parametrize("stage", [Stage1, Stage2])
 @pytest.mark.parametrize("empty", ["", "  \n"])
 def test_an_empty_report_is_left_out_and_counted(stage: type, empty: str, llama: Path, tokens: Path) -> None:
-    module = stage(str(llama), str(tokens), max_words=12).eval()
+    module = stage(str(llama), str(tokens), max_words=12, length_groups=1).eval()
     ask = Question("Is there edema?", "no", "edema", ("yes", "no"))
     with pytest.warns(UserWarning, match="study s1: its report is empty and was left out"):
         groups = packed(module, study(empty, "s1", (ask,)), study("No edema.", "s2", (ask,)))

@@ -1,0 +1,110 @@
+"""A batch in passes of like lengths: the fewest padded positions, the same loss, and no study that feels another."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lightning import Trainer
+
+from mavilt_pl.data.study import Question
+from mavilt_pl.language import Stage1, Stage2
+from mavilt_pl.language.sequences import Branch, Tree, by_length, length_of
+
+CODES = torch.randint(0, 20, (6, 9), generator=torch.Generator().manual_seed(0))
+REPORTS = ["No edema.", "Edema.", "No pleural effusion or pneumothorax. " * 3, "The heart is enlarged.", "Clear.", "No effusion. " * 5]  # fmt: skip
+
+
+def laid(groups: list[list[Tree]]) -> int:
+    return sum(len(group) * max(map(length_of, group)) for group in groups)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=7), st.integers(1, 4))
+def test_groups_are_those_of_least_padding(lengths: list[int], count: int) -> None:
+    """Against every way to cut the sorted lengths."""
+    trees = [Tree([0], [Branch([], [1] * length)]) for length in lengths]
+    found = by_length(trees, count)
+    assert len(found) == min(count, len(trees)) and all(found)
+    assert sorted(id(tree) for group in found for tree in group) == sorted(map(id, trees))
+    line = sorted(trees, key=length_of)
+    cuts = combinations(range(1, len(line)), len(found) - 1)
+    ways = ([line[a:b] for a, b in zip((0, *cut), (*cut, len(line)))] for cut in cuts)
+    assert laid(found) == min(map(laid, ways))
+
+
+def batch(reports: list[str]) -> dict[str, Any]:
+    asked = [Question("Is there an effusion?", "yes", "pleural effusion", ("yes", "no"))]
+    studies = [{"text": text, "study": str(n), "questions": asked} for n, text in enumerate(reports)]
+    return {"codes": CODES, "studies": studies}
+
+
+def made(stage: Any, llama: Path, tokens: Path, **keys: Any) -> Any:
+    torch.manual_seed(0)
+    return stage(str(llama), str(tokens), drift=0.0, max_words=60, **keys).eval()
+
+
+@pytest.mark.parametrize("stage", [Stage1, Stage2])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_the_loss_and_its_gradient_do_not_depend_on_the_groups(
+    stage: Any, attention: str, llama: Path, tokens: Path
+) -> None:
+    values, gradients, passes = [], [], []
+    for count in (1, 2, 3, 50):
+        module = made(stage, llama, tokens, length_groups=count, attention=attention)
+        packed = module.on_before_batch_transfer(batch(REPORTS), 0)["packed"]
+        losses = module.losses(packed)
+        torch.stack([*losses.values()]).sum().backward()
+        values.append({task: value.item() for task, value in losses.items()})
+        gradients.append(module.model.get_input_embeddings().weight.grad)
+        passes.append(len(packed))
+    assert passes == [2, 4, 6, 12]
+    for value, gradient in zip(values[1:], gradients[1:]):
+        assert value == pytest.approx(values[0], rel=1e-5)
+        torch.testing.assert_close(gradient, gradients[0], atol=1e-6, rtol=1e-4)
+
+
+def nats(module: Any, reports: list[str]) -> dict[tuple[int, ...], torch.Tensor]:
+    """Nats of every target, by what is said and of which image."""
+    found = {}
+    for packed in module.on_before_batch_transfer(batch(reports), 0)["packed"]:
+        losses_M = module.token_losses(packed).detach()
+        for number in packed.branch_M.unique():
+            here = packed.branch_M == number
+            row = packed.ids_BT[packed.row_M[here][0]]
+            codes = row[row >= module.vocabulary.first_code][:9]
+            found[(*codes.tolist(), *packed.target_M[here].tolist())] = losses_M[here]
+    return found
+
+
+@pytest.mark.parametrize("stage", [Stage1, Stage2])
+def test_another_report_beside_it_changes_nothing_of_a_study(stage: Any, llama: Path, tokens: Path) -> None:
+    """Of the same length, so that the groups are the same, and of another, so that they are not."""
+    module = made(stage, llama, tokens)
+    before, changed = nats(module, REPORTS), tuple((CODES[4] + module.vocabulary.first_code).tolist())
+    for other in ("No edema. ", "Edema? No.", "The heart is enlarged. " * 8):
+        after = nats(module, [*REPORTS[:4], other, REPORTS[5]])
+        others = {key for key in before if key[:9] != changed}
+        assert others == {key for key in after if key[:9] != changed} and len(others) == len(before) * 5 // 6
+        for key in others:
+            torch.testing.assert_close(after[key], before[key], atol=1e-5, rtol=1e-4)
+
+
+def test_a_training_reads_its_batches_in_groups(llama: Path, tokens: Path, tmp_path: Path) -> None:
+    """Through a Trainer: with groups and without, the weights of a training are the same."""
+    weights = []
+    for count in (1, 3):
+        module = made(Stage2, llama, tokens, length_groups=count, condition_dropout=0.0, learning_rate=1e-3, warmup=1)
+        loader = torch.utils.data.DataLoader([batch(REPORTS)] * 3, batch_size=None, collate_fn=None)  # type: ignore[arg-type]
+        trainer = Trainer(
+            max_steps=3, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            enable_model_summary=False, default_root_dir=tmp_path,
+        )  # fmt: skip
+        trainer.fit(module, loader)
+        weights.append(module.model.get_input_embeddings().weight.detach())
+    torch.testing.assert_close(weights[1], weights[0], atol=1e-5, rtol=1e-3)
