@@ -179,8 +179,18 @@ def test_stage2_of_questions_without_reports(chain: Path, mimic_root: Path, tmp_
     assert main(tested) == 0
     figures = json.loads((tmp_path / "run" / "test" / "results.json").read_text())["figures"]
     assert {figure["task"] for figure in figures} == {"vqa"}
-    accuracy = next(f for f in figures if f["metric"] == "accuracy" and f["control"] is None)
-    assert accuracy["n"] == len(Corpus(corpus).rows("test"))
+    found = {(figure["metric"], figure["control"]): figure for figure in figures}
+    for metric in (
+        "accuracy",
+        "open_exact_match",
+        "open_f1",
+    ):  # closed by likelihood, open in free text; each with its control
+        assert {found[metric, control]["n"] for control in (None, "shuffled_images")} == {
+            len(Corpus(corpus).rows("test"))
+        }
+    assert main(["results", str(tmp_path / "run")]) == 0
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "open_exact_match" in page and "truth: in the chest" in page and "truth: yes" in page
 
 
 @pytest.mark.parametrize("config", sorted(p.relative_to(CONFIGS).as_posix() for p in CONFIGS.glob("*.yaml")))

@@ -13,6 +13,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from mavilt_pl.data.pixels import to_float
+from mavilt_pl.data.study import Side
 from mavilt_pl.metrics.estimate import Estimate
 
 SHUFFLED = "shuffled_images"
@@ -30,10 +31,16 @@ def shown(batch: Mapping[str, Any], control: str | None = None) -> Any:
     return batch.get(f"{stranger}views", batch[f"{stranger}codes"])
 
 
-def originals(trainer: Trainer, studies: Sequence[Mapping[str, Any]], source: int) -> Tensor:
-    """The prepared images of studies of a source, float32 [B,1,H,W] in [-1,1]."""
+def originals(
+    trainer: Trainer, studies: Sequence[Mapping[str, Any]], source: int, views: Sequence[Side] | None = None
+) -> Tensor:
+    """The prepared images of studies of a source, float32 [B,1,H,W] in [-1,1]; with several views (`data.each_view`), of the named
+    one of each."""
     corpus = trainer.datamodule.opened[source]  # type: ignore[attr-defined]
-    return to_float(np.stack([corpus.pixels(study["image_row"]) for study in studies]))[:, None]
+    rows = [study["image_row"] for study in studies]
+    if views is not None:
+        rows = [study["view_rows"][view] for study, view in zip(studies, views)]
+    return to_float(np.stack([corpus.pixels(row) for row in rows]))[:, None]
 
 
 class FigureCallback(Callback):

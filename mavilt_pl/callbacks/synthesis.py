@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
+from torch import Tensor
 from torchmetrics import Metric
 
 from mavilt_pl.callbacks.figures import FigureCallback, originals
 from mavilt_pl.callbacks.report import with_text
 from mavilt_pl.data.datamodule import sample_key
 from mavilt_pl.data.pixels import to_uint8
+from mavilt_pl.data.study import Side
 from mavilt_pl.encoders.frozen import Kind, load_encoder
+from mavilt_pl.language.spelling import Views
 from mavilt_pl.metrics.image import FrechetDistance, inception_features
 from mavilt_pl.metrics.vqa import GroupedAUROC
 from mavilt_pl.vqgan.loading import load_tokenizer
 
+MISSING = "missing_view_"
+
 
 class SynthesisMetrics(FigureCallback):
-    """Draws a radiograph for every study's text: of its first view, where the data bring several.
+    """Draws a radiograph for every study's text. Where the data bring several views (`data.each_view`) that is its first view, from
+    the text alone; and of a study that has both, the second is drawn from the first and the text (`missing_view_…`).
 
     Args:
         tokenizer: checkpoint of the VQ-GAN whose codes the model writes.
@@ -62,22 +68,19 @@ class SynthesisMetrics(FigureCallback):
             self.inception = inception_features(self.inception_path) if self.inception_path else None
 
     def metrics(self, trainer: Trainer, module: Any) -> dict[str, Metric]:
-        drawn = GroupedAUROC(self.judge.findings, "drawn_auroc")
-        drawn.protocol = (
-            f"requested finding present or not; {self.judge_kind} encoder, not the tokenizer's; {drawn.protocol}"
-        )
-        found: dict[str, Metric] = {
-            "drawn": drawn,
-            "fid_cxr": FrechetDistance(
-                "fid_cxr",
-                self.judge.width,
-                f"pooled features of the {self.judge_kind} encoder, against the set's own images",
-            ),
-        }
-        if self.inception is not None:
-            found["fid_inception"] = FrechetDistance(
-                "fid_inception", 2048, "pytorch-fid's Inception, 2048 pooled features, against the set's own images"
+        found: dict[str, Metric] = {}
+        for prefix in ("", MISSING) if trainer.datamodule.hparams["each_view"] else ("",):  # type: ignore[attr-defined]
+            drawn = GroupedAUROC(self.judge.findings, f"{prefix or 'drawn_'}auroc")
+            drawn.protocol = (
+                f"requested finding present or not; {self.judge_kind} encoder, not the tokenizer's; {drawn.protocol}"
             )
+            found[f"{prefix}drawn"] = drawn
+            against = f"against the set's own images{'; second view, from the first and the text' if prefix else ''}"
+            kinds = {"fid_cxr": (self.judge.width, f"pooled features of the {self.judge_kind} encoder, {against}")}
+            if self.inception is not None:
+                kinds["fid_inception"] = (2048, f"pytorch-fid's Inception, 2048 pooled features, {against}")
+            for name, (width, protocol) in kinds.items():
+                found[prefix + name] = FrechetDistance(prefix + name, width, protocol)
         return found
 
     def observe(
@@ -93,11 +96,36 @@ class SynthesisMetrics(FigureCallback):
         batch = with_text(batch)
         if not batch["text"]:
             return
-        device, studies = module.device, batch["studies"]
-        real = originals(trainer, studies, source).to(device)
-        views = [next(iter(views)) for views in batch["views"]] if "views" in batch else None
+        views = [next(iter(shown)) for shown in batch["views"]] if "views" in batch else None
+        drawn, real = self._scored(trainer, module, batch, metrics, source, "", views)
+        for study, text, image, reference in zip(batch["studies"], batch["text"], to_uint8(drawn), to_uint8(real)):
+            if control is None and self.wants_sample(trainer, source):
+                self.examples.append(
+                    self.sample(trainer, study, source, text=text, image=image, reference_image=reference)
+                )
+        rows = [row for row, shown in enumerate(batch.get("views", [])) if len(shown) > 1]
+        if rows:
+            both = {key: [batch[key][row] for row in rows] for key in ("studies", "text", "patient", "views")}
+            first, second = zip(*(tuple(shown) for shown in both["views"]))
+            given = [{name: shown[name]} for name, shown in zip(first, both["views"])]
+            self._scored(trainer, module, both, metrics, source, MISSING, second, given)
+
+    def _scored(
+        self,
+        trainer: Trainer,
+        module: Any,
+        batch: Mapping[str, Any],
+        metrics: Mapping[str, Metric],
+        source: int,
+        prefix: str,
+        views: Sequence[Side] | None,
+        given: Sequence[Views] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Draws a view of each study, and updates the metrics of that prefix with it. Gives what was drawn and the originals."""
+        device, studies, patients = module.device, batch["studies"], batch["patient"]
+        real = originals(trainer, studies, source, views).to(device)
         keys = [sample_key(study["study"]) for study in studies]
-        codes = module.draw(batch["text"], self.seed, keys, views=views)
+        codes = module.draw(batch["text"], self.seed, keys, views=views, given=given)
         self.tokenizer.to(device), self.judge.to(device)
         with torch.inference_mode():
             drawn = self.tokenizer.decode(codes)
@@ -106,16 +134,12 @@ class SynthesisMetrics(FigureCallback):
                 [[_value(study["label_names"].get(f)) for f in self.judge.findings] for study in studies]
             )
             if self.judge.findings:
-                metrics["drawn"].update_columns(self.judge.logits(drawn_maps).cpu(), asked, batch["patient"])
+                metrics[f"{prefix}drawn"].update_columns(self.judge.logits(drawn_maps).cpu(), asked, patients)
             for is_real, pixels, maps in ((True, real, self.judge.maps(real)), (False, drawn, drawn_maps)):
-                metrics["fid_cxr"].update(self.judge.features(maps), is_real, batch["patient"])
+                metrics[f"{prefix}fid_cxr"].update(self.judge.features(maps), is_real, patients)
                 if self.inception is not None:
-                    metrics["fid_inception"].update(self.inception(pixels), is_real, batch["patient"])
-        for study, text, image, reference in zip(studies, batch["text"], to_uint8(drawn), to_uint8(real)):
-            if control is None and self.wants_sample(trainer, source):
-                self.examples.append(
-                    self.sample(trainer, study, source, text=text, image=image, reference_image=reference)
-                )
+                    metrics[f"{prefix}fid_inception"].update(self.inception(pixels), is_real, patients)
+        return drawn, real
 
 
 def _value(label: str | None) -> float:

@@ -1,4 +1,4 @@
-"""Answers: accuracy, and AUROC from the likelihood of the answers."""
+"""Answers: accuracy and AUROC from the likelihood of what may be answered; exact match and F1 of answers in free text."""
 
 from __future__ import annotations
 
@@ -10,21 +10,27 @@ from lightning import Trainer
 from torchmetrics import Metric
 
 from mavilt_pl.callbacks.figures import SHUFFLED, FigureCallback, originals, shown
+from mavilt_pl.data.datamodule import sample_key
 from mavilt_pl.data.pixels import to_uint8
-from mavilt_pl.metrics.vqa import Accuracy, GroupedAUROC
+from mavilt_pl.metrics.vqa import GroupedAUROC, GroupedMean, exact_match, word_f1
 
 
 class VQAMetrics(FigureCallback):
-    """Scores the candidates of every closed question by their likelihood. The control looks at another patient's image.
-
-    Questions without candidates are left out here (open answers are text)."""
+    """Scores the candidates of every closed question by their likelihood, and what is written to every open one. The control looks
+    at another patient's image."""
 
     task = "vqa"
     controls = (None, SHUFFLED)
 
     def metrics(self, trainer: Trainer, module: Any) -> dict[str, Metric]:
         topics = [*trainer.datamodule.findings, "other"]  # type: ignore[attr-defined]
-        return {"auroc": GroupedAUROC(topics), "accuracy": Accuracy(topics)}
+        written = "free text as text_decoding says; lower case, no punctuation, no articles (SQuAD)"
+        return {
+            "auroc": GroupedAUROC(topics),
+            "accuracy": GroupedMean("accuracy", topics, "likeliest candidate, likelihood per token"),
+            "exact": GroupedMean("open_exact_match", protocol=written),
+            "f1": GroupedMean("open_f1", protocol=f"words, {written}"),
+        }
 
     def observe(
         self,
@@ -37,31 +43,45 @@ class VQAMetrics(FigureCallback):
         source: int,
     ) -> None:
         topics = list(trainer.datamodule.findings)  # type: ignore[attr-defined]
-        closed = [[q for q in study["questions"] if q.candidates] for study in batch["studies"]]
-        rows = [row for row, asked in enumerate(closed) if asked]
+        rows = [row for row, study in enumerate(batch["studies"]) if study["questions"]]
         if not rows:
             return
+        studies, patients = [batch["studies"][row] for row in rows], [batch["patient"][row] for row in rows]
         seen = shown(batch, control)
         seen = seen[rows] if isinstance(seen, torch.Tensor) else [seen[row] for row in rows]
-        answers = module.answer(seen, [[(q.question, q.candidates) for q in closed[row]] for row in rows])
-        scores, truths, groups, right, patients = [], [], [], [], []
-        for row, given in zip(rows, answers):
-            for question, likelihood in zip(closed[row], given):
-                groups.append(topics.index(question.topic) if question.topic in topics else len(topics))
-                best = question.candidates[max(range(len(likelihood)), key=likelihood.__getitem__)]
-                right.append(best == question.answer)
-                yes_no = set(question.candidates) == {"yes", "no"}
-                scores.append(likelihood[question.candidates.index("yes")] if yes_no else 0.0)
-                truths.append(float(question.answer == "yes") if yes_no else float("nan"))
-                patients.append(batch["patient"][row])
+        asked = [[(q.question, q.candidates) for q in study["questions"]] for study in studies]
+        answers = module.answer(seen, asked, keys=[sample_key(study["study"]) for study in studies])
+        cases = [
+            (question, said, patient)
+            for study, patient, given in zip(studies, patients, answers)
+            for question, said in zip(study["questions"], given)
+        ]
+        self._closed([case for case in cases if case[0].candidates], topics, metrics)
+        written = [case for case in cases if not case[0].candidates]
+        for name, score in (("exact", exact_match), ("f1", word_f1)):
+            scores = [score(said, question.answer) for question, said, _ in written]
+            metrics[name].update(scores, [0] * len(written), [patient for *_, patient in written])
+        if control is None and self.wants_sample(trainer, source):
+            images = to_uint8(originals(trainer, studies, source))
+            for study, given, image in zip(studies, answers, images):
+                for question, said in zip(study["questions"], given):
+                    if self.wants_sample(trainer, source):
+                        found = {"probabilities": said} if question.candidates else {"said": said}
+                        self.examples.append(
+                            self.sample(trainer, study, source, image=image, topic=question.topic, question=question.question,
+                                        answer=question.answer, candidates=list(question.candidates), **found)
+                        )  # fmt: skip
+
+    @staticmethod
+    def _closed(cases: list[tuple[Any, list[float], str]], topics: list[str], metrics: Mapping[str, Metric]) -> None:
+        right, scores, truths, groups = [], [], [], []
+        for question, likelihood, _ in cases:
+            groups.append(topics.index(question.topic) if question.topic in topics else len(topics))
+            best = question.candidates[max(range(len(likelihood)), key=likelihood.__getitem__)]
+            right.append(best == question.answer)
+            yes_no = set(question.candidates) == {"yes", "no"}
+            scores.append(likelihood[question.candidates.index("yes")] if yes_no else 0.0)
+            truths.append(float(question.answer == "yes") if yes_no else float("nan"))
+        patients = [patient for *_, patient in cases]
         metrics["auroc"].update(torch.tensor(scores), torch.tensor(truths), groups, patients)
         metrics["accuracy"].update(right, groups, patients)
-        if control is None and self.wants_sample(trainer, source):
-            images = to_uint8(originals(trainer, [batch["studies"][row] for row in rows], source))
-            for row, given, image in zip(rows, answers, images):
-                for question, likelihood in zip(closed[row], given):
-                    if self.wants_sample(trainer, source):
-                        self.examples.append(
-                            self.sample(trainer, batch["studies"][row], source, image=image, topic=question.topic, question=question.question,
-                                        answer=question.answer, candidates=list(question.candidates), probabilities=likelihood)
-                        )  # fmt: skip

@@ -119,7 +119,7 @@ class StudyDataset(Dataset):
             assert other is not None
             item["stranger_codes"] = torch.from_numpy(self.tokens[other])
             if module.hparams["each_view"]:
-                item["views"] = self._views(row)
+                item["views"], item["view_rows"] = self._views(row), module.views_of(self.corpus, row)
                 if self.split != "train":  # a control of evaluation
                     item["stranger_views"] = self._views(self.rows[self.stranger[index]])
             if module.replayed and random is not None and random.random() < module.hparams["replay_share"]:

@@ -20,6 +20,11 @@ WORDINGS = (
     "Is {} present?",
     "Is {} seen?",
     "Can {} be seen on this radiograph?",
+    "Does this patient have {}?",
+    "Do you see {}?",
+    "Are there signs of {}?",
+    "Does anything suggest {}?",
+    "{}?",
     "Is there evidence of {}?",
 )
 YES_NO = ("yes", "no")

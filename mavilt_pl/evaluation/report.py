@@ -42,8 +42,15 @@ HEADLINES = {
         "rouge_l",
         "meteor",
     ),
-    "vqa": ("auroc_macro", "accuracy"),
-    "synthesis": ("drawn_auroc_macro", "fid_cxr", "fid_inception"),
+    "vqa": ("auroc_macro", "accuracy", "open_exact_match", "open_f1"),
+    "synthesis": (
+        "drawn_auroc_macro",
+        "fid_cxr",
+        "fid_inception",
+        "missing_view_auroc_macro",
+        "missing_view_fid_cxr",
+        "missing_view_fid_inception",
+    ),
     "text": ("perplexity", "perplexity_before", "perplexity_ratio"),
 }
 TITLES = {

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +30,24 @@ def add_images(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
 
 
+def studies_of(images: Sequence[str], laterals: Sequence[str]) -> list[Any]:
+    """Each study as `MAViLT` takes it. Raises `DataError` where their numbers differ."""
+    if not laterals:
+        return [*images]
+    if len(laterals) != len(images):
+        raise DataError(
+            f"--lateral: found {len(laterals)} for {len(images)} IMAGE{'S' * (len(images) > 1)}; expected the lateral image of each, in their order"
+        )
+    return [{"frontal": image, "lateral": lateral} for image, lateral in zip(images, laterals)]
+
+
 def make_folder(folder: Path, out: Path) -> None:
-    """Before the model is read. Raises `DataError` that names `out`, where it cannot be made."""
+    """Before the model is read. Raises `DataError` that names `out`, where it cannot be made or written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise DataError(f"--out {out} cannot be made ({error.strerror}); name another folder") from None
+        raise DataError(f"--out {out} cannot be made or written to ({error.strerror}); name another folder") from None
 
 
 def _in_a_line(message: Warning | str, *_: Any, **__: Any) -> None:

@@ -6,13 +6,14 @@ import argparse
 import json
 
 from mavilt_pl.data.study import DataError
-from mavilt_pl.inference.arguments import add_images, add_model, loaded
+from mavilt_pl.inference.arguments import add_images, add_model, loaded, studies_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("image", metavar="IMAGE", help="DICOM, PNG or JPEG")
     parser.add_argument("questions", nargs="+", metavar="QUESTION")
     parser.add_argument("--answers", help="such as yes,no: how likely each of them is, instead of free text")
+    parser.add_argument("--lateral", metavar="IMAGE", help="the study's lateral image, for a model of several views")
     add_model(parser)
     add_images(parser)
 
@@ -23,7 +24,8 @@ def run(args: argparse.Namespace) -> int:
         raise DataError(
             f"--answers: found {args.answers!r}; expected two or more, each once, separated by commas, such as yes,no"
         )
-    for question, said in zip(args.questions, loaded(args).ask(args.image, args.questions, answers, args.seed)):
+    (study,) = studies_of([args.image], [args.lateral] if args.lateral else [])
+    for question, said in zip(args.questions, loaded(args).ask(study, args.questions, answers, args.seed)):
         if args.json:
             print(json.dumps({"image": args.image, "question": question, "answer": said}))
         else:

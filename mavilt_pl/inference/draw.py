@@ -6,15 +6,21 @@ import argparse
 import os
 from pathlib import Path
 
-from mavilt_pl.data.study import DataError
+from mavilt_pl.data.study import DataError, Side
 from mavilt_pl.inference.arguments import add_model, loaded, make_folder
 from mavilt_pl.vqgan.verb import checkpoint_of
+
+OTHER: dict[Side, Side] = {"frontal": "lateral", "lateral": "frontal"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("texts", nargs="+", metavar="TEXT", help="a report, or what should be seen")
     parser.add_argument("--out", type=Path, required=True, help="folder for 1.png, 2.png, …, one a text")
     parser.add_argument("--seed", type=int, default=0, help="another seed, another image (default 0)")
+    parser.add_argument("--view", choices=[*OTHER], help="what to draw, of a model of several views (default frontal)")
+    parser.add_argument(
+        "--given", nargs="+", default=[], metavar="IMAGE", help="of each text's study the other view, to draw from too"
+    )
     parser.add_argument(
         "--best-of", type=int, default=1, metavar="N", help="draw N, keep the judge's choice (default 1)"
     )
@@ -34,13 +40,21 @@ def run(args: argparse.Namespace) -> int:
             f"--best-of: found {args.best_of}, {'with' if args.judge else 'without'} --judge; expected 1 without a judge, "
             "or 2 or more with one"
         )
+    if args.given and len(args.given) != len(args.texts):
+        raise DataError(
+            f"--given: found {len(args.given)} for {len(args.texts)} TEXT{'S' * (len(args.texts) > 1)}; expected the other view of each text's study, in their order"
+        )
     make_folder(args.out, args.out)
+    other = OTHER[args.view or "frontal"]
+    given = [{other: image} for image in args.given] or None
     judge = load_encoder(checkpoint_of(args.judge), args.judge_kind) if args.judge else None
-    pictures = loaded(args).draw(args.texts, args.seed, args.best_of, judge)
-    chosen = f", best of {args.best_of} by {args.judge}" if args.judge else ""
+    pictures = loaded(args).draw(args.texts, args.seed, args.best_of, judge, args.view, given)
+    made = f", {args.view} view" if args.view else ""
+    made += f", from the {other} image" if given else ""
+    made += f", best of {args.best_of} by {args.judge}" if args.judge else ""
     for number, (text, pixels) in enumerate(zip(args.texts, pictures), 1):
         path, said = args.out / f"{number}.png", PngInfo()
-        said.add_itxt("Comment", f"Synthetic: drawn by mavilt, seed {args.seed}{chosen}, from the text: {text}")
+        said.add_itxt("Comment", f"Synthetic: drawn by mavilt, seed {args.seed}{made}, from the text: {text}")
         part = path.with_suffix(".part")
         Image.fromarray(pixels).save(part, format="png", pnginfo=said)
         os.replace(part, path)

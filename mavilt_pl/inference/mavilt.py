@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -17,23 +17,31 @@ from mavilt_pl.checkpoint import read_weights
 from mavilt_pl.data.datamodule import sample_key
 from mavilt_pl.data.pixels import to_float, to_uint8
 from mavilt_pl.data.radiograph import Fit, read_sized
-from mavilt_pl.data.study import DataError
+from mavilt_pl.data.study import DataError, Side
 from mavilt_pl.data.tokens import write_tokens
 from mavilt_pl.inference.judge import Judge
 from mavilt_pl.language import Stage1, Stage2
 from mavilt_pl.language.backbone import NoKernel
 from mavilt_pl.language.module import LanguageModule
+from mavilt_pl.language.vocabulary import VIEW_MARKS
 from mavilt_pl.vqgan.loading import load_tokenizer
 from mavilt_pl.vqgan.module import Tokenizer
 from mavilt_pl.vqgan.verb import checkpoint_of, device_of, sha256
 
-BATCH = 16  # images
+BATCH = 16  # studies
+Radiograph = str | Path
+Seen = Radiograph | Mapping[Side, Radiograph]  # what is shown of a study: its image, or each view's
+NAMELESS = (
+    "a view is named, and this model was trained on one image of a study without a name: give that image alone, or use a model "
+    "trained with views (model.init_args.views, data.each_view)"
+)
 
 
 class MAViLT:
     """Reads radiographs, answers questions about them, and draws them.
 
-    Images are files, DICOM, PNG or JPEG, framed as `mavilt prepare` does; a model of several views takes them for frontal ones.
+    Images are files, DICOM, PNG or JPEG, framed as `mavilt prepare` does. To a model of several views (`views`) a study may be shown as
+    `{"frontal": FILE, "lateral": FILE}`, of which either may be absent; an image without a view's name is taken for a frontal one.
     What is sampled depends on the seed and on what it is made from, not on its place in the call or on what stands beside it.
     A text of more than `max_words` tokens is cut, with a warning that names it.
     """
@@ -88,8 +96,30 @@ class MAViLT:
         pixels_BHW = np.stack([read_sized(Path(image), size, self.fit) for image in images])
         return self.tokenizer.encode(to_float(torch.from_numpy(pixels_BHW).to(self.module.device))[:, None])
 
-    def _shown(self, codes_BN: Tensor) -> Any:
-        return [{"frontal": row} for row in codes_BN.tolist()] if self.module.vocabulary.views else codes_BN
+    def _shown(self, studies: Sequence[Seen]) -> Any:
+        """Codes [B,N], or of each study those of its views."""
+        if not self.module.vocabulary.views:
+            if any(isinstance(study, Mapping) for study in studies):
+                raise DataError(NAMELESS)
+            return self.codes(studies)  # type: ignore[arg-type]
+        named = [dict(study) if isinstance(study, Mapping) else {"frontal": study} for study in studies]
+        for study in named:
+            if not study or set(study) - {*VIEW_MARKS}:
+                raise DataError(
+                    f"found the views {[*study]}; expected some of {', '.join(VIEW_MARKS)}, each with its image"
+                )
+        rows = iter(self.codes([image for study in named for image in study.values()]).tolist())
+        return [{view: next(rows) for view in study} for study in named]
+
+    def _check_views(self, texts: Sequence[str], view: Side | None, given: Any) -> None:
+        if (view or given) and not self.module.vocabulary.views:
+            raise DataError(NAMELESS)
+        if given is not None and len(given) != len(texts):
+            raise DataError(
+                f"given: found the images of {len(given)} studies for {len(texts)} texts; expected one each"
+            )
+        if any((view or "frontal") in study for study in given or ()):
+            raise DataError(f"given: found the {view or 'frontal'} view, which is to be drawn; expected the other one")
 
     def _tell_cut(self, name: str, text: str) -> None:
         found, most = len(self.module.words(text)), self.module.hparams["max_words"]
@@ -99,27 +129,25 @@ class MAViLT:
             )
 
     @torch.inference_mode()
-    def report(self, images: Sequence[str | Path], seed: int = 0) -> list[str]:
-        """A report of each image. `seed` matters where the model's `text_decoding` samples."""
+    def report(self, studies: Sequence[Seen], seed: int = 0) -> list[str]:
+        """A report of each study. `seed` matters where the model's `text_decoding` samples."""
         written: list[str] = []
-        for start in range(0, len(images), BATCH):
-            codes_BN = self.codes(images[start : start + BATCH])
-            keys = [sample_key(str(row)) for row in codes_BN.tolist()]
-            written += self.module.write_reports(self._shown(codes_BN), seed, keys)
+        for start in range(0, len(studies), BATCH):
+            shown = self._shown(studies[start : start + BATCH])
+            written += self.module.write_reports(shown, seed, [sample_key(_spelled(codes)) for codes in shown])
         return written
 
     @torch.inference_mode()
-    def ask(self, image: str | Path, questions: Sequence[str], answers: Sequence[str] = (), seed: int = 0) -> list[Any]:
+    def ask(self, study: Seen, questions: Sequence[str], answers: Sequence[str] = (), seed: int = 0) -> list[Any]:
         """Free text to each question, with `seed` as in `report`; or, where `answers` are given, how likely each of them is
         (they sum to 1). Raises `DataError` for an answer that is given twice."""
         if len({*answers}) < len(answers):
             raise DataError(f"answers: found {[*answers]}; expected each of them once: drop what is repeated")
         for number, question in enumerate(questions, 1):
             self._tell_cut(f"question {number}", question)
-        codes_BN = self.codes([image])
-        shown = self._shown(codes_BN)
+        shown = self._shown([study])
         if not answers:
-            keys = [sample_key(f"{codes_BN.tolist()} {question}") for question in questions]
+            keys = [sample_key(f"{_spelled(shown[0])} {question}") for question in questions]
             return self.module.write_answers(shown, [questions], seed, [keys])[0]
         return [
             dict(zip(answers, shares))
@@ -127,8 +155,19 @@ class MAViLT:
         ]
 
     @torch.inference_mode()
-    def draw(self, texts: Sequence[str], seed: int = 0, best_of: int = 1, judge: Any = None) -> np.ndarray:
+    def draw(
+        self,
+        texts: Sequence[str],
+        seed: int = 0,
+        best_of: int = 1,
+        judge: Any = None,
+        view: Side | None = None,
+        given: Sequence[Mapping[Side, Radiograph]] | None = None,
+    ) -> np.ndarray:
         """An image for each text, uint8 [B,H,W]; the same text under the same seed is the same image, also within one call.
+
+        A model of several views draws the `view` (default: frontal), of each study from its text and the other view's image where
+        that is `given`, one mapping a text.
 
         Of `best_of` drawn it is the one that `judge`, an encoder with findings (`load_encoder`), finds likeliest to show what the
         text states (`Judge`); a text that states none of its findings gets the first, with a warning that names it."""
@@ -141,12 +180,21 @@ class MAViLT:
                     f"{best_of} drawings was taken",
                     stacklevel=3,
                 )
+        self._check_views(texts, view, given)
+        several = self.module.vocabulary.views
         size = self.tokenizer.autoencoder.image_size
         drawn = [np.empty((0, size, size), np.uint8)]
         for start in range(0, len(texts), BATCH):
             some = texts[start : start + BATCH]
-            views: Any = ["frontal"] * len(some) if self.module.vocabulary.views else None
-            codes_BN = self.module.draw(some, seed, [*map(sample_key, some)], best_of, scorer, views)
+            views: Any = [view or "frontal"] * len(some) if several else None
+            seen = None if given is None else self._shown(given[start : start + BATCH])
+            names = some if seen is None else [f"{text} {_spelled(codes)}" for text, codes in zip(some, seen)]
+            codes_BN = self.module.draw(some, seed, [*map(sample_key, names)], best_of, scorer, views, seen)
             # One at a time: in a batch a pixel now and then is rounded to the other side.
             drawn += [to_uint8(self.tokenizer.decode(row_N[None])) for row_N in codes_BN]
         return np.concatenate(drawn)
+
+
+def _spelled(shown: Any) -> str:
+    """What a study is shown by, as a text that is the same for the same codes."""
+    return str(shown.tolist() if isinstance(shown, Tensor) else shown)

@@ -8,10 +8,10 @@ Shape legend: B trees, T positions, M target positions in the batch.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -73,21 +73,20 @@ def by_length(trees: Sequence[Tree], groups: int) -> list[list[Tree]]:
     """The trees in so many groups (fewer where there are fewer trees), each to be padded to its own longest, so that the fewest
     positions are padding: the best cuts of their order by length, found by dynamic programming. Equal lengths keep their order."""
     line = sorted(trees, key=length_of)
-    widths = [length_of(tree) for tree in line]
-    groups = min(groups, len(line))
-    # best[g][n]: positions of the first n trees in g groups, and where the last of these begins.
-    best: list[list[tuple[float, int]]] = [[(0.0 if n == 0 else math.inf, 0) for n in range(len(line) + 1)]]
-    for _ in range(groups):
-        best.append(
-            [
-                min(((best[-1][m][0] + (n - m) * widths[n - 1], m) for m in range(n)), default=(math.inf, 0))
-                for n in range(len(line) + 1)
-            ]
-        )
+    count = np.arange(len(line) + 1)
+    widths = np.array([0, *map(length_of, line)], dtype=float)
+    # [m,n]: positions of a group of the trees m to n - 1.
+    group = np.where(count[:, None] < count, (count - count[:, None]) * widths, np.inf)
+    least = np.where(count == 0, 0.0, np.inf)  # of the first n trees in so many groups
+    begins = []  # where the last of these begins
+    for _ in range(min(groups, len(line))):
+        total = least[:, None] + group
+        begins.append(total.argmin(0))
+        least = total.min(0)
     found: list[list[Tree]] = []
     end = len(line)
-    for row in reversed(best[1:]):
-        start = row[end][1]
+    for begin in reversed(begins):
+        start = int(begin[end])
         found.insert(0, line[start:end])
         end = start
     return found

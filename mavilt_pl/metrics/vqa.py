@@ -1,7 +1,9 @@
-"""Areas under the ROC curve and accuracy, by group (finding, topic) and over groups."""
+"""Areas under the ROC curve and means of scores, by group (finding, topic) and over groups; answers in free text."""
 
 from __future__ import annotations
 
+import string
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -70,26 +72,43 @@ class GroupedAUROC(PatientRows):
         return figures
 
 
-class Accuracy(PatientRows):
-    """Share of cases that are right, over all and by group (`accuracy`, `accuracy/<group>`)."""
+class GroupedMean(PatientRows):
+    """The mean of a score over all cases and by group (`<name>`, `<name>/<group>`); of 0 and 1, the share that is right."""
 
-    protocol = "likeliest candidate, likelihood per token"
-
-    def __init__(self, groups: Sequence[str]):
+    def __init__(self, name: str, groups: Sequence[str] = (), protocol: str = ""):
         super().__init__(2)
-        self.groups = tuple(groups)
+        self.name, self.groups, self.protocol = name, tuple(groups), protocol
 
-    def update(self, right: Sequence[bool], groups: Sequence[int], patients: Sequence[str]) -> None:
-        self.add_rows([[g, float(r)] for g, r in zip(groups, right)], patients)
+    def update(self, scores: Sequence[float], groups: Sequence[int], patients: Sequence[str]) -> None:
+        self.add_rows([[group, float(score)] for group, score in zip(groups, scores)], patients)
 
     def compute(self) -> dict[str, Estimate]:
         rows, patients = self.table()
         figures = {}
-        for number, name in [(-1, ""), *enumerate(self.groups)]:
+        for number, name in [(-1, self.name), *enumerate(f"{self.name}/{group}" for group in self.groups)]:
             chosen = np.ones(len(rows), bool) if number < 0 else rows[:, 0] == number
             if chosen.any():
-                right = rows[chosen, 1]
-                found = estimate(lambda w, r=right: float(w @ r / w.sum()), patients[chosen])  # type: ignore[misc]
+                scores = rows[chosen, 1]
+                found = estimate(lambda w, s=scores: float(w @ s / w.sum()), patients[chosen])  # type: ignore[misc]
                 if found is not None:
-                    figures["accuracy" if number < 0 else f"accuracy/{name}"] = found
+                    figures[name] = found
         return figures
+
+
+def _answer_words(answer: str) -> list[str]:
+    """As SQuAD compares answers: lower case, without punctuation and articles (Rajpurkar et al., arXiv 1606.05250)."""
+    bare = "".join(letter for letter in answer.lower() if letter not in string.punctuation)
+    return [word for word in bare.split() if word not in ("a", "an", "the")]
+
+
+def exact_match(said: str, answer: str) -> float:
+    """1 where the words are the same in the same order, else 0."""
+    return float(_answer_words(said) == _answer_words(answer))
+
+
+def word_f1(said: str, answer: str) -> float:
+    """F1 of the words of an answer in free text, 0 to 1, each counted as often as it is there; their order does not count."""
+    ours, theirs = _answer_words(said), _answer_words(answer)
+    if not ours or not theirs:
+        return float(ours == theirs)
+    return 2 * (Counter(ours) & Counter(theirs)).total() / (len(ours) + len(theirs))

@@ -213,7 +213,8 @@ def test_an_export_is_plain_hugging_face(chain: Path, runs: list[str], tmp_path:
         (["report", "absent.png"], "absent.png: the file is missing"),
         (["ask", "absent.png", "What?", "--answers", "yes"], "--answers: found 'yes'; expected two or more"),
         (["ask", "absent.png", "What?", "--answers", "yes,yes"], "'yes,yes'; expected two or more, each once"),
-        (["export", "--out", "/proc/x/y"], "--out /proc/x/y cannot be made (No such file or directory)"),
+        (["export", "--out", "/proc/x/y"], "--out /proc/x/y cannot be made or written to (No such file"),
+        (["draw", "Edema.", "--out", "/proc"], "--out /proc cannot be made or written to ("),
         (["draw", "Edema.", "--out", "{out}", "--best-of", "2"], "--best-of: found 2, without --judge; expected 1"),
         (["draw", "Edema.", "--out", "{out}", "--judge", "{judge}"], "--best-of: found 1, with --judge"),
         (

@@ -18,6 +18,7 @@ from sacrebleu.metrics import BLEU
 from sklearn.metrics import f1_score, roc_auc_score
 from torchmetrics.functional.image import peak_signal_noise_ratio
 from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+from torchmetrics.text import SQuAD
 
 from mavilt_pl.metrics.clinical import FindingsF1, findings_in
 from mavilt_pl.metrics.image import (
@@ -29,7 +30,7 @@ from mavilt_pl.metrics.image import (
     lpips_distance,
 )
 from mavilt_pl.metrics.text import Perplexity, TextScores, has_wordnet, words
-from mavilt_pl.metrics.vqa import Accuracy, GroupedAUROC, auroc
+from mavilt_pl.metrics.vqa import GroupedAUROC, GroupedMean, auroc, exact_match, word_f1
 
 TEXTS = [
     ("The heart is enlarged. No effusion.", "The heart is mildly enlarged. There is no effusion."),
@@ -100,9 +101,25 @@ def test_grouped_auroc_and_accuracy() -> None:
     assert found["auroc/x"].value == pytest.approx(x) and found["auroc/x"].n == 59
     assert found["auroc_macro"].value == pytest.approx((x + y) / 2) and "auroc/z" not in found
     assert found["auroc_macro"].low < found["auroc_macro"].value < found["auroc_macro"].high
-    right = Accuracy(["x", "y"])
+    right = GroupedMean("accuracy", ["x", "y"])
     right.update([True, False, True, True], [0, 0, 1, 1], list("abcd"))
     assert {k: v.value for k, v in right.compute().items()} == {"accuracy": 0.75, "accuracy/x": 0.5, "accuracy/y": 1.0}
+
+
+def test_open_answers_against_squad() -> None:
+    """Whatever the words: torchmetrics' SQuAD of the same pairs, a pair at a time."""
+    words = ["the", "a", "left", "right", "lower", "lobe,", "Lobe", "effusion.", "none", "-"]
+    random = np.random.default_rng(0)
+    pairs = [[" ".join(random.choice(words, random.integers(1, 5))) for _ in range(2)] for _ in range(200)]
+    for said, answer in pairs:
+        theirs = SQuAD()
+        theirs.update(
+            [{"prediction_text": said, "id": "1"}], [{"answers": {"text": [answer], "answer_start": [0]}, "id": "1"}]
+        )
+        found = {name: value.item() / 100 for name, value in theirs.compute().items()}
+        assert exact_match(said, answer) == pytest.approx(found["exact_match"])
+        assert word_f1(said, answer) == pytest.approx(found["f1"])
+    assert {exact_match(*pair) for pair in pairs} == {0.0, 1.0} and len({word_f1(*pair) for pair in pairs} - {0, 1}) > 0
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from torchmetrics import Metric
 from mavilt_pl.metrics.clinical import FindingsF1
 from mavilt_pl.metrics.image import CodebookUse, FrechetDistance, ReconstructionScores
 from mavilt_pl.metrics.text import Perplexity, TextScores
-from mavilt_pl.metrics.vqa import Accuracy, GroupedAUROC
+from mavilt_pl.metrics.vqa import GroupedAUROC, GroupedMean
 
 STUDIES = 7
 
@@ -32,7 +32,7 @@ def figures(rows: range) -> dict[str, tuple]:
         " ".join(["no effusion", "the heart is enlarged", "small pneumothorax"][: 1 + i % 3]) for i in range(STUDIES)
     ]
     metrics: dict[str, Metric] = {
-        "text": TextScores(), "f1": FindingsF1(["cardiomegaly"]), "auroc": GroupedAUROC(["x", "y"]), "right": Accuracy(["x"]),
+        "text": TextScores(), "f1": FindingsF1(["cardiomegaly"]), "auroc": GroupedAUROC(["x", "y"]), "right": GroupedMean("accuracy", ["x"]),
         "image": ReconstructionScores(), "codes": CodebookUse(16), "fid": FrechetDistance("fid", 3, "t"), "text nats": Perplexity(),
     }  # fmt: skip
     for i in rows:
