@@ -37,7 +37,7 @@ from mavilt_pl.language import Stage1, Stage2
 from mavilt_pl.language.backbone import train_tokenizer
 from mavilt_pl.language.decoding import left_padded
 from mavilt_pl.language.drift import PIECE
-from mavilt_pl.language.sequences import Tree, length_of
+from mavilt_pl.language.sequences import Tree, by_length, length_of
 from mavilt_pl.phantom.indiana import reports_archive
 
 ROWS, WIDTH, LAYERS, CODES, GRID, BATCH = 50_304, 64, 2, 1024, 16, 2
@@ -58,8 +58,9 @@ def backbone(
     rows: int = ROWS,
     heads: int = 4,
     texts: Sequence[str] = (TEXT,),
+    words: int = 300,
 ) -> None:
-    tokenizer = train_tokenizer([*texts], 300 if len(texts) == 1 else 8000)
+    tokenizer = train_tokenizer([*texts], words)
     config = LlamaConfig(
         vocab_size=rows, hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers,
         num_attention_heads=heads, max_position_embeddings=1024, tie_word_embeddings=True,
@@ -175,7 +176,7 @@ def tokens() -> None:
         for stage, name in ((Stage1, "Stage 1: report, image"), (Stage2, "Stage 2: report, image, four questions")):
             module = stage(str(Path(folder) / "backbone"), str(Path(folder) / "tokens"), drift=0.0)
             groups = module.trees(batch(4), training=False)
-            mine = [module.pack(group) for group in groups]
+            mine = [module.pack(part) for group in groups for part in by_length(group, module.hparams["length_groups"])]
             # One sequence a target, all padded to the longest.
             alone = [Tree(tree.prefix, [branch]) for group in groups for tree in group for branch in tree.branches]
             theirs = [module.pack(alone)]
@@ -205,9 +206,9 @@ def groups() -> None:
     texts = [text for text in found if text]
     print("| stage | passes | padding, % of positions | × one pass |\n| --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as folder:
-        backbone(Path(folder), 384, 6, texts=texts)
+        backbone(Path(folder), 384, 6, texts=texts, words=8000)
         for stage in (Stage1, Stage2):
-            module = stage(str(Path(folder) / "backbone"), str(Path(folder) / "tokens"), drift=0.0)
+            module = stage(str(Path(folder) / "backbone"), str(Path(folder) / "tokens"), drift=0.0).eval()
             random, ways, padding = np.random.default_rng(0), {}, {}
             given = batch(16)
             for study, number in zip(given["studies"], random.integers(0, len(texts), 16)):

@@ -26,7 +26,7 @@ MISSING = "missing_view_"
 
 class SynthesisMetrics(FigureCallback):
     """Draws a radiograph for every study's text. Where the data bring several views (`data.each_view`) that is its first view, from
-    the text alone; and of a study that has both, the second is drawn from the first and the text (`missing_view_…`).
+    the text alone; and in the test, of a study that has both, the second is drawn too, from the first and the text (`missing_view_…`).
 
     Args:
         tokenizer: checkpoint of the VQ-GAN whose codes the model writes.
@@ -69,13 +69,12 @@ class SynthesisMetrics(FigureCallback):
 
     def metrics(self, trainer: Trainer, module: Any) -> dict[str, Metric]:
         found: dict[str, Metric] = {}
-        for prefix in ("", MISSING) if trainer.datamodule.hparams["each_view"] else ("",):  # type: ignore[attr-defined]
+        for prefix in ("", MISSING) if self._draws_missing(trainer) else ("",):
+            how = "; second view, from the first and the text" if prefix else ""
             drawn = GroupedAUROC(self.judge.findings, f"{prefix or 'drawn_'}auroc")
-            drawn.protocol = (
-                f"requested finding present or not; {self.judge_kind} encoder, not the tokenizer's; {drawn.protocol}"
-            )
+            drawn.protocol = f"requested finding present or not; {self.judge_kind} encoder, not the tokenizer's; {drawn.protocol}{how}"
             found[f"{prefix}drawn"] = drawn
-            against = f"against the set's own images{'; second view, from the first and the text' if prefix else ''}"
+            against = f"against the set's own images{how}"
             kinds = {"fid_cxr": (self.judge.width, f"pooled features of the {self.judge_kind} encoder, {against}")}
             if self.inception is not None:
                 kinds["fid_inception"] = (2048, f"pytorch-fid's Inception, 2048 pooled features, {against}")
@@ -98,17 +97,24 @@ class SynthesisMetrics(FigureCallback):
             return
         views = [next(iter(shown)) for shown in batch["views"]] if "views" in batch else None
         drawn, real = self._scored(trainer, module, batch, metrics, source, "", views)
-        for study, text, image, reference in zip(batch["studies"], batch["text"], to_uint8(drawn), to_uint8(real)):
-            if control is None and self.wants_sample(trainer, source):
-                self.examples.append(
-                    self.sample(trainer, study, source, text=text, image=image, reference_image=reference)
-                )
+        pictures: list[dict[str, Any]] = [
+            {"image": image, "reference_image": own} for image, own in zip(to_uint8(drawn), to_uint8(real))
+        ]
         rows = [row for row, shown in enumerate(batch.get("views", [])) if len(shown) > 1]
-        if rows:
+        if rows and self._draws_missing(trainer):
             both = {key: [batch[key][row] for row in rows] for key in ("studies", "text", "patient", "views")}
             first, second = zip(*(tuple(shown) for shown in both["views"]))
             given = [{name: shown[name]} for name, shown in zip(first, both["views"])]
-            self._scored(trainer, module, both, metrics, source, MISSING, second, given)
+            drawn, real = self._scored(trainer, module, both, metrics, source, MISSING, second, given)
+            for row, image, own in zip(rows, to_uint8(drawn), to_uint8(real)):
+                pictures[row] |= {"second_image": image, "second_reference_image": own}
+        for study, text, found in zip(batch["studies"], batch["text"], pictures):
+            if control is None and self.wants_sample(trainer, source):
+                self.examples.append(self.sample(trainer, study, source, text=text, **found))
+
+    @staticmethod
+    def _draws_missing(trainer: Trainer) -> bool:
+        return trainer.testing and trainer.datamodule.hparams["each_view"]  # type: ignore[attr-defined]
 
     def _scored(
         self,

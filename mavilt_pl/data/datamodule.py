@@ -119,9 +119,11 @@ class StudyDataset(Dataset):
             assert other is not None
             item["stranger_codes"] = torch.from_numpy(self.tokens[other])
             if module.hparams["each_view"]:
-                item["views"], item["view_rows"] = self._views(row), module.views_of(self.corpus, row)
+                item["view_rows"] = module.views_of(self.corpus, row)
+                item["views"] = self._codes_of(item["view_rows"])
                 if self.split != "train":  # a control of evaluation
-                    item["stranger_views"] = self._views(self.rows[self.stranger[index]])
+                    theirs = module.views_of(self.corpus, self.rows[self.stranger[index]])
+                    item["stranger_views"] = self._codes_of(theirs)
             if module.replayed and random is not None and random.random() < module.hparams["replay_share"]:
                 item["replay"] = module.replayed[int(random.integers(len(module.replayed)))]
             if wants == "instructions":
@@ -130,10 +132,10 @@ class StudyDataset(Dataset):
                 item["chance"] = int(random.integers(2**63))
         return item
 
-    def _views(self, row: int) -> dict[Side, list[int]]:
-        """Codes of each view of a study."""
+    def _codes_of(self, views: dict[Side, int]) -> dict[Side, list[int]]:
+        """Codes of each view of a study by the rows of its images."""
         assert self.tokens is not None
-        return {view: self.tokens[image].tolist() for view, image in self.module.views_of(self.corpus, row).items()}
+        return {view: self.tokens[image].tolist() for view, image in views.items()}
 
     def _drawn(self, questions: list[Question], random: np.random.Generator | None) -> list[Question]:
         """In training, at most as many as are wanted, others each time; in evaluation all."""
@@ -261,7 +263,7 @@ class CXRDataModule(LightningDataModule):
     A batch is a dict: `pixels` float32 [B,1,H,W] in [-1, 1] or `codes` int64 [B,N]; `labels` float32 [B,F] (1, 0, nan);
     `text` and `patient`, lists of B strings; `studies`, a list of B dicts (study, source, text, label_names, questions; in
     training `chance`, the seed of what the model leaves out of it at random). With
-    `each_view`, `views`: B dicts of codes by view, frontal first; with `replay`, in training: plain texts.
+    `each_view`, `views`: B dicts of codes by view, frontal first, and in `studies` `view_rows`, the images' rows; with `replay`, in training: plain texts.
     Training mixes the corpora by weight; evaluation keeps them apart, one loader a corpus, in the order of `corpora`.
 
     Args:

@@ -22,10 +22,10 @@ WORDINGS = (
     "Can {} be seen on this radiograph?",
     "Does this patient have {}?",
     "Do you see {}?",
-    "Are there signs of {}?",
+    "Is there evidence of {}?",
     "Does anything suggest {}?",
     "{}?",
-    "Is there evidence of {}?",
+    "Is {} visible in the image?",
 )
 YES_NO = ("yes", "no")
 # What a finding is called in a question, where its name in the tables does not read well.
@@ -46,8 +46,8 @@ def wording(choices: tuple[str, ...], key: str, training: bool) -> str:
 
 
 def from_labels(study: Study, findings: Sequence[str], training: bool) -> tuple[Question, ...]:
-    """A presence question for each finding that is known to be present or absent, in a wording fixed by the study, or in the
-    held-out one. Uncertain and unmentioned labels make none."""
+    """A presence question for each finding that is known to be present or absent, in a wording fixed by the study and the finding, or
+    in the held-out one. Uncertain and unmentioned labels make none."""
     asked = []
     for finding in findings:
         label = study.labels.get(finding)

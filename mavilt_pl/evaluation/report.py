@@ -196,7 +196,15 @@ def _per_finding(figures: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _controls(figures: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """Each control figure beside the real one."""
     real = {(f["task"], f["source"], f["metric"]): f for f in figures if f["control"] is None}
-    wanted = {"auroc_macro", "accuracy", "findings_f1_macro", "findings_f1_micro", "bleu_4"}
+    wanted = {
+        "auroc_macro",
+        "accuracy",
+        "open_exact_match",
+        "open_f1",
+        "findings_f1_macro",
+        "findings_f1_micro",
+        "bleu_4",
+    }
     return [
         (real[f["task"], f["source"], f["metric"]], f)
         for f in figures

@@ -41,6 +41,11 @@ def studies_of(images: Sequence[str], laterals: Sequence[str]) -> list[Any]:
     return [{"frontal": image, "lateral": lateral} for image, lateral in zip(images, laterals)]
 
 
+def named(image: str, lateral: str | None) -> dict[str, str]:
+    """What was read, for a line of JSON."""
+    return {"image": image} | ({"lateral": lateral} if lateral else {})
+
+
 def make_folder(folder: Path, out: Path) -> None:
     """Before the model is read. Raises `DataError` that names `out`, where it cannot be made or written to."""
     try:

@@ -6,7 +6,7 @@ import argparse
 import json
 
 from mavilt_pl.data.study import DataError
-from mavilt_pl.inference.arguments import add_images, add_model, loaded, studies_of
+from mavilt_pl.inference.arguments import add_images, add_model, loaded, named, studies_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     (study,) = studies_of([args.image], [args.lateral] if args.lateral else [])
     for question, said in zip(args.questions, loaded(args).ask(study, args.questions, answers, args.seed)):
         if args.json:
-            print(json.dumps({"image": args.image, "question": question, "answer": said}))
+            print(json.dumps({**named(args.image, args.lateral), "question": question, "answer": said}))
         else:
             print(
                 question, said if isinstance(said, str) else ", ".join(f"{a} {share:.3f}" for a, share in said.items())

@@ -102,24 +102,32 @@ class MAViLT:
             if any(isinstance(study, Mapping) for study in studies):
                 raise DataError(NAMELESS)
             return self.codes(studies)  # type: ignore[arg-type]
-        named = [dict(study) if isinstance(study, Mapping) else {"frontal": study} for study in studies]
+        named: list[Mapping[Any, Any]] = [s if isinstance(s, Mapping) else {"frontal": s} for s in studies]
         for study in named:
             if not study or set(study) - {*VIEW_MARKS}:
                 raise DataError(
                     f"found the views {[*study]}; expected some of {', '.join(VIEW_MARKS)}, each with its image"
                 )
-        rows = iter(self.codes([image for study in named for image in study.values()]).tolist())
-        return [{view: next(rows) for view in study} for study in named]
+        in_order = [{view: study[view] for view in VIEW_MARKS if view in study} for study in named]
+        rows = iter(self.codes([image for study in in_order for image in study.values()]).tolist())
+        return [{view: next(rows) for view in study} for study in in_order]
 
-    def _check_views(self, texts: Sequence[str], view: Side | None, given: Any) -> None:
+    def _check_given(self, texts: Sequence[str], view: Side | None, given: Any) -> None:
         if (view or given) and not self.module.vocabulary.views:
             raise DataError(NAMELESS)
+        drawn = view or "frontal"
+        if drawn not in VIEW_MARKS:
+            raise DataError(f"view: found {drawn!r}; expected one of {', '.join(VIEW_MARKS)}")
         if given is not None and len(given) != len(texts):
             raise DataError(
                 f"given: found the images of {len(given)} studies for {len(texts)} texts; expected one each"
             )
-        if any((view or "frontal") in study for study in given or ()):
-            raise DataError(f"given: found the {view or 'frontal'} view, which is to be drawn; expected the other one")
+        other = next(name for name in VIEW_MARKS if name != drawn)
+        for study in given or ():
+            if not isinstance(study, Mapping) or set(study) != {other}:
+                raise DataError(
+                    f"given: found {study!r}; expected {{{other!r}: FILE}}, the view that the {drawn} one is drawn from"
+                )
 
     def _tell_cut(self, name: str, text: str) -> None:
         found, most = len(self.module.words(text)), self.module.hparams["max_words"]
@@ -180,7 +188,7 @@ class MAViLT:
                     f"{best_of} drawings was taken",
                     stacklevel=3,
                 )
-        self._check_views(texts, view, given)
+        self._check_given(texts, view, given)
         several = self.module.vocabulary.views
         size = self.tokenizer.autoencoder.image_size
         drawn = [np.empty((0, size, size), np.uint8)]

@@ -6,7 +6,7 @@ import argparse
 import json
 from itertools import zip_longest
 
-from mavilt_pl.inference.arguments import add_images, add_model, loaded, studies_of
+from mavilt_pl.inference.arguments import add_images, add_model, loaded, named, studies_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +26,5 @@ def run(args: argparse.Namespace) -> int:
     studies = studies_of(args.images, args.lateral)
     reports = loaded(args).report(studies, args.seed)
     for image, lateral, text in zip_longest(args.images, args.lateral, reports):
-        seen = {"image": image} | ({"lateral": lateral} if lateral else {})
-        print(json.dumps({**seen, "report": text}) if args.json else f"{image}: {text}")
+        print(json.dumps({**named(image, lateral), "report": text}) if args.json else f"{image}: {text}")
     return 0

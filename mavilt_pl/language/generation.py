@@ -20,6 +20,7 @@ from mavilt_pl.language.sequences import Branch, Packed, Tree, at_once, pack
 from mavilt_pl.language.spelling import Images, Spelling, Views
 
 AT_ONCE = 2**22  # entries of the mask of one pass: 16 MB in float32, and as many scores in each head of a layer
+CACHED = 2**15  # positions whose keys and values are kept at once while texts are written
 
 
 class Generation(Spelling):
@@ -35,8 +36,14 @@ class Generation(Spelling):
         raise NotImplementedError
 
     def _write(self, prompts: Sequence[Sequence[int]], seed: int = 0, keys: Sequence[int] | None = None) -> list[str]:
-        h = self.hparams
-        ids = decoding.write(self, prompts, h["max_words"], h["text_decoding"], seed, keys)  # type: ignore[arg-type]
+        """The text after each prompt, of as many prompts at a time as `CACHED` allows."""
+        h, numbers = self.hparams, range(len(prompts)) if keys is None else keys
+        each = max(map(len, prompts), default=0) + h["max_words"]
+        rows = max(CACHED // (each * decoding.text_decoding(h["text_decoding"])["beams"]), 1)
+        ids: list[list[int]] = []
+        for start in range(0, len(prompts), rows):
+            part = slice(start, start + rows)
+            ids += decoding.write(self, prompts[part], h["max_words"], h["text_decoding"], seed, numbers[part])  # type: ignore[arg-type]
         return self.tokenizer.batch_decode(ids, skip_special_tokens=True)
 
     def _may_name_views(self, named: bool) -> None:

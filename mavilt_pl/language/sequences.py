@@ -70,17 +70,19 @@ def length_of(tree: Tree) -> int:
 
 
 def by_length(trees: Sequence[Tree], groups: int) -> list[list[Tree]]:
-    """The trees in so many groups (fewer where there are fewer trees), each to be padded to its own longest, so that the fewest
-    positions are padding: the best cuts of their order by length, found by dynamic programming. Equal lengths keep their order."""
+    """The trees in at most so many groups, each to be padded to its own longest, so that the fewest positions are padding: the best
+    cuts of their order by length, found by dynamic programming. No group more than that takes; equal lengths keep their order."""
     line = sorted(trees, key=length_of)
     count = np.arange(len(line) + 1)
     widths = np.array([0, *map(length_of, line)], dtype=float)
     # [m,n]: positions of a group of the trees m to n - 1.
     group = np.where(count[:, None] < count, (count - count[:, None]) * widths, np.inf)
     least = np.where(count == 0, 0.0, np.inf)  # of the first n trees in so many groups
-    begins = []  # where the last of these begins
+    begins: list[np.ndarray] = []  # where the last of these begins
     for _ in range(min(groups, len(line))):
         total = least[:, None] + group
+        if begins and total[:, -1].min() >= least[-1]:
+            break
         begins.append(total.argmin(0))
         least = total.min(0)
     found: list[list[Tree]] = []

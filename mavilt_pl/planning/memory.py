@@ -70,7 +70,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Step:
-    """One batch of one GPU. Lengths are of the longest sequence in it, since the others are padded to that.
+    """One batch of one GPU. Lengths are of the longest sequence in it: what the others need at most (`length_groups`).
 
     Args:
         batch: studies.

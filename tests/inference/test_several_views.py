@@ -45,7 +45,7 @@ def config(chain: Path, out: Path) -> list[str]:
 
 
 def sides(out: Path, split: str) -> list[dict[str, int]]:
-    """Of each study of a split with a text the first image of each side."""
+    """Of each study of a split the first image of each side."""
     corpus, found = Corpus(out / "corpus"), []
     for row in corpus.rows(split):
         rows: dict[str, int] = {}
@@ -78,7 +78,11 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Any]]:
     return asked
 
 
-def test_the_test_draws_the_missing_view(chain: Path, made: Path, asked: list[Any]) -> None:
+def test_the_test_draws_the_missing_view(
+    chain: Path, made: Path, asked: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared, pixels = [], Corpus.pixels
+    monkeypatch.setattr(Corpus, "pixels", lambda self, row: compared.append(row) or pixels(self, row))  # type: ignore[func-returns-value]
     tested = [
         "test", *config(chain, made), f"--ckpt_path={made}/stage2/checkpoints/last.ckpt", "--trainer.callbacks+=mavilt_pl.callbacks.SynthesisMetrics",
         f"--trainer.callbacks.tokenizer={chain}/vqgan/checkpoints/last.ckpt", f"--trainer.callbacks.judge={chain}/encoder/checkpoints/last.ckpt",
@@ -95,8 +99,14 @@ def test_the_test_draws_the_missing_view(chain: Path, made: Path, asked: list[An
     wanted = [(min(rows), {}) for rows in studies]  # frontal comes first
     wanted += [("lateral", {"frontal": codes[rows["frontal"]].tolist()}) for rows in studies if len(rows) > 1]
     assert sorted(map(str, asked)) == sorted(map(str, wanted))
+    originals = [rows[min(rows)] for rows in studies] + [rows["lateral"] for rows in studies if len(rows) > 1]
+    assert sorted(compared) == sorted(originals)
+    assert "second view" in found["missing_view_auroc_macro"]["protocol"]
+    samples = json.loads((made / "stage2/test/samples.json").read_text())["synthesis"]
+    assert {"second_image" in sample for sample in samples} == {True, False}
     assert main(["results", str(made / "stage2")]) == 0
-    assert "missing_view_fid_cxr" in (made / "stage2/report.html").read_text()
+    page = (made / "stage2/report.html").read_text()
+    assert "missing_view_fid_cxr" in page and page.count("other view, drawn") >= 2
 
 
 def test_both_images_of_a_study_are_read(
@@ -166,7 +176,21 @@ def test_views_in_python_are_checked(chain: Path, made: Path) -> None:
     model = MAViLT.from_runs(made / "stage2", chain / "vqgan", device="cpu")
     with pytest.raises(DataError, match=r"found the views \['oblique'\]; expected some of frontal, lateral"):
         model.report([{"oblique": "a.png"}])  # type: ignore[dict-item]
-    with pytest.raises(DataError, match="found the frontal view, which is to be drawn"):
-        model.draw(["Edema."], given=[{"frontal": "a.png"}])
+    for given in ({"frontal": "a.png"}, "frontal.png", Path("a.png"), {}):
+        with pytest.raises(
+            DataError, match=r"expected \{'lateral': FILE\}, the view that the frontal one is drawn from"
+        ):
+            model.draw(["Edema."], given=[given])  # type: ignore[list-item]
+    with pytest.raises(DataError, match="view: found 'oblique'; expected one of frontal, lateral"):
+        model.draw(["Edema."], view="oblique")  # type: ignore[arg-type]
     with pytest.raises(DataError, match="the images of 1 studies for 2 texts"):
         model.draw(["Edema.", "No edema."], given=[{"lateral": "a.png"}])
+
+
+def test_the_order_of_views_does_not_count(chain: Path, made: Path) -> None:
+    model = MAViLT.from_runs(made / "stage2", chain / "vqgan", device="cpu")
+    model.module.hparams["text_decoding"] = {"temperature": 1.0}
+    one, other = sorted(map(str, (made / "raw").rglob("*.jpg")))[:2]
+    studies: list[Any] = [{"frontal": one, "lateral": other}, {"lateral": other, "frontal": one}, {"lateral": other}]
+    first, second, third = model.report(studies)
+    assert first == second != third

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mavilt_pl.data.study import DataError, Question
-from mavilt_pl.language import Stage1, Stage2
+from mavilt_pl.language import Stage1, Stage2, decoding, generation
 
 CODES = torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8, 9], [11, 0, 0, 3, 19, 5, 5, 5, 2]])
 LONG = "The heart is enlarged and the lungs are clear. " * 556  # 5,004 words
@@ -110,6 +110,24 @@ def test_open_questions_are_answered_in_words(stage2: Stage2) -> None:
     assert found[0][0] == said[0][0] and found[1] == said[1] and isinstance(found[0][0], str)
     assert found[0][1] == pytest.approx(stage2.answer(CODES[:1], [[closed]])[0][0], abs=1e-5)
     assert stage2.answer(CODES, [[], []]) == [[], []]
+
+
+def test_many_open_questions_are_answered_some_at_a_time(stage2: Stage2, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that what is kept of them fits, and in the words of each alone, also where they are sampled."""
+    rows, write = [], decoding.write
+
+    def watched(module: Any, prompts: Any, *rest: Any) -> Any:
+        rows.append(len(prompts))
+        return write(module, prompts, *rest)
+
+    monkeypatch.setattr(decoding, "write", watched)
+    stage2.hparams["text_decoding"] = {"temperature": 1.0}
+    asked = [[f"Is there {n} edema?" for n in range(20)]] * 2
+    wanted = stage2.write_answers(CODES, asked, seed=3)
+    assert rows == [40]
+    monkeypatch.setattr(generation, "CACHED", 400)
+    assert stage2.write_answers(CODES, asked, seed=3) == wanted
+    assert len(rows) > 4 and sum(rows) == 80 and max(rows[1:]) < 12
 
 
 def test_a_text_of_marks_is_drawn_and_written_as_text(stage2: Stage2) -> None:
