@@ -27,6 +27,7 @@ MISSING = "missing_view_"
 class SynthesisMetrics(FigureCallback):
     """Draws a radiograph for every study's text. Where the data bring several views (`data.each_view`) that is its first view, from
     the text alone; and in the test, of a study that has both, the second is drawn too, from the first and the text (`missing_view_…`).
+    What the judge reads in the studies' own images (`original_auroc`) is the most that can be asked of drawn ones.
 
     Args:
         tokenizer: checkpoint of the VQ-GAN whose codes the model writes.
@@ -71,9 +72,12 @@ class SynthesisMetrics(FigureCallback):
         found: dict[str, Metric] = {}
         for prefix in ("", MISSING) if self._draws_missing(trainer) else ("",):
             how = "; second view, from the first and the text" if prefix else ""
-            drawn = GroupedAUROC(self.judge.findings, f"{prefix or 'drawn_'}auroc")
-            drawn.protocol = f"requested finding present or not; {self.judge_kind} encoder, not the tokenizer's; {drawn.protocol}{how}"
-            found[f"{prefix}drawn"] = drawn
+            for name, what in (("drawn_auroc", "requested finding"), ("original_auroc", "finding")):
+                area = GroupedAUROC(self.judge.findings, prefix + name)
+                area.protocol = (
+                    f"{what} present or not; {self.judge_kind} encoder, not the tokenizer's; {area.protocol}{how}"
+                )
+                found[prefix + name] = area
             against = f"against the set's own images{how}"
             kinds = {"fid_cxr": (self.judge.width, f"pooled features of the {self.judge_kind} encoder, {against}")}
             if self.inception is not None:
@@ -135,13 +139,14 @@ class SynthesisMetrics(FigureCallback):
         self.tokenizer.to(device), self.judge.to(device)
         with torch.inference_mode():
             drawn = self.tokenizer.decode(codes)
-            drawn_maps = self.judge.maps(drawn)
+            drawn_maps, real_maps = self.judge.maps(drawn), self.judge.maps(real)
             asked = torch.tensor(
                 [[_value(study["label_names"].get(f)) for f in self.judge.findings] for study in studies]
             )
             if self.judge.findings:
-                metrics[f"{prefix}drawn"].update_columns(self.judge.logits(drawn_maps).cpu(), asked, patients)
-            for is_real, pixels, maps in ((True, real, self.judge.maps(real)), (False, drawn, drawn_maps)):
+                for name, maps in (("drawn_auroc", drawn_maps), ("original_auroc", real_maps)):
+                    metrics[prefix + name].update_columns(self.judge.logits(maps).cpu(), asked, patients)
+            for is_real, pixels, maps in ((True, real, real_maps), (False, drawn, drawn_maps)):
                 metrics[f"{prefix}fid_cxr"].update(self.judge.features(maps), is_real, patients)
                 if self.inception is not None:
                     metrics[f"{prefix}fid_inception"].update(self.inception(pixels), is_real, patients)

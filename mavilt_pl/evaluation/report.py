@@ -45,9 +45,11 @@ HEADLINES = {
     "vqa": ("auroc_macro", "accuracy", "open_exact_match", "open_f1"),
     "synthesis": (
         "drawn_auroc_macro",
+        "original_auroc_macro",
         "fid_cxr",
         "fid_inception",
-        "missing_view_auroc_macro",
+        "missing_view_drawn_auroc_macro",
+        "missing_view_original_auroc_macro",
         "missing_view_fid_cxr",
         "missing_view_fid_inception",
     ),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.metrics import roc_auc_score
 from words import DATA
 
 from mavilt_pl.cli import main
@@ -17,6 +18,7 @@ from mavilt_pl.data.corpus import Corpus
 from mavilt_pl.data.datamodule import sample_key
 from mavilt_pl.data.study import SIDES, DataError
 from mavilt_pl.data.tokens import TokenCache
+from mavilt_pl.encoders.frozen import load_encoder
 from mavilt_pl.inference.mavilt import MAViLT
 from mavilt_pl.language.generation import Generation
 
@@ -94,14 +96,22 @@ def test_the_test_draws_the_missing_view(
     assert found["fid_cxr"]["n"] == len(studies) == 8
     assert found["missing_view_fid_cxr"]["n"] == sum(len(rows) > 1 for rows in studies) < 8
     assert found["missing_view_fid_cxr"]["value"] != found["fid_cxr"]["value"]
-    assert "missing_view_auroc_macro" in found
+    assert "missing_view_drawn_auroc_macro" in found
     codes = TokenCache(made / "tokens")
     wanted = [(min(rows), {}) for rows in studies]  # frontal comes first
     wanted += [("lateral", {"frontal": codes[rows["frontal"]].tolist()}) for rows in studies if len(rows) > 1]
     assert sorted(map(str, asked)) == sorted(map(str, wanted))
     originals = [rows[min(rows)] for rows in studies] + [rows["lateral"] for rows in studies if len(rows) > 1]
     assert sorted(compared) == sorted(originals)
-    assert "second view" in found["missing_view_auroc_macro"]["protocol"]
+    corpus, judge = Corpus(made / "corpus"), load_encoder(chain / "encoder/checkpoints/last.ckpt")
+    own = np.stack([pixels(corpus, rows[min(rows)]) for rows in studies])
+    with torch.inference_mode():
+        scores = judge.logits(judge.maps(torch.from_numpy(own / np.float32(127.5) - 1)[:, None]))
+    truth = np.asarray(corpus.labels(judge.findings))[corpus.rows("test")]
+    areas = [roc_auc_score(t[t == t], s[t == t]) for t, s in zip(truth.T, scores.T.numpy()) if len({*t[t == t]}) == 2]
+    assert found["original_auroc_macro"]["value"] == pytest.approx(np.mean(areas), abs=1e-6) and len(areas) > 2
+    assert "missing_view_original_auroc_macro" in found
+    assert "second view" in found["missing_view_drawn_auroc_macro"]["protocol"]
     samples = json.loads((made / "stage2/test/samples.json").read_text())["synthesis"]
     assert {"second_image" in sample for sample in samples} == {True, False}
     assert main(["results", str(made / "stage2")]) == 0
