@@ -59,7 +59,11 @@ class StudyDataset(Dataset):
         limit = module.hparams[{"train": "limit_train", "val": "limit_val", "test": "limit_test"}[split]]
         if limit is not None and len(rows) > limit:
             rows = [rows[i] for i in sorted(np.random.default_rng(0).permutation(len(rows))[:limit])]
-        self.rows = rows
+        # Of images alone, with `each_view`, each view is an item of its own.
+        apart = module.hparams["wants"] == "images" and module.hparams["each_view"]
+        shown = [[*module.views_of(self.corpus, row).values()] if apart else [None] for row in rows]
+        self.images = [image for images in shown for image in images]
+        self.rows = [row for row, images in zip(rows, shown) for _ in images]
         self.labels = self.corpus.labels(module.findings)
         # The negative control: every study beside the image of another patient's study, fixed for the whole split.
         self.stranger = self._strangers()
@@ -107,7 +111,9 @@ class StudyDataset(Dataset):
         wants = module.hparams["wants"]
         if wants == "text":
             return item
-        image = module.image_of(self.corpus, row)
+        image = self.images[index]
+        if image is None:
+            image = module.image_of(self.corpus, row)
         assert image is not None  # rows without an image were left out above
         item["image_row"] = image
         if wants == "images":
@@ -278,7 +284,7 @@ class CXRDataModule(LightningDataModule):
         cleaning: name of a cleaning protocol of `mavilt_pl.data.report`.
         views: images of these views only, e.g. [PA, AP]; default: the first image of a study.
         each_view: bring the first frontal and the first lateral image of a study, as `views`; `codes` are then the first
-            of them, and a study with neither is left out.
+            of them, and a study with neither is left out. Of `images` each of the two is an item of its own.
         replay: plain texts for training beside the studies, so that language is rehearsed: a prepared corpus (the reports of
             its training split) or a text file (a text a line).
         replay_share: the part of the studies that bring a text along, 0 to 1.

@@ -18,6 +18,7 @@ from vqa_rad import prepared
 from mavilt_pl.cli import main
 from mavilt_pl.data.corpus import Corpus
 from mavilt_pl.data.datamodule import CXRDataModule, Draw, EveryStudyOnce, MixSampler
+from mavilt_pl.data.pixels import to_float
 from mavilt_pl.data.study import DataError
 from mavilt_pl.data.tokens import TokenCache, write_tokens
 
@@ -145,6 +146,11 @@ def test_the_image_is_one_of_the_wanted_views(tmp_path: Path) -> None:
         dataset = module(out, views=views).train_dataloader().dataset
         view = {number: seen for row in range(8) for number, seen in corpus.image_rows(row)}
         assert {view[dataset[i]["image_row"]] for i in range(8)} <= wanted
+    both = module(out, each_view=True).train_dataloader().dataset  # of images alone, each view is an item
+    assert len(both) == 16
+    for item in (both[i] for i in range(16)):
+        assert torch.equal(item["pixels"][0], to_float(torch.from_numpy(corpus.pixels(item["image_row"]).copy())))
+    assert {both[i]["image_row"] for i in range(16)} == {*view}
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 20])
