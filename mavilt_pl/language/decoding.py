@@ -9,6 +9,7 @@ Shape legend: B samples, N codes an image, K codes in the book, S beams a sample
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from inspect import signature
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 
 Scorer = Callable[[Tensor, Sequence[str]], Tensor]  # codes [B,N] and their texts → scores [B], higher is better
+# Guidance chooses among codes that are this likely, of the likeliest, without it (the plausibility constraint of contrastive decoding,
+# arXiv 2210.15097, and its value): the ratio of two tiny probabilities says nothing, and cubed it drew frontal images for laterals.
+PLAUSIBLE = 0.1
 
 
 class TextDecoding(TypedDict, total=False):
@@ -296,7 +300,7 @@ def draw(
     Args:
         prompts: ids of each prompt, up to and with `<image>`.
         unconditional: each prompt without its condition, for guidance.
-        guidance: s of arXiv 2207.12598 in logits: u + s (c − u); 1 is off.
+        guidance: s of arXiv 2207.12598 in logits: u + s (c − u), among the codes that are `PLAUSIBLE` under c; 1 is off.
         temperature: 0 takes the likeliest code.
         top_p: nucleus (arXiv 1904.09751); 0.92 as LLM-CXR.
         seed, keys: sample i is a function of (seed, keys[i]) and the prompt alone.
@@ -325,7 +329,8 @@ def draw(
         logits = module.code_logits(hidden if n else finite(hidden)).float()
         if guided:
             given, free = logits.chunk(2)
-            logits = free + guidance * (given - free)
+            likely = given >= given.amax(-1, keepdim=True) + math.log(PLAUSIBLE)
+            logits = (free + guidance * (given - free)).masked_fill(~likely, -torch.inf)
         chosen = sample(logits, noise_BNK[:, n], temperature, top_k, top_p)
         codes.append(chosen)
         ids = (chosen + vocabulary.first_code).repeat(2 if guided else 1)[:, None]

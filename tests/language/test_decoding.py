@@ -14,8 +14,10 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from mavilt_pl.data.study import DataError
-from mavilt_pl.language import Stage1, Stage2
+from mavilt_pl.language import Stage1, Stage2, decoding
 from mavilt_pl.language.decoding import TextDecoding, _Compiled, sample, write
+from mavilt_pl.language.sequences import Branch, Tree
+from mavilt_pl.language.spelling import TASKS
 
 CODES = torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8, 9], [11, 0, 0, 3, 19, 5, 5, 5, 2], [4, 4, 4, 4, 4, 1, 1, 1, 1]])
 
@@ -211,3 +213,30 @@ def test_ten_thousand_outputs_of_an_untrained_model_are_valid(llama: Path, token
             seen.update(row)
     assert max(seen) < v.words
     assert "beams" in how or len(seen) == v.words  # sampled this hot, every word has been said
+
+
+def test_guidance_draws_nothing_that_is_not_plausible_without_it(
+    llama: Path, tokens: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Strong guidance of a model with preferences, each code against the likelihoods of a pass without a cache."""
+    module = made(llama, tokens, 8.0, guidance=6.0, top_p=1.0)
+    texts = ["No edema.", "The heart is enlarged.", "Is there an effusion?"] * 4
+
+    def least() -> float:
+        """How likely the least likely code that was drawn is, of the likeliest at its place."""
+        drawn = module.draw(texts, seed=1)
+        trees = [
+            Tree(
+                module.draw_prompt(text),
+                [Branch([], (codes + module.vocabulary.first_code).tolist(), TASKS.index("image"), image=True)],
+            )
+            for text, codes in zip(texts, drawn)
+        ]
+        with torch.no_grad():
+            logits_MK = module.code_logits(module.hidden(module.pack(trees)))
+        chances = logits_MK.log_softmax(-1)
+        return float((chances.gather(1, drawn.reshape(-1, 1))[:, 0] - chances.amax(1)).min().exp())
+
+    assert 0.0999 < least() < 1.0
+    monkeypatch.setattr(decoding, "PLAUSIBLE", 1e-30)
+    assert least() < 0.05
