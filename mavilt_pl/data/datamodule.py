@@ -61,7 +61,10 @@ class StudyDataset(Dataset):
             rows = [rows[i] for i in sorted(np.random.default_rng(0).permutation(len(rows))[:limit])]
         # Of images alone, with `each_view`, each view is an item of its own.
         apart = module.hparams["wants"] == "images" and module.hparams["each_view"]
-        shown = [[*module.views_of(self.corpus, row).values()] if apart else [None] for row in rows]
+        shown = [
+            [*module.views_of(self.corpus, row).values()] if apart else [module.image_of(self.corpus, row)]
+            for row in rows
+        ]
         self.images = [image for images in shown for image in images]
         self.rows = [row for row, images in zip(rows, shown) for _ in images]
         self.labels = self.corpus.labels(module.findings)
@@ -112,8 +115,6 @@ class StudyDataset(Dataset):
         if wants == "text":
             return item
         image = self.images[index]
-        if image is None:
-            image = module.image_of(self.corpus, row)
         assert image is not None  # rows without an image were left out above
         item["image_row"] = image
         if wants == "images":
@@ -121,7 +122,7 @@ class StudyDataset(Dataset):
         else:
             assert self.tokens is not None
             item["codes"] = torch.from_numpy(self.tokens[image])
-            other = module.image_of(self.corpus, self.rows[self.stranger[index]])
+            other = self.images[self.stranger[index]]
             assert other is not None
             item["stranger_codes"] = torch.from_numpy(self.tokens[other])
             if module.hparams["each_view"]:

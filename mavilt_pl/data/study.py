@@ -10,6 +10,7 @@ from typing import Literal, get_args
 Split = Literal["train", "val", "test"]
 View = Literal["PA", "AP", "LATERAL", "FRONTAL", "UNKNOWN"]
 Side = Literal["frontal", "lateral"]  # what a model that reads several views tells apart
+OTHER: dict[Side, Side] = {"frontal": "lateral", "lateral": "frontal"}
 Label = Literal["present", "absent", "uncertain"]
 
 SPLITS: tuple[Split, ...] = get_args(Split)

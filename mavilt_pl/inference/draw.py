@@ -6,11 +6,9 @@ import argparse
 import os
 from pathlib import Path
 
-from mavilt_pl.data.study import DataError, Side
+from mavilt_pl.data.study import OTHER, DataError
 from mavilt_pl.inference.arguments import add_model, loaded, make_folder
 from mavilt_pl.vqgan.verb import checkpoint_of
-
-OTHER: dict[Side, Side] = {"frontal": "lateral", "lateral": "frontal"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -17,7 +17,7 @@ from mavilt_pl.checkpoint import read_weights
 from mavilt_pl.data.datamodule import sample_key
 from mavilt_pl.data.pixels import to_float, to_uint8
 from mavilt_pl.data.radiograph import Fit, read_sized
-from mavilt_pl.data.study import DataError, Side
+from mavilt_pl.data.study import OTHER, DataError, Side
 from mavilt_pl.data.tokens import write_tokens
 from mavilt_pl.inference.judge import Judge
 from mavilt_pl.language import Stage1, Stage2
@@ -115,14 +115,14 @@ class MAViLT:
     def _check_given(self, texts: Sequence[str], view: Side | None, given: Any) -> None:
         if (view or given) and not self.module.vocabulary.views:
             raise DataError(NAMELESS)
-        drawn = view or "frontal"
-        if drawn not in VIEW_MARKS:
-            raise DataError(f"view: found {drawn!r}; expected one of {', '.join(VIEW_MARKS)}")
+        drawn: Side = view or "frontal"
+        if drawn not in OTHER:
+            raise DataError(f"view: found {drawn!r}; expected one of {', '.join(OTHER)}")
         if given is not None and len(given) != len(texts):
             raise DataError(
                 f"given: found the images of {len(given)} studies for {len(texts)} texts; expected one each"
             )
-        other = next(name for name in VIEW_MARKS if name != drawn)
+        other = OTHER[drawn]
         for study in given or ():
             if not isinstance(study, Mapping) or set(study) != {other}:
                 raise DataError(
