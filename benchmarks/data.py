@@ -1,9 +1,11 @@
-"""How fast radiographs become batches, and in how much memory. Every figure is a ratio within one run.
+"""How fast radiographs become batches, and in how much memory. Every figure is a ratio within one
+run.
 
-python benchmarks/data.py decode     # DICOM → 256² pixels, against the bare decoder (pydicom's pixel_array)
-python benchmarks/data.py prepare    # the whole command on all cores, against the bare decoder on as many
-python benchmarks/data.py loader     # 256² batches from a corpus, against the same from DICOM
-python benchmarks/data.py memory     # peak memory of prepare and of a loader at 1,000 and at 10,000 studies
+python benchmarks/data.py decode     # DICOM → 256² pixels, against the bare decoder (pydicom's
+pixel_array) python benchmarks/data.py prepare    # the whole command on all cores, against the bare
+decoder on as many python benchmarks/data.py loader     # 256² batches from a corpus, against the
+same from DICOM python benchmarks/data.py memory     # peak memory of prepare and of a loader at
+1,000 and at 10,000 studies
 """
 
 from __future__ import annotations
@@ -34,7 +36,12 @@ from mavilt_pl.cli import main as mavilt
 from mavilt_pl.data.radiograph import read_sized
 from mavilt_pl.phantom.anatomy import draw_body, render
 
-SYNTAXES = {"explicit little endian": ExplicitVRLittleEndian, "RLE": RLELossless, "JPEG 2000": JPEG2000Lossless, "JPEG baseline": JPEGBaseline8Bit}  # fmt: skip
+SYNTAXES = {
+    "explicit little endian": ExplicitVRLittleEndian,
+    "RLE": RLELossless,
+    "JPEG 2000": JPEG2000Lossless,
+    "JPEG baseline": JPEGBaseline8Bit,
+}
 SIDES = (1024, 1760, 2500)
 
 
@@ -49,7 +56,11 @@ def write_dicom(path: Path, side: int, syntax: str, seed: int = 0) -> None:
     data.file_meta.TransferSyntaxUID = SYNTAXES[syntax] if eight else ExplicitVRLittleEndian
     data.SOPClassUID, data.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.1", "1.2.3"
     data.Rows = data.Columns = side
-    data.SamplesPerPixel, data.PhotometricInterpretation, data.PixelRepresentation = 1, "MONOCHROME2", 0
+    data.SamplesPerPixel, data.PhotometricInterpretation, data.PixelRepresentation = (
+        1,
+        "MONOCHROME2",
+        0,
+    )
     data.BitsAllocated, data.BitsStored, data.HighBit = (8, 8, 7) if eight else (16, 12, 11)
     if eight:
         out = io.BytesIO()
@@ -79,7 +90,10 @@ def seconds(work: Callable[[Path], object], path: Path) -> float:
 
 def decode(folder: Path) -> None:
     cv2.setNumThreads(1)
-    print("| syntax | pixels | bare decoder, ms | to 256², ms | rate, × bare |\n| --- | --- | --- | --- | --- |")
+    print(
+        "| syntax | pixels | bare decoder, ms | to 256², ms | rate, × bare |\n| --- | --- | --- | "
+        "--- | --- |"
+    )
     ratios = []
     for syntax in SYNTAXES:
         for side in SIDES:
@@ -89,7 +103,10 @@ def decode(folder: Path) -> None:
             pairs = [(seconds(bare, path), seconds(ours, path)) for _ in range(9)]
             plain, made = (statistics.median(column) for column in zip(*pairs))
             ratios.append(statistics.median(b / o for b, o in pairs))
-            print(f"| {syntax} | {side}² | {1000 * plain:.0f} | {1000 * made:.0f} | {ratios[-1]:.2f} |")
+            print(
+                f"| {syntax} | {side}² | {1000 * plain:.0f} | {1000 * made:.0f} | {ratios[-1]:.2f} "
+                f"|"
+            )
     print(f"\nGeometric mean {statistics.geometric_mean(ratios):.2f}, lowest {min(ratios):.2f}.")
 
 
@@ -123,13 +140,27 @@ def prepare(folder: Path) -> None:
             list(pool.map(bare_only, files, chunksize=4))
             plain = time.perf_counter() - start
         start = time.perf_counter()
-        mavilt(["prepare", "indiana", str(folder / "raw"), "--out", str(folder / f"out{attempt}"), "--workers", str(cores)])  # fmt: skip
+        mavilt(
+            [
+                "prepare",
+                "indiana",
+                str(folder / "raw"),
+                "--out",
+                str(folder / f"out{attempt}"),
+                "--workers",
+                str(cores),
+            ]
+        )
         rows.append((plain, time.perf_counter() - start))
     ratio = statistics.median(b / o for b, o in rows)
     print(
-        f"{len(files)} DICOM files of four syntaxes and three sizes on {cores} cores, the whole command, its start included."
+        f"{len(files)} DICOM files of four syntaxes and three sizes on {cores} cores, the whole "
+        f"command, its start included."
     )
-    print(f"Bare decoder {statistics.median(r[0] for r in rows):.1f} s, prepare {statistics.median(r[1] for r in rows):.1f} s: {ratio:.2f} × its rate.")  # fmt: skip
+    print(
+        f"Bare decoder {statistics.median(r[0] for r in rows):.1f} s, prepare "
+        f"{statistics.median(r[1] for r in rows):.1f} s: {ratio:.2f} × its rate."
+    )
 
 
 def bare_only(path: Path) -> int:
@@ -174,17 +205,26 @@ def loader(folder: Path) -> None:
         return count / (time.perf_counter() - start)
 
     prepared = rate(module.train_dataloader())
-    raw = torch.utils.data.DataLoader(FromDicom(files), 16, num_workers=2, drop_last=True, persistent_workers=True)  # type: ignore[arg-type,var-annotated]
+    raw = torch.utils.data.DataLoader(
+        FromDicom(files), 16, num_workers=2, drop_last=True, persistent_workers=True
+    )  # type: ignore[arg-type,var-annotated]
     plain = rate(raw)
     print(
-        f"From DICOM {plain:.0f} images/s, from the corpus {prepared:.0f} images/s, two loader processes each: {prepared / plain:.0f} ×"
+        f"From DICOM {plain:.0f} images/s, from the corpus {prepared:.0f} images/s, two loader "
+        f"processes each: {prepared / plain:.0f} ×"
     )
 
 
 def _peak(*argv: str) -> int:
     """Peak memory in MB of a command and of its largest process."""
     code = f"import resource, sys; from benchmarks.data import {argv[0]}; {argv[0]}({', '.join(map(repr, argv[1:]))}); print(max(resource.getrusage(w).ru_maxrss for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) // 1024)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[1],
+    )
     return int(done.stdout.splitlines()[-1])
 
 
@@ -206,11 +246,15 @@ def memory(folder: Path) -> None:
     for studies in (1_000, 10_000):
         raw, corpus = str(folder / f"raw{studies}"), str(folder / f"corpus{studies}")
         mavilt(["phantom", "mimic", raw, "--studies", str(studies), "--size", "48"])
-        print(f"| {studies:,} | {_peak('prepare_only', raw, corpus)} | {_peak('load_only', corpus)} |")
+        print(
+            f"| {studies:,} | {_peak('prepare_only', raw, corpus)} | {_peak('load_only', corpus)} |"
+        )
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=["decode", "prepare", "loader", "memory"])
     with tempfile.TemporaryDirectory() as made:
         globals()[parser.parse_args().what](Path(made))

@@ -1,11 +1,14 @@
-"""What a GPU makes of a stage: model FLOPs utilisation of a step, and images drawn per second, plain and as a CUDA graph.
+"""What a GPU makes of a stage: model FLOPs utilisation of a step, and images drawn per second,
+plain and as a CUDA graph.
 
-python benchmarks/gpu.py                                              # 1.2 B parameters, on one GPU of 80 GB
-python benchmarks/gpu.py --width 64 --layers 2 --batch 2 --images 2 --device cpu  # whether it runs at all
+python benchmarks/gpu.py                                              # 1.2 B parameters, on one GPU
+of 80 GB python benchmarks/gpu.py --width 64 --layers 2 --batch 2 --images 2 --device cpu  # whether
+it runs at all
 
-A step is Stage 1's as it is trained: float32 weights, bf16 autocast, drift, clipping, AdamW; both directions of each pair, about 400
-positions a sequence. Its FLOPs are the model's (arXiv 2204.02311, appendix B): 6 a weight and position that is no padding, 12 L D T a
-position of attention, and 6 D a row of the head that a target meets.
+A step is Stage 1's as it is trained: float32 weights, bf16 autocast, drift, clipping, AdamW; both
+directions of each pair, about 400 positions a sequence. Its FLOPs are the model's (arXiv
+2204.02311, appendix B): 6 a weight and position that is no padding, 12 L D T a position of
+attention, and 6 D a row of the head that a target meets.
 """
 
 from __future__ import annotations
@@ -52,15 +55,27 @@ def product(device: torch.device) -> float:
 def flops(module: Stage1, groups: list[Any]) -> tuple[float, int, int]:
     """FLOPs of a step forward and back, the positions that are no padding, and the targets."""
     config, v = module.model.config, module.vocabulary
-    body = sum(p.numel() for p in module.body.parameters()) - module.model.get_input_embeddings().weight.numel()
+    body = (
+        sum(p.numel() for p in module.body.parameters())
+        - module.model.get_input_embeddings().weight.numel()
+    )
     total, positions, targets = 0.0, 0, 0
     for packed in groups:
-        lengths = [int(packed.column_M[packed.row_M == row].max()) + 2 for row in range(len(packed.ids_BT))]
+        lengths = [
+            int(packed.column_M[packed.row_M == row].max()) + 2 for row in range(len(packed.ids_BT))
+        ]
         positions += sum(lengths)
         targets += len(packed.target_M)
-        total += sum(6 * body * n + 12 * config.num_hidden_layers * config.hidden_size * n * n for n in lengths)
+        total += sum(
+            6 * body * n + 12 * config.num_hidden_layers * config.hidden_size * n * n
+            for n in lengths
+        )
         image = int(packed.image_M.sum())
-        total += 6 * config.hidden_size * (image * v.codes + (len(packed.image_M) - image) * (v.text + 1))
+        total += (
+            6
+            * config.hidden_size
+            * (image * v.codes + (len(packed.image_M) - image) * (v.text + 1))
+        )
     return total, positions, targets
 
 
@@ -68,7 +83,10 @@ def main(args: argparse.Namespace) -> None:
     device = torch.device(args.device)
     with tempfile.TemporaryDirectory() as folder:
         backbone(Path(folder), args.width, args.layers, heads=max(args.width // 128, 1))
-        settings: dict[str, Any] = {"condition_dropout": 0.0, "gradient_checkpointing": args.gradient_checkpointing}
+        settings: dict[str, Any] = {
+            "condition_dropout": 0.0,
+            "gradient_checkpointing": args.gradient_checkpointing,
+        }
         module = Stage1(str(Path(folder) / "backbone"), str(Path(folder) / "tokens"), **settings)
     size = sum(p.numel() for p in module.parameters())
     module.to(device)
@@ -92,11 +110,16 @@ def main(args: argparse.Namespace) -> None:
     took, most = seconds(step, device, 10), product(device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     print(
-        f"{name}; {size / 1e9:.2f} B parameters, {positions} positions a step in {sum(len(g.ids_BT) for g in groups)} sequences"
+        f"{name}; {size / 1e9:.2f} B parameters, {positions} positions a step in "
+        f"{sum(len(g.ids_BT) for g in groups)} sequences"
     )
-    print(f"{positions / took:,.0f} positions/s, {targets / took:,.0f} targets/s, {work / took / 1e12:,.1f} TFLOP/s")
     print(
-        f"MFU {work / took / (args.peak * 1e12):.3f} of {args.peak:g} TFLOP/s; {work / took / most:.3f} of a matrix product here"
+        f"{positions / took:,.0f} positions/s, {targets / took:,.0f} targets/s, "
+        f"{work / took / 1e12:,.1f} TFLOP/s"
+    )
+    print(
+        f"MFU {work / took / (args.peak * 1e12):.3f} of {args.peak:g} TFLOP/s; "
+        f"{work / took / most:.3f} of a matrix product here"
     )
     if device.type == "cuda":
         print(f"peak memory {torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB")
@@ -110,13 +133,17 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--width", type=int, default=2048)
     parser.add_argument("--layers", type=int, default=16)
     parser.add_argument("--batch", type=int, default=16, help="pairs a step, each read and drawn")
     parser.add_argument("--images", type=int, default=32, help="drawn at once")
-    parser.add_argument("--peak", type=float, default=989.0, help="the card's dense bf16 TFLOP/s (H100 SXM: 989)")
+    parser.add_argument(
+        "--peak", type=float, default=989.0, help="the card's dense bf16 TFLOP/s (H100 SXM: 989)"
+    )
     parser.add_argument("--gradient-checkpointing", action="store_true")
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)

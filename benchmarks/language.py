@@ -1,10 +1,12 @@
 """The language stages' speed and memory, each as a ratio to a named peer within one run.
 
-python benchmarks/language.py memory     # a step of Stage 1 at a vocabulary of 50k, against logits for every position
-python benchmarks/language.py tokens     # target tokens a second, against LLM-CXR's recipe on the same model and studies
-python benchmarks/language.py groups     # a batch in passes of like lengths (`length_groups`), against one pass padded to its longest
-python benchmarks/language.py draw       # 32 images, against transformers' generate with a logits processor
-python benchmarks/language.py drift      # what λ/2 ‖θ − θ₀‖² costs of a step, and of memory
+python benchmarks/language.py memory     # a step of Stage 1 at a vocabulary of 50k, against logits
+for every position python benchmarks/language.py tokens     # target tokens a second, against
+LLM-CXR's recipe on the same model and studies python benchmarks/language.py groups     # a batch in
+passes of like lengths (`length_groups`), against one pass padded to its longest python
+benchmarks/language.py draw       # 32 images, against transformers' generate with a logits
+processor python benchmarks/language.py drift      # what λ/2 ‖θ − θ₀‖² costs of a step, and of
+memory
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ from mavilt_pl.language.sequences import Tree, by_length, length_of
 from mavilt_pl.phantom.indiana import reports_archive
 
 ROWS, WIDTH, LAYERS, CODES, GRID, BATCH = 50_304, 64, 2, 1024, 16, 2
-TEXT = "The heart is enlarged. There is a small left pleural effusion. No pneumothorax is seen. " * 6
+TEXT = (
+    "The heart is enlarged. There is a small left pleural effusion. No pneumothorax is seen. " * 6
+)
 ROUNDS = 5
 ARMS = {
     "logits of every position": "all",
@@ -62,15 +66,28 @@ def backbone(
 ) -> None:
     tokenizer = train_tokenizer([*texts], words)
     config = LlamaConfig(
-        vocab_size=rows, hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers,
-        num_attention_heads=heads, max_position_embeddings=1024, tie_word_embeddings=True,
-    )  # fmt: skip
+        vocab_size=rows,
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+    )
     torch.manual_seed(0)
     LlamaForCausalLM(config).save_pretrained(out / "backbone")
     tokenizer.save_pretrained(out / "backbone")
     random = np.random.default_rng(0)
     book = random.normal(size=(CODES, 8))
-    write_tokens(out / "tokens", "corpus", "tokenizer", book, GRID, 4, [random.integers(0, CODES, (4, GRID**2))])
+    write_tokens(
+        out / "tokens",
+        "corpus",
+        "tokenizer",
+        book,
+        GRID,
+        4,
+        [random.integers(0, CODES, (4, GRID**2))],
+    )
 
 
 def peak() -> float:
@@ -79,30 +96,42 @@ def peak() -> float:
 
 
 def all_logits(module: Stage1, groups: list[Any]) -> torch.Tensor:
-    """Every position's logits over the whole vocabulary in float32, those that are no target ignored: the usual way."""
+    """Every position's logits over the whole vocabulary in float32, those that are no target
+    ignored: the usual way.
+    """
     losses = []
     for packed in groups:
         labels = torch.full_like(packed.ids_BT, -100)
         labels[packed.row_M, packed.column_M] = packed.target_M
-        logits = module.model(inputs_embeds=module.embed(packed.ids_BT), use_cache=False).logits.float()
+        logits = module.model(
+            inputs_embeds=module.embed(packed.ids_BT), use_cache=False
+        ).logits.float()
         losses.append(F.cross_entropy(logits.flatten(0, 1), labels.flatten()))
     return torch.stack(losses).sum()
 
 
 def arm(name: str, folder: Path) -> tuple[float, float]:
-    """Peak of a step forward and back, in MB above the loaded model with its gradients, and of the process."""
+    """Peak of a step forward and back, in MB above the loaded model with its gradients, and of the
+    process.
+    """
     from mavilt_pl.language import loss
     from mavilt_pl.language import module as language
 
     whole = "full" if name == "all" else "modality"
     module = Stage1(
-        str(folder / "backbone"), str(folder / "tokens"), drift=0.0, loss_vocabulary=whole, condition_dropout=0.0
+        str(folder / "backbone"),
+        str(folder / "tokens"),
+        drift=0.0,
+        loss_vocabulary=whole,
+        condition_dropout=0.0,
     )  # type: ignore[arg-type]
     if name == "whole":
         loss.CHUNK = 2**62
     if name == "torch":
 
-        def of_torch(hidden: torch.Tensor, head: list[loss.Rows], target: torch.Tensor) -> torch.Tensor:
+        def of_torch(
+            hidden: torch.Tensor, head: list[loss.Rows], target: torch.Tensor
+        ) -> torch.Tensor:
             (rows,) = head
             options = torch.nn.LinearCrossEntropyOptions()
             weight = rows.weight[rows.first : rows.last]
@@ -111,11 +140,17 @@ def arm(name: str, folder: Path) -> tuple[float, float]:
         language.linear_cross_entropy = of_torch  # type: ignore[assignment]
     codes = torch.randint(CODES, (BATCH, GRID**2), generator=torch.Generator().manual_seed(0))
     studies = [{"text": TEXT, "study": str(i)} for i in range(BATCH)]
-    for parameter in module.parameters():  # gradients are kept between steps, as an optimizer's states are
+    for (
+        parameter
+    ) in module.parameters():  # gradients are kept between steps, as an optimizer's states are
         parameter.grad = torch.zeros_like(parameter)
     before = peak()
     packed = module.on_before_batch_transfer({"codes": codes, "studies": studies}, 0)["packed"]
-    value = all_logits(module, packed) if name == "all" else torch.stack([*module.losses(packed).values()]).sum()
+    value = (
+        all_logits(module, packed)
+        if name == "all"
+        else torch.stack([*module.losses(packed).values()]).sum()
+    )
     value.backward()
     return peak() - before, peak()
 
@@ -137,9 +172,11 @@ def memory() -> None:
 
 
 QUESTIONS = (
-    ("Is there a pleural effusion?", "yes"), ("Is there a pneumothorax?", "no"), ("Is the heart enlarged?", "yes"),
+    ("Is there a pleural effusion?", "yes"),
+    ("Is there a pneumothorax?", "no"),
+    ("Is the heart enlarged?", "yes"),
     ("Which side is the effusion on?", "left"),
-)  # fmt: skip
+)
 
 
 def batch(count: int) -> dict[str, Any]:
@@ -148,7 +185,8 @@ def batch(count: int) -> dict[str, Any]:
     codes = torch.randint(CODES, (count, GRID**2), generator=torch.Generator().manual_seed(0))
     asked = [SimpleNamespace(question=question, answer=answer) for question, answer in QUESTIONS]
     studies = [
-        {"text": ". ".join(sentences[: 4 + 3 * i % 9]) + ".", "study": str(i), "questions": asked} for i in range(count)
+        {"text": ". ".join(sentences[: 4 + 3 * i % 9]) + ".", "study": str(i), "questions": asked}
+        for i in range(count)
     ]
     return {"codes": codes, "studies": studies}
 
@@ -173,12 +211,24 @@ def tokens() -> None:
     print("| stage | target tokens/s | LLM-CXR's recipe | × |\n| --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as folder:
         backbone(Path(folder), 384, 6)
-        for stage, name in ((Stage1, "Stage 1: report, image"), (Stage2, "Stage 2: report, image, four questions")):
+        for stage, name in (
+            (Stage1, "Stage 1: report, image"),
+            (Stage2, "Stage 2: report, image, four questions"),
+        ):
             module = stage(str(Path(folder) / "backbone"), str(Path(folder) / "tokens"), drift=0.0)
             groups = module.trees(batch(4), training=False)
-            mine = [module.pack(part) for group in groups for part in by_length(group, module.hparams["length_groups"])]
+            mine = [
+                module.pack(part)
+                for group in groups
+                for part in by_length(group, module.hparams["length_groups"])
+            ]
             # One sequence a target, all padded to the longest.
-            alone = [Tree(tree.prefix, [branch]) for group in groups for tree in group for branch in tree.branches]
+            alone = [
+                Tree(tree.prefix, [branch])
+                for group in groups
+                for tree in group
+                for branch in tree.branches
+            ]
             theirs = [module.pack(alone)]
             targets = sum(len(packed.target_M) for packed in mine)
             assert targets == sum(len(packed.target_M) for packed in theirs)
@@ -198,17 +248,26 @@ def tokens() -> None:
 
 
 def groups() -> None:
-    """Batches of 16 studies with the real Indiana reports, 256 codes an image; Stage 2 with four questions."""
+    """Batches of 16 studies with the real Indiana reports, 256 codes an image; Stage 2 with four
+    questions.
+    """
     with tarfile.open(reports_archive()) as archive:
         files = [archive.extractfile(member) for member in archive if member.name.endswith(".xml")]
         roots = [ElementTree.parse(file).getroot() for file in files if file is not None]
-    found = [node.text for root in roots for node in root.iter("AbstractText") if node.get("Label") == "FINDINGS"]
+    found = [
+        node.text
+        for root in roots
+        for node in root.iter("AbstractText")
+        if node.get("Label") == "FINDINGS"
+    ]
     texts = [text for text in found if text]
     print("| stage | passes | padding, % of positions | × one pass |\n| --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as folder:
         backbone(Path(folder), 384, 6, texts=texts, words=8000)
         for stage in (Stage1, Stage2):
-            module = stage(str(Path(folder) / "backbone"), str(Path(folder) / "tokens"), drift=0.0).eval()
+            module = stage(
+                str(Path(folder) / "backbone"), str(Path(folder) / "tokens"), drift=0.0
+            ).eval()
             random, ways, padding = np.random.default_rng(0), {}, {}
             given = batch(16)
             for study, number in zip(given["studies"], random.integers(0, len(texts), 16)):
@@ -217,9 +276,13 @@ def groups() -> None:
                 module.hparams["length_groups"] = count
                 packed = module.on_before_batch_transfer(given, 0)["packed"]
                 rows = [len(group.ids_BT) for group in packed]
-                used = sum(sum(map(length_of, trees)) for trees in module.trees(given, training=False))
+                used = sum(
+                    sum(map(length_of, trees)) for trees in module.trees(given, training=False)
+                )
                 laid = sum(group.ids_BT.numel() for group in packed)
-                padding[count] = f"{100 * (1 - used / laid):.1f} ({' + '.join(map(str, rows))} rows)"
+                padding[count] = (
+                    f"{100 * (1 - used / laid):.1f} ({' + '.join(map(str, rows))} rows)"
+                )
 
                 def step(module: Any = module, packed: Any = packed) -> None:
                     torch.stack([*module.losses(packed).values()]).sum().backward()
@@ -246,18 +309,28 @@ class OnlyCodes(LogitsProcessor):
 def draw() -> None:
     with tempfile.TemporaryDirectory() as folder:
         backbone(Path(folder), 384, 6)
-        module = Stage1(str(Path(folder) / "backbone"), str(Path(folder) / "tokens"), drift=0.0).eval()
+        module = Stage1(
+            str(Path(folder) / "backbone"), str(Path(folder) / "tokens"), drift=0.0
+        ).eval()
         texts = [study["text"] for study in batch(32)["studies"]]
-        ids, mask = left_padded([module.draw_prompt(text) for text in texts], module.vocabulary.end, module.device)
+        ids, mask = left_padded(
+            [module.draw_prompt(text) for text in texts], module.vocabulary.end, module.device
+        )
         count = module.vocabulary.length
 
         def peer() -> torch.Tensor:
             with torch.inference_mode():
                 out = module.model.generate(
-                    ids, attention_mask=mask, do_sample=True, top_p=0.92, top_k=0, min_new_tokens=count,
-                    max_new_tokens=count, pad_token_id=module.vocabulary.end,
+                    ids,
+                    attention_mask=mask,
+                    do_sample=True,
+                    top_p=0.92,
+                    top_k=0,
+                    min_new_tokens=count,
+                    max_new_tokens=count,
+                    pad_token_id=module.vocabulary.end,
                     logits_processor=LogitsProcessorList([OnlyCodes(module.vocabulary.first_code)]),
-                )  # fmt: skip
+                )
             return out[:, -count:] - module.vocabulary.first_code
 
         drawn = peer()
@@ -304,14 +377,21 @@ def drift() -> None:
         share = [b / (a + b) for a, b in zip(times["step"], times["term"])]
         held = sum(reference.numel() for reference in module.drift.reference)
         size = sum(reference.nbytes for reference in module.drift.reference)
-        print(f"share of a step's time: {told([100 * part for part in share])} %; θ₀ {size / held:.1f} bytes a weight, and {4 * PIECE / 2**20:.0f} MB while it is added")  # fmt: skip
+        print(
+            f"share of a step's time: {told([100 * part for part in share])} %; θ₀ "
+            f"{size / held:.1f} bytes a weight, and {4 * PIECE / 2**20:.0f} MB while it is added"
+        )
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=["memory", "tokens", "groups", "draw", "drift"])
     chosen = parser.parse_args().what
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
-    torch.set_num_threads(1 if chosen == "memory" else int(THREADS))  # memory forks processes after torch has run
+    torch.set_num_threads(
+        1 if chosen == "memory" else int(THREADS)
+    )  # memory forks processes after torch has run
     globals()[chosen]()

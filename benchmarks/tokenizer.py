@@ -1,8 +1,9 @@
 """The tokenizer's speed and memory, each as a ratio to a named peer within one run.
 
-python benchmarks/tokenizer.py step      # autoencoder step against diffusers.VQModel (pip install diffusers)
-python benchmarks/tokenizer.py gan       # whole step, both optimizers, against running the autoencoder twice as taming does
-python benchmarks/tokenizer.py encode    # batches, as `mavilt tokenize`, also compiled, against the same model called image by image
+python benchmarks/tokenizer.py step      # autoencoder step against diffusers.VQModel (pip install
+diffusers) python benchmarks/tokenizer.py gan       # whole step, both optimizers, against running
+the autoencoder twice as taming does python benchmarks/tokenizer.py encode    # batches, as `mavilt
+tokenize`, also compiled, against the same model called image by image
 """
 
 from __future__ import annotations
@@ -30,16 +31,25 @@ from mavilt_pl.vqgan.losses import adaptive_weight
 from mavilt_pl.vqgan.module import VQGAN, Tokenizer
 from mavilt_pl.vqgan.verb import images_at_once
 
-# The published network's shape (taming's custom_vqgan.yaml, factor 16) on a quarter of the pixels; CHANNELS=64 is half its width.
+# The published network's shape (taming's custom_vqgan.yaml, factor 16) on a quarter of the pixels;
+# CHANNELS=64 is half its width.
 SIZE, MULTIPLIERS, LATENT, CODES = 128, (1, 1, 2, 2, 4), 256, 1024
-CHANNELS, BATCH = (int(os.environ.get(key, usual)) for key, usual in (("CHANNELS", 128), ("BATCH", 1)))
+CHANNELS, BATCH = (
+    int(os.environ.get(key, usual)) for key, usual in (("CHANNELS", 128), ("BATCH", 1))
+)
 ROUNDS, STEPS = 5, 3
 
 
 def ours() -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
     shape = {"image_size": SIZE, "channels": CHANNELS, "multipliers": MULTIPLIERS, "latent": LATENT}
     published = {"attention": (), "middle_attention": True, "groups": 32, "asymmetric": True}
-    codes = {"codes": CODES, "code_width": LATENT, "cosine": False, "project": True, "kmeans": False}
+    codes = {
+        "codes": CODES,
+        "code_width": LATENT,
+        "cosine": False,
+        "project": True,
+        "kmeans": False,
+    }
     net = Tokenizer({**shape, **published}, codes)
 
     def loss(x: Tensor) -> Tensor:
@@ -75,7 +85,9 @@ def diffusers() -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
 
 
 def one_arm(name: str) -> None:
-    """Seconds a step, peak memory in MB, GFLOP a step and the machine's GFLOP/s in matrix products, on one line."""
+    """Seconds a step, peak memory in MB, GFLOP a step and the machine's GFLOP/s in matrix products,
+    on one line.
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
     torch.manual_seed(0)
@@ -110,31 +122,49 @@ def step() -> None:
     found: dict[str, list[list[float]]] = {"ours": [], "diffusers": []}
     for _ in range(ROUNDS):
         for name, rows in found.items():
-            done = subprocess.run([sys.executable, __file__, "one_arm", name], capture_output=True, text=True)
+            done = subprocess.run(
+                [sys.executable, __file__, "one_arm", name], capture_output=True, text=True
+            )
             if done.returncode:
                 sys.exit(done.stderr)
             rows.append([float(word) for word in done.stdout.split()])
-    print("| | weights, M | images/s | GFLOP a step | share of the matrix-product rate | peak memory, MB |")
+    print(
+        "| | weights, M | images/s | GFLOP a step | share of the matrix-product rate | peak "
+        "memory, MB |"
+    )
     print("| --- | --- | --- | --- | --- | --- |")
-    middle = {name: [statistics.median(column) for column in zip(*rows)] for name, rows in found.items()}
+    middle = {
+        name: [statistics.median(column) for column in zip(*rows)] for name, rows in found.items()
+    }
     for name, (seconds, peak, work, rate, weights) in middle.items():
-        print(f"| {name} | {weights / 1e6:.1f} | {BATCH / seconds:.2f} | {work:.0f} | {work / seconds / rate:.2f} | {peak:.0f} |")  # fmt: skip
+        print(
+            f"| {name} | {weights / 1e6:.1f} | {BATCH / seconds:.2f} | {work:.0f} | "
+            f"{work / seconds / rate:.2f} | {peak:.0f} |"
+        )
     ratios = [theirs[0] / mine[0] for mine, theirs in zip(found["ours"], found["diffusers"])]
-    print(f"\nImages/s over diffusers', median of {ROUNDS} pairs: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")  # fmt: skip
+    print(
+        f"\nImages/s over diffusers', median of {ROUNDS} pairs: {statistics.median(ratios):.2f} "
+        f"({min(ratios):.2f} to {max(ratios):.2f})"
+    )
 
 
 class TwiceRun(VQGAN):
-    """taming's schedule: the adaptive weight is measured through the discriminator, and the discriminator's turn runs the
-    autoencoder and its loss again."""
+    """taming's schedule: the adaptive weight is measured through the discriminator, and the
+    discriminator's turn runs the autoencoder and its loss again.
+    """
 
     def training_step(self, batch: dict, index: int) -> None:  # type: ignore[override]
         generator, critic = self.optimizers()
         with generator.toggle_model():
             terms, made, _ = self.terms(batch["pixels"])
             adversarial = -self.discriminator(made).mean()
-            likeness = torch.stack([value for name, value in terms.items() if name != "commitment"]).sum()
+            likeness = torch.stack(
+                [value for name, value in terms.items() if name != "commitment"]
+            ).sum()
             weight = adaptive_weight(likeness, adversarial, self.tokenizer.autoencoder.last_layer)
-            self.manual_backward(likeness + terms["commitment"] + self.hparams["gan_weight"] * weight * adversarial)
+            self.manual_backward(
+                likeness + terms["commitment"] + self.hparams["gan_weight"] * weight * adversarial
+            )
             self._clip(generator, "generator", batch)
             generator.step()
             generator.zero_grad()
@@ -159,16 +189,32 @@ def gan() -> None:
 
     def seconds(kind: type[VQGAN]) -> float:
         torch.manual_seed(0)
-        net = {"image_size": SIZE, "channels": CHANNELS, "multipliers": MULTIPLIERS, "latent": LATENT}
+        net = {
+            "image_size": SIZE,
+            "channels": CHANNELS,
+            "multipliers": MULTIPLIERS,
+            "latent": LATENT,
+        }
         module = kind(net, {"codes": CODES, "kmeans": False}, gan_start=0, warmup=0)
         clock = Clock()
         trainer = lightning.Trainer(
-            accelerator="cpu", max_steps=STEPS + 2, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-            enable_model_summary=False, callbacks=[clock], log_every_n_steps=1000,
-        )  # fmt: skip
+            accelerator="cpu",
+            max_steps=STEPS + 2,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=[clock],
+            log_every_n_steps=1000,
+        )
         images = [{"pixels": torch.rand(1, SIZE, SIZE) * 2 - 1} for _ in range((STEPS + 2) * BATCH)]
         loader = DataLoader(
-            images, BATCH, collate_fn=lambda items: {"pixels": torch.stack([i["pixels"] for i in items]), "studies": []}
+            images,
+            BATCH,
+            collate_fn=lambda items: {
+                "pixels": torch.stack([i["pixels"] for i in items]),
+                "studies": [],
+            },
         )
         trainer.fit(module, loader)
         gaps = [b - a for a, b in zip(clock.marks, clock.marks[1:])]
@@ -179,16 +225,31 @@ def gan() -> None:
     for _ in range(ROUNDS):
         mine, theirs = seconds(VQGAN), seconds(TwiceRun)
         ratios.append(theirs / mine)
-    print(f"Whole step, discriminator on: rate over taming's schedule, median of {ROUNDS} pairs: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")  # fmt: skip
+    print(
+        f"Whole step, discriminator on: rate over taming's schedule, median of {ROUNDS} pairs: "
+        f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+    )
 
 
 def encode() -> None:
     print(
-        "| tokenizer | image by image, images/s | batches | × | compiled | × |\n| --- | --- | --- | --- | --- | --- |"
+        "| tokenizer | image by image, images/s | batches | × | compiled | × |\n| --- | --- | --- "
+        "| --- | --- | --- |"
     )
-    demo = {"image_size": 64, "channels": 32, "multipliers": [1, 2, 3], "blocks": 1, "attention": [8], "latent": 64, "patch": 2}  # fmt: skip
+    demo = {
+        "image_size": 64,
+        "channels": 32,
+        "multipliers": [1, 2, 3],
+        "blocks": 1,
+        "attention": [8],
+        "latent": 64,
+        "patch": 2,
+    }
     half = {"image_size": SIZE, "channels": 64, "multipliers": MULTIPLIERS, "latent": LATENT}
-    for name, shape, count in (("the demo's, 64²", demo, 512), (f"published shape at {SIZE}², 64 channels", half, 64)):
+    for name, shape, count in (
+        ("the demo's, 64²", demo, 512),
+        (f"published shape at {SIZE}², 64 channels", half, 64),
+    ):
         torch.manual_seed(0)
         net = Tokenizer(shape, {"codes": CODES}).eval()
         compiled = copy.deepcopy(net)
@@ -216,7 +277,9 @@ def encode() -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=["step", "gan", "encode", "one_arm"])
     parser.add_argument("arm", nargs="?", choices=["ours", "diffusers"], help=argparse.SUPPRESS)
     torch.set_num_threads(int(THREADS))

@@ -1,4 +1,6 @@
-"""What the processes of a training share: their numbers, sums and batches. Asked at every call: a module is built before its processes know each other."""
+"""What the processes of a training share: their numbers, sums and batches. Asked at every call: a
+module is built before its processes know each other.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +25,11 @@ def summed(part: Tensor) -> Tensor:
 
 
 def dealt(part_BX: Tensor) -> Tensor:
-    """The batches of all ranks as one, in the order in which a sampler dealt them out: rank r has rows r, r+W, …
+    """The batches of all ranks as one, in the order in which a sampler dealt them out: rank r has
+    rows r, r+W, …
 
-    [B,…] on each of W ranks → [B·W,…] on all."""
+    [B,…] on each of W ranks → [B·W,…] on all.
+    """
     size = rank_and_size()[1]
     if size == 1:
         return part_BX

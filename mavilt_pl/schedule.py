@@ -9,7 +9,9 @@ from torch.optim.lr_scheduler import LambdaLR
 
 
 def warm_cosine(optimizer: Optimizer, warmup: int, steps: int) -> LambdaLR:
-    """Linear warm-up over `warmup` steps, then a cosine down to a hundredth of each group's rate at step `steps`."""
+    """Linear warm-up over `warmup` steps, then a cosine down to a hundredth of each group's rate at
+    step `steps`.
+    """
 
     def share(step: int) -> float:
         if step < warmup:

@@ -7,7 +7,11 @@ from pathlib import Path
 from mavilt_pl.data.study import DataError
 
 CONFIGS = next(
-    (p for p in (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs") if p.is_dir()),
+    (
+        p
+        for p in (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs")
+        if p.is_dir()
+    ),
     Path(__file__).parent / "configs",
 )
 
@@ -18,4 +22,6 @@ def find_config(name: str) -> Path:
         if path.is_file():
             return path
     shipped = sorted(str(p.relative_to(CONFIGS)) for p in CONFIGS.rglob("*.yaml"))
-    raise DataError(f"config {name} is neither a file here nor a shipped one; shipped are: {', '.join(shipped)}")
+    raise DataError(
+        f"config {name} is neither a file here nor a shipped one; shipped are: {', '.join(shipped)}"
+    )

@@ -1,9 +1,9 @@
 """LightningCLI for every module: `mavilt fit --config stage1.yaml`, from any folder.
 
-A config that is not a file here is looked up among the shipped ones. Each run keeps everything under
-`trainer.default_root_dir` (default `runs/<module>`): `checkpoints/last.ckpt`, the logs in `tensorboard/`, and its
-config. The first run and the hundredth use the same command: `--ckpt_path last` starts anew where there is nothing to
-resume.
+A config that is not a file here is looked up among the shipped ones. Each run keeps everything
+under `trainer.default_root_dir` (default `runs/<module>`): `checkpoints/last.ckpt`, the logs in
+`tensorboard/`, and its config. The first run and the hundredth use the same command: `--ckpt_path
+last` starts anew where there is nothing to resume.
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ def _with_configs(argv: list[str]) -> list[str]:
             word = f"--config={find_config(word.removeprefix('--config='))}"
         following = word in ("--config", "-c")
         out.append(word)
-    if not any(word.startswith("--weights_only") for word in out) and not {"-h", "--help"} & set(out):
+    if not any(word.startswith("--weights_only") for word in out) and not {"-h", "--help"} & set(
+        out
+    ):
         out.append("--weights_only=true")  # checkpoints are read as tensors only
     if (
         "test" in out[:1]
@@ -61,7 +63,9 @@ class MaviltCLI(LightningCLI):
     claims: ExitStack  # what the running command holds: its folder
 
     def _instantiate_trainer(self, config: Any, callbacks: list[Any]) -> Trainer:
-        """Give every run one folder, one TensorBoard history, and a `last.ckpt` that a resumed run finds again."""
+        """Give every run one folder, one TensorBoard history, and a `last.ckpt` that a resumed run
+        finds again.
+        """
         chosen = self.config[self.subcommand]
         name = chosen.model.class_path.rsplit(".", 1)[-1].lower()
         root = Path(config["default_root_dir"] or f"runs/{name}")
@@ -69,15 +73,20 @@ class MaviltCLI(LightningCLI):
         fitting = self.subcommand == "fit"
         if config["logger"] in (None, True):
             config["logger"] = (
-                TensorBoardLogger(root, name="", version="tensorboard", default_hp_metric=False) if fitting else False
+                TensorBoardLogger(root, name="", version="tensorboard", default_hp_metric=False)
+                if fitting
+                else False
             )
         if str(config["precision"]) in ("bf16-true", "16-true"):
             raise DataError(
-                f"trainer.precision: found {config['precision']}, in which weights are kept to 3 digits or fewer, so that the steps of a "
+                f"trainer.precision: found {config['precision']}, in which weights are kept to 3 "
+                f"digits or fewer, so that the steps of a "
                 "fine-tuning are lost; set it to bf16-mixed"
             )
         given = [*(config["callbacks"] or []), *callbacks]
-        if config["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in given):
+        if config["enable_progress_bar"] is not False and not any(
+            isinstance(c, ProgressBar) for c in given
+        ):
             callbacks = [*callbacks, StepProgressBar()]
         if fitting:
             callbacks = [*callbacks, *self._lasting(config, root, given)]
@@ -90,8 +99,10 @@ class MaviltCLI(LightningCLI):
         except (MisconfigurationException, ImportError, TypeError, ValueError) as error:
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise DataError(
-                f"trainer: {reason} Found trainer.accelerator {config['accelerator']} and trainer.devices {config['devices']} on a machine with "
-                f"{torch.cuda.device_count() or 'no'} GPU; where they are more than it has, set --trainer.accelerator auto "
+                f"trainer: {reason} Found trainer.accelerator {config['accelerator']} and "
+                f"trainer.devices {config['devices']} on a machine with "
+                f"{torch.cuda.device_count() or 'no'} GPU; where they are more than it has, set "
+                f"--trainer.accelerator auto "
                 "--trainer.devices auto"
             ) from error
         if fitting and trainer.is_global_zero:
@@ -104,9 +115,17 @@ class MaviltCLI(LightningCLI):
         lasting: list[Callback] = [RandomStates(), Place()]
         if config["logger"] is not False:
             lasting += [LearningRateMonitor("step"), History(root, config["logger"])]
-        if config["enable_checkpointing"] is not False and not any(isinstance(c, ModelCheckpoint) for c in given):
-            keep = StepCheckpoints(root / "checkpoints", chosen.checkpoint_every, chosen.checkpoint_keep)
-            best = [BestCheckpoint(root / "checkpoints", chosen.checkpoint_best)] if chosen.checkpoint_best else []
+        if config["enable_checkpointing"] is not False and not any(
+            isinstance(c, ModelCheckpoint) for c in given
+        ):
+            keep = StepCheckpoints(
+                root / "checkpoints", chosen.checkpoint_every, chosen.checkpoint_keep
+            )
+            best = (
+                [BestCheckpoint(root / "checkpoints", chosen.checkpoint_best)]
+                if chosen.checkpoint_best
+                else []
+            )
             preemption = Preemption(keep)
             self.claims.callback(preemption.silence)
             lasting += [keep, *best, preemption]
@@ -117,13 +136,22 @@ class MaviltCLI(LightningCLI):
         return [] if given is None else [*given] if isinstance(given, (list, tuple)) else [given]
 
     def _parse_ckpt_path(self) -> None:
-        """What the config says holds. (Lightning would put the checkpoint's hyperparameters, even its class, over it.)"""
+        """What the config says holds. (Lightning would put the checkpoint's hyperparameters, even
+        its class, over it.)
+        """
 
     def add_arguments_to_parser(self, parser: Any) -> None:
-        parser.add_argument("--checkpoint_every", type=int, default=500, help="steps between checkpoints")
-        parser.add_argument("--checkpoint_keep", type=int, default=2, help="how many of them stay: the last so many")
         parser.add_argument(
-            "--checkpoint_async", type=bool, default=False, help="write them while training goes on (a copy in memory)"
+            "--checkpoint_every", type=int, default=500, help="steps between checkpoints"
+        )
+        parser.add_argument(
+            "--checkpoint_keep", type=int, default=2, help="how many of them stay: the last so many"
+        )
+        parser.add_argument(
+            "--checkpoint_async",
+            type=bool,
+            default=False,
+            help="write them while training goes on (a copy in memory)",
         )
         parser.add_argument(
             "--checkpoint_best",
@@ -138,17 +166,23 @@ def run(argv: list[str]) -> int:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     for harmless in (
         ".*Checkpoint directory .* exists and is not empty.*",
-        ".*there is no last checkpoint available.*",  # `--ckpt_path last` on a first run, as documented above
+        # `--ckpt_path last` on a first run, as documented above
+        ".*there is no last checkpoint available.*",
         ".*module.s. in eval mode at the start of training.*",  # frozen encoders
         ".*args parameter is intended to run from within Python.*",
         ".*isinstance.treespec, LeafSpec.*",
-        ".*You have overridden `.*` in `LightningModule` but have passed in a `LightningDataModule`.*",
+        ".*You have overridden `.*` in `LightningModule` but have passed in a "
+        "`LightningDataModule`.*",
         ".*The epoch parameter in `scheduler.step.*",
     ):
         warnings.filterwarnings("ignore", message=harmless)
     if argv[0] != "fit":  # what lets a fit be broken off is not wanted here
-        warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint need to be provided.*")
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)  # tips and device lists
+        warnings.filterwarnings(
+            "ignore", message=".*callbacks used to create the checkpoint need to be provided.*"
+        )
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(
+        logging.WARNING
+    )  # tips and device lists
     torch.set_float32_matmul_precision("high")
     try:
         with ExitStack() as MaviltCLI.claims:
@@ -164,7 +198,8 @@ def run(argv: list[str]) -> int:
     except Left as left:
         return say(left)
     except ValueError as error:
-        # jsonargparse wraps what a module's constructor raises in the whole configuration; the reason is at the bottom.
+        # jsonargparse wraps what a module's constructor raises in the whole configuration; the
+        # reason is at the bottom.
         reason: BaseException = error
         while reason.__cause__ is not None:
             reason = reason.__cause__

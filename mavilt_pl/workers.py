@@ -18,16 +18,21 @@ def _leave_interrupts_to_the_parent() -> None:
 
 
 def _executor(workers: int | None, preload: str | None = None) -> ProcessPoolExecutor:
-    # Forked from a server of its own, not from this process: that one may hold threads, and a fork of those can hang.
+    # Forked from a server of its own, not from this process: that one may hold threads, and a fork
+    # of those can hang.
     context = multiprocessing.get_context("forkserver")
     if preload is not None and preload != "__main__":
         context.set_forkserver_preload([preload])
-    return ProcessPoolExecutor(workers or os.cpu_count() or 1, context, _leave_interrupts_to_the_parent)
+    return ProcessPoolExecutor(
+        workers or os.cpu_count() or 1, context, _leave_interrupts_to_the_parent
+    )
 
 
 @contextmanager
 def pool(workers: int | None = None) -> Iterator[ProcessPoolExecutor]:
-    """`workers` processes (None: one a core). On Ctrl-C or an error, work that has not begun is dropped, not done first."""
+    """`workers` processes (None: one a core). On Ctrl-C or an error, work that has not begun is
+    dropped, not done first.
+    """
     executor = _executor(workers)
     try:
         yield executor
@@ -38,8 +43,9 @@ def pool(workers: int | None = None) -> Iterator[ProcessPoolExecutor]:
 
 
 class CarefulMap:
-    """`map` over processes, in order, for work on files of strangers: a task that kills its process or takes longer than
-    `patience` seconds gives what `failed(task, why)` makes of it, and the others are done all the same.
+    """`map` over processes, in order, for work on files of strangers: a task that kills its process
+    or takes longer than `patience` seconds gives what `failed(task, why)` makes of it, and the
+    others are done all the same.
 
     Args:
         function: of one task; both are pickled.
@@ -47,7 +53,13 @@ class CarefulMap:
         patience: seconds that a task may take.
     """
 
-    def __init__(self, function: Callable[[Any], Any], failed: Callable[[Any, str], Any], workers: int | None = None, patience: float = 60.0):  # fmt: skip
+    def __init__(
+        self,
+        function: Callable[[Any], Any],
+        failed: Callable[[Any, str], Any],
+        workers: int | None = None,
+        patience: float = 60.0,
+    ):
         self.function, self.failed, self.patience = function, failed, patience
         self.workers = workers or os.cpu_count() or 1
         self.executor = _executor(self.workers, function.__module__)
@@ -62,7 +74,9 @@ class CarefulMap:
         self.executor = _executor(workers)
 
     def _alone(self, task: Any) -> Any:
-        """The task in a process of its own, since some task of its neighbourhood is not to be trusted."""
+        """The task in a process of its own, since some task of its neighbourhood is not to be
+        trusted.
+        """
         try:
             return self.executor.submit(self.function, task).result(self.patience)
         except BrokenProcessPool:
@@ -74,8 +88,11 @@ class CarefulMap:
 
     def __call__(self, tasks: Iterable[Any]) -> Iterator[Any]:
         rest = iter(tasks)
-        # Many at a time: results come in order, and a slow task must not keep the other processes waiting behind it.
-        waiting: deque[tuple[Any, Future | None]] = deque()  # None: the pool broke before it could be handed over
+        # Many at a time: results come in order, and a slow task must not keep the other processes
+        # waiting behind it.
+        waiting: deque[tuple[Any, Future | None]] = (
+            deque()
+        )  # None: the pool broke before it could be handed over
         while True:
             while len(waiting) < 32 * self.workers and (task := next(rest, None)) is not None:
                 waiting.append((task, self._submit(task)))

@@ -1,4 +1,6 @@
-"""Small corpora and models that the tests share; everything is made by the code under test, nothing is downloaded."""
+"""Small corpora and models that the tests share; everything is made by the code under test, nothing
+is downloaded.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,18 @@ def real_data() -> Path:
 def mimic_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """61 phantom studies in the MIMIC-CXR-JPG layout: an odd number, 11 of them for the test."""
     root = tmp_path_factory.mktemp("raw") / "mimic"
-    arguments = ["--studies", "61", "--validate", "7", "--test", "11", "--size", "48", "--workers", "2"]
+    arguments = [
+        "--studies",
+        "61",
+        "--validate",
+        "7",
+        "--test",
+        "11",
+        "--size",
+        "48",
+        "--workers",
+        "2",
+    ]
     assert main(["phantom", "mimic", str(root), *arguments]) == 0
     return root
 
@@ -45,7 +58,9 @@ def corpus_path(mimic_root: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture(scope="session")
 def chain(corpus_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every stage trained for a few steps through the command line: encoder, vqgan, tokens, backbone, stage1, stage2."""
+    """Every stage trained for a few steps through the command line: encoder, vqgan, tokens,
+    backbone, stage1, stage2.
+    """
     out = tmp_path_factory.mktemp("chain")
     corpora = f"--data.corpora=[{corpus_path}]"
     short = [
@@ -58,7 +73,16 @@ def chain(corpus_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     def fit(config: str, name: str, *more: str) -> None:
         assert (
-            main(["fit", "--config", f"demo/{config}.yaml", *short, f"--trainer.default_root_dir={out / name}", *more])
+            main(
+                [
+                    "fit",
+                    "--config",
+                    f"demo/{config}.yaml",
+                    *short,
+                    f"--trainer.default_root_dir={out / name}",
+                    *more,
+                ]
+            )
             == 0
         )
 
@@ -80,10 +104,25 @@ def chain(corpus_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--model.init_args.gan_start=2",
         "--data.batch_size=8",
     ]
-    fit("vqgan", "vqgan", *vqgan, "--data.weights=null", "--trainer.max_steps=6", "--checkpoint_every=2")
+    fit(
+        "vqgan",
+        "vqgan",
+        *vqgan,
+        "--data.weights=null",
+        "--trainer.max_steps=6",
+        "--checkpoint_every=2",
+    )
     assert (
         main(
-            ["tokenize", "--corpus", str(corpus_path), "--tokenizer", str(out / "vqgan"), "--out", str(out / "tokens")]
+            [
+                "tokenize",
+                "--corpus",
+                str(corpus_path),
+                "--tokenizer",
+                str(out / "vqgan"),
+                "--out",
+                str(out / "tokens"),
+            ]
         )
         == 0
     )
@@ -95,8 +134,21 @@ def chain(corpus_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--model.init_args.heads=2",
         "--data.batch_size=16",
     )
-    language = [f"--model.init_args.backbone={out}/backbone/backbone", f"--model.init_args.tokens={out}/tokens"]
-    language += [f"--data.tokens=[{out}/tokens]", "--data.weights=null", DATA, "--data.batch_size=4"]
+    language = [
+        f"--model.init_args.backbone={out}/backbone/backbone",
+        f"--model.init_args.tokens={out}/tokens",
+    ]
+    language += [
+        f"--data.tokens=[{out}/tokens]",
+        "--data.weights=null",
+        DATA,
+        "--data.batch_size=4",
+    ]
     fit("stage1", "stage1", *language)
-    fit("stage2", "stage2", *language, f"--model.init_args.init_from={out}/stage1/checkpoints/last.ckpt")
+    fit(
+        "stage2",
+        "stage2",
+        *language,
+        f"--model.init_args.init_from={out}/stage1/checkpoints/last.ckpt",
+    )
     return out

@@ -49,21 +49,40 @@ sys.exit(main(sys.argv[2:]))
 def together(count: int, logs: Path, words: list[str]) -> list[int]:
     """Start so many processes at one task; the pieces that they have made."""
     logs.mkdir()
-    running = [subprocess.Popen([sys.executable, "-c", SHARED, str(logs / str(n)), *words], stdout=subprocess.DEVNULL) for n in range(count)]  # fmt: skip
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", SHARED, str(logs / str(n)), *words], stdout=subprocess.DEVNULL
+        )
+        for n in range(count)
+    ]
     assert [one.wait(timeout=300) for one in running] == [0] * count
     return sorted(int(line) for n in range(count) for line in (logs / str(n)).read_text().split())
 
 
 def same_files(one: Path, other: Path) -> None:
-    names = [sorted(str(p.relative_to(o)) for p in o.rglob("*") if p.is_file()) for o in (one, other)]
+    names = [
+        sorted(str(p.relative_to(o)) for p in o.rglob("*") if p.is_file()) for o in (one, other)
+    ]
     assert names[0] == names[1]
-    assert [name for name in names[0] if not filecmp.cmp(one / name, other / name, shallow=False)] == []
+    assert [
+        name for name in names[0] if not filecmp.cmp(one / name, other / name, shallow=False)
+    ] == []
 
 
 @pytest.mark.slow
 def test_three_processes_prepare_one_corpus(mimic_root: Path, tmp_path: Path) -> None:
     def words(out: str) -> list[str]:
-        return ["prepare", "mimic-cxr-jpg", str(mimic_root), "--out", str(tmp_path / out), "--size", "32", "--workers", "1"]  # fmt: skip
+        return [
+            "prepare",
+            "mimic-cxr-jpg",
+            str(mimic_root),
+            "--out",
+            str(tmp_path / out),
+            "--size",
+            "32",
+            "--workers",
+            "1",
+        ]
 
     assert together(1, tmp_path / "alone.logs", words("alone")) == [*range(8)]
     assert together(3, tmp_path / "shared.logs", words("shared")) == [*range(8)]
@@ -71,9 +90,19 @@ def test_three_processes_prepare_one_corpus(mimic_root: Path, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_two_processes_tokenize_every_image_once(chain: Path, corpus_path: Path, tmp_path: Path) -> None:
+def test_two_processes_tokenize_every_image_once(
+    chain: Path, corpus_path: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "tokens"
-    words = ["tokenize", "--corpus", str(corpus_path), "--tokenizer", str(chain / "vqgan"), "--out", str(out)]
+    words = [
+        "tokenize",
+        "--corpus",
+        str(corpus_path),
+        "--tokenizer",
+        str(chain / "vqgan"),
+        "--out",
+        str(out),
+    ]
     assert together(2, tmp_path / "logs", words) == [*range(8)]
     same_files(chain / "tokens", out)
 
@@ -83,8 +112,18 @@ def test_a_killed_tokenize_keeps_its_pieces_and_drops_those_of_another_tokenizer
     chain: Path, corpus_path: Path, tmp_path: Path
 ) -> None:
     out, log = tmp_path / "tokens", tmp_path / "log"
-    words = ["tokenize", "--corpus", str(corpus_path), "--tokenizer", str(chain / "vqgan"), "--out", str(out)]
-    running = subprocess.Popen([sys.executable, "-c", SHARED, str(log), *words], stdout=subprocess.DEVNULL)
+    words = [
+        "tokenize",
+        "--corpus",
+        str(corpus_path),
+        "--tokenizer",
+        str(chain / "vqgan"),
+        "--out",
+        str(out),
+    ]
+    running = subprocess.Popen(
+        [sys.executable, "-c", SHARED, str(log), *words], stdout=subprocess.DEVNULL
+    )
     while running.poll() is None and not (out / "parts/00001.npy").exists():
         time.sleep(0.01)
     running.kill()
@@ -125,7 +164,9 @@ def test_a_piece_whose_holder_dies_is_taken_over(tmp_path: Path) -> None:
 
 
 def forgetful(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    """As NFS may: what was once asked for and missing in a folder is missing until the folder is listed again."""
+    """As NFS may: what was once asked for and missing in a folder is missing until the folder is
+    listed again.
+    """
     missing: set[str] = set()
     exists, listing, open_, replace = Path.exists, os.listdir, io.open, os.replace
 
@@ -155,8 +196,12 @@ def forgetful(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     monkeypatch.setattr("io.open", opened)
 
 
-def after_first(monkeypatch: pytest.MonkeyPatch, name: str, finish: Callable[[], object]) -> list[str]:
-    """Another process finishes the whole while this one first waits for the lock of that name; fills the list that it gives."""
+def after_first(
+    monkeypatch: pytest.MonkeyPatch, name: str, finish: Callable[[], object]
+) -> list[str]:
+    """Another process finishes the whole while this one first waits for the lock of that name;
+    fills the list that it gives.
+    """
     seen: list[str] = []
     lock = fcntl.lockf
 
@@ -174,7 +219,9 @@ def after_first(monkeypatch: pytest.MonkeyPatch, name: str, finish: Callable[[],
 def test_who_waited_while_the_whole_was_finished_does_nothing(
     mimic_root: Path, corpus_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
-    """The finisher has removed the parts, and this machine still remembers that corpus.json was missing."""
+    """The finisher has removed the parts, and this machine still remembers that corpus.json was
+    missing.
+    """
     out = tmp_path / "corpus"
 
     def finish() -> None:
@@ -183,20 +230,52 @@ def test_who_waited_while_the_whole_was_finished_does_nothing(
 
     forgetful(monkeypatch, out)
     seen = after_first(monkeypatch, at, finish)
-    words = ["prepare", "mimic-cxr-jpg", str(mimic_root), "--out", str(out), "--size", "32", "--name", "phantom_mimic"]
+    words = [
+        "prepare",
+        "mimic-cxr-jpg",
+        str(mimic_root),
+        "--out",
+        str(out),
+        "--size",
+        "32",
+        "--name",
+        "phantom_mimic",
+    ]
     assert main([*words, "--workers", "1"]) == 0
     assert seen == [at]
     same_files(corpus_path, out)
 
 
 @pytest.fixture(scope="module")
-def tokenized(corpus_path: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
+def tokenized(
+    corpus_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[list[str], Path]:
     """The command of an untrained tokenizer but for its folder, and the cache that it made."""
     folder = tmp_path_factory.mktemp("untrained")
     torch.manual_seed(0)
-    net = VQGAN({"image_size": 32, "channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": [], "latent": 8}, {"codes": 16, "code_width": 4})  # fmt: skip
-    torch.save({"state_dict": net.state_dict(), "hyper_parameters": dict(net.hparams)}, folder / "vqgan.ckpt")
-    words = ["tokenize", "--corpus", str(corpus_path), "--tokenizer", str(folder / "vqgan.ckpt"), "--out"]
+    net = VQGAN(
+        {
+            "image_size": 32,
+            "channels": 8,
+            "multipliers": [1, 2],
+            "blocks": 1,
+            "attention": [],
+            "latent": 8,
+        },
+        {"codes": 16, "code_width": 4},
+    )
+    torch.save(
+        {"state_dict": net.state_dict(), "hyper_parameters": dict(net.hparams)},
+        folder / "vqgan.ckpt",
+    )
+    words = [
+        "tokenize",
+        "--corpus",
+        str(corpus_path),
+        "--tokenizer",
+        str(folder / "vqgan.ckpt"),
+        "--out",
+    ]
     assert main([*words, str(folder / "tokens")]) == 0
     return words, folder / "tokens"
 
@@ -221,7 +300,17 @@ def test_a_task_that_starts_while_another_begins_the_corpus(
     mimic_root: Path, corpus_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its settings are being written, or are written between two looks at the folder."""
-    words = ["prepare", "mimic-cxr-jpg", str(mimic_root), "--size", "32", "--name", "phantom_mimic", "--workers", "1"]
+    words = [
+        "prepare",
+        "mimic-cxr-jpg",
+        str(mimic_root),
+        "--size",
+        "32",
+        "--name",
+        "phantom_mimic",
+        "--workers",
+        "1",
+    ]
     begun, now = tmp_path / "begun", tmp_path / "now"
     begun.mkdir()
     (begun / "prepare.json.part").write_text("{")
@@ -269,7 +358,10 @@ def test_where_files_cannot_be_locked_a_recipe_warns_and_goes_on(
     monkeypatch.setattr("fcntl.flock", no_locks)
     monkeypatch.setattr("fcntl.lockf", no_locks)
     recipe = tmp_path / "r.yaml"
-    recipe.write_text("steps: [{name: step, run: 'phantom mimic {out}/raw --studies 3 --validate 1 --test 1 --size 48 --workers 1', writes: raw}]")  # fmt: skip
+    recipe.write_text(
+        "steps: [{name: step, run: 'phantom mimic {out}/raw --studies 3 --validate 1 --test 1 "
+        "--size 48 --workers 1', writes: raw}]"
+    )
     with pytest.warns(UserWarning, match="lies where files cannot be locked"):
         assert main(["run", str(recipe), "--out", str(tmp_path / "run"), *more]) == 0
     assert (tmp_path / "run/raw").exists()

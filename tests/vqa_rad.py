@@ -19,7 +19,12 @@ def prepared(mimic_root: Path, folder: Path) -> Path:
         about = {"image_name": name, "image_organ": "CHEST", "question_type": "PRES"}
         answer = "Yes" if number % 2 else "No"
         items += [
-            {**about, "question": "Is the heart enlarged?", "answer": answer, "answer_type": "CLOSED"},
+            {
+                **about,
+                "question": "Is the heart enlarged?",
+                "answer": answer,
+                "answer_type": "CLOSED",
+            },
             {**about, "question": "Where is it?", "answer": "in the chest", "answer_type": "OPEN"},
         ]
     (folder / "raw" / "vqa_rad.json").write_text(json.dumps(items))

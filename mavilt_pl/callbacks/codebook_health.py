@@ -19,22 +19,26 @@ class CodebookHealth(Callback):
 
     - `train/codebook_used`: share of the K codes that were used, in [0, 1];
     - `train/codebook_perplexity`: exp of the entropy of their use, in [1, K];
-    - `train/sharpness`: ‖∇x̂‖² / ‖∇x‖², forward differences, sums over all images; 1 is as sharp as the original.
+    - `train/sharpness`: ‖∇x̂‖² / ‖∇x‖², forward differences, sums over all images; 1 is as sharp as
+      the original.
 
-    It warns once for each failure, and again only after a recovery: blurring and collapse are the failures that
-    arXiv 2502.05926 names; a discriminator that always wins teaches nothing. The words stand in TensorBoard too (`health`).
+    It warns once for each failure, and again only after a recovery: blurring and collapse are the
+    failures that arXiv 2502.05926 names; a discriminator that always wins teaches nothing. The
+    words stand in TensorBoard too (`health`).
 
-    The window is a ring of counts, int32 [window,K]: exact, a few megabytes, and one scatter a batch; nothing waits
-    for the device before a step that is logged. A checkpoint holds the sum over the processes, so that a resumed run
-    logs what the uninterrupted one would have.
+    The window is a ring of counts, int32 [window,K]: exact, a few megabytes, and one scatter a
+    batch; nothing waits for the device before a step that is logged. A checkpoint holds the sum
+    over the processes, so that a resumed run logs what the uninterrupted one would have.
 
     Args:
         window: batches (of every process) that the figures are over.
-        patience: steps of the generator before collapse and blur are called so: at first every tokenizer blurs.
+        patience: steps of the generator before collapse and blur are called so: at first every
+            tokenizer blurs.
         min_used: codes used below this share are a collapse.
-        min_sharpness: sharpness below this is a blur. Noise in the original counts as sharp and cannot be kept.
-        max_right: a discriminator that is right on more than this share of patches, in a moving average over the
-            logged steps that starts at one half, wins.
+        min_sharpness: sharpness below this is a blur. Noise in the original counts as sharp and
+            cannot be kept.
+        max_right: a discriminator that is right on more than this share of patches, in a moving
+            average over the logged steps that starts at one half, wins.
     """
 
     def __init__(
@@ -57,25 +61,35 @@ class CodebookHealth(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         device = pl_module.device
-        self.counts_WK = torch.zeros(self.window, pl_module.tokenizer.codes, dtype=torch.int32, device=device)
+        self.counts_WK = torch.zeros(
+            self.window, pl_module.tokenizer.codes, dtype=torch.int32, device=device
+        )
         self.energy_W2 = torch.zeros(self.window, 2, dtype=torch.float64, device=device)
         counts = self._resumed.get("counts_WK")
-        if counts is None or counts.shape != self.counts_WK.shape:  # another window or codebook: it fills anew
+        if (
+            counts is None or counts.shape != self.counts_WK.shape
+        ):  # another window or codebook: it fills anew
             self.batches = 0
         elif trainer.is_global_zero:  # what all processes had counted
             self.counts_WK.copy_(counts)
             self.energy_W2.copy_(self._resumed["energy_W2"])
         self._resumed = {}
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if not isinstance(outputs, dict) or not {"codes", "reconstruction"} <= outputs.keys():
             return
         with torch.no_grad():
             row = self.batches % self.window
             codes = outputs["codes"].flatten()
             # bincount would wait for the device.
-            self.counts_WK[row].zero_().scatter_add_(0, codes, torch.ones_like(codes, dtype=torch.int32))
-            self.energy_W2[row] = torch.stack([_energy(outputs["reconstruction"]), _energy(batch["pixels"])])
+            self.counts_WK[row].zero_().scatter_add_(
+                0, codes, torch.ones_like(codes, dtype=torch.int32)
+            )
+            self.energy_W2[row] = torch.stack(
+                [_energy(outputs["reconstruction"]), _energy(batch["pixels"])]
+            )
             self.batches += 1
             step = trainer.global_step  # which does not move while gradients accumulate
             if step > self.looked and step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
@@ -89,7 +103,9 @@ class CodebookHealth(Callback):
         sharpness = float(energy_2[0] / energy_2[1].clamp(min=1e-12))
         figures = {
             "train/codebook_used": used,
-            "train/codebook_perplexity": float((-share_K * share_K.clamp(min=1e-30).log()).sum().exp()),
+            "train/codebook_perplexity": float(
+                (-share_K * share_K.clamp(min=1e-30).log()).sum().exp()
+            ),
             "train/sharpness": sharpness,
         }
         module.log_dict(figures, logger=False)
@@ -102,22 +118,44 @@ class CodebookHealth(Callback):
         grown, h = trainer.global_step >= self.patience, module.hparams
         quantizer = h.get("quantizer") or {}
         batches = f"in the last {min(self.batches, self.window)} batches"
-        self._say(trainer, "collapse", grown and used < self.min_used, (
-            f"the codebook collapses: {used:.1%} of its {len(counts_K):,} codes were used {batches} (below "
-            f"{self.min_used:.0%}). Lower learning_rate ({_now(h, 'learning_rate')}), narrow quantizer.code_width "
-            f"({_now(quantizer, 'code_width')}), raise quantizer.revive_below ({_now(quantizer, 'revive_below')}), or give "
-            "a batch more images (data.batch_size)."
-        ))  # fmt: skip
-        self._say(trainer, "blur", grown and sharpness < self.min_sharpness, (
-            f"the reconstructions blur: their edges hold {sharpness:.0%} of the originals' energy {batches} (below "
-            f"{self.min_sharpness:.0%}). Raise lambda_grad ({_now(h, 'lambda_grad')}), or start the discriminator sooner: "
-            f"gan_start ({_now(h, 'gan_start')})."
-        ))  # fmt: skip
-        self._say(trainer, "discriminator", self.right > self.max_right, (
-            f"the discriminator wins: it is right on {self.right:.1%} of the patches (above {self.max_right:.0%}), and "
-            f"teaches the decoder little. Lower gan_weight ({_now(h, 'gan_weight')}), or start it later: gan_start "
-            f"({_now(h, 'gan_start')})."
-        ))  # fmt: skip
+        self._say(
+            trainer,
+            "collapse",
+            grown and used < self.min_used,
+            (
+                f"the codebook collapses: {used:.1%} of its {len(counts_K):,} codes were used "
+                f"{batches} (below "
+                f"{self.min_used:.0%}). Lower learning_rate ({_now(h, 'learning_rate')}), narrow "
+                f"quantizer.code_width "
+                f"({_now(quantizer, 'code_width')}), raise quantizer.revive_below "
+                f"({_now(quantizer, 'revive_below')}), or give "
+                "a batch more images (data.batch_size)."
+            ),
+        )
+        self._say(
+            trainer,
+            "blur",
+            grown and sharpness < self.min_sharpness,
+            (
+                f"the reconstructions blur: their edges hold {sharpness:.0%} of the originals' "
+                f"energy {batches} (below "
+                f"{self.min_sharpness:.0%}). Raise lambda_grad ({_now(h, 'lambda_grad')}), or "
+                f"start the discriminator sooner: "
+                f"gan_start ({_now(h, 'gan_start')})."
+            ),
+        )
+        self._say(
+            trainer,
+            "discriminator",
+            self.right > self.max_right,
+            (
+                f"the discriminator wins: it is right on {self.right:.1%} of the patches (above "
+                f"{self.max_right:.0%}), and "
+                f"teaches the decoder little. Lower gan_weight ({_now(h, 'gan_weight')}), or start "
+                f"it later: gan_start "
+                f"({_now(h, 'gan_start')})."
+            ),
+        )
 
     def _say(self, trainer: Trainer, failure: str, failing: bool, words: str) -> None:
         if failing and not self.failing.get(failure):
@@ -140,13 +178,18 @@ class CodebookHealth(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.batches, self.looked, self.right = (state_dict[name] for name in ("batches", "looked", "right"))
+        self.batches, self.looked, self.right = (
+            state_dict[name] for name in ("batches", "looked", "right")
+        )
         self.failing = dict(state_dict["failing"])
         self._resumed = {name: state_dict[name] for name in ("counts_WK", "energy_W2")}
 
 
 def _energy(pixels_BCHW: Tensor) -> Tensor:
-    return sum((d.float().square().sum() for d in forward_differences(pixels_BCHW)), start=pixels_BCHW.new_zeros(()))
+    return sum(
+        (d.float().square().sum() for d in forward_differences(pixels_BCHW)),
+        start=pixels_BCHW.new_zeros(()),
+    )
 
 
 def _now(settings: Any, key: str) -> str:

@@ -1,4 +1,6 @@
-"""What every metric callback shares: one set of metrics for each source and control, equal on any number of processes."""
+"""What every metric callback shares: one set of metrics for each source and control, equal on any
+number of processes.
+"""
 
 from __future__ import annotations
 
@@ -25,17 +27,22 @@ def hidden_name(study: str, salt: str) -> str:
 
 
 def shown(batch: Mapping[str, Any], control: str | None = None) -> Any:
-    """What a language module is shown of each study: codes [B,N] or, where the data bring them, each view's; for the control,
-    another patient's."""
+    """What a language module is shown of each study: codes [B,N] or, where the data bring them,
+    each view's; for the control, another patient's.
+    """
     stranger = "" if control is None else "stranger_"
     return batch.get(f"{stranger}views", batch[f"{stranger}codes"])
 
 
 def originals(
-    trainer: Trainer, studies: Sequence[Mapping[str, Any]], source: int, views: Sequence[Side] | None = None
+    trainer: Trainer,
+    studies: Sequence[Mapping[str, Any]],
+    source: int,
+    views: Sequence[Side] | None = None,
 ) -> Tensor:
-    """The prepared images of studies of a source, float32 [B,1,H,W] in [-1,1]; with several views (`data.each_view`), of the named
-    one of each."""
+    """The prepared images of studies of a source, float32 [B,1,H,W] in [-1,1]; with several views
+    (`data.each_view`), of the named one of each.
+    """
     corpus = trainer.datamodule.opened[source]  # type: ignore[attr-defined]
     rows = [study["image_row"] for study in studies]
     if views is not None:
@@ -47,8 +54,8 @@ class FigureCallback(Callback):
     """Computes figures of one task over validation and test sets, one source at a time.
 
     Args:
-        validate: how many studies of each source are scored in each validation; 0 leaves validation alone. In the test
-            every study is.
+        validate: how many studies of each source are scored in each validation; 0 leaves validation
+            alone. In the test every study is.
         samples: how many studies of each source are kept as samples for the page.
     """
 
@@ -83,19 +90,24 @@ class FigureCallback(Callback):
 
     # Lightning's hooks.
 
-    def _start(self, trainer: Trainer, module: LightningModule, controls: tuple[str | None, ...]) -> None:
+    def _start(
+        self, trainer: Trainer, module: LightningModule, controls: tuple[str | None, ...]
+    ) -> None:
         names = trainer.datamodule.names  # type: ignore[attr-defined]
         self.examples.clear()
         self._left = dict.fromkeys(range(len(names)), self.validate)
         self._open = {
             (source, control): {
-                name: metric.to(module.device) for name, metric in self.metrics(trainer, module).items()
+                name: metric.to(module.device)
+                for name, metric in self.metrics(trainer, module).items()
             }
             for source in range(len(names))
             for control in controls
         }
 
-    def _finish(self, trainer: Trainer, module: LightningModule, stage: str) -> list[dict[str, Any]]:
+    def _finish(
+        self, trainer: Trainer, module: LightningModule, stage: str
+    ) -> list[dict[str, Any]]:
         names = trainer.datamodule.names  # type: ignore[attr-defined]
         figures = []
         for (source, control), metrics in self._open.items():
@@ -117,7 +129,9 @@ class FigureCallback(Callback):
                         }
                     )
                     if "/" not in name:
-                        tag = f"{stage}/{names[source]}/{self.task}/{name}" + (f"/{control}" if control else "")
+                        tag = f"{stage}/{names[source]}/{self.task}/{name}" + (
+                            f"/{control}" if control else ""
+                        )
                         module.log(tag, value.value, rank_zero_only=True)
         self._open = {}
         return figures
@@ -126,10 +140,26 @@ class FigureCallback(Callback):
         if self.validate and not trainer.sanity_checking:
             self._start(trainer, pl_module, (None,))
 
-    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:  # fmt: skip
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
         if self._open and self._left[dataloader_idx] > 0:
             self._left[dataloader_idx] -= len(batch["studies"]) * trainer.world_size
-            self.observe(trainer, pl_module, batch, outputs, None, self._open[dataloader_idx, None], dataloader_idx)
+            self.observe(
+                trainer,
+                pl_module,
+                batch,
+                outputs,
+                None,
+                self._open[dataloader_idx, None],
+                dataloader_idx,
+            )
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._open:
@@ -140,10 +170,24 @@ class FigureCallback(Callback):
         if [callback for callback in trainer.callbacks if type(callback) is type(self)][-1] is self:  # type: ignore[attr-defined]
             self._start(trainer, pl_module, self.controls)
 
-    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:  # fmt: skip
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
         for control in self.controls if self._open else ():
             self.observe(
-                trainer, pl_module, batch, outputs, control, self._open[dataloader_idx, control], dataloader_idx
+                trainer,
+                pl_module,
+                batch,
+                outputs,
+                control,
+                self._open[dataloader_idx, control],
+                dataloader_idx,
             )
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -156,6 +200,12 @@ class FigureCallback(Callback):
         return sum(example["source"] == name for example in self.examples) < self.samples
 
     @staticmethod
-    def sample(trainer: Trainer, study: Mapping[str, Any], source: int, **rest: Any) -> dict[str, Any]:
+    def sample(
+        trainer: Trainer, study: Mapping[str, Any], source: int, **rest: Any
+    ) -> dict[str, Any]:
         corpus = trainer.datamodule.opened[source]  # type: ignore[attr-defined]
-        return {"source": corpus.name, "study": hidden_name(study["study"], corpus.fingerprint), **rest}
+        return {
+            "source": corpus.name,
+            "study": hidden_name(study["study"], corpus.fingerprint),
+            **rest,
+        }

@@ -16,16 +16,17 @@ from mavilt_pl.metrics.text import Perplexity
 class Forgetting(Callback):
     """Perplexity of the language model on held-out plain texts of a corpus, without any image.
 
-    It is logged, beside λ_reg, at the start of the fit and at every validation. The test gives `perplexity` of task `text`, and on the
-    same texts that of the model before any stage (`perplexity_before`) and their ratio (`perplexity_ratio`).
+    It is logged, beside λ_reg, at the start of the fit and at every validation. The test gives
+    `perplexity` of task `text`, and on the same texts that of the model before any stage
+    (`perplexity_before`) and their ratio (`perplexity_ratio`).
 
     Args:
         corpus: prepared corpus whose texts are read.
         split: of it; default: `val` in a fit and `test` in a test.
         sections, cleaning: as the data's.
         limit: at most so many texts.
-        before: in the test, compare with the backbone as it was; needs the memory of a second model, and none is made of a
-            backbone that started from random weights.
+        before: in the test, compare with the backbone as it was; needs the memory of a second
+            model, and none is made of a backbone that started from random weights.
     """
 
     task = "text"
@@ -40,7 +41,13 @@ class Forgetting(Callback):
         before: bool = True,
     ):
         self.before = before
-        self.corpus, self.split, self.sections, self.cleaning, self.limit = corpus, split, sections, cleaning, limit
+        self.corpus, self.split, self.sections, self.cleaning, self.limit = (
+            corpus,
+            split,
+            sections,
+            cleaning,
+            limit,
+        )
         self.figures: list[dict[str, Any]] = []
         self.examples: list[dict[str, Any]] = []
         self._texts: list[tuple[str, str]] = []
@@ -56,11 +63,14 @@ class Forgetting(Callback):
         self._texts = [(patient, text) for patient, text in texts if len(text) > 20][: self.limit]
         if not self._texts:
             raise DataError(
-                f"{self.corpus}: found no text of more than 20 letters in its split {split}; expected some to read"
+                f"{self.corpus}: found no text of more than 20 letters in its split {split}; "
+                f"expected some to read"
             )
 
     def measure(self, trainer: Trainer, module: Any, earlier: Any = None) -> Perplexity:
-        """The perplexity of a module on this process's share of the texts; of an earlier one on the same texts too."""
+        """The perplexity of a module on this process's share of the texts; of an earlier one on the
+        same texts too.
+        """
         metric = Perplexity().to(module.device)
         mine = self._texts[trainer.global_rank :: trainer.world_size]
         training = module.training
@@ -96,7 +106,9 @@ class Forgetting(Callback):
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         earlier = pl_module.at_start() if self.before else None
-        metric = self.measure(trainer, pl_module, None if earlier is None else earlier.to(pl_module.device).eval())
+        metric = self.measure(
+            trainer, pl_module, None if earlier is None else earlier.to(pl_module.device).eval()
+        )
         self.figures = [
             {
                 "task": "text",

@@ -19,10 +19,10 @@ from mavilt_pl.vqgan.losses import forward_differences
 
 
 class Pictures(Callback):
-    """At every validation, from the first studies of the first source: for the VQ-GAN original, reconstruction,
-    difference and the edges of both on one scale, and over the whole validation how often each code was used (with
-    several processes, of the first one's share); for the language stages the image, the image drawn from its text, and
-    its report beside the reference.
+    """At every validation, from the first studies of the first source: for the VQ-GAN original,
+    reconstruction, difference and the edges of both on one scale, and over the whole validation how
+    often each code was used (with several processes, of the first one's share); for the language
+    stages the image, the image drawn from its text, and its report beside the reference.
 
     Args:
         count: studies shown.
@@ -40,35 +40,64 @@ class Pictures(Callback):
         """TensorBoard's writer, where pictures are wanted now."""
         if trainer.sanity_checking or not trainer.is_global_zero:
             return None
-        return next((logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)
+        return next(
+            (
+                logger.experiment
+                for logger in trainer.loggers
+                if isinstance(logger, TensorBoardLogger)
+            ),
+            None,
+        )
 
-    def on_validation_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:  # fmt: skip
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
         board = self._board(trainer)
         if board is None:
             return
         step, first = trainer.global_step, batch_idx == dataloader_idx == 0
         if "pixels" in batch and isinstance(outputs, dict) and "reconstruction" in outputs:
-            uses_K = torch.bincount(outputs["codes"].flatten().cpu(), minlength=pl_module.tokenizer.codes)
+            uses_K = torch.bincount(
+                outputs["codes"].flatten().cpu(), minlength=pl_module.tokenizer.codes
+            )
             self._uses_K = uses_K if self._uses_K is None else self._uses_K + uses_K
             self._images += len(batch["pixels"])
             if first:
                 real, made = batch["pixels"][: self.count], outputs["reconstruction"][: self.count]
-                board.add_image("val/original, reconstruction, difference, edges", reconstructions(real, made), step)
+                board.add_image(
+                    "val/original, reconstruction, difference, edges",
+                    reconstructions(real, made),
+                    step,
+                )
         elif "codes" in batch and first:
             self._language(board, trainer, pl_module, batch, dataloader_idx, step)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         board = self._board(trainer)
         if board is not None and self._uses_K is not None:
-            board.add_image("val/code usage", code_usage(self._uses_K, self._images), trainer.global_step)
+            board.add_image(
+                "val/code usage", code_usage(self._uses_K, self._images), trainer.global_step
+            )
         self._uses_K, self._images = None, 0
 
-    def _language(self, board: Any, trainer: Trainer, module: Any, batch: dict, source: int, step: int) -> None:
+    def _language(
+        self, board: Any, trainer: Trainer, module: Any, batch: dict, source: int, step: int
+    ) -> None:
         studies = batch["studies"][: self.count]
         keys = [sample_key(study["study"]) for study in studies]
         written = module.write_reports(shown(batch)[: self.count], keys=keys)
-        lines = [f"| {_cell(text)} | {_cell(study['text'])} |" for text, study in zip(written, studies)]
-        board.add_text("val/reports", "\n".join(["| written | reference |", "| --- | --- |", *lines]), step)
+        lines = [
+            f"| {_cell(text)} | {_cell(study['text'])} |" for text, study in zip(written, studies)
+        ]
+        board.add_text(
+            "val/reports", "\n".join(["| written | reference |", "| --- | --- |", *lines]), step
+        )
         if self.path is None:
             return
         if self.tokenizer is None:
@@ -77,7 +106,9 @@ class Pictures(Callback):
         with torch.inference_mode():
             drawn = self.tokenizer.to(module.device).decode(codes)
         board.add_image(
-            "val/real, drawn from its text", _grid([originals(trainer, studies, source), drawn.cpu()]), step
+            "val/real, drawn from its text",
+            _grid([originals(trainer, studies, source), drawn.cpu()]),
+            step,
         )
 
 
@@ -92,19 +123,29 @@ def _grid(rows: list[Tensor]) -> Tensor:
 
 
 def _edges(pixels_BCHW: Tensor) -> Tensor:
-    """|∇x| of forward differences, [B,1,H,W], 0 and above; the last row and column have one axis only."""
+    """|∇x| of forward differences, [B,1,H,W], 0 and above; the last row and column have one axis
+    only.
+    """
     across, down = forward_differences(pixels_BCHW)
     return (F.pad(across, (0, 1)).square() + F.pad(down, (0, 0, 0, 1)).square()).sqrt()
 
 
 def reconstructions(real_BCHW: Tensor, made_BCHW: Tensor) -> Tensor:
-    """Labelled rows original, reconstruction, difference, |∇x|, |∇x̂| → one picture [1,H',W'] in [0,1].
+    """Labelled rows original, reconstruction, difference, |∇x|, |∇x̂| → one picture [1,H',W'] in
+    [0,1].
 
-    Both rows of edges are on one scale: white is what 1 in 200 pixels of the originals' edges exceed."""
+    Both rows of edges are on one scale: white is what 1 in 200 pixels of the originals' edges
+    exceed.
+    """
     real, made = real_BCHW.detach().float().cpu(), made_BCHW.detach().float().cpu()
     edges = _edges(real), _edges(made)
     white = torch.quantile(edges[0].flatten()[: 2**24], 0.995).clamp(min=1e-6)
-    rows = [real, made, (real - made).abs().mul(2).sub(1), *(edge / white * 2 - 1 for edge in edges)]
+    rows = [
+        real,
+        made,
+        (real - made).abs().mul(2).sub(1),
+        *(edge / white * 2 - 1 for edge in edges),
+    ]
     names = (
         "original",
         "recon-\nstruction",
@@ -121,9 +162,12 @@ def reconstructions(real_BCHW: Tensor, made_BCHW: Tensor) -> Tensor:
 
 
 def code_usage(uses_K: Tensor, images: int) -> Tensor:
-    """How often each of K codes was used, from the most to the least, on a log scale → picture [1,H,W] in [0,1].
+    """How often each of K codes was used, from the most to the least, on a log scale → picture
+    [1,H,W] in [0,1].
 
-    The line is what every code would have if all were used alike; the dark end on the right is dead codes."""
+    The line is what every code would have if all were used alike; the dark end on the right is dead
+    codes.
+    """
     width, height, left, top = 560, 260, 44, 44
     uses = np.sort(uses_K.cpu().numpy())[::-1].astype(float)
     share = uses[uses > 0] / max(uses.sum(), 1)
@@ -132,7 +176,11 @@ def code_usage(uses_K: Tensor, images: int) -> Tensor:
     page = Image.new("L", (width, height), 0)
     pen, font, small = ImageDraw.Draw(page), ImageFont.load_default(15), ImageFont.load_default(11)
     pen.text(
-        (8, 6), f"{used:.0%} of {len(uses):,} codes used, as if {perplexity:,.0f} alike · {images:,} images", 255, font
+        (8, 6),
+        f"{used:.0%} of {len(uses):,} codes used, as if {perplexity:,.0f} alike · {images:,} "
+        f"images",
+        255,
+        font,
     )
     pen.text((8, 26), "uses of each code, most used first; line: all alike", 150, small)
     bottom, right = height - 22, width - 10

@@ -13,16 +13,23 @@ from mavilt_pl.callbacks.figures import FigureCallback
 from mavilt_pl.data.pixels import to_uint8
 from mavilt_pl.data.study import DataError
 from mavilt_pl.encoders.frozen import Kind, load_encoder
-from mavilt_pl.metrics.image import CodebookUse, FrechetDistance, ReconstructionScores, lpips_distance
+from mavilt_pl.metrics.image import (
+    CodebookUse,
+    FrechetDistance,
+    ReconstructionScores,
+    lpips_distance,
+)
 from mavilt_pl.metrics.vqa import GroupedAUROC
 
 
 class ReconstructionMetrics(FigureCallback):
-    """psnr, ssim, gradient_psnr, codebook_used; lpips with its weights; and under a judge: the AUROC of the findings on the originals
-    (`original_auroc`) and on the reconstructions (`reconstructed_auroc`), and their Fréchet distance.
+    """psnr, ssim, gradient_psnr, codebook_used; lpips with its weights; and under a judge: the
+    AUROC of the findings on the originals (`original_auroc`) and on the reconstructions
+    (`reconstructed_auroc`), and their Fréchet distance.
 
     Args:
-        judge: weights of an encoder other than the tokenizer's own; without, there are no figures of findings.
+        judge: weights of an encoder other than the tokenizer's own; without, there are no figures
+            of findings.
         lpips: torchvision's weights of AlexNet or VGG-16 on this disk; without, there is no lpips.
     """
 
@@ -58,7 +65,8 @@ class ReconstructionMetrics(FigureCallback):
             found["fid_cxr"] = FrechetDistance(
                 "fid_cxr",
                 self.judge.width,
-                f"pooled features of the {self.judge_kind} encoder, reconstructions against originals",
+                f"pooled features of the {self.judge_kind} encoder, reconstructions against "
+                f"originals",
             )
             for side in ("original", "reconstructed"):
                 area = GroupedAUROC(self.judge.findings, f"{side}_auroc")
@@ -88,8 +96,14 @@ class ReconstructionMetrics(FigureCallback):
             with torch.inference_mode():
                 for side, pixels in (("original", real), ("reconstructed", made)):
                     maps = self.judge.maps(pixels)
-                    metrics[side].update_columns(self.judge.logits(maps).cpu(), truths.cpu(), batch["patient"])
-                    metrics["fid_cxr"].update(self.judge.features(maps), side == "original", batch["patient"])
+                    metrics[side].update_columns(
+                        self.judge.logits(maps).cpu(), truths.cpu(), batch["patient"]
+                    )
+                    metrics["fid_cxr"].update(
+                        self.judge.features(maps), side == "original", batch["patient"]
+                    )
         for study, original, image in zip(batch["studies"], to_uint8(real), to_uint8(made)):
             if self.wants_sample(trainer, source):
-                self.examples.append(self.sample(trainer, study, source, original=original, reconstruction=image))
+                self.examples.append(
+                    self.sample(trainer, study, source, original=original, reconstruction=image)
+                )

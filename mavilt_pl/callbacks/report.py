@@ -17,7 +17,9 @@ from mavilt_pl.metrics.text import TextScores
 
 
 def with_text(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """The studies of a batch that have a text, each key's part of them; of others there are questions only."""
+    """The studies of a batch that have a text, each key's part of them; of others there are
+    questions only.
+    """
     rows = [row for row, text in enumerate(batch["text"]) if text.strip()]
     return {
         key: value[rows] if isinstance(value, Tensor) else [value[row] for row in rows]
@@ -27,7 +29,9 @@ def with_text(batch: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class ReportMetrics(FigureCallback):
-    """Writes a report for every image that has one and scores it. The control writes it from another patient's image."""
+    """Writes a report for every image that has one and scores it. The control writes it from
+    another patient's image.
+    """
 
     task = "report"
     controls = (None, SHUFFLED)
@@ -51,7 +55,9 @@ class ReportMetrics(FigureCallback):
         keys = [sample_key(study["study"]) for study in batch["studies"]]
         written = module.write_reports(shown(batch, control), keys=keys)
         metrics["text"].update(written, batch["text"], batch["patient"])
-        metrics["findings"].update(written, [study["label_names"] for study in batch["studies"]], batch["patient"])
+        metrics["findings"].update(
+            written, [study["label_names"] for study in batch["studies"]], batch["patient"]
+        )
         if control is None and self.wants_sample(trainer, source):
             images = to_uint8(originals(trainer, batch["studies"], source))
             for study, text, image in zip(batch["studies"], written, images):
@@ -61,4 +67,14 @@ class ReportMetrics(FigureCallback):
                         for name, label in study["label_names"].items()
                         if name in trainer.datamodule.findings
                     }  # type: ignore[attr-defined]
-                    self.examples.append(self.sample(trainer, study, source, image=image, generated=text, reference=study["text"], labels=known))  # fmt: skip
+                    self.examples.append(
+                        self.sample(
+                            trainer,
+                            study,
+                            source,
+                            image=image,
+                            generated=text,
+                            reference=study["text"],
+                            labels=known,
+                        )
+                    )

@@ -1,4 +1,6 @@
-"""Answers: accuracy and AUROC from the likelihood of what may be answered; exact match and F1 of answers in free text."""
+"""Answers: accuracy and AUROC from the likelihood of what may be answered; exact match and F1 of
+answers in free text.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,9 @@ from mavilt_pl.metrics.vqa import GroupedAUROC, GroupedMean, exact_match, word_f
 
 
 class VQAMetrics(FigureCallback):
-    """Scores the candidates of every closed question by their likelihood, and what is written to every open one. The control looks
-    at another patient's image."""
+    """Scores the candidates of every closed question by their likelihood, and what is written to
+    every open one. The control looks at another patient's image.
+    """
 
     task = "vqa"
     controls = (None, SHUFFLED)
@@ -27,7 +30,9 @@ class VQAMetrics(FigureCallback):
         written = "free text as text_decoding says; lower case, no punctuation, no articles (SQuAD)"
         return {
             "auroc": GroupedAUROC(topics),
-            "accuracy": GroupedMean("accuracy", topics, "likeliest candidate, likelihood per token"),
+            "accuracy": GroupedMean(
+                "accuracy", topics, "likeliest candidate, likelihood per token"
+            ),
             "exact": GroupedMean("open_exact_match", protocol=written),
             "f1": GroupedMean("open_f1", protocol=f"words, {written}"),
         }
@@ -46,7 +51,10 @@ class VQAMetrics(FigureCallback):
         rows = [row for row, study in enumerate(batch["studies"]) if study["questions"]]
         if not rows:
             return
-        studies, patients = [batch["studies"][row] for row in rows], [batch["patient"][row] for row in rows]
+        studies, patients = (
+            [batch["studies"][row] for row in rows],
+            [batch["patient"][row] for row in rows],
+        )
         seen = shown(batch, control)
         seen = seen[rows] if isinstance(seen, torch.Tensor) else [seen[row] for row in rows]
         asked = [[(q.question, q.candidates) for q in study["questions"]] for study in studies]
@@ -68,12 +76,23 @@ class VQAMetrics(FigureCallback):
                     if self.wants_sample(trainer, source):
                         found = {"probabilities": said} if question.candidates else {"said": said}
                         self.examples.append(
-                            self.sample(trainer, study, source, image=image, topic=question.topic, question=question.question,
-                                        answer=question.answer, candidates=list(question.candidates), **found)
-                        )  # fmt: skip
+                            self.sample(
+                                trainer,
+                                study,
+                                source,
+                                image=image,
+                                topic=question.topic,
+                                question=question.question,
+                                answer=question.answer,
+                                candidates=list(question.candidates),
+                                **found,
+                            )
+                        )
 
     @staticmethod
-    def _closed(cases: list[tuple[Any, list[float], str]], topics: list[str], metrics: Mapping[str, Metric]) -> None:
+    def _closed(
+        cases: list[tuple[Any, list[float], str]], topics: list[str], metrics: Mapping[str, Metric]
+    ) -> None:
         right, scores, truths, groups = [], [], [], []
         for question, likelihood, _ in cases:
             groups.append(topics.index(question.topic) if question.topic in topics else len(topics))

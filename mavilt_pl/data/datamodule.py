@@ -1,4 +1,6 @@
-"""One LightningDataModule for all modules: images, pairs, instructions or plain text, from prepared corpora."""
+"""One LightningDataModule for all modules: images, pairs, instructions or plain text, from prepared
+corpora.
+"""
 
 from __future__ import annotations
 
@@ -25,13 +27,20 @@ from mavilt_pl.data.study import SIDES, DataError, Question, Side, Study, View
 from mavilt_pl.data.tokens import TokenCache
 
 Wants = Literal["images", "pairs", "instructions", "text"]
-BESIDE = ("views", "stranger_views", "replay")  # what a batch has in lists, outside the studies' records
+BESIDE = (
+    "views",
+    "stranger_views",
+    "replay",
+)  # what a batch has in lists, outside the studies' records
 
 
 class Draw(int):
-    """The number of an item that a training draws, and the seed of what is random about it: (seed, epoch, place in the epoch).
+    """The number of an item that a training draws, and the seed of what is random about it: (seed,
+    epoch, place in the epoch).
 
-    So an augmented image is the same whichever worker or rank makes it, and whenever the run was broken off before."""
+    So an augmented image is the same whichever worker or rank makes it, and whenever the run was
+    broken off before.
+    """
 
     seed: tuple[int, ...] | None = None
 
@@ -55,24 +64,35 @@ class StudyDataset(Dataset):
         left = Counter(what for what in lacks.values() if what)
         self.left = ", ".join(f"{count:,} without {what}" for what, count in left.items())
         if rows and left:
-            rank_zero_warn(f"{self.name}: of {len(lacks):,} {split} studies are left out {self.left}")
-        limit = module.hparams[{"train": "limit_train", "val": "limit_val", "test": "limit_test"}[split]]
+            rank_zero_warn(
+                f"{self.name}: of {len(lacks):,} {split} studies are left out {self.left}"
+            )
+        limit = module.hparams[
+            {"train": "limit_train", "val": "limit_val", "test": "limit_test"}[split]
+        ]
         if limit is not None and len(rows) > limit:
-            rows = [rows[i] for i in sorted(np.random.default_rng(0).permutation(len(rows))[:limit])]
+            rows = [
+                rows[i] for i in sorted(np.random.default_rng(0).permutation(len(rows))[:limit])
+            ]
         # Of images alone, with `each_view`, each view is an item of its own.
         apart = module.hparams["wants"] == "images" and module.hparams["each_view"]
         shown = [
-            [*module.views_of(self.corpus, row).values()] if apart else [module.image_of(self.corpus, row)]
+            [*module.views_of(self.corpus, row).values()]
+            if apart
+            else [module.image_of(self.corpus, row)]
             for row in rows
         ]
         self.images = [image for images in shown for image in images]
         self.rows = [row for row, images in zip(rows, shown) for _ in images]
         self.labels = self.corpus.labels(module.findings)
-        # The negative control: every study beside the image of another patient's study, fixed for the whole split.
+        # The negative control: every study beside the image of another patient's study, fixed for
+        # the whole split.
         self.stranger = self._strangers()
 
     def _lacks(self, row: int) -> str | None:
-        """What a study has not of what is wanted; None where it has all. A question is to be answered without a report too."""
+        """What a study has not of what is wanted; None where it has all. A question is to be
+        answered without a report too.
+        """
         module, wants = self.module, self.module.hparams["wants"]
         asked = wants == "instructions"
         if (
@@ -81,11 +101,17 @@ class StudyDataset(Dataset):
             and not (asked and module.questions_of(self.corpus[row], self.split))
         ):
             return "a text or a question" if asked else "a text"
-        return "an image of the wanted views" if wants != "text" and module.image_of(self.corpus, row) is None else None
+        return (
+            "an image of the wanted views"
+            if wants != "text" and module.image_of(self.corpus, row) is None
+            else None
+        )
 
     def _strangers(self) -> list[int]:
-        """Each patient's studies stand together in a random order of patients; one turn of the ring by the largest
-        number of studies a patient has leads to another patient, and every image is used once."""
+        """Each patient's studies stand together in a random order of patients; one turn of the ring
+        by the largest number of studies a patient has leads to another patient, and every image is
+        used once.
+        """
         patients = [self.corpus.text(row).patient for row in self.rows]
         names, number, counts = np.unique(patients, return_inverse=True, return_counts=True)
         ring = np.argsort(np.random.default_rng(1).permutation(len(names))[number], kind="stable")
@@ -99,7 +125,9 @@ class StudyDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """An item; where `index` is a `Draw`, with its augmentation and its choice of questions."""
-        random = None if (seed := getattr(index, "seed", None)) is None else np.random.default_rng(seed)
+        random = (
+            None if (seed := getattr(index, "seed", None)) is None else np.random.default_rng(seed)
+        )
         row = self.rows[index]
         study = self.corpus[row]
         module = self.module
@@ -131,7 +159,11 @@ class StudyDataset(Dataset):
                 if self.split != "train":  # a control of evaluation
                     theirs = module.views_of(self.corpus, self.rows[self.stranger[index]])
                     item["stranger_views"] = self._codes_of(theirs)
-            if module.replayed and random is not None and random.random() < module.hparams["replay_share"]:
+            if (
+                module.replayed
+                and random is not None
+                and random.random() < module.hparams["replay_share"]
+            ):
                 item["replay"] = module.replayed[int(random.integers(len(module.replayed)))]
             if wants == "instructions":
                 item["questions"] = self._drawn(module.questions_of(study, self.split), random)
@@ -144,7 +176,9 @@ class StudyDataset(Dataset):
         assert self.tokens is not None
         return {view: self.tokens[image].tolist() for view, image in views.items()}
 
-    def _drawn(self, questions: list[Question], random: np.random.Generator | None) -> list[Question]:
+    def _drawn(
+        self, questions: list[Question], random: np.random.Generator | None
+    ) -> list[Question]:
         """In training, at most as many as are wanted, others each time; in evaluation all."""
         most = self.module.hparams["questions_per_study"]
         if random is None or most is None or len(questions) <= most:
@@ -163,10 +197,13 @@ class Mixed(ConcatDataset):
 
 
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Items side by side: tensors stacked, everything else as lists; `studies` keeps what belongs to each study."""
+    """Items side by side: tensors stacked, everything else as lists; `studies` keeps what belongs
+    to each study.
+    """
     batch: dict[str, Any] = {
         "studies": [
-            {k: v for k, v in item.items() if not isinstance(v, torch.Tensor) and k not in BESIDE} for item in items
+            {k: v for k, v in item.items() if not isinstance(v, torch.Tensor) and k not in BESIDE}
+            for item in items
         ]
     }
     for key in ("pixels", "codes", "stranger_codes", "labels"):
@@ -181,15 +218,19 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 class MixSampler(DistributedSampler):
-    """Training order over several sources: an epoch is as long as all sources together, drawn from each by its weight,
-    each source without repetition until it is used up. The order is a function of (seed, epoch) alone, and what is random about
-    an item of its place in it; ranks take turns,
-    and what is left over of an epoch that they cannot share out evenly is left out. An epoch that was broken off goes on
-    after the `taken` items that all ranks together have used, however many ranks there are now.
+    """Training order over several sources: an epoch is as long as all sources together, drawn from
+    each by its weight, each source without repetition until it is used up. The order is a function
+    of (seed, epoch) alone, and what is random about an item of its place in it; ranks take turns,
+    and what is left over of an epoch that they cannot share out evenly is left out. An epoch that
+    was broken off goes on after the `taken` items that all ranks together have used, however many
+    ranks there are now.
 
-    A `DistributedSampler` by name so that Lightning leaves it alone."""
+    A `DistributedSampler` by name so that Lightning leaves it alone.
+    """
 
-    def __init__(self, sizes: Sequence[int], weights: Sequence[float], seed: int, rank: int, world: int):
+    def __init__(
+        self, sizes: Sequence[int], weights: Sequence[float], seed: int, rank: int, world: int
+    ):
         self.sizes, self.weights, self.seed = list(sizes), list(weights), seed
         self.rank, self.num_replicas, self.epoch, self.taken = rank, world, 0, 0
         self.num_samples = sum(sizes) // world
@@ -219,7 +260,9 @@ class MixSampler(DistributedSampler):
 
 
 class EveryStudyOnce(DistributedSampler):
-    """Rank r takes studies r, r + world, …: every study exactly once, none repeated to fill up a rank."""
+    """Rank r takes studies r, r + world, …: every study exactly once, none repeated to fill up a
+    rank.
+    """
 
     def __init__(self, size: int, rank: int, world: int):
         self.size, self.rank, self.num_replicas, self.epoch = size, rank, world, 0
@@ -232,8 +275,10 @@ class EveryStudyOnce(DistributedSampler):
 
 
 class ResumableLoader(DataLoader):
-    """A loader that Lightning can save and set back to the place it had reached within the epoch: the number of items that
-    all ranks together have used, so that another batch size or number of ranks goes on at the same place."""
+    """A loader that Lightning can save and set back to the place it had reached within the epoch:
+    the number of items that all ranks together have used, so that another batch size or number of
+    ranks goes on at the same place.
+    """
 
     taken = 0
 
@@ -257,7 +302,9 @@ class ResumableLoader(DataLoader):
     def state_dict(self) -> dict[str, int]:
         """Where the next batch comes from: after an epoch's last one, the start of the next epoch."""
         epoch = self.sampler.epoch  # type: ignore[attr-defined]
-        return {"epoch": epoch, "taken": self.taken} if self.left else {"epoch": epoch + 1, "taken": 0}
+        return (
+            {"epoch": epoch, "taken": self.taken} if self.left else {"epoch": epoch + 1, "taken": 0}
+        )
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.taken = self.sampler.taken = state["taken"]  # type: ignore[attr-defined]
@@ -267,33 +314,42 @@ class ResumableLoader(DataLoader):
 class CXRDataModule(LightningDataModule):
     """Prepared corpora as batches.
 
-    A batch is a dict: `pixels` float32 [B,1,H,W] in [-1, 1] or `codes` int64 [B,N]; `labels` float32 [B,F] (1, 0, nan);
-    `text` and `patient`, lists of B strings; `studies`, a list of B dicts (study, source, text, label_names, questions; in
-    training `chance`, the seed of what the model leaves out of it at random). With
-    `each_view`, `views`: B dicts of codes by view, frontal first, and in `studies` `view_rows`, the images' rows; with `replay`, in training: plain texts.
-    Training mixes the corpora by weight; evaluation keeps them apart, one loader a corpus, in the order of `corpora`.
+    A batch is a dict: `pixels` float32 [B,1,H,W] in [-1, 1] or `codes` int64 [B,N]; `labels`
+    float32 [B,F] (1, 0, nan); `text` and `patient`, lists of B strings; `studies`, a list of B
+    dicts (study, source, text, label_names, questions; in training `chance`, the seed of what the
+    model leaves out of it at random). With `each_view`, `views`: B dicts of codes by view, frontal
+    first, and in `studies` `view_rows`, the images' rows; with `replay`, in training: plain texts.
+    Training mixes the corpora by weight; evaluation keeps them apart, one loader a corpus, in the
+    order of `corpora`.
 
     Args:
         corpora: folders made by `mavilt prepare`.
-        tokens: folders made by `mavilt tokenize`, one a corpus, in the same order; for pairs and instructions.
-        wants: images | pairs | instructions | text. Pairs and texts are of studies that have a text, instructions also of
-            those with questions only; how many are left out is told.
+        tokens: folders made by `mavilt tokenize`, one a corpus, in the same order; for pairs and
+            instructions.
+        wants: images | pairs | instructions | text. Pairs and texts are of studies that have a
+            text, instructions also of those with questions only; how many are left out is told.
         weights: how often training draws from each corpus; default: in proportion to size.
         batch_size, eval_batch_size, num_workers: as DataLoader's, per process.
         findings: order of the columns of `labels`; those asked about in questions made from labels.
-        sections: findings | impression | findings+impression | whole: which part of a report is its text.
+        sections: findings | impression | findings+impression | whole: which part of a report is its
+            text.
         cleaning: name of a cleaning protocol of `mavilt_pl.data.report`.
         views: images of these views only, e.g. [PA, AP]; default: the first image of a study.
-        each_view: bring the first frontal and the first lateral image of a study, as `views`; `codes` are then the first
-            of them, and a study with neither is left out. Of `images` each of the two is an item of its own.
-        replay: plain texts for training beside the studies, so that language is rehearsed: a prepared corpus (the reports of
-            its training split) or a text file (a text a line).
+        each_view: bring the first frontal and the first lateral image of a study, as `views`;
+            `codes` are then the first of them, and a study with neither is left out. Of `images`
+            each of the two is an item of its own.
+        replay: plain texts for training beside the studies, so that language is rehearsed: a
+            prepared corpus (the reports of its training split) or a text file (a text a line).
         replay_share: the part of the studies that bring a text along, 0 to 1.
-        augment: in training, small shifts, turns, zooms and exposures (Albumentations); never a flip: sides matter.
-        limit_train, limit_val, limit_test: at most so many studies of each corpus, the same ones each time.
+        augment: in training, small shifts, turns, zooms and exposures (Albumentations); never a
+            flip: sides matter.
+        limit_train, limit_val, limit_test: at most so many studies of each corpus, the same ones
+            each time.
         ask_labels: make presence questions from labels.
-        questions_per_study: in training, at most so many questions of a study at a time, drawn anew each time.
-        seed: of the order of training and of what is random about each study; default: the run's, `seed_everything`.
+        questions_per_study: in training, at most so many questions of a study at a time, drawn anew
+            each time.
+        seed: of the order of training and of what is random about each study; default: the run's,
+            `seed_everything`.
     """
 
     def __init__(
@@ -324,14 +380,25 @@ class CXRDataModule(LightningDataModule):
         self.save_hyperparameters(logger=False)
         if wants in ("pairs", "instructions") and (tokens is None or len(tokens) != len(corpora)):
             raise DataError(
-                f"data.wants: {wants} needs one token cache a corpus in data.tokens; found {tokens} for {corpora}"
+                f"data.wants: {wants} needs one token cache a corpus in data.tokens; found "
+                f"{tokens} for {corpora}"
             )
-        if weights is not None and (len(weights) != len(corpora) or min(weights) < 0 or sum(weights) <= 0):
-            raise DataError(f"data.weights: one weight of 0 or more a corpus, not all 0; found {weights} for {corpora}")
+        if weights is not None and (
+            len(weights) != len(corpora) or min(weights) < 0 or sum(weights) <= 0
+        ):
+            raise DataError(
+                f"data.weights: one weight of 0 or more a corpus, not all 0; found {weights} for "
+                f"{corpora}"
+            )
         if replay is not None and wants not in ("pairs", "instructions"):
-            raise DataError(f"data.replay: {wants} are not trained beside texts; it is for pairs and instructions")
+            raise DataError(
+                f"data.replay: {wants} are not trained beside texts; it is for pairs and "
+                f"instructions"
+            )
         if not 0 <= replay_share <= 1:
-            raise DataError(f"data.replay_share {replay_share}: expected a part of the studies, from 0 to 1")
+            raise DataError(
+                f"data.replay_share {replay_share}: expected a part of the studies, from 0 to 1"
+            )
         self.findings = tuple(findings or ())
         self.opened: list[Corpus] = []
         self.caches: list[TokenCache] = []
@@ -350,7 +417,9 @@ class CXRDataModule(LightningDataModule):
         if self.hparams["replay"] and stage == "fit":
             self.replayed = self._replayed(Path(self.hparams["replay"]))
         if self.hparams["tokens"] and self.hparams["wants"] in ("pairs", "instructions"):
-            self.caches = [TokenCache(p, c.fingerprint) for p, c in zip(self.hparams["tokens"], self.opened)]
+            self.caches = [
+                TokenCache(p, c.fingerprint) for p, c in zip(self.hparams["tokens"], self.opened)
+            ]
             for cache in self.caches[1:]:
                 self.caches[0].same_tokenizer(cache)
 
@@ -361,7 +430,11 @@ class CXRDataModule(LightningDataModule):
 
     def questions_of(self, study: Study, split: str) -> list[Question]:
         """Those that came with it, and those made from its labels."""
-        asked = from_labels(study, self.findings, split == "train") if self.hparams["ask_labels"] else ()
+        asked = (
+            from_labels(study, self.findings, split == "train")
+            if self.hparams["ask_labels"]
+            else ()
+        )
         return [*study.questions, *asked]
 
     def _replayed(self, path: Path) -> list[str]:
@@ -370,20 +443,24 @@ class CXRDataModule(LightningDataModule):
                 texts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
             except UnicodeDecodeError as error:
                 raise DataError(
-                    f"data.replay: {path} is not UTF-8 text ({error.reason} at byte {error.start}); convert it"
+                    f"data.replay: {path} is not UTF-8 text ({error.reason} at byte "
+                    f"{error.start}); convert it"
                 ) from None
         else:
             corpus = Corpus(path)
             texts = [self.text_of(corpus.text(row)) for row in corpus.rows("train")]
         if not (texts := [text for text in texts if text]):
             raise DataError(
-                f"data.replay: found no text in {path}; expected a prepared corpus with reports, or a text file with a text "
+                f"data.replay: found no text in {path}; expected a prepared corpus with reports, "
+                f"or a text file with a text "
                 "on each line"
             )
         return texts
 
     def views_of(self, corpus: Corpus, row: int) -> dict[Side, int]:
-        """The rows in the pixel store of the study's first frontal and first lateral image among the wanted views."""
+        """The rows in the pixel store of the study's first frontal and first lateral image among
+        the wanted views.
+        """
         views = self.hparams["views"]
         found: dict[Side, int] = {}
         for number, view in corpus.image_rows(row):
@@ -396,9 +473,13 @@ class CXRDataModule(LightningDataModule):
         if self.hparams["each_view"]:
             return next(iter(self.views_of(corpus, row).values()), None)
         views = self.hparams["views"]
-        return next((number for number, view in corpus.image_rows(row) if not views or view in views), None)
+        return next(
+            (number for number, view in corpus.image_rows(row) if not views or view in views), None
+        )
 
-    def pixels(self, corpus: Corpus, row: int, random: np.random.Generator | None = None) -> torch.Tensor:
+    def pixels(
+        self, corpus: Corpus, row: int, random: np.random.Generator | None = None
+    ) -> torch.Tensor:
         """float32 [1,H,W] in [-1, 1]; augmented where a training draws it with `random`."""
         raw = np.asarray(corpus.pixels(row))
         if random is not None and self.hparams["augment"]:
@@ -411,7 +492,9 @@ class CXRDataModule(LightningDataModule):
 
             self._augmentation = A.Compose(
                 [
-                    A.Affine(scale=(0.95, 1.08), translate_percent=(-0.04, 0.04), rotate=(-4, 4), p=0.8),
+                    A.Affine(
+                        scale=(0.95, 1.08), translate_percent=(-0.04, 0.04), rotate=(-4, 4), p=0.8
+                    ),
                     A.RandomBrightnessContrast(brightness_limit=0.08, contrast_limit=0.12, p=0.8),
                 ]
             )
@@ -426,8 +509,11 @@ class CXRDataModule(LightningDataModule):
             if not dataset.rows:
                 h = self.hparams
                 raise DataError(
-                    f"corpus {dataset.corpus.path}: no {split} study has what is wanted (wants {h['wants']}, sections "
-                    f"{h['sections']}, views {h['views']}): found {dataset.left or 'none of that split'}; look at its studies.parquet and rejects.csv"
+                    f"corpus {dataset.corpus.path}: no {split} study has what is wanted (wants "
+                    f"{h['wants']}, sections "
+                    f"{h['sections']}, views {h['views']}): found "
+                    f"{dataset.left or 'none of that split'}; look at its studies.parquet and "
+                    f"rejects.csv"
                 )
         return datasets
 
@@ -441,7 +527,12 @@ class CXRDataModule(LightningDataModule):
 
     def texts(self, split: str) -> list[str]:
         """All texts of a split, in order."""
-        return [text for c in self.opened for row in c.rows(split) if (text := self.text_of(c.text(row)))]
+        return [
+            text
+            for c in self.opened
+            for row in c.rows(split)
+            if (text := self.text_of(c.text(row)))
+        ]
 
     def train_dataloader(self) -> ResumableLoader:
         datasets = self._datasets("train")
@@ -450,7 +541,8 @@ class CXRDataModule(LightningDataModule):
         rank, world = self._rank()
         if sum(sizes) // world < self.hparams["batch_size"]:
             raise DataError(
-                f"data.batch_size {self.hparams['batch_size']}: {sum(sizes)} training studies over {world} process"
+                f"data.batch_size {self.hparams['batch_size']}: {sum(sizes)} training studies over "
+                f"{world} process"
                 f"{'es' * (world > 1)} do not fill one batch; take a smaller batch_size"
             )
         return ResumableLoader(
@@ -462,7 +554,9 @@ class CXRDataModule(LightningDataModule):
             drop_last=True,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.hparams["num_workers"] > 0,
-            generator=torch.Generator().manual_seed(self._seed()),  # its own: the global one is the model's
+            generator=torch.Generator().manual_seed(
+                self._seed()
+            ),  # its own: the global one is the model's
         )
 
     def _evaluation(self, split: str) -> list[DataLoader]:
@@ -485,8 +579,10 @@ class CXRDataModule(LightningDataModule):
         for name, loader in zip(self.names, loaders):
             if 0 < (count := len(loader.dataset)) < world:  # type: ignore[arg-type]
                 raise DataError(
-                    f"{name}: {count} validation stud{'y' if count == 1 else 'ies'} for {world} processes, which wait for one "
-                    "another's figures: expected one each. Raise limit_val, or prepare more of them for validation"
+                    f"{name}: {count} validation stud{'y' if count == 1 else 'ies'} for {world} "
+                    f"processes, which wait for one "
+                    "another's figures: expected one each. Raise limit_val, or prepare more of "
+                    "them for validation"
                 )
         return loaders
 

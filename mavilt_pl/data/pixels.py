@@ -9,7 +9,11 @@ from torch import Tensor
 
 def to_float(pixels: np.ndarray | Tensor) -> Tensor:
     """uint8 of any shape → float32 in [-1,1], on the device they lie on."""
-    floats = pixels.float() if isinstance(pixels, Tensor) else torch.from_numpy(pixels.astype(np.float32))
+    floats = (
+        pixels.float()
+        if isinstance(pixels, Tensor)
+        else torch.from_numpy(pixels.astype(np.float32))
+    )
     return floats.div_(127.5).sub_(1)
 
 

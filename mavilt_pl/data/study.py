@@ -20,8 +20,10 @@ SIDES: dict[View, Side] = {**dict.fromkeys(FRONTAL, "frontal"), "LATERAL": "late
 
 
 class DataError(Exception):
-    """A mistake in the data or the call that the user can mend. Its text names the file, row or key, what was found,
-    what was expected and what to do; the command line prints it without a traceback."""
+    """A mistake in the data or the call that the user can mend. Its text names the file, row or
+    key, what was found, what was expected and what to do; the command line prints it without a
+    traceback.
+    """
 
 
 class Rejected(DataError):
@@ -30,7 +32,9 @@ class Rejected(DataError):
 
 @dataclass(frozen=True)
 class Image:
-    """One radiograph of a study, as a file. `key` names it uniquely within its source and never changes."""
+    """One radiograph of a study, as a file. `key` names it uniquely within its source and never
+    changes.
+    """
 
     path: Path
     view: View
@@ -39,8 +43,9 @@ class Image:
 
 @dataclass(frozen=True)
 class Question:
-    """A question about a study. `candidates` are the possible answers of a closed question and empty for an open one;
-    `topic` is the finding or question type that figures are grouped by."""
+    """A question about a study. `candidates` are the possible answers of a closed question and
+    empty for an open one; `topic` is the finding or question type that figures are grouped by.
+    """
 
     question: str
     answer: str
@@ -50,11 +55,14 @@ class Question:
 
 @dataclass(frozen=True)
 class Study:
-    """One examination: its images, its report, what is known of its findings, and questions about it.
+    """One examination: its images, its report, what is known of its findings, and questions about
+    it.
 
-    `labels` maps a finding's name to present, absent or uncertain; a finding that is not mentioned has no entry.
-    `report` is the whole text where the source has more than the two sections. `patient` and `study` are the source's
-    own identifiers; they are unique only together with `source`."""
+    `labels` maps a finding's name to present, absent or uncertain; a finding that is not mentioned
+    has no entry. `report` is the whole text where the source has more than the two sections.
+    `patient` and `study` are the source's own identifiers; they are unique only together with
+    `source`.
+    """
 
     source: str
     patient: str

@@ -1,5 +1,6 @@
-"""The token cache: every image of a corpus as N codes, and a refusal of any cache that another tokenizer or another
-corpus made."""
+"""The token cache: every image of a corpus as N codes, and a refusal of any cache that another
+tokenizer or another corpus made.
+"""
 
 from __future__ import annotations
 
@@ -26,22 +27,29 @@ def write_tokens(
 ) -> None:
     """Write the codes of `images` images, given as int arrays [b, N] in the corpus's order.
 
-    `tokens.json` is written last, so that a folder without it is not a cache. `tokenizer` is the sha256 of the
-    checkpoint that made the codes; `codebook` float32 [K, width].
+    `tokens.json` is written last, so that a folder without it is not a cache. `tokenizer` is the
+    sha256 of the checkpoint that made the codes; `codebook` float32 [K, width].
     """
     out.mkdir(parents=True, exist_ok=True)
     (out / "tokens.json").unlink(missing_ok=True)
     part = out / "codes.npy.part"
     dtype = np.dtype(np.uint16 if len(codebook) <= 2**16 else np.uint32)
     row = 0
-    with part.open("wb") as file:  # written in order, not mapped: a full disk is an error here and not a dead process
+    with part.open(
+        "wb"
+    ) as file:  # written in order, not mapped: a full disk is an error here and not a dead process
         shape = (images, grid * grid)
-        np.lib.format.write_array_header_1_0(file, {"descr": dtype.str, "fortran_order": False, "shape": shape})
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": dtype.str, "fortran_order": False, "shape": shape}
+        )
         for batch in batches:
             file.write(np.ascontiguousarray(batch, dtype).tobytes())
             row += len(batch)
     if row != images:
-        raise DataError(f"{out}: the tokenizer gave codes of {row} images, the corpus has {images}; run tokenize again")
+        raise DataError(
+            f"{out}: the tokenizer gave codes of {row} images, the corpus has {images}; run "
+            f"tokenize again"
+        )
     os.replace(part, out / "codes.npy")
     np.save(out / "codebook.npy", codebook.astype(np.float32))
     facts = {
@@ -57,7 +65,9 @@ def write_tokens(
 
 
 class TokenCache:
-    """Codes of a corpus, memory-mapped. `codes` is K, `grid` the side of the code map, `length` N = grid²."""
+    """Codes of a corpus, memory-mapped. `codes` is K, `grid` the side of the code map, `length` N =
+    grid².
+    """
 
     def __init__(self, path: str | Path, corpus_fingerprint: str | None = None):
         self.path = Path(path)
@@ -70,12 +80,15 @@ class TokenCache:
             ) from None
         if facts["format"] != FORMAT:
             raise DataError(
-                f"{self.path}: token cache of format {facts['format']}, this version reads {FORMAT}: tokenize again"
+                f"{self.path}: token cache of format {facts['format']}, this version reads "
+                f"{FORMAT}: tokenize again"
             )
         if corpus_fingerprint is not None and facts["corpus"] != corpus_fingerprint:
             raise DataError(
-                f"{self.path} holds the codes of another corpus (fingerprint {facts['corpus'][:12]}, expected "
-                f"{corpus_fingerprint[:12]}): the corpus was prepared anew; run `mavilt tokenize` again"
+                f"{self.path} holds the codes of another corpus (fingerprint "
+                f"{facts['corpus'][:12]}, expected "
+                f"{corpus_fingerprint[:12]}): the corpus was prepared anew; run `mavilt tokenize` "
+                f"again"
             )
         self.tokenizer: str = facts["tokenizer"]
         self.codes: int = facts["codes"]
@@ -85,7 +98,8 @@ class TokenCache:
         self._codes = np.load(self.path / "codes.npy", mmap_mode="r")
         if self._codes.shape != (facts["images"], self.length):
             raise DataError(
-                f"{self.path}/codes.npy holds {self._codes.shape}, tokens.json says {(facts['images'], self.length)}: tokenize again"
+                f"{self.path}/codes.npy holds {self._codes.shape}, tokens.json says "
+                f"{(facts['images'], self.length)}: tokenize again"
             )
 
     def __getitem__(self, row: int) -> np.ndarray:
@@ -98,6 +112,8 @@ class TokenCache:
     def same_tokenizer(self, other: TokenCache) -> None:
         if (self.tokenizer, self.codes, self.grid) != (other.tokenizer, other.codes, other.grid):
             raise DataError(
-                f"{self.path} and {other.path} were made by different tokenizers (checkpoint sha256 {self.tokenizer[:12]} "
-                f"and {other.tokenizer[:12]}): their codes mean different things; tokenize both with one checkpoint"
+                f"{self.path} and {other.path} were made by different tokenizers (checkpoint "
+                f"sha256 {self.tokenizer[:12]} "
+                f"and {other.tokenizer[:12]}): their codes mean different things; tokenize both "
+                f"with one checkpoint"
             )

@@ -7,7 +7,8 @@ from pathlib import Path
 
 # What readers take; a reader that is given another's option says which are its own.
 OPTIONS = {
-    "reports": "where the reports are, if not in the dataset's folder (mimic-cxr-jpg, mimic-cxr, indiana)",
+    "reports": "where the reports are, if not in the dataset's folder (mimic-cxr-jpg, mimic-cxr, "
+    "indiana)",
     "labels": "chexpert (default) or negbio (mimic-cxr-jpg, mimic-cxr)",
     "tables": "folder of MIMIC-CXR-JPG's tables, for splits, views and labels (mimic-cxr)",
     "valid": "the split of the official validation set: val (default) or test (chexpert)",
@@ -17,17 +18,26 @@ OPTIONS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from mavilt_pl.data.sources import SOURCES
 
-    parser.add_argument("source", choices=sorted(SOURCES), metavar="source", help=", ".join(sorted(SOURCES)))
+    parser.add_argument(
+        "source", choices=sorted(SOURCES), metavar="source", help=", ".join(sorted(SOURCES))
+    )
     parser.add_argument("root", type=Path, help="the dataset's folder, as downloaded")
     parser.add_argument("--out", type=Path, required=True, help="folder of the corpus")
     parser.add_argument("--name", help="what results call it (default: the source)")
-    parser.add_argument("--size", type=int, default=256, help="pixels along each side (default 256)")
     parser.add_argument(
-        "--fit", choices=["pad", "crop"], default="pad", help="keep the aspect by padding or by a centre crop"
+        "--size", type=int, default=256, help="pixels along each side (default 256)"
+    )
+    parser.add_argument(
+        "--fit",
+        choices=["pad", "crop"],
+        default="pad",
+        help="keep the aspect by padding or by a centre crop",
     )
     parser.add_argument("--views", help="only images of these views, e.g. PA,AP or FRONTAL")
     parser.add_argument(
-        "--questions", type=Path, help="MIMIC-CXR-VQA (JSON file or its folder) or Medical-Diff-VQA (CSV)"
+        "--questions",
+        type=Path,
+        help="MIMIC-CXR-VQA (JSON file or its folder) or Medical-Diff-VQA (CSV)",
     )
     for option, line in OPTIONS.items():
         parser.add_argument(f"--{option}", help=line)
@@ -46,8 +56,23 @@ def run(args: argparse.Namespace) -> int:
     views = args.views.split(",") if args.views else None
     unknown = [view for view in views or () if view not in VIEWS]
     if unknown or args.size < 1:
-        raise DataError(f"--views {args.views} --size {args.size}: expected views among {', '.join(VIEWS)} and a size of 1 or more")  # fmt: skip
-    facts = prepare(args.source, args.root, args.out, name=args.name, size=args.size, fit=args.fit, workers=args.workers, limit=args.limit, views=views, questions=args.questions, options=options)  # fmt: skip
+        raise DataError(
+            f"--views {args.views} --size {args.size}: expected views among {', '.join(VIEWS)} and "
+            f"a size of 1 or more"
+        )
+    facts = prepare(
+        args.source,
+        args.root,
+        args.out,
+        name=args.name,
+        size=args.size,
+        fit=args.fit,
+        workers=args.workers,
+        limit=args.limit,
+        views=views,
+        questions=args.questions,
+        options=options,
+    )
     table = Table(title=f"{facts['name']}: {args.out}")
     table.add_column("split")
     for what in ("studies", "images"):
@@ -56,7 +81,9 @@ def run(args: argparse.Namespace) -> int:
     for split, said in {**facts["splits"], "all": facts["total"]}.items():
         if split == "all":
             table.add_section()
-        table.add_row(split, *(f"{n:,}" for what in ("studies", "images") for n in said[what].values()))
+        table.add_row(
+            split, *(f"{n:,}" for what in ("studies", "images") for n in said[what].values())
+        )
     Console().print(table)
     if any(said["rejected"] for said in facts["total"].values()):
         print(f"Why each was rejected: {args.out / 'rejects.csv'}")

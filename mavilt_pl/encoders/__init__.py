@@ -1,4 +1,6 @@
-"""Frozen chest-radiograph encoders behind one interface, and a small classifier that can be trained here."""
+"""Frozen chest-radiograph encoders behind one interface, and a small classifier that can be trained
+here.
+"""
 
 from mavilt_pl.encoders.classifier import CXRClassifier, FindingsNet
 from mavilt_pl.encoders.frozen import Encoder, load_encoder

@@ -1,7 +1,8 @@
-"""A small convolutional classifier of findings: the chest-radiograph encoder that can be trained anywhere.
+"""A small convolutional classifier of findings: the chest-radiograph encoder that can be trained
+anywhere.
 
-It serves three ends: features for the tokenizer's clinical terms, features for the Fréchet distance, and a judge of
-whether a finding is still there on a reconstruction or drawn on demand.
+It serves three ends: features for the tokenizer's clinical terms, features for the Fréchet
+distance, and a judge of whether a finding is still there on a reconstruction or drawn on demand.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from mavilt_pl.checkpoint import refuse_others
 
 def _block(inside: int, outside: int, stride: int) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(inside, outside, 3, stride, 1, bias=False), nn.BatchNorm2d(outside), nn.ReLU(inplace=True)
+        nn.Conv2d(inside, outside, 3, stride, 1, bias=False),
+        nn.BatchNorm2d(outside),
+        nn.ReLU(inplace=True),
     )
 
 
@@ -60,8 +63,8 @@ class FindingsNet(nn.Module):
 
 
 class CXRClassifier(LightningModule):
-    """Trains a `FindingsNet` on labelled radiographs (`wants: images`, `findings:` set in the data). A label that is
-    uncertain or not mentioned does not count.
+    """Trains a `FindingsNet` on labelled radiographs (`wants: images`, `findings:` set in the
+    data). A label that is uncertain or not mentioned does not count.
 
     Args:
         findings: names of the outputs; linked to the data's `findings` by the command line.
@@ -102,7 +105,13 @@ class CXRClassifier(LightningModule):
         loss, logits = self.loss(batch)
         self.seen.append((logits, batch["labels"]))
         source = self.trainer.datamodule.names[dataloader_idx]  # type: ignore[attr-defined]
-        self.log(f"val/{source}/loss", loss, sync_dist=True, batch_size=len(logits), add_dataloader_idx=False)
+        self.log(
+            f"val/{source}/loss",
+            loss,
+            sync_dist=True,
+            batch_size=len(logits),
+            add_dataloader_idx=False,
+        )
 
     def on_validation_epoch_end(self) -> None:
         logits, labels = (torch.cat(part) for part in zip(*self.seen))
@@ -119,7 +128,11 @@ class CXRClassifier(LightningModule):
 
     def configure_optimizers(self) -> Any:
         h = self.hparams
-        optimizer = torch.optim.AdamW(self.parameters(), lr=h["learning_rate"], weight_decay=h["weight_decay"])
+        optimizer = torch.optim.AdamW(
+            self.parameters(), lr=h["learning_rate"], weight_decay=h["weight_decay"]
+        )
         steps = int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, h["learning_rate"], total_steps=max(steps, 2))
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, h["learning_rate"], total_steps=max(steps, 2)
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

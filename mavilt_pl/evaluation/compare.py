@@ -17,10 +17,14 @@ from mavilt_pl.evaluation.results import read_results, write_json
 from mavilt_pl.evaluation.tradeoff import tradeoffs
 
 PROTOCOL = (
-    "A cell is the mean over the arm's runs with the 95 % t interval over them: how much a training differs from the "
-    "next, not how much patients do. Of a single run it is that run's bootstrap interval by patient. A difference is the "
-    "first arm minus another; its 95 % interval is the paired t interval over runs in the order given (the same seed in "
-    "both arms), and there is none where the arms differ in number or have one run. Intervals are not corrected for the "
+    "A cell is the mean over the arm's runs with the 95 % t interval over them: how much a "
+    "training differs from the "
+    "next, not how much patients do. Of a single run it is that run's bootstrap interval by "
+    "patient. A difference is the "
+    "first arm minus another; its 95 % interval is the paired t interval over runs in the order "
+    "given (the same seed in "
+    "both arms), and there is none where the arms differ in number or have one run. Intervals are "
+    "not corrected for the "
     "number of rows."
 )
 
@@ -49,7 +53,10 @@ def _read(folder: Path) -> _Tests:
         for figure in content["figures"]:
             key = tuple(str(figure[part]) for part in ("task", "source", "metric", "control"))
             if key in made.figures:
-                raise DataError(f"{folder}: two tests below it have {' '.join(key[:3])}; name the folder of one run")
+                raise DataError(
+                    f"{folder}: two tests below it have {' '.join(key[:3])}; name the folder of "
+                    f"one run"
+                )
             made.figures[key] = figure
         made.corpora.update(content["made_by"].get("corpus", {}))
         made.judges.update(content["made_by"].get("judges", {}))
@@ -62,19 +69,29 @@ def _refuse_others(first: _Tests, other: _Tests) -> None:
     def refuse(what: str, here: Any, there: Any) -> None:
         if here != there:
             raise DataError(
-                f"not comparable: {first.folder} and {other.folder} differ in {what}: {here} and {there}. Test both in "
+                f"not comparable: {first.folder} and {other.folder} differ in {what}: {here} and "
+                f"{there}. Test both in "
                 "the same way, on the same corpus"
             )
 
-    for what, here, there in (("corpus", first.corpora, other.corpora), ("judge", first.judges, other.judges)):
+    for what, here, there in (
+        ("corpus", first.corpora, other.corpora),
+        ("judge", first.judges, other.judges),
+    ):
         for name in sorted(here.keys() | there.keys()):
-            refuse(f"the fingerprint of {what} {name}", here.get(name, "none"), there.get(name, "none"))
+            refuse(
+                f"the fingerprint of {what} {name}", here.get(name, "none"), there.get(name, "none")
+            )
     for key in first.figures.keys() & other.figures.keys():
         for part, what in (("n", "the number of cases"), ("protocol", "the protocol")):
-            refuse(f"{what} of {' '.join(key[:3])}", first.figures[key][part], other.figures[key][part])
+            refuse(
+                f"{what} of {' '.join(key[:3])}", first.figures[key][part], other.figures[key][part]
+            )
 
 
-def compare(out: Path, arms: Sequence[str], seeds: str | None = None, names: str | None = None) -> Path:
+def compare(
+    out: Path, arms: Sequence[str], seeds: str | None = None, names: str | None = None
+) -> Path:
     """Writes compare.json and compare.html in `out`, prints the table, and gives the page's path.
 
     Args:
@@ -83,13 +100,18 @@ def compare(out: Path, arms: Sequence[str], seeds: str | None = None, names: str
         names: of the arms, between commas; without, their folders' names.
     """
     folders = [
-        [out / part / seed.strip() for part in arm.split(",") for seed in (seeds.split(",") if seeds else [""])]
+        [
+            out / part / seed.strip()
+            for part in arm.split(",")
+            for seed in (seeds.split(",") if seeds else [""])
+        ]
         for arm in arms
     ]
     called = names.split(",") if names else arms
     if len(called) != len(arms) or len(arms) < 2:
         raise DataError(
-            f"--compare {' '.join(arms)}: expected two arms or more, and as many names; found {len(called)} names"
+            f"--compare {' '.join(arms)}: expected two arms or more, and as many names; found "
+            f"{len(called)} names"
         )
     runs = [[_read(folder) for folder in arm] for arm in folders]
     everything = [run for arm in runs for run in arm]
@@ -97,21 +119,35 @@ def compare(out: Path, arms: Sequence[str], seeds: str | None = None, names: str
         _refuse_others(everything[0], other)
     keys = [key for key in everything[0].figures if all(key in run.figures for run in everything)]
     left_out = sorted(
-        {" ".join(key[:3]) for run in everything for key in run.figures} - {" ".join(k[:3]) for k in keys}
+        {" ".join(key[:3]) for run in everything for key in run.figures}
+        - {" ".join(k[:3]) for k in keys}
     )
     rows = [_row(key, called, runs) for key in keys]
     content = {
-        "arms": {name: [os.path.relpath(run.folder, out) for run in arm] for name, arm in zip(called, runs)},
+        "arms": {
+            name: [os.path.relpath(run.folder, out) for run in arm]
+            for name, arm in zip(called, runs)
+        },
         "protocol": PROTOCOL,
     }
     write_json(out / "compare.json", content | {"rows": rows, "left_out": left_out})
-    shown = [row for row in rows if row["control"] is None and row["metric"] in HEADLINES[row["task"]]]
+    shown = [
+        row for row in rows if row["control"] is None and row["metric"] in HEADLINES[row["task"]]
+    ]
     _print(shown, called, [len(arm) for arm in runs])
     return write_page(
-        out / "compare.html", "compare.html.jinja", rows=shown, arms=called, counts=[len(arm) for arm in runs],
-        left_out=left_out, protocol=PROTOCOL, titles=TITLES, name=out.resolve().name,
-        pictures=_pictures([arm[0].folder for arm in runs]), charts=tradeoffs(rows) if len(arms) > 2 else [],
-    )  # fmt: skip
+        out / "compare.html",
+        "compare.html.jinja",
+        rows=shown,
+        arms=called,
+        counts=[len(arm) for arm in runs],
+        left_out=left_out,
+        protocol=PROTOCOL,
+        titles=TITLES,
+        name=out.resolve().name,
+        pictures=_pictures([arm[0].folder for arm in runs]),
+        charts=tradeoffs(rows) if len(arms) > 2 else [],
+    )
 
 
 def _row(key: tuple[str, ...], names: Sequence[str], runs: list[list[_Tests]]) -> dict[str, Any]:
@@ -122,14 +158,20 @@ def _row(key: tuple[str, ...], names: Sequence[str], runs: list[list[_Tests]]) -
     for name, arm, mine in zip(names, runs, values):
         only = arm[0].figures[key]
         low, high = t_interval(mine) if len(mine) > 1 else (only["low"], only["high"])
-        cells.append({"arm": name, "mean": float(np.mean(mine)), "low": low, "high": high, "values": mine})
+        cells.append(
+            {"arm": name, "mean": float(np.mean(mine)), "low": low, "high": high, "values": mine}
+        )
     differences = []
     for name, other in zip(names[1:], values[1:]):
         paired = [a - b for a, b in zip(values[0], other)] if len(values[0]) == len(other) else []
         low, high = t_interval(paired)
         mean = float(np.mean(values[0]) - np.mean(other))
         differences.append({"of": f"{names[0]} − {name}", "mean": mean, "low": low, "high": high})
-    return {**{part: first[part] for part in ("task", "source", "metric", "control", "n", "protocol")}, "cells": cells, "differences": differences}  # fmt: skip
+    return {
+        **{part: first[part] for part in ("task", "source", "metric", "control", "n", "protocol")},
+        "cells": cells,
+        "differences": differences,
+    }
 
 
 def _pictures(folders: list[Path]) -> list[dict[str, Any]]:
@@ -140,7 +182,10 @@ def _pictures(folders: list[Path]) -> list[dict[str, Any]]:
         ("tokenizer", "original", "reconstruction"),
         ("synthesis", "reference_image", "image"),
     ):
-        arms = [{(row["source"], row["study"]): row for row in sample.get(task, [])} for sample in samples]
+        arms = [
+            {(row["source"], row["study"]): row for row in sample.get(task, [])}
+            for sample in samples
+        ]
         shared = [study for study in arms[0] if all(study in arm for arm in arms)]
         rows = [
             {
@@ -162,15 +207,22 @@ def _print(rows: list[dict[str, Any]], names: Sequence[str], counts: Sequence[in
 
     def cell(value: dict[str, Any]) -> str:
         text = f"{value['mean']:.4g}"
-        return text if value["low"] is None else f"{text} ({value['low']:.4g} to {value['high']:.4g})"
+        return (
+            text if value["low"] is None else f"{text} ({value['low']:.4g} to {value['high']:.4g})"
+        )
 
     table = Table(title="means over runs, with 95 % intervals")
-    for heading in ("metric", *(f"{name}, {n} run{'s' * (n > 1)}" for name, n in zip(names, counts))):
+    for heading in (
+        "metric",
+        *(f"{name}, {n} run{'s' * (n > 1)}" for name, n in zip(names, counts)),
+    ):
         table.add_column(heading)
     for name in names[1:]:
         table.add_column(f"{names[0]} − {name}")
     for row in rows:
         table.add_row(
-            f"{row['task']} {row['source']} {row['metric']}", *map(cell, row["cells"]), *map(cell, row["differences"])
+            f"{row['task']} {row['source']} {row['metric']}",
+            *map(cell, row["cells"]),
+            *map(cell, row["differences"]),
         )
     Console().print(table)

@@ -14,14 +14,32 @@ from mavilt_pl.data.study import DataError
 from mavilt_pl.evaluation.results import TASKS, read_results, write_json
 from mavilt_pl.metrics.clinical import findings_in
 
-# Published figures, for orientation: set, protocol, and what was reported. Protocols differ, so none is comparable.
+# Published figures, for orientation: set, protocol, and what was reported. Protocols differ, so
+# none is comparable.
 PUBLISHED = (
-    ("LLM-CXR (arXiv 2305.11490)", "impressions, 3,530 AP/PA images of MIMIC test and validate", "BLEU-1 .0920, BLEU-4 .0154, METEOR .0690, ROUGE-L .1618; FID Inception 22.75, CXR features 0.714"),
-    ("UniXGen-256, as re-run by LLM-CXR", "the same 3,530", "BLEU-1 .1287, BLEU-4 .0137, METEOR .0725, ROUGE-L .0893; FID 78.19 / 7.894"),
-    ("R2Gen, as re-run by LLM-CXR", "the same 3,530", "BLEU-1 .0898, BLEU-4 .0057, METEOR .0822, ROUGE-L .0734"),
+    (
+        "LLM-CXR (arXiv 2305.11490)",
+        "impressions, 3,530 AP/PA images of MIMIC test and validate",
+        "BLEU-1 .0920, BLEU-4 .0154, METEOR .0690, ROUGE-L .1618; FID Inception 22.75, CXR "
+        "features 0.714",
+    ),
+    (
+        "UniXGen-256, as re-run by LLM-CXR",
+        "the same 3,530",
+        "BLEU-1 .1287, BLEU-4 .0137, METEOR .0725, ROUGE-L .0893; FID 78.19 / 7.894",
+    ),
+    (
+        "R2Gen, as re-run by LLM-CXR",
+        "the same 3,530",
+        "BLEU-1 .0898, BLEU-4 .0057, METEOR .0822, ROUGE-L .0734",
+    ),
     ("RoentGen, as re-run by LLM-CXR", "the same 3,530", "FID 42.38 / 6.039"),
-    ("CvT2DistilGPT2", "findings, R2Gen split, IU, n = 590", "BLEU-1 .473, BLEU-4 .175, METEOR .200, ROUGE-L .376"),
-)  # fmt: skip
+    (
+        "CvT2DistilGPT2",
+        "findings, R2Gen split, IU, n = 590",
+        "BLEU-1 .473, BLEU-4 .175, METEOR .200, ROUGE-L .376",
+    ),
+)
 HEADLINES = {
     "tokenizer": (
         "psnr",
@@ -65,7 +83,9 @@ TITLES = {
 
 
 def gather(run: Path) -> Path:
-    """Merge every test/results.json below `run` into results.json and write report.html; gives the page's path."""
+    """Merge every test/results.json below `run` into results.json and write report.html; gives the
+    page's path.
+    """
     found = tested(run)
     parts = {str(path.parent.parent.relative_to(run)): read_results(path) for path in found}
     figures = [figure for part in parts.values() for figure in part["figures"]]
@@ -79,18 +99,30 @@ def gather(run: Path) -> Path:
     write_json(run / "results.json", {"figures": figures, "made_by": made_by})
     samples = samples_below(run)
     return write_page(
-        run / "report.html", "report.html.jinja",
-        figures=figures, tables=_tables(figures), per_finding=_per_finding(figures), controls=_controls(figures),
-        samples=samples, curves=_curves(run), made_by=made_by, published=PUBLISHED, titles=TITLES, name=run.name,
-        findings_in=findings_in, total=sum(made_by["seconds"].values()),
-    )  # fmt: skip
+        run / "report.html",
+        "report.html.jinja",
+        figures=figures,
+        tables=_tables(figures),
+        per_finding=_per_finding(figures),
+        controls=_controls(figures),
+        samples=samples,
+        curves=_curves(run),
+        made_by=made_by,
+        published=PUBLISHED,
+        titles=TITLES,
+        name=run.name,
+        findings_in=findings_in,
+        total=sum(made_by["seconds"].values()),
+    )
 
 
 def tested(run: Path) -> list[Path]:
     """Every test/results.json below a run, in order."""
     found = sorted(path for path in run.rglob("results.json") if path.parent.name == "test")
     if not found:
-        raise DataError(f"{run}: no test/results.json below it; run `mavilt test` with metric callbacks first")
+        raise DataError(
+            f"{run}: no test/results.json below it; run `mavilt test` with metric callbacks first"
+        )
     return found
 
 
@@ -99,7 +131,9 @@ def samples_below(run: Path) -> dict[str, list[dict[str, Any]]]:
     samples: dict[str, list[dict[str, Any]]] = {}
     for folder in (path.parent for path in tested(run)):
         if (folder / "samples.json").exists():
-            for task, rows in json.loads((folder / "samples.json").read_text(encoding="utf-8")).items():
+            for task, rows in json.loads(
+                (folder / "samples.json").read_text(encoding="utf-8")
+            ).items():
                 samples.setdefault(task, []).extend(_inline(row, folder) for row in rows)
     return samples
 
@@ -128,7 +162,13 @@ def _template(name: str) -> Any:
 def _figure(value: float | None) -> str:
     if value is None:
         return "–"
-    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2g}" if 0 < abs(value) < 0.01 else f"{value:.3f}"
+    return (
+        f"{value:.1f}"
+        if abs(value) >= 10
+        else f"{value:.2g}"
+        if 0 < abs(value) < 0.01
+        else f"{value:.3f}"
+    )
 
 
 def _inline(row: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -136,7 +176,9 @@ def _inline(row: dict[str, Any], folder: Path) -> dict[str, Any]:
     out = dict(row)
     for key, value in row.items():
         if isinstance(value, str) and value.startswith("pictures/") and value.endswith(".png"):
-            out[key] = "data:image/png;base64," + base64.b64encode((folder / value).read_bytes()).decode()
+            out[key] = (
+                "data:image/png;base64," + base64.b64encode((folder / value).read_bytes()).decode()
+            )
     return out
 
 
@@ -161,9 +203,18 @@ def _tables(figures: list[dict[str, Any]]) -> list[dict[str, Any]]:
         sources = sorted({f["source"] for f in mine})
         rows = []
         for metric in HEADLINES[task]:
-            cells = [next((f for f in mine if f["metric"] == metric and f["source"] == s), None) for s in sources]
+            cells = [
+                next((f for f in mine if f["metric"] == metric and f["source"] == s), None)
+                for s in sources
+            ]
             if any(cells):
-                rows.append({"metric": metric, "cells": cells, "protocol": next(c for c in cells if c)["protocol"]})
+                rows.append(
+                    {
+                        "metric": metric,
+                        "cells": cells,
+                        "protocol": next(c for c in cells if c)["protocol"],
+                    }
+                )
         if rows:
             tables.append({"task": task, "sources": sources, "rows": rows})
     return tables
@@ -172,9 +223,12 @@ def _tables(figures: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _per_finding(figures: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """One table a source: what becomes of each finding along the chain."""
     columns = {
-        "findings_f1": "report F1", "auroc": "question AUROC", "drawn_auroc": "drawn AUROC",
-        "original_auroc": "original AUROC", "reconstructed_auroc": "reconstructed AUROC",
-    }  # fmt: skip
+        "findings_f1": "report F1",
+        "auroc": "question AUROC",
+        "drawn_auroc": "drawn AUROC",
+        "original_auroc": "original AUROC",
+        "reconstructed_auroc": "reconstructed AUROC",
+    }
     tables = []
     for source in sorted({f["source"] for f in figures}):
         values = {
@@ -210,7 +264,9 @@ def _controls(figures: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[
     return [
         (real[f["task"], f["source"], f["metric"]], f)
         for f in figures
-        if f["control"] is not None and f["metric"] in wanted and (f["task"], f["source"], f["metric"]) in real
+        if f["control"] is not None
+        and f["metric"] in wanted
+        and (f["task"], f["source"], f["metric"]) in real
     ]
 
 
@@ -224,7 +280,8 @@ def _curves(run: Path) -> list[dict[str, Any]]:
         reader.Reload()
         for tag in reader.Tags()["scalars"]:
             keep = tag == "train/loss" or (
-                tag.startswith("val/") and tag.rsplit("/", 1)[-1] in ("loss", "psnr", "auroc", "text_perplexity")
+                tag.startswith("val/")
+                and tag.rsplit("/", 1)[-1] in ("loss", "psnr", "auroc", "text_perplexity")
             )
             points = [(event.step, event.value) for event in reader.Scalars(tag)] if keep else []
             if len(points) > 1:
@@ -245,5 +302,6 @@ def _line(points: list[tuple[int, float]], width: float = 220, height: float = 6
     low, high = min(values), max(values)
     across, up = (max(steps) - min(steps)) or 1, (high - low) or 1
     return " ".join(
-        f"{(s - min(steps)) / across * width:.1f},{height - (v - low) / up * height:.1f}" for s, v in points
+        f"{(s - min(steps)) / across * width:.1f},{height - (v - low) / up * height:.1f}"
+        for s, v in points
     )

@@ -1,4 +1,6 @@
-"""results.json: a flat list of figures and what made them; and the callback that writes it after a test."""
+"""results.json: a flat list of figures and what made them; and the callback that writes it after a
+test.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ def write_json(path: Path, content: Any) -> None:
     """Whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False), encoding="utf-8")
+    part.write_text(
+        json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False), encoding="utf-8"
+    )
     os.replace(part, path)
 
 
@@ -35,9 +39,15 @@ def check_figures(figures: Sequence[dict[str, Any]], where: str) -> list[dict[st
     """The figures, each with every key and a protocol; a number without its protocol is refused."""
     for figure in figures:
         missing = [key for key in KEYS if key not in figure]
-        if missing or figure["task"] not in TASKS or not figure["protocol"] or not math.isfinite(figure["value"]):
+        if (
+            missing
+            or figure["task"] not in TASKS
+            or not figure["protocol"]
+            or not math.isfinite(figure["value"])
+        ):
             raise DataError(
-                f"{where}: figure {figure.get('metric', '?')} of task {figure.get('task', '?')}: missing {missing}, or a value or protocol that says nothing"
+                f"{where}: figure {figure.get('metric', '?')} of task {figure.get('task', '?')}: "
+                f"missing {missing}, or a value or protocol that says nothing"
             )
     return list(figures)
 
@@ -48,7 +58,9 @@ def read_results(path: Path) -> dict[str, Any]:
         check_figures(content["figures"], str(path))
         return content
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is not a results file ({type(error).__name__}: {error}); run the test again") from None
+        raise DataError(
+            f"{path} is not a results file ({type(error).__name__}: {error}); run the test again"
+        ) from None
 
 
 def versions() -> dict[str, str]:
@@ -63,7 +75,12 @@ def commit() -> str | None:
     try:
         here = Path(__file__).parent
         done = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True, timeout=5
+            ["git", "rev-parse", "HEAD"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=5,
         )
         return done.stdout.strip()
     except (OSError, subprocess.SubprocessError):
@@ -71,9 +88,11 @@ def commit() -> str | None:
 
 
 class ResultsWriter(Callback):
-    """After a test, writes `<default_root_dir>/test/results.json` and samples.json with their pictures.
+    """After a test, writes `<default_root_dir>/test/results.json` and samples.json with their
+    pictures.
 
-    It gathers what the metric callbacks of the same trainer computed."""
+    It gathers what the metric callbacks of the same trainer computed.
+    """
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
@@ -84,7 +103,8 @@ class ResultsWriter(Callback):
         figures = [figure for callback in sources for figure in callback.figures]  # type: ignore[attr-defined]
         if not figures:
             raise DataError(
-                "the test computed no figure: add metric callbacks (mavilt_pl.callbacks) to trainer.callbacks"
+                "the test computed no figure: add metric callbacks (mavilt_pl.callbacks) to "
+                "trainer.callbacks"
             )
         samples = {
             callback.task: self._saved(callback.examples, out, callback.task)
@@ -94,7 +114,10 @@ class ResultsWriter(Callback):
         write_json(out / "samples.json", samples)
         write_json(
             out / "results.json",
-            {"figures": check_figures(figures, str(out)), "made_by": self._made_by(trainer, pl_module)},
+            {
+                "figures": check_figures(figures, str(out)),
+                "made_by": self._made_by(trainer, pl_module),
+            },
         )
         _print(figures)
         print(f"{len(figures)} figures: {out / 'results.json'}")
@@ -119,7 +142,9 @@ class ResultsWriter(Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         path = Path(str(trainer.ckpt_path)) if trainer.ckpt_path else None
         decoding = {
-            k: module.hparams[k] for k in ("guidance", "temperature", "top_p", "max_words") if k in module.hparams
+            k: module.hparams[k]
+            for k in ("guidance", "temperature", "top_p", "max_words")
+            if k in module.hparams
         }
         return {
             "checkpoint_sha256": sha256(path) if path is not None and path.is_file() else None,
@@ -129,7 +154,9 @@ class ResultsWriter(Callback):
                 for callback in trainer.callbacks  # type: ignore[attr-defined]
                 if Path(getattr(callback, "judge_path", None) or "").is_file()
             },
-            "tokens": {corpus.name: cache.tokenizer for corpus, cache in zip(data.opened, data.caches)},
+            "tokens": {
+                corpus.name: cache.tokenizer for corpus, cache in zip(data.opened, data.caches)
+            },
             "config": {"model": _plain(module.hparams), "data": _plain(data.hparams)},
             "decoding": decoding,
             "seed": int(os.environ.get("PL_GLOBAL_SEED", 0)),
@@ -157,14 +184,31 @@ def _print(figures: list[dict[str, Any]]) -> None:
         for (task, metric, control), figure in of.items():
             other = of.get((task, metric, "shuffled_images"))
             if control is None:
-                interval = "" if figure["low"] is None else f" ({figure['low']:.4g} to {figure['high']:.4g})"
+                interval = (
+                    ""
+                    if figure["low"] is None
+                    else f" ({figure['low']:.4g} to {figure['high']:.4g})"
+                )
                 table.add_row(
-                    f"{task} {metric}", f"{figure['value']:.4g}{interval}", f"{other['value']:.4g}" if other else ""
+                    f"{task} {metric}",
+                    f"{figure['value']:.4g}{interval}",
+                    f"{other['value']:.4g}" if other else "",
                 )
         Console().print(table)
 
 
 def _plain(values: Any) -> dict[str, Any]:
     """Hyperparameters without paths: a run's figures do not depend on where it lies."""
-    hidden = {"corpora", "tokens", "replay", "backbone", "init_from", "encoder", "_instantiator", "_class_path"}
-    return json.loads(json.dumps({k: v for k, v in dict(values).items() if k not in hidden}, default=str))
+    hidden = {
+        "corpora",
+        "tokens",
+        "replay",
+        "backbone",
+        "init_from",
+        "encoder",
+        "_instantiator",
+        "_class_path",
+    }
+    return json.loads(
+        json.dumps({k: v for k, v in dict(values).items() if k not in hidden}, default=str)
+    )

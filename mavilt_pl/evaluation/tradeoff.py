@@ -1,4 +1,6 @@
-"""What each arm has learned against what it has forgotten, as small charts for the page of a comparison."""
+"""What each arm has learned against what it has forgotten, as small charts for the page of a
+comparison.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +13,12 @@ WIDTH, HEIGHT, MARGIN = 300.0, 190.0, 14.0  # of the field of points, in pixels
 
 
 def tradeoffs(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A chart for every figure of `LEARNED` and every source: across, held-out perplexity as a multiple of what it was before
-    any stage (1: nothing forgotten); up, the figure. A point is an arm's mean, its cross the interval.
+    """A chart for every figure of `LEARNED` and every source: across, held-out perplexity as a
+    multiple of what it was before any stage (1: nothing forgotten); up, the figure. A point is an
+    arm's mean, its cross the interval.
 
-    `rows` are compare.json's; there is no chart where the arms have no such figures."""
+    `rows` are compare.json's; there is no chart where the arms have no such figures.
+    """
     real = [row for row in rows if row["control"] is None]
     forgotten = [row for row in real if (row["task"], row["metric"]) == FORGOTTEN]
     learned = [row for row in real if (row["task"], row["metric"]) in LEARNED]

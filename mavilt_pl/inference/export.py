@@ -27,5 +27,8 @@ def run(args: argparse.Namespace) -> int:
         os.replace(part, args.out)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    print(f"{args.out}: AutoModelForCausalLM and AutoTokenizer load it; what images need stands in visual.json")
+    print(
+        f"{args.out}: AutoModelForCausalLM and AutoTokenizer load it; what images need stands in "
+        f"visual.json"
+    )
     return 0

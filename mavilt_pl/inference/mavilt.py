@@ -32,7 +32,8 @@ BATCH = 16  # studies
 Radiograph = str | Path
 Seen = Radiograph | Mapping[Side, Radiograph]  # what is shown of a study: its image, or each view's
 NAMELESS = (
-    "a view is named, and this model was trained on one image of a study without a name: give that image alone, or use a model "
+    "a view is named, and this model was trained on one image of a study without a name: give that "
+    "image alone, or use a model "
     "trained with views (model.init_args.views, data.each_view)"
 )
 
@@ -40,10 +41,11 @@ NAMELESS = (
 class MAViLT:
     """Reads radiographs, answers questions about them, and draws them.
 
-    Images are files, DICOM, PNG or JPEG, framed as `mavilt prepare` does. To a model of several views (`views`) a study may be shown as
-    `{"frontal": FILE, "lateral": FILE}`, of which either may be absent; an image without a view's name is taken for a frontal one.
-    What is sampled depends on the seed and on what it is made from, not on its place in the call or on what stands beside it.
-    A text of more than `max_words` tokens is cut, with a warning that names it.
+    Images are files, DICOM, PNG or JPEG, framed as `mavilt prepare` does. To a model of several
+    views (`views`) a study may be shown as `{"frontal": FILE, "lateral": FILE}`, of which either
+    may be absent; an image without a view's name is taken for a frontal one. What is sampled
+    depends on the seed and on what it is made from, not on its place in the call or on what stands
+    beside it. A text of more than `max_words` tokens is cut, with a warning that names it.
     """
 
     def __init__(self, module: LanguageModule, tokenizer: Tokenizer, fit: Fit = "pad"):
@@ -58,10 +60,13 @@ class MAViLT:
         device: str = "auto",
         fit: Fit = "pad",
     ) -> MAViLT:
-        """Args: model: a run of Stage 1 or Stage 2, or a checkpoint. tokenizer: the VQ-GAN's run, or its checkpoint; or a published
-        one. backbone: where the language model that it began from lies now; its configuration and its words are read there.
+        """Args: model: a run of Stage 1 or Stage 2, or a checkpoint. tokenizer: the VQ-GAN's run,
+        or its checkpoint; or a published one. backbone: where the language model that it began from
+        lies now; its configuration and its words are read there.
 
-        Raises `DataError` where the two do not belong together, or where one is not what it should be."""
+        Raises `DataError` where the two do not belong together, or where one is not what it should
+        be.
+        """
         place = device_of(device)
         path, seen = checkpoint_of(Path(model)), checkpoint_of(Path(tokenizer))
         checkpoint = read_weights(path)
@@ -69,12 +74,24 @@ class MAViLT:
         kinds = {"Stage1": Stage1, "Stage2": Stage2}
         kind = kinds.get(str(settings.get("_class_path", "")).rpartition(".")[2])
         if kind is None:
-            raise DataError(f"{path} is a checkpoint of another module; expected one of Stage 1 or Stage 2")
+            raise DataError(
+                f"{path} is a checkpoint of another module; expected one of Stage 1 or Stage 2"
+            )
         eyes = load_tokenizer(seen)
-        given = {key: settings[key] for key in signature(LanguageModule.__init__).parameters if key in settings}
-        # All weights come from the checkpoint: neither the backbone's nor an earlier stage's are read. How it was trained to be
-        # fast does not bind its use: another machine may lack the kernel, and one image is not worth a compilation.
-        given |= {"init_from": None, "drift": 0.0, "pretrained": False, "backbone": str(backbone or given["backbone"])}
+        given = {
+            key: settings[key]
+            for key in signature(LanguageModule.__init__).parameters
+            if key in settings
+        }
+        # All weights come from the checkpoint: neither the backbone's nor an earlier stage's are
+        # read. How it was trained to be fast does not bind its use: another machine may lack the
+        # kernel, and one image is not worth a compilation.
+        given |= {
+            "init_from": None,
+            "drift": 0.0,
+            "pretrained": False,
+            "backbone": str(backbone or given["backbone"]),
+        }
         given |= {"attention": "sdpa", "compile_drawing": False}
         # Shape and codebook are told as a token cache tells them, of no image.
         with tempfile.TemporaryDirectory() as folder:
@@ -94,7 +111,9 @@ class MAViLT:
         """int64 [B,N]."""
         size = self.tokenizer.autoencoder.image_size
         pixels_BHW = np.stack([read_sized(Path(image), size, self.fit) for image in images])
-        return self.tokenizer.encode(to_float(torch.from_numpy(pixels_BHW).to(self.module.device))[:, None])
+        return self.tokenizer.encode(
+            to_float(torch.from_numpy(pixels_BHW).to(self.module.device))[:, None]
+        )
 
     def _shown(self, studies: Sequence[Seen]) -> Any:
         """Codes [B,N], or of each study those of its views."""
@@ -102,11 +121,14 @@ class MAViLT:
             if any(isinstance(study, Mapping) for study in studies):
                 raise DataError(NAMELESS)
             return self.codes(studies)  # type: ignore[arg-type]
-        named: list[Mapping[Any, Any]] = [s if isinstance(s, Mapping) else {"frontal": s} for s in studies]
+        named: list[Mapping[Any, Any]] = [
+            s if isinstance(s, Mapping) else {"frontal": s} for s in studies
+        ]
         for study in named:
             if not study or set(study) - {*VIEW_MARKS}:
                 raise DataError(
-                    f"found the views {[*study]}; expected some of {', '.join(VIEW_MARKS)}, each with its image"
+                    f"found the views {[*study]}; expected some of {', '.join(VIEW_MARKS)}, each "
+                    f"with its image"
                 )
         in_order = [{view: study[view] for view in VIEW_MARKS if view in study} for study in named]
         rows = iter(self.codes([image for study in in_order for image in study.values()]).tolist())
@@ -120,20 +142,24 @@ class MAViLT:
             raise DataError(f"view: found {drawn!r}; expected one of {', '.join(OTHER)}")
         if given is not None and len(given) != len(texts):
             raise DataError(
-                f"given: found the images of {len(given)} studies for {len(texts)} texts; expected one each"
+                f"given: found the images of {len(given)} studies for {len(texts)} texts; expected "
+                f"one each"
             )
         other = OTHER[drawn]
         for study in given or ():
             if not isinstance(study, Mapping) or set(study) != {other}:
                 raise DataError(
-                    f"given: found {study!r}; expected {{{other!r}: FILE}}, the view that the {drawn} one is drawn from"
+                    f"given: found {study!r}; expected {{{other!r}: FILE}}, the view that the "
+                    f"{drawn} one is drawn from"
                 )
 
     def _tell_cut(self, name: str, text: str) -> None:
         found, most = len(self.module.words(text)), self.module.hparams["max_words"]
         if found > most:
             warnings.warn(
-                f"{name}: found {found:,} tokens as the model reads it; it was cut to max_words = {most}", stacklevel=4
+                f"{name}: found {found:,} tokens as the model reads it; it was cut to max_words = "
+                f"{most}",
+                stacklevel=4,
             )
 
     @torch.inference_mode()
@@ -142,15 +168,23 @@ class MAViLT:
         written: list[str] = []
         for start in range(0, len(studies), BATCH):
             shown = self._shown(studies[start : start + BATCH])
-            written += self.module.write_reports(shown, seed, [sample_key(_spelled(codes)) for codes in shown])
+            written += self.module.write_reports(
+                shown, seed, [sample_key(_spelled(codes)) for codes in shown]
+            )
         return written
 
     @torch.inference_mode()
-    def ask(self, study: Seen, questions: Sequence[str], answers: Sequence[str] = (), seed: int = 0) -> list[Any]:
-        """Free text to each question, with `seed` as in `report`; or, where `answers` are given, how likely each of them is
-        (they sum to 1). Raises `DataError` for an answer that is given twice."""
+    def ask(
+        self, study: Seen, questions: Sequence[str], answers: Sequence[str] = (), seed: int = 0
+    ) -> list[Any]:
+        """Free text to each question, with `seed` as in `report`; or, where `answers` are given,
+        how likely each of them is (they sum to 1). Raises `DataError` for an answer that is given
+        twice.
+        """
         if len({*answers}) < len(answers):
-            raise DataError(f"answers: found {[*answers]}; expected each of them once: drop what is repeated")
+            raise DataError(
+                f"answers: found {[*answers]}; expected each of them once: drop what is repeated"
+            )
         for number, question in enumerate(questions, 1):
             self._tell_cut(f"question {number}", question)
         shown = self._shown([study])
@@ -159,7 +193,9 @@ class MAViLT:
             return self.module.write_answers(shown, [questions], seed, [keys])[0]
         return [
             dict(zip(answers, shares))
-            for shares in self.module.answer(shown, [[(question, answers) for question in questions]])[0]
+            for shares in self.module.answer(
+                shown, [[(question, answers) for question in questions]]
+            )[0]
         ]
 
     @torch.inference_mode()
@@ -172,19 +208,23 @@ class MAViLT:
         view: Side | None = None,
         given: Sequence[Mapping[Side, Radiograph]] | None = None,
     ) -> np.ndarray:
-        """An image for each text, uint8 [B,H,W]; the same text under the same seed is the same image, also within one call.
+        """An image for each text, uint8 [B,H,W]; the same text under the same seed is the same
+        image, also within one call.
 
-        A model of several views draws the `view` (default: frontal), of each study from its text and the other view's image where
-        that is `given`, one mapping a text.
+        A model of several views draws the `view` (default: frontal), of each study from its text
+        and the other view's image where that is `given`, one mapping a text.
 
-        Of `best_of` drawn it is the one that `judge`, an encoder with findings (`load_encoder`), finds likeliest to show what the
-        text states (`Judge`); a text that states none of its findings gets the first, with a warning that names it."""
+        Of `best_of` drawn it is the one that `judge`, an encoder with findings (`load_encoder`),
+        finds likeliest to show what the text states (`Judge`); a text that states none of its
+        findings gets the first, with a warning that names it.
+        """
         scorer = None if judge is None else Judge(judge.to(self.module.device), self.tokenizer)
         for number, text in enumerate(texts, 1):
             self._tell_cut(f"text {number}", self.module.draw_words(text, "", training=False))
             if scorer and best_of > 1 and not scorer.states(text):
                 warnings.warn(
-                    f"text {number}: states none of the judge's findings ({', '.join(scorer.findings)}); the first of its "
+                    f"text {number}: states none of the judge's findings "
+                    f"({', '.join(scorer.findings)}); the first of its "
                     f"{best_of} drawings was taken",
                     stacklevel=3,
                 )
@@ -196,8 +236,14 @@ class MAViLT:
             some = texts[start : start + BATCH]
             views: Any = [view or "frontal"] * len(some) if several else None
             seen = None if given is None else self._shown(given[start : start + BATCH])
-            names = some if seen is None else [f"{text} {_spelled(codes)}" for text, codes in zip(some, seen)]
-            codes_BN = self.module.draw(some, seed, [*map(sample_key, names)], best_of, scorer, views, seen)
+            names = (
+                some
+                if seen is None
+                else [f"{text} {_spelled(codes)}" for text, codes in zip(some, seen)]
+            )
+            codes_BN = self.module.draw(
+                some, seed, [*map(sample_key, names)], best_of, scorer, views, seen
+            )
             # One at a time: in a batch a pixel now and then is rounded to the other side.
             drawn += [to_uint8(self.tokenizer.decode(row_N[None])) for row_N in codes_BN]
         return np.concatenate(drawn)

@@ -26,5 +26,9 @@ def run(args: argparse.Namespace) -> int:
     studies = studies_of(args.images, args.lateral)
     reports = loaded(args).report(studies, args.seed)
     for image, lateral, text in zip_longest(args.images, args.lateral, reports):
-        print(json.dumps({**named(image, lateral), "report": text}) if args.json else f"{image}: {text}")
+        print(
+            json.dumps({**named(image, lateral), "report": text})
+            if args.json
+            else f"{image}: {text}"
+        )
     return 0

@@ -1,4 +1,6 @@
-"""The language model that knows codes as words: vocabulary, sequences, losses, drift, decoding, and the stages."""
+"""The language model that knows codes as words: vocabulary, sequences, losses, drift, decoding, and
+the stages.
+"""
 
 from mavilt_pl.language.backbone import Backbone
 from mavilt_pl.language.stage1 import Stage1

@@ -1,4 +1,6 @@
-"""Load a pretrained causal language model, or train a small one on plain text where none can be had."""
+"""Load a pretrained causal language model, or train a small one on plain text where none can be
+had.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,13 @@ import torch.nn.functional as F
 from lightning import LightningModule
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+)
 
 from mavilt_pl.checkpoint import refuse_others
 from mavilt_pl.data.study import DataError
@@ -27,46 +35,62 @@ class NoKernel(DataError):
     """The architecture has no such attention."""
 
 
-def load_backbone(name: str, attention: Attention = "sdpa", pretrained: bool = True) -> tuple[Any, Any]:
-    """Model (float32, safetensors only) and tokenizer from a local folder or a hub name; with `pretrained` false a model of
-    that shape with random weights.
+def load_backbone(
+    name: str, attention: Attention = "sdpa", pretrained: bool = True
+) -> tuple[Any, Any]:
+    """Model (float32, safetensors only) and tokenizer from a local folder or a hub name; with
+    `pretrained` false a model of that shape with random weights.
 
-    Raises `DataError` where there is no model or no tokenizer that can be read, where some of its weights are missing (`_whole`),
-    and where the model and its tokenizer, or its head, are not as the language modules need them (`_check`)."""
+    Raises `DataError` where there is no model or no tokenizer that can be read, where some of its
+    weights are missing (`_whole`), and where the model and its tokenizer, or its head, are not as
+    the language modules need them (`_check`).
+    """
     folder = name.startswith((".", "/")) or "runs/" in name or not name  # meant as a folder
     if folder and not (Path(name) / "config.json").exists():
         raise DataError(
-            f"backbone {name}: no config.json there. Expected a folder saved by Hugging Face's save_pretrained, such "
+            f"backbone {name}: no config.json there. Expected a folder saved by Hugging Face's "
+            f"save_pretrained, such "
             "as the one that `mavilt fit --config backbone.yaml` leaves in <run>/backbone"
         )
     kind = {"dtype": torch.float32, "attn_implementation": attention}
     told: dict[str, Any] = {}
     try:
         if pretrained:
-            how = {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
+            how = {
+                "use_safetensors": True,
+                "output_loading_info": True,
+                "ignore_mismatched_sizes": True,
+            }
             model, told = AutoModelForCausalLM.from_pretrained(name, **how, **kind)  # type: ignore[misc]
         else:
             model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(name), **kind)
     except ImportError as error:
-        raise DataError(f"attention: {attention} cannot be had here ({_reason(error)}); use sdpa") from None
+        raise DataError(
+            f"attention: {attention} cannot be had here ({_reason(error)}); use sdpa"
+        ) from None
     except Exception as error:
         if "does not support an attention implementation" in str(error):
             raise NoKernel(
-                f"backbone {name}: found attention {attention}, which transformers has not for this model "
+                f"backbone {name}: found attention {attention}, which transformers has not for "
+                f"this model "
                 f"({str(error).split()[0]}); set --model.init_args.attention eager"
             ) from error
         nowhere = isinstance(error, OSError) and not Path(name).is_dir()
         raise DataError(
-            f"backbone {name}: {'no folder there, and not to be had from the hub' if nowhere else 'not to be loaded'} "
-            f"({_reason(error)}). Expected a causal language model, such as Llama, Qwen, Phi, Pythia or GPT-2, in a folder saved by "
-            "Hugging Face's save_pretrained, or its name on the hub; if it was downloaded or copied, do it again"
+            f"backbone {name}: "
+            f"{'no folder there, and not to be had from the hub' if nowhere else 'not to be loaded'} "
+            f"({_reason(error)}). Expected a causal language model, such as Llama, Qwen, Phi, "
+            f"Pythia or GPT-2, in a folder saved by "
+            "Hugging Face's save_pretrained, or its name on the hub; if it was downloaded or "
+            "copied, do it again"
         ) from error
     _whole(name, told)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
     except Exception as error:
         raise DataError(
-            f"backbone {name}: no tokenizer that can be read ({_reason(error)}). Expected tokenizer.json beside the model, as the "
+            f"backbone {name}: no tokenizer that can be read ({_reason(error)}). Expected "
+            f"tokenizer.json beside the model, as the "
             "tokenizer's save_pretrained leaves it"
         ) from error
     _check(name, model, tokenizer)
@@ -78,58 +102,82 @@ def _reason(error: Exception) -> str:
 
 
 def _whole(name: str, told: Mapping[str, Any]) -> None:
-    """Refuse weights that are missing or of other sizes, which transformers would leave random; tell of those that are not used.
-    `told` is its loading info, in which a tied head is not missing."""
-    wrong = sorted([*told.get("missing_keys", ()), *(key for key, *_ in told.get("mismatched_keys", ()))])
+    """Refuse weights that are missing or of other sizes, which transformers would leave random;
+    tell of those that are not used. `told` is its loading info, in which a tied head is not
+    missing.
+    """
+    wrong = sorted(
+        [*told.get("missing_keys", ()), *(key for key, *_ in told.get("mismatched_keys", ()))]
+    )
     if wrong:
         raise DataError(
-            f"backbone {name}: {len(wrong)} of its weights are missing, or not of the size that config.json says (first: {wrong[0]}). "
-            "Expected all of them: they would be random; download or copy the folder again, or set pretrained: false for a model "
+            f"backbone {name}: {len(wrong)} of its weights are missing, or not of the size that "
+            f"config.json says (first: {wrong[0]}). "
+            "Expected all of them: they would be random; download or copy the folder again, or set "
+            "pretrained: false for a model "
             "from scratch"
         )
-    if others := sorted(key for key in told.get("unexpected_keys", ()) if not key.endswith(HARMLESS)):
-        warnings.warn(f"backbone {name}: {len(others)} weights of its files belong to no part of the model and are left out (first: {others[0]})", stacklevel=3)  # fmt: skip
+    if others := sorted(
+        key for key in told.get("unexpected_keys", ()) if not key.endswith(HARMLESS)
+    ):
+        warnings.warn(
+            f"backbone {name}: {len(others)} weights of its files belong to no part of the model "
+            f"and are left out (first: {others[0]})",
+            stacklevel=3,
+        )
 
 
 @torch.no_grad()
 def _check(name: str, model: Any, tokenizer: Any) -> None:
-    """Refuse a tokenizer with words that the model has no row for (their ids would be those of marks and codes), and a model
-    without a cache, and a head that is more than a linear map (capped or scaled logits): the modules read its rows, not its
-    function."""
+    """Refuse a tokenizer with words that the model has no row for (their ids would be those of
+    marks and codes), and a model without a cache, and a head that is more than a linear map (capped
+    or scaled logits): the modules read its rows, not its function.
+    """
     rows = model.get_input_embeddings().num_embeddings
     special = set(tokenizer.all_special_tokens)
-    beyond = sorted((i, word) for word, i in tokenizer.get_vocab().items() if i >= rows and word not in special)
+    beyond = sorted(
+        (i, word) for word, i in tokenizer.get_vocab().items() if i >= rows and word not in special
+    )
     if beyond:
         raise DataError(
-            f"backbone {name}: its tokenizer has {len(beyond)} words without a row in the model (first: {beyond[0][1]!r}, id "
+            f"backbone {name}: its tokenizer has {len(beyond)} words without a row in the model "
+            f"(first: {beyond[0][1]!r}, id "
             f"{beyond[0][0]}; the model has {rows:,} rows). Grow the model with transformers' "
             f"resize_token_embeddings({len(tokenizer)}), or remove these words, and save both again"
         )
     head, training = model.get_output_embeddings(), model.training
     if head is None or head.weight.shape[0] != rows:
         raise DataError(
-            f"backbone {name}: {type(model).__name__} has no head with a row for each of its {rows:,} words"
+            f"backbone {name}: {type(model).__name__} has no head with a row for each of its "
+            f"{rows:,} words"
         )
     model.eval()
     ids = torch.arange(min(4, rows))[None]
     if not {"past_key_values", "cache"} & model.base_model(input_ids=ids, use_cache=True).keys():
         raise DataError(
-            f"backbone {name}: {type(model).__name__} gives no cache that writing and drawing could go on from, which is not "
+            f"backbone {name}: {type(model).__name__} gives no cache that writing and drawing "
+            f"could go on from, which is not "
             "supported; take another model, such as Llama, Qwen, Phi, Pythia or GPT-2"
         )
     logits = model(input_ids=ids, use_cache=False).logits
-    linear = F.linear(model.base_model(input_ids=ids, use_cache=False).last_hidden_state, head.weight, head.bias)
+    linear = F.linear(
+        model.base_model(input_ids=ids, use_cache=False).last_hidden_state, head.weight, head.bias
+    )
     model.train(training)
     if not torch.allclose(logits, linear, rtol=1e-3, atol=1e-4):
         raise DataError(
-            f"backbone {name}: the logits of {type(model).__name__} are not a linear map of its last hidden state (they are "
-            "scaled, capped or projected), which is not supported; take a model with a plain head, such as Llama, Qwen, "
+            f"backbone {name}: the logits of {type(model).__name__} are not a linear map of its "
+            f"last hidden state (they are "
+            "scaled, capped or projected), which is not supported; take a model with a plain head, "
+            "such as Llama, Qwen, "
             "Phi, Pythia or GPT-2"
         )
 
 
 def train_tokenizer(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of at most `size` words, learned from texts; it can write any text."""
+    """A byte-level BPE tokenizer of at most `size` words, learned from texts; it can write any
+    text.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -148,14 +196,15 @@ def _with_end(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
 
 
 class Backbone(LightningModule):
-    """A small Llama-style language model trained on plain text, and its tokenizer: the "pretrained" model of the demo.
+    """A small Llama-style language model trained on plain text, and its tokenizer: the "pretrained"
+    model of the demo.
 
-    It takes batches of texts (`wants: text`). At the end of the fit it is saved, Hugging Face style, to
-    `<default_root_dir>/backbone`, which is what Stage 1 takes.
+    It takes batches of texts (`wants: text`). At the end of the fit it is saved, Hugging Face
+    style, to `<default_root_dir>/backbone`, which is what Stage 1 takes.
 
     Args:
-        vocabulary: words of the byte-level BPE tokenizer, learned from the training texts; a resumed run keeps its
-            checkpoint's, whatever the texts are now.
+        vocabulary: words of the byte-level BPE tokenizer, learned from the training texts; a
+            resumed run keeps its checkpoint's, whatever the texts are now.
         width, layers, heads: of the transformer; the MLP is 8/3 wide, as Llama's.
         context: longest sequence in tokens.
         optimizer, learning_rate, matrix_rate, warmup: as the stages have them (`optimizer.py`).
@@ -198,11 +247,15 @@ class Backbone(LightningModule):
 
     def setup(self, stage: str) -> None:
         if self.model is None:
-            self.tokenizer = train_tokenizer(self.trainer.datamodule.texts("train"), self.hparams["vocabulary"])  # type: ignore[attr-defined]
+            self.tokenizer = train_tokenizer(
+                self.trainer.datamodule.texts("train"), self.hparams["vocabulary"]
+            )  # type: ignore[attr-defined]
             self._build()
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
-        """The checkpoint's words with its rows: the tokenizer that `setup` learned may be of other texts."""
+        """The checkpoint's words with its rows: the tokenizer that `setup` learned may be of other
+        texts.
+        """
         refuse_others(checkpoint, self)
         self.tokenizer = _with_end(Tokenizer.from_str(checkpoint["tokenizer"]))
 
@@ -210,7 +263,9 @@ class Backbone(LightningModule):
         checkpoint["tokenizer"] = self.tokenizer.backend_tokenizer.to_str()  # type: ignore[union-attr]
 
     def rows(self, texts: Sequence[str]) -> Tensor:
-        """Texts joined end to end, int64 [rows, block + 1]; what does not fill a row is left for another epoch."""
+        """Texts joined end to end, int64 [rows, block + 1]; what does not fill a row is left for
+        another epoch.
+        """
         ids = [i for line in self.tokenizer(list(texts))["input_ids"] for i in [*line, 0]]  # type: ignore[misc]
         block = min(self.hparams["block"], len(ids) - 1)
         count = (len(ids) - 1) // block
@@ -243,7 +298,12 @@ class Backbone(LightningModule):
     def configure_optimizers(self) -> Any:
         h = self.hparams
         return configured(
-            self, self.model.base_model, h["optimizer"], h["learning_rate"], h["matrix_rate"], h["warmup"]
+            self,
+            self.model.base_model,
+            h["optimizer"],
+            h["learning_rate"],
+            h["matrix_rate"],
+            h["warmup"],
         )
 
     def on_fit_end(self) -> None:

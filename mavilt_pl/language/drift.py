@@ -1,8 +1,9 @@
-"""Hold on to the pretrained language: L_reg = λ/2 · ‖θ − θ₀‖² over the pretrained weights (arXiv 2502.05926).
+"""Hold on to the pretrained language: L_reg = λ/2 · ‖θ − θ₀‖² over the pretrained weights (arXiv
+2502.05926).
 
-The term is never part of the graph. Its gradient λ (θ − θ₀) is added once an optimizer step, after accumulation and
-before clipping, which is exactly what autograd would have given. It is walked through in pieces that stay in the cache,
-so that the step needs no second copy of the weights.
+The term is never part of the graph. Its gradient λ (θ − θ₀) is added once an optimizer step, after
+accumulation and before clipping, which is exactly what autograd would have given. It is walked
+through in pieces that stay in the cache, so that the step needs no second copy of the weights.
 """
 
 from __future__ import annotations
@@ -32,16 +33,25 @@ class Drift:
 
     Args:
         model: whose weights, as they are now, become θ₀.
-        weight: λ. 0 keeps no reference and costs nothing. Default elsewhere: 0.01 (Transfer-Learning-Library,
-            `delta.py`); a sum over weights, so its pull on one weight does not depend on the model's size.
-        rows: of matrices with more rows than this that are embeddings or heads, the first `rows` count; the new rows
-            of the visual vocabulary have no pretrained value to be held at.
-        keep: θ₀ as bfloat16, 2 bytes a weight: exact for models that were published so, else within 2⁻⁹ of each weight;
-            or as float32, exact, 4 bytes.
-        place: θ₀ beside the weights on their device, or in the host's memory, from where it is copied piece by piece.
+        weight: λ. 0 keeps no reference and costs nothing. Default elsewhere: 0.01
+            (Transfer-Learning-Library, `delta.py`); a sum over weights, so its pull on one weight
+            does not depend on the model's size.
+        rows: of matrices with more rows than this that are embeddings or heads, the first `rows`
+            count; the new rows of the visual vocabulary have no pretrained value to be held at.
+        keep: θ₀ as bfloat16, 2 bytes a weight: exact for models that were published so, else within
+            2⁻⁹ of each weight; or as float32, exact, 4 bytes.
+        place: θ₀ beside the weights on their device, or in the host's memory, from where it is
+            copied piece by piece.
     """
 
-    def __init__(self, model: nn.Module, weight: float, rows: int, keep: Keep = "bfloat16", place: Place = "device"):
+    def __init__(
+        self,
+        model: nn.Module,
+        weight: float,
+        rows: int,
+        keep: Keep = "bfloat16",
+        place: Place = "device",
+    ):
         if weight < 0:
             raise ValueError(f"the drift weight must be 0 or more, found {weight}")
         self.weight, self.place, self.in_shards = weight, place, False
@@ -65,7 +75,9 @@ class Drift:
                 self.reference.append(reference.cpu() if place == "host" else reference)
 
     def shard(self, model: nn.Module, mesh: DeviceMesh) -> None:
-        """Go on with the model's weights after they were sharded by rows: θ₀ becomes that of this rank's rows."""
+        """Go on with the model's weights after they were sharded by rows: θ₀ becomes that of this
+        rank's rows.
+        """
         now, rank, size = dict(model.named_parameters()), mesh.get_local_rank(), mesh.size()
         for index, name in enumerate(self.names):
             whole = now[name]
@@ -104,7 +116,11 @@ class Drift:
 
     def _square(self, index: int) -> Tensor:
         pieces = [away.square().sum() for _, away in self._away(index)]
-        return torch.stack(pieces).sum() if pieces else torch.zeros((), device=_own(self.parameters[index]).device)
+        return (
+            torch.stack(pieces).sum()
+            if pieces
+            else torch.zeros((), device=_own(self.parameters[index]).device)
+        )
 
     @torch.no_grad()
     def term(self, lengths: Mapping[str, float] | None = None) -> float:

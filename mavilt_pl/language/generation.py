@@ -1,7 +1,8 @@
 """What a language module can do: write reports and answers, draw, weigh answers, read plain text.
 
-Images are codes, int64 [B,N], or with several views each study's by name. Keys make sampling independent of the batch that a
-study is in. Shape legend: B studies, N codes an image, M target positions.
+Images are codes, int64 [B,N], or with several views each study's by name. Keys make sampling
+independent of the batch that a study is in. Shape legend: B studies, N codes an image, M target
+positions.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from mavilt_pl.language.decoding import Scorer, finite
 from mavilt_pl.language.sequences import Branch, Packed, Tree, at_once, pack
 from mavilt_pl.language.spelling import Images, Spelling, Views
 
-AT_ONCE = 2**22  # entries of the mask of one pass: 16 MB in float32, and as many scores in each head of a layer
+AT_ONCE = (
+    2**22
+)  # entries of the mask of one pass: 16 MB in float32, and as many scores in each head of a layer
 CACHED = 2**15  # positions whose keys and values are kept at once while texts are written
 
 
@@ -35,7 +38,9 @@ class Generation(Spelling):
     def token_losses(self, packed: Packed) -> Tensor:
         raise NotImplementedError
 
-    def _write(self, prompts: Sequence[Sequence[int]], seed: int = 0, keys: Sequence[int] | None = None) -> list[str]:
+    def _write(
+        self, prompts: Sequence[Sequence[int]], seed: int = 0, keys: Sequence[int] | None = None
+    ) -> list[str]:
         """The text after each prompt, of as many prompts at a time as `CACHED` allows."""
         h, numbers = self.hparams, range(len(prompts)) if keys is None else keys
         each = max(map(len, prompts), default=0) + h["max_words"]
@@ -43,13 +48,16 @@ class Generation(Spelling):
         ids: list[list[int]] = []
         for start in range(0, len(prompts), rows):
             part = slice(start, start + rows)
-            ids += decoding.write(self, prompts[part], h["max_words"], h["text_decoding"], seed, numbers[part])  # type: ignore[arg-type]
+            ids += decoding.write(
+                self, prompts[part], h["max_words"], h["text_decoding"], seed, numbers[part]
+            )  # type: ignore[arg-type]
         return self.tokenizer.batch_decode(ids, skip_special_tokens=True)
 
     def _may_name_views(self, named: bool) -> None:
         if named and not self.vocabulary.views:
             raise DataError(
-                "found views by name (data.each_view), and this model knows one image without a name: set data.each_view to "
+                "found views by name (data.each_view), and this model knows one image without a "
+                "name: set data.each_view to "
                 "false, or train with model.init_args.views true"
             )
 
@@ -65,9 +73,13 @@ class Generation(Spelling):
         for codes in (codes for shown in images for codes in shown.values()):
             self.vocabulary.check(torch.as_tensor(codes))
 
-    def write_reports(self, images: Images, seed: int = 0, keys: Sequence[int] | None = None) -> list[str]:
+    def write_reports(
+        self, images: Images, seed: int = 0, keys: Sequence[int] | None = None
+    ) -> list[str]:
         """A report for each study, as `text_decoding` says."""
-        prompts = [prefix + self.report_prompt("", training=False) for prefix in self._prefixes(images)]
+        prompts = [
+            prefix + self.report_prompt("", training=False) for prefix in self._prefixes(images)
+        ]
         return self._write(prompts, seed, keys)
 
     def write_answers(
@@ -97,20 +109,23 @@ class Generation(Spelling):
         views: Sequence[Side] | None = None,
         given: Sequence[Views] | None = None,
     ) -> Tensor:
-        """Codes int64 [B,N] of an image for each text: of `best_of` drawn, the one that `scorer` (codes [B,N] and texts →
-        scores [B]) gives the highest score. With several views, of `views` (default: frontal), from those that are `given`
-        of each study too."""
+        """Codes int64 [B,N] of an image for each text: of `best_of` drawn, the one that `scorer`
+        (codes [B,N] and texts → scores [B]) gives the highest score. With several views, of `views`
+        (default: frontal), from those that are `given` of each study too.
+        """
         h = self.hparams
         if best_of < 1 or (best_of > 1 and scorer is None):
             raise DataError(
-                f"best_of: found {best_of}, {'no ' * (scorer is None)}scorer; expected 1, or more and a scorer"
+                f"best_of: found {best_of}, {'no ' * (scorer is None)}scorer; expected 1, or more "
+                f"and a scorer"
             )
         self._may_name_views(bool(views or given))
         sides = [*views] if views else [None] * len(texts)
         self._check_views(given or [])
         seen = [*given] if given else [None] * len(texts)
         prompts = [
-            self.draw_prompt(text, view=side, given=other) for text, side, other in zip(texts, sides, seen, strict=True)
+            self.draw_prompt(text, view=side, given=other)
+            for text, side, other in zip(texts, sides, seen, strict=True)
         ]
         free = [self.draw_prompt(None, view=side) for side in sides]
         drawn = [
@@ -130,7 +145,9 @@ class Generation(Spelling):
         ]
         if scorer is None:
             return drawn[0]
-        best_B = torch.stack([scorer(codes_BN, texts).to(self.device) for codes_BN in drawn]).argmax(0)
+        best_B = torch.stack(
+            [scorer(codes_BN, texts).to(self.device) for codes_BN in drawn]
+        ).argmax(0)
         return torch.stack(drawn)[best_B, torch.arange(len(texts), device=self.device)]
 
     @torch.inference_mode()
@@ -141,29 +158,42 @@ class Generation(Spelling):
         seed: int = 0,
         keys: Sequence[int] | None = None,
     ) -> list[list[Any]]:
-        """For each study and question, the likelihood of each candidate answer, per token and normalised over the
-        candidates; free text (`write_answers`) for an open question, which has no candidates. The closed questions about a
-        study read it once, as many at a time as `AT_ONCE` allows. `keys` are the studies'; free text is sampled by them and the
-        question's words."""
+        """For each study and question, the likelihood of each candidate answer, per token and
+        normalised over the candidates; free text (`write_answers`) for an open question, which has
+        no candidates. The closed questions about a study read it once, as many at a time as
+        `AT_ONCE` allows. `keys` are the studies'; free text is sampled by them and the question's
+        words.
+        """
         trees = []
         for prefix, asked in zip(self._prefixes(images), questions, strict=True):
             branches = [
-                Branch(self.question_prompt(question), [*self.words(candidate), self.vocabulary.end])
+                Branch(
+                    self.question_prompt(question), [*self.words(candidate), self.vocabulary.end]
+                )
                 for question, candidates in asked
                 for candidate in candidates
             ]
             if branches:
-                trees.append(self._fits(Tree(prefix, branches), f"unknown, questions {asked[0][0]!r} …"))
-        open_questions = [[question for question, candidates in asked if not candidates] for asked in questions]
+                trees.append(
+                    self._fits(Tree(prefix, branches), f"unknown, questions {asked[0][0]!r} …")
+                )
+        open_questions = [
+            [question for question, candidates in asked if not candidates] for asked in questions
+        ]
         names = range(len(questions)) if keys is None else keys
         each = [
-            [zlib.crc32(f"{key} {q}".encode()) for q in row] for key, row in zip(names, open_questions, strict=True)
+            [zlib.crc32(f"{key} {q}".encode()) for q in row]
+            for key, row in zip(names, open_questions, strict=True)
         ]
-        said = iter(text for row in self.write_answers(images, open_questions, seed, each) for text in row)
+        said = iter(
+            text for row in self.write_answers(images, open_questions, seed, each) for text in row
+        )
         likelihood = iter(self._likelihoods(trees) if trees else [])
         return [
             [
-                torch.tensor([next(likelihood) for _ in candidates]).softmax(0).tolist() if candidates else next(said)
+                torch.tensor([next(likelihood) for _ in candidates]).softmax(0).tolist()
+                if candidates
+                else next(said)
                 for _, candidates in asked
             ]
             for asked in questions
@@ -178,17 +208,24 @@ class Generation(Spelling):
         losses_M = finite(self.token_losses(packed))
         branches_count = int(packed.branch_M.max()) + 1
         total = losses_M.new_zeros(branches_count).index_add_(0, packed.branch_M, losses_M)
-        length = losses_M.new_zeros(branches_count).index_add_(0, packed.branch_M, torch.ones_like(losses_M))
+        length = losses_M.new_zeros(branches_count).index_add_(
+            0, packed.branch_M, torch.ones_like(losses_M)
+        )
         return (-total / length).tolist()
 
     @torch.inference_mode()
     def text_nats(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Plain text without images: summed nats and token count of each text, float [B] and int [B]."""
+        """Plain text without images: summed nats and token count of each text, float [B] and int
+        [B].
+        """
         kept = [ids for ids in (self.words(text) for text in texts) if len(ids) > 1]
         if not kept:
             return torch.zeros(0, device=self.device), torch.zeros(0, dtype=torch.long)
         if self.context is not None and (longest := max(map(len, kept))) >= self.context:
-            self.tell("texts_cut", f"a plain text of {longest:,} tokens was cut to the context of {self.context}")
+            self.tell(
+                "texts_cut",
+                f"a plain text of {longest:,} tokens was cut to the context of {self.context}",
+            )
             kept = [ids[: self.context - 1] for ids in kept]
         packed = pack([self.plain(ids) for ids in kept], self.vocabulary.end).to(self.device)
         losses_M = self.token_losses(packed)

@@ -1,4 +1,5 @@
-"""Cross-entropy of a linear head without its logits in memory: they are made chunk by chunk, and again for the gradient.
+"""Cross-entropy of a linear head without its logits in memory: they are made chunk by chunk, and
+again for the gradient.
 
 Shape legend: M targets, D width, V words of the head.
 """
@@ -18,8 +19,9 @@ IGNORED = -100  # what `F.cross_entropy` ignores too
 
 
 class Rows(NamedTuple):
-    """Rows `first` to `last` of a head's weight [·,D] and bias [·] (None: no bias). The whole weight is passed on, so that
-    its gradient is one tensor and not a slice's, padded to full size."""
+    """Rows `first` to `last` of a head's weight [·,D] and bias [·] (None: no bias). The whole
+    weight is passed on, so that its gradient is one tensor and not a slice's, padded to full size.
+    """
 
     weight: Tensor
     bias: Tensor | None
@@ -37,22 +39,31 @@ def head_logits(hidden: Tensor, head: Sequence[Rows]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
 
-def linear_cross_entropy(hidden_MD: Tensor, head: Sequence[Rows], target_M: Tensor, chunk: int | None = None) -> Tensor:
-    """Cross-entropy of each target, float32 nats [M]; 0, and no gradient, where the target is `IGNORED`.
+def linear_cross_entropy(
+    hidden_MD: Tensor, head: Sequence[Rows], target_M: Tensor, chunk: int | None = None
+) -> Tensor:
+    """Cross-entropy of each target, float32 nats [M]; 0, and no gradient, where the target is
+    `IGNORED`.
 
-    As `F.cross_entropy(head_logits(hidden, head).float(), target, reduction="none")`, which it is where at most `chunk`
-    logits (default: `CHUNK`) are needed. Where there are more, so many are held at a time, and the gradient makes them
-    again. torch's own `F.linear_cross_entropy` (2.14) does the same, for a head in one piece.
+    As `F.cross_entropy(head_logits(hidden, head).float(), target, reduction="none")`, which it is
+    where at most `chunk` logits (default: `CHUNK`) are needed. Where there are more, so many are
+    held at a time, and the gradient makes them again. torch's own `F.linear_cross_entropy` (2.14)
+    does the same, for a head in one piece.
     """
     limit = chunk or (CHUNK if hidden_MD.device.type == "cpu" else 16 * CHUNK)
     words = sum(rows.last - rows.first for rows in head)
     if len(hidden_MD) * words <= limit:
-        return F.cross_entropy(head_logits(hidden_MD, head).float(), target_M, ignore_index=IGNORED, reduction="none")
+        return F.cross_entropy(
+            head_logits(hidden_MD, head).float(), target_M, ignore_index=IGNORED, reduction="none"
+        )
     kind = hidden_MD.device.type
     if torch.is_autocast_enabled(kind):  # what autocast does around a linear layer
         dtype = torch.get_autocast_dtype(kind)
         hidden_MD = hidden_MD.to(dtype)
-        head = [r._replace(weight=r.weight.to(dtype), bias=None if r.bias is None else r.bias.to(dtype)) for r in head]
+        head = [
+            r._replace(weight=r.weight.to(dtype), bias=None if r.bias is None else r.bias.to(dtype))
+            for r in head
+        ]
     tensors = [tensor for rows in head for tensor in (rows.weight, rows.bias)]
     spans = [(rows.first, rows.last) for rows in head]
     return _Chunked.apply(hidden_MD, target_M, spans, max(limit // words, 1), *tensors)
@@ -66,7 +77,12 @@ def _head(spans: Sequence[tuple[int, int]], tensors: Sequence[Tensor | None]) ->
 class _Chunked(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, hidden_MD: Tensor, target_M: Tensor, spans: list[tuple[int, int]], step: int, *tensors: Tensor | None
+        ctx: Any,
+        hidden_MD: Tensor,
+        target_M: Tensor,
+        spans: list[tuple[int, int]],
+        step: int,
+        *tensors: Tensor | None,
     ) -> Tensor:
         normaliser_M = hidden_MD.new_empty(len(hidden_MD), dtype=torch.float32)
         losses_M = torch.empty_like(normaliser_M)
@@ -95,7 +111,9 @@ class _Chunked(torch.autograd.Function):
             for at in range(0, len(hidden_MD), ctx.step):
                 part = slice(at, at + ctx.step)
                 hidden_CD = hidden_MD[part]
-                chance_CV = head_logits(hidden_CD, head).float().sub_(normaliser_M[part, None]).exp_()
+                chance_CV = (
+                    head_logits(hidden_CD, head).float().sub_(normaliser_M[part, None]).exp_()
+                )
                 right = target_M[part].clamp(min=0)[:, None]
                 chance_CV.scatter_add_(1, right, chance_CV.new_full((1, 1), -1.0).expand_as(right))
                 back_CV = chance_CV.mul_(gradient_M[part, None]).to(hidden_MD.dtype)

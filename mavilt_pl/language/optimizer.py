@@ -1,9 +1,11 @@
-"""Optimizers of the language models: AdamW for pretrained ones, Muon for those that are trained from little or nothing.
+"""Optimizers of the language models: AdamW for pretrained ones, Muon for those that are trained
+from little or nothing.
 
-Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) steps along the orthogonalised momentum of each weight matrix,
-so that rare directions learn as fast as common ones. On the demo a step of it teaches as much as two to three of AdamW
-(EXPERIMENTS.md). torch.optim.Muon orthogonalises in bfloat16, which a CPU does not do in useful time, and takes
-matrices only; here embeddings, norms and head are AdamW's, in one optimizer with one state and one schedule.
+Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) steps along the orthogonalised momentum
+of each weight matrix, so that rare directions learn as fast as common ones. On the demo a step of
+it teaches as much as two to three of AdamW (EXPERIMENTS.md). torch.optim.Muon orthogonalises in
+bfloat16, which a CPU does not do in useful time, and takes matrices only; here embeddings, norms
+and head are AdamW's, in one optimizer with one state and one schedule.
 """
 
 from __future__ import annotations
@@ -22,8 +24,9 @@ BETAS, DECAY = (0.9, 0.95), 0.01
 
 
 def orthogonalised(stack_NRC: Tensor, rounds: int = 5) -> Tensor:
-    """Matrices [N,R,C] with their singular values drawn to about 1 (0.7 to 1.2), by the quintic Newton-Schulz iteration
-    with the coefficients of the Muon post."""
+    """Matrices [N,R,C] with their singular values drawn to about 1 (0.7 to 1.2), by the quintic
+    Newton-Schulz iteration with the coefficients of the Muon post.
+    """
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = stack_NRC.shape[1] > stack_NRC.shape[2]
     x = stack_NRC.mT if tall else stack_NRC
@@ -40,15 +43,21 @@ class Muon(torch.optim.AdamW):
     Args:
         matrices: two-dimensional weights within the transformer.
         others: everything else that is trained.
-        matrix_rate: how far a matrix moves in a step, as a share of its spectral norm scale; 0.02 as published.
+        matrix_rate: how far a matrix moves in a step, as a share of its spectral norm scale; 0.02
+            as published.
         rate: AdamW's.
         momentum: Nesterov's; 0.95 as published.
     """
 
     def __init__(
-        self, matrices: Iterable[nn.Parameter], others: Iterable[nn.Parameter], matrix_rate: float = 0.02,
-        rate: float = 2e-3, momentum: float = 0.95, weight_decay: float = DECAY,
-    ):  # fmt: skip
+        self,
+        matrices: Iterable[nn.Parameter],
+        others: Iterable[nn.Parameter],
+        matrix_rate: float = 0.02,
+        rate: float = 2e-3,
+        momentum: float = 0.95,
+        weight_decay: float = DECAY,
+    ):
         groups = [
             {"params": list(others), "lr": rate, "momentum": None},
             {"params": list(matrices), "lr": matrix_rate, "momentum": momentum},
@@ -87,25 +96,44 @@ class Muon(torch.optim.AdamW):
                 momentum = state["momentum"]
                 momentum.mul_(group["momentum"]).add_(parameter.grad)
                 heading.append(parameter.grad + group["momentum"] * momentum)
-            moves = orthogonalised(torch.stack(heading).float()) * max(1.0, shape[0] / shape[1]) ** 0.5
+            moves = (
+                orthogonalised(torch.stack(heading).float()) * max(1.0, shape[0] / shape[1]) ** 0.5
+            )
             for parameter, move in zip(parameters, moves):
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 parameter.add_(move.to(parameter.dtype), alpha=-group["lr"])
 
 
 def configured(
-    module: LightningModule, transformer: nn.Module, kind: Kind, rate: float, matrix_rate: float, warmup: int
+    module: LightningModule,
+    transformer: nn.Module,
+    kind: Kind,
+    rate: float,
+    matrix_rate: float,
+    warmup: int,
 ) -> dict[str, Any]:
-    """What `configure_optimizers` gives: the optimizer of `kind` over all that is trained in `module`, with linear
-    warm-up and a cosine down to a hundredth over the trainer's steps. Muon's matrices are those of `transformer`, the
-    body without embeddings and head."""
+    """What `configure_optimizers` gives: the optimizer of `kind` over all that is trained in
+    `module`, with linear warm-up and a cosine down to a hundredth over the trainer's steps. Muon's
+    matrices are those of `transformer`, the body without embeddings and head.
+    """
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer: torch.optim.Optimizer
     if kind == "adamw":
-        optimizer = torch.optim.AdamW(trained, lr=rate, betas=BETAS, weight_decay=DECAY, foreach=True)
+        optimizer = torch.optim.AdamW(
+            trained, lr=rate, betas=BETAS, weight_decay=DECAY, foreach=True
+        )
     else:
-        embedding = {id(p) for m in transformer.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
-        matrices = [p for p in transformer.parameters() if p.ndim == 2 and p.requires_grad and id(p) not in embedding]
+        embedding = {
+            id(p)
+            for m in transformer.modules()
+            if isinstance(m, nn.Embedding)
+            for p in m.parameters()
+        }
+        matrices = [
+            p
+            for p in transformer.parameters()
+            if p.ndim == 2 and p.requires_grad and id(p) not in embedding
+        ]
         chosen = {id(parameter) for parameter in matrices}
         optimizer = Muon(matrices, [p for p in trained if id(p) not in chosen], matrix_rate, rate)
     schedule = warm_cosine(optimizer, warmup, int(module.trainer.estimated_stepping_batches))

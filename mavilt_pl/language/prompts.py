@@ -1,5 +1,7 @@
-"""Instructions in several wordings. All but the last of each task train; the last is kept for validation and test, so that a
-model is asked in words that it was not trained on (`data.questions.wording`)."""
+"""Instructions in several wordings. All but the last of each task train; the last is kept for
+validation and test, so that a model is asked in words that it was not trained on
+(`data.questions.wording`).
+"""
 
 REPORT = (
     "Describe this chest radiograph.",

@@ -1,7 +1,9 @@
-"""Sequences as trees: what is read once (the prefix), and branches that each see the prefix and themselves only.
+"""Sequences as trees: what is read once (the prefix), and branches that each see the prefix and
+themselves only.
 
-One image with its report and eight questions is one tree: the image is read once, and no branch sees another. A
-sequence with a single branch is the ordinary case, and then no mask is needed at all.
+One image with its report and eight questions is one tree: the image is read once, and no branch
+sees another. A sequence with a single branch is the ordinary case, and then no mask is needed at
+all.
 
 Shape legend: B trees, T positions, M target positions in the batch.
 """
@@ -18,8 +20,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Branch:
-    """What is asked and what should be said. `image` says that the target is codes; `task` groups the
-    loss."""
+    """What is asked and what should be said. `image` says that the target is codes; `task` groups
+    the loss.
+    """
 
     prompt: list[int]
     target: list[int]
@@ -35,8 +38,10 @@ class Tree:
 
 @dataclass
 class Packed:
-    """A batch of trees as tensors. Position m of the target arrays says: from hidden state (row[m], column[m]) predict
-    id target[m], for the task task[m], within branch branch[m] (numbered through the batch)."""
+    """A batch of trees as tensors. Position m of the target arrays says: from hidden state (row[m],
+    column[m]) predict id target[m], for the task task[m], within branch branch[m] (numbered through
+    the batch).
+    """
 
     ids_BT: Tensor
     positions_BT: Tensor
@@ -49,29 +54,40 @@ class Packed:
     image_M: Tensor
 
     def to(self, device: torch.device) -> Packed:
-        moved = {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
+        moved = {
+            k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v
+            for k, v in vars(self).items()
+        }
         return Packed(**moved)
 
     def mask(self, dtype: torch.dtype) -> Tensor | None:
         """Additive attention mask [B,1,T,T], or None where plain causal attention is right already.
 
-        Padding stands at the end, so that causal attention alone hides it from everything before it."""
+        Padding stands at the end, so that causal attention alone hides it from everything before
+        it.
+        """
         if self.segments_BT is None:
             return None
         seen_BTT = self.segments_BT[:, None, :] == self.segments_BT[:, :, None]
         seen_BTT |= self.segments_BT[:, None, :] == 0
         length = self.ids_BT.shape[1]
         seen_BTT &= torch.ones(length, length, dtype=torch.bool, device=self.ids_BT.device).tril()
-        return torch.zeros_like(seen_BTT, dtype=dtype).masked_fill_(~seen_BTT, torch.finfo(dtype).min)[:, None]
+        return torch.zeros_like(seen_BTT, dtype=dtype).masked_fill_(
+            ~seen_BTT, torch.finfo(dtype).min
+        )[:, None]
 
 
 def length_of(tree: Tree) -> int:
-    return len(tree.prefix) + sum(len(branch.prompt) + len(branch.target) for branch in tree.branches)
+    return len(tree.prefix) + sum(
+        len(branch.prompt) + len(branch.target) for branch in tree.branches
+    )
 
 
 def by_length(trees: Sequence[Tree], groups: int) -> list[list[Tree]]:
-    """The trees in at most so many groups, each to be padded to its own longest, so that the fewest positions are padding: the best
-    cuts of their order by length, found by dynamic programming. No group more than that takes; equal lengths keep their order."""
+    """The trees in at most so many groups, each to be padded to its own longest, so that the fewest
+    positions are padding: the best cuts of their order by length, found by dynamic programming. No
+    group more than that takes; equal lengths keep their order.
+    """
     line = sorted(trees, key=length_of)
     count = np.arange(len(line) + 1)
     widths = np.array([0, *map(length_of, line)], dtype=float)
@@ -95,8 +111,9 @@ def by_length(trees: Sequence[Tree], groups: int) -> list[list[Tree]]:
 
 
 def at_once(trees: Sequence[Tree], most: int) -> Iterator[list[Tree]]:
-    """The trees in order, in groups whose masks [B,T,T] have at most so many entries where that can be; a tree of many branches is
-    taken apart first, each part of which reads the prefix anew."""
+    """The trees in order, in groups whose masks [B,T,T] have at most so many entries where that can
+    be; a tree of many branches is taken apart first, each part of which reads the prefix anew.
+    """
     group: list[Tree] = []
     for part in (part for tree in trees for part in _parts(tree)):
         width = max(map(length_of, [*group, part]))
@@ -133,8 +150,11 @@ def pack(trees: Sequence[Tree], pad: int = 0) -> Packed:
         for k, part in enumerate(tree.branches, start=1):
             words = part.prompt + part.target
             if not part.target or len(tree.prefix) + len(part.prompt) == 0:
-                raise ValueError("a branch needs a target, and something before it to predict it from")
-            # The first target is predicted by the last prompt token, or by the prefix's last where there is no prompt.
+                raise ValueError(
+                    "a branch needs a target, and something before it to predict it from"
+                )
+            # The first target is predicted by the last prompt token, or by the prefix's last where
+            # there is no prompt.
             first = len(line) + len(part.prompt) - 1 if part.prompt else len(tree.prefix) - 1
             after = len(line) + len(part.prompt)
             column += [first, *range(after, after + len(part.target) - 1)]

@@ -1,8 +1,9 @@
-"""A language model in shards (FSDP2): a layer's weights are gathered from all ranks when it runs, and given back after it.
+"""A language model in shards (FSDP2): a layer's weights are gathered from all ranks when it runs,
+and given back after it.
 
-Every gathering is a meeting of all ranks, so all must make the same passes. In training a rank with fewer of them makes up for
-it. Evaluation is not even, since texts end where they end: a module in evaluation mode holds its weights whole, until the next
-training batch.
+Every gathering is a meeting of all ranks, so all must make the same passes. In training a rank with
+fewer of them makes up for it. Evaluation is not even, since texts end where they end: a module in
+evaluation mode holds its weights whole, until the next training batch.
 """
 
 from __future__ import annotations
@@ -22,41 +23,52 @@ from mavilt_pl.running.sharded import Sharded
 
 
 def refuse(module: Any, strategy: Any, fitting: bool = True) -> None:
-    """Raise `DataError` for a strategy under which the module would fail, or train something else than it says."""
+    """Raise `DataError` for a strategy under which the module would fail, or train something else
+    than it says.
+    """
     if isinstance(strategy, DeepSpeedStrategy):
         raise DataError(
-            "trainer.strategy: found DeepSpeed, which steps from gradients of its own, so that the pull of model.init_args.drift would "
-            "be left out without a word, and whose checkpoints are folders without a seal, which --ckpt_path last does not find; "
+            "trainer.strategy: found DeepSpeed, which steps from gradients of its own, so that the "
+            "pull of model.init_args.drift would "
+            "be left out without a word, and whose checkpoints are folders without a seal, which "
+            "--ckpt_path last does not find; "
             "set trainer.strategy to fsdp2, which shards the same"
         )
     if isinstance(strategy, FSDPStrategy):
         raise DataError(
-            "trainer.strategy: found FSDP's first version, which takes the weights away from model.init_args.drift; set it to fsdp2"
+            "trainer.strategy: found FSDP's first version, which takes the weights away from "
+            "model.init_args.drift; set it to fsdp2"
         )
     if not isinstance(strategy, ModelParallelStrategy):
         return
     if not isinstance(strategy, Sharded):
         raise DataError(
-            "trainer.strategy: found ModelParallelStrategy, which shards by machines and saves folders; set it to fsdp2"
+            "trainer.strategy: found ModelParallelStrategy, which shards by machines and saves "
+            "folders; set it to fsdp2"
         )
     if not fitting:
         raise DataError(
-            "trainer.strategy: fsdp2 is for `mavilt fit`; its checkpoints are whole: drop the key, or set it to ddp"
+            "trainer.strategy: fsdp2 is for `mavilt fit`; its checkpoints are whole: drop the key, "
+            "or set it to ddp"
         )
     if module.hparams["tuning"] != "full":
         raise DataError(
-            f"trainer.strategy: fsdp2 shards weights that are all trained; found model.init_args.tuning {module.hparams['tuning']}: set "
+            f"trainer.strategy: fsdp2 shards weights that are all trained; found "
+            f"model.init_args.tuning {module.hparams['tuning']}: set "
             "it to full, or trainer.strategy to ddp"
         )
     if module.hparams["optimizer"] != "adamw":
         raise DataError(
-            f"trainer.strategy: under fsdp2 a rank has parts of matrices, and {module.hparams['optimizer']} needs whole ones: set "
+            f"trainer.strategy: under fsdp2 a rank has parts of matrices, and "
+            f"{module.hparams['optimizer']} needs whole ones: set "
             "model.init_args.optimizer to adamw, or trainer.strategy to ddp"
         )
 
 
 class Shardable:
-    """The part of a language module that cuts it into shards, where the strategy is `running.sharded.Sharded`."""
+    """The part of a language module that cuts it into shards, where the strategy is
+    `running.sharded.Sharded`.
+    """
 
     model: Any
     drift: Any
@@ -70,8 +82,9 @@ class Shardable:
         return isinstance(self, FSDPModule)
 
     def configure_model(self) -> None:
-        """Each layer is one unit; the rest (embedding, head, places, last norm) is the module's own, whose forward is a training
-        step."""
+        """Each layer is one unit; the rest (embedding, head, places, last norm) is the module's
+        own, whose forward is a training step.
+        """
         if self._trainer is not None:
             refuse(self, self._trainer.strategy, self._trainer.state.fn == TrainerFn.FITTING)
         if self.device_mesh is None or self.in_shards:
@@ -93,7 +106,10 @@ class Shardable:
     def train(self, mode: bool = True) -> Any:
         """Evaluation mode gathers the weights: all ranks must begin it together."""
         if not mode and self.in_shards:
-            with torch.inference_mode(False), torch.no_grad():  # tensors that are made here are trained with later
+            with (
+                torch.inference_mode(False),
+                torch.no_grad(),
+            ):  # tensors that are made here are trained with later
                 self.begin()
                 for unit in self._units():
                     unit.set_reshard_after_forward(False, recurse=False)
@@ -107,8 +123,9 @@ class Shardable:
                 unit.reshard()
 
     def nothing(self, passes: int) -> Tensor | float:
-        """Zero, as a function of the weights where this rank would have none. In shards it is made of as many passes as this rank
-        has fewer than another, and of one where no rank has any."""
+        """Zero, as a function of the weights where this rank would have none. In shards it is made
+        of as many passes as this rank has fewer than another, and of one where no rank has any.
+        """
         if not self.in_shards:
             trained = (p for p in self.parameters() if p.requires_grad)  # type: ignore[attr-defined]
             return 0.0 if passes else sum(0.0 * p.sum() for p in trained)

@@ -1,4 +1,6 @@
-"""How studies are spelled as ids: texts, images, views and instructions as the sequences that a language module reads."""
+"""How studies are spelled as ids: texts, images, views and instructions as the sequences that a
+language module reads.
+"""
 
 from __future__ import annotations
 
@@ -22,15 +24,16 @@ Images = Tensor | Sequence[Views]  # of B studies: codes [B,N], or views
 
 
 class Spelling:
-    """The part of a language module that makes sequences; what a subclass says is `reading`, and how it asks.
+    """The part of a language module that makes sequences; what a subclass says is `reading`, and
+    how it asks.
 
-    What does not fit is told: a text of more than `max_words` tokens is cut, a pair without a text has nothing to learn from
-    and is left out, both counted by each process (`train/texts_cut`, `train/texts_empty`: how often, in targets and prompts, validation
-    included) and warned of once; whatever then exceeds the model's
-    context is a `DataError` that names the study.
+    What does not fit is told: a text of more than `max_words` tokens is cut, a pair without a text
+    has nothing to learn from and is left out, both counted by each process (`train/texts_cut`,
+    `train/texts_empty`: how often, in targets and prompts, validation included) and warned of once;
+    whatever then exceeds the model's context is a `DataError` that names the study.
 
-    What is shown of a study is the codes of one image, or with `views` each view's codes by name: `{frontal: [N], lateral: [N]}`,
-    where either may be absent.
+    What is shown of a study is the codes of one image, or with `views` each view's codes by name:
+    `{frontal: [N], lateral: [N]}`, where either may be absent.
     """
 
     vocabulary: VisualVocabulary
@@ -46,16 +49,23 @@ class Spelling:
             warnings.warn(f"{text}; further ones are only counted, in train/{count}", stacklevel=3)
 
     def words(self, text: str) -> list[int]:
-        """Ids of a text, all of them below V: what looks like a mark, or like a special token of the tokenizer, is spelled
-        out like any other text."""
-        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        """Ids of a text, all of them below V: what looks like a mark, or like a special token of
+        the tokenizer, is spelled out like any other text.
+        """
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)[
+            "input_ids"
+        ]
 
     def cut_words(self, text: str, key: str = "") -> list[int]:
-        """At most `max_words` tokens of a text; what is cut is counted. `key` names the text's study."""
+        """At most `max_words` tokens of a text; what is cut is counted. `key` names the text's
+        study.
+        """
         ids, most = self.words(text), self.hparams["max_words"]
         if len(ids) > most:
             whose = f"study {key}: " if key else ""
-            self.tell("texts_cut", f"{whose}a text of {len(ids):,} tokens was cut to max_words = {most}")
+            self.tell(
+                "texts_cut", f"{whose}a text of {len(ids):,} tokens was cut to max_words = {most}"
+            )
         return ids[:most]
 
     def target_words(self, text: str, key: str = "") -> list[int]:
@@ -70,12 +80,15 @@ class Spelling:
         return False
 
     def room(self, length: int, least: int, what: str = "a prompt") -> int:
-        """How many positions the model's context has left after `length`. Raises `DataError` for fewer than `least`."""
+        """How many positions the model's context has left after `length`. Raises `DataError` for
+        fewer than `least`.
+        """
         if self.context is None:
             return 2**31
         if self.context - length < least:
             raise DataError(
-                f"{what}: found {length} tokens, and {least} more are to follow; the model's context is {self.context} tokens. "
+                f"{what}: found {length} tokens, and {least} more are to follow; the model's "
+                f"context is {self.context} tokens. "
                 "Shorten the text, lower max_words, or take a model of longer context"
             )
         return self.context - length
@@ -87,14 +100,19 @@ class Spelling:
     def _opening(self, view: Side | None) -> list[int]:
         """What an image begins with; codes without a view's name are taken for a frontal image."""
         v = self.vocabulary
-        return [v.mark("<image>"), v.view_mark(view or "frontal")] if v.views else [v.mark("<image>")]
+        return (
+            [v.mark("<image>"), v.view_mark(view or "frontal")] if v.views else [v.mark("<image>")]
+        )
 
     def image_prefix(self, shown: Sequence[int] | Views) -> list[int]:
         """One image, or each view behind its mark, frontal first."""
         begin = self.vocabulary.mark("<begin>")
         if not isinstance(shown, Mapping):
             return [begin, *self._image(shown)]
-        return [begin, *(i for view in VIEW_MARKS if view in shown for i in self._image(shown[view], view))]
+        return [
+            begin,
+            *(i for view in VIEW_MARKS if view in shown for i in self._image(shown[view], view)),
+        ]
 
     def instruction_length(self) -> int:
         """Tokens of the longest instruction of a report."""
@@ -119,15 +137,23 @@ class Spelling:
         view: Side | None = None,
         given: Views | None = None,
     ) -> list[int]:
-        """The other views that are `given`, the text (None: no condition), then the opening of the image of `view`."""
+        """The other views that are `given`, the text (None: no condition), then the opening of the
+        image of `view`.
+        """
         words = [] if text is None else self.cut_words(self.draw_words(text, key, training), key)
         return [*self.image_prefix(given or {}), *words, *self._opening(view)]
 
     def drawing(
-        self, shown: Sequence[int] | Views, text: str, key: str, random: np.random.Generator | None = None
+        self,
+        shown: Sequence[int] | Views,
+        text: str,
+        key: str,
+        random: np.random.Generator | None = None,
     ) -> Tree:
-        """One report→image sequence, with several views to one of them (in training any, else the first) from the others;
-        in training (where there is `random`) all that it is drawn from is dropped now and then."""
+        """One report→image sequence, with several views to one of them (in training any, else the
+        first) from the others; in training (where there is `random`) all that it is drawn from is
+        dropped now and then.
+        """
         training = random is not None
         dropped = random is not None and random.random() < self.hparams["condition_dropout"]
         view, given = None, None
@@ -151,15 +177,23 @@ class Spelling:
 
     def plain(self, ids: Sequence[int]) -> Tree:
         """Plain text without an image: every word but the first is a target. Two words or more."""
-        return Tree([self.vocabulary.mark("<begin>"), ids[0]], [Branch([], [*ids[1:]], TASKS.index("text"))])
+        return Tree(
+            [self.vocabulary.mark("<begin>"), ids[0]], [Branch([], [*ids[1:]], TASKS.index("text"))]
+        )
 
-    def reading(self, shown: Sequence[int] | Views, study: Mapping[str, Any], training: bool) -> Tree | None:
+    def reading(
+        self, shown: Sequence[int] | Views, study: Mapping[str, Any], training: bool
+    ) -> Tree | None:
         """What is shown of a study and all that is to be said of it; None where that is nothing."""
         raise NotImplementedError
 
     def takes(self, task: str, key: str, training: bool) -> bool:
         """Whether a study is trained in the direction of `report` or of `image`."""
-        return self.hparams["directions"] == "both" or not training or task == ("report", "image")[zlib.crc32(key.encode()) % 2]  # fmt: skip
+        return (
+            self.hparams["directions"] == "both"
+            or not training
+            or task == ("report", "image")[zlib.crc32(key.encode()) % 2]
+        )
 
     def _fits(self, tree: Tree, study: str) -> Tree:
         longest = max(len(branch.prompt) + len(branch.target) for branch in tree.branches)
@@ -185,17 +219,24 @@ class Spelling:
 
     @staticmethod
     def _random(study: Mapping[str, Any]) -> np.random.Generator:
-        """A study's own chance, so that it does not matter which rank has it; torch's where the data bring none."""
-        return np.random.default_rng(study["chance"] if "chance" in study else int(torch.randint(2**62, ())))
+        """A study's own chance, so that it does not matter which rank has it; torch's where the
+        data bring none.
+        """
+        return np.random.default_rng(
+            study["chance"] if "chance" in study else int(torch.randint(2**62, ()))
+        )
 
     def _shown(self, batch: Mapping[str, Any]) -> Sequence[Any]:
         """Of each study its codes [N], or its views."""
         if self.vocabulary.views != ("views" in batch):
             raise DataError(
-                f"model.init_args.views is {self.vocabulary.views} and data.each_view {'views' in batch}: set both to true, "
+                f"model.init_args.views is {self.vocabulary.views} and data.each_view "
+                f"{'views' in batch}: set both to true, "
                 "or both to false"
             )
         if not self.vocabulary.views:
             return batch["codes"].tolist()
-        self.vocabulary.check(torch.tensor([codes for views in batch["views"] for codes in views.values()]))
+        self.vocabulary.check(
+            torch.tensor([codes for views in batch["views"] for codes in views.values()])
+        )
         return batch["views"]

@@ -13,9 +13,13 @@ from mavilt_pl.language.spelling import TASKS, Views
 class Stage1(LanguageModule):
     """Image → report and report → image, without instructions. Batches: `wants: pairs`."""
 
-    def reading(self, shown: Sequence[int] | Views, study: Mapping[str, Any], training: bool) -> Tree | None:
+    def reading(
+        self, shown: Sequence[int] | Views, study: Mapping[str, Any], training: bool
+    ) -> Tree | None:
         text, key = study["text"], study["study"]
         if not self.takes("report", key, training) or not self.has_text(text, key, "report"):
             return None
-        report = Branch(self.report_prompt(key, training), self.target_words(text, key), TASKS.index("report"))
+        report = Branch(
+            self.report_prompt(key, training), self.target_words(text, key), TASKS.index("report")
+        )
         return Tree(self.image_prefix(shown), [report])

@@ -1,4 +1,6 @@
-"""Stage 2: three instructed tasks, report, synthesis and answers. A study's report and questions share its image."""
+"""Stage 2: three instructed tasks, report, synthesis and answers. A study's report and questions
+share its image.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,9 @@ from mavilt_pl.language.spelling import TASKS, Views
 class Stage2(LanguageModule):
     """Instruction and image → report; instruction and report → image; question and image → answer.
 
-    Batches: `wants: instructions`. The image of a study is read once; its report and its questions are branches that
-    do not see each other."""
+    Batches: `wants: instructions`. The image of a study is read once; its report and its questions
+    are branches that do not see each other.
+    """
 
     def instruction_length(self) -> int:
         return max(len(self.words(words)) for words in REPORT)
@@ -27,14 +30,20 @@ class Stage2(LanguageModule):
     def draw_words(self, text: str, key: str, training: bool) -> str:
         return f"{wording(DRAW, key, training)} {text}"
 
-    def reading(self, shown: Sequence[int] | Views, study: Mapping[str, Any], training: bool) -> Tree | None:
+    def reading(
+        self, shown: Sequence[int] | Views, study: Mapping[str, Any], training: bool
+    ) -> Tree | None:
         text, key = study["text"], study["study"]
         branches = []
         if self.takes("report", key, training) and self.has_text(text, key, "report"):
             prompt = self.report_prompt(key, training)
             branches.append(Branch(prompt, self.target_words(text, key), TASKS.index("report")))
         branches += [
-            Branch(self.question_prompt(q.question, key), self.target_words(q.answer, key), TASKS.index("answer"))
+            Branch(
+                self.question_prompt(q.question, key),
+                self.target_words(q.answer, key),
+                TASKS.index("answer"),
+            )
             for q in study["questions"]
             if self.has_text(q.answer, key, f"answer to {q.question!r}")
         ]

@@ -1,8 +1,9 @@
-"""Ways of tuning: every weight, low-rank adapters (LoRA, arXiv 2106.09685, through peft), or nothing but the new rows.
+"""Ways of tuning: every weight, low-rank adapters (LoRA, arXiv 2106.09685, through peft), or
+nothing but the new rows.
 
-With adapters and with new rows alone the pretrained weights are fixed to the bit. So the model keeps its own V rows, and the
-rows of marks and codes are parameters of their own, trained in full: the optimizer, weight decay included, never meets an
-old row.
+With adapters and with new rows alone the pretrained weights are fixed to the bit. So the model
+keeps its own V rows, and the rows of marks and codes are parameters of their own, trained in full:
+the optimizer, weight decay included, never meets an old row.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ Tuning = Literal["full", "lora", "new_rows"]
 
 
 class Lora(TypedDict, total=False):
-    """Rank 16, alpha 32 (the adapter's output is scaled by alpha / r), dropout 0.05, and all linear layers but the head,
-    as QLoRA has found best (arXiv 2305.14314); `targets` names others, as peft's `target_modules` does."""
+    """Rank 16, alpha 32 (the adapter's output is scaled by alpha / r), dropout 0.05, and all linear
+    layers but the head, as QLoRA has found best (arXiv 2305.14314); `targets` names others, as
+    peft's `target_modules` does.
+    """
 
     r: int
     alpha: float
@@ -36,8 +39,9 @@ LORA: Lora = {"r": 16, "alpha": 32.0, "dropout": 0.05, "targets": "all-linear"}
 
 
 class NewRows(nn.Module):
-    """The rows of marks and codes behind a model's own V rows: embedding [R,D], and head [R,D] where it is not tied, with
-    a bias [R] where the model's head has one."""
+    """The rows of marks and codes behind a model's own V rows: embedding [R,D], and head [R,D]
+    where it is not tied, with a bias [R] where the model's head has one.
+    """
 
     def __init__(self, model: Any, vocabulary: VisualVocabulary, codebook: Tensor | None):
         super().__init__()
@@ -60,9 +64,12 @@ def freeze(model: nn.Module) -> None:
 
 
 def add_adapters(model: Any, settings: Lora | None) -> None:
-    """Put adapters into the model, in place; they start as the identity and are all that is trained in it.
+    """Put adapters into the model, in place; they start as the identity and are all that is trained
+    in it.
 
-    Raises `DataError` for unknown or impossible settings, and for targets that are not there or are embedding or head."""
+    Raises `DataError` for unknown or impossible settings, and for targets that are not there or are
+    embedding or head.
+    """
     from peft import LoraConfig, inject_adapter_in_model
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -71,7 +78,8 @@ def add_adapters(model: Any, settings: Lora | None) -> None:
         raise DataError(f"lora: unknown key {unknown[0]}; the keys are {', '.join(LORA)}")
     if given["r"] < 1 or given["alpha"] <= 0 or not 0 <= given["dropout"] < 1:
         raise DataError(
-            f"lora: found r {given['r']}, alpha {given['alpha']}, dropout {given['dropout']}; expected r of 1 or more, alpha "
+            f"lora: found r {given['r']}, alpha {given['alpha']}, dropout {given['dropout']}; "
+            f"expected r of 1 or more, alpha "
             "above 0 and dropout in [0, 1)"
         )
     config = LoraConfig(
@@ -88,13 +96,18 @@ def add_adapters(model: Any, settings: Lora | None) -> None:
         inject_adapter_in_model(config, model)
     except ValueError as error:
         raise DataError(
-            f"lora.targets: {given['targets']} does not fit this model ({str(error).splitlines()[0]}); its linear layers are "
+            f"lora.targets: {given['targets']} does not fit this model "
+            f"({str(error).splitlines()[0]}); its linear layers are "
             f"{', '.join(linear)}"
         ) from None
-    for name, part in (("embedding", model.get_input_embeddings()), ("head", model.get_output_embeddings())):
+    for name, part in (
+        ("embedding", model.get_input_embeddings()),
+        ("head", model.get_output_embeddings()),
+    ):
         if isinstance(part, BaseTunerLayer):
             raise DataError(
-                f"lora.targets: {given['targets']} takes in the {name}, whose old rows stay as they are and whose new rows are "
+                f"lora.targets: {given['targets']} takes in the {name}, whose old rows stay as "
+                f"they are and whose new rows are "
                 f"trained in full anyway; name some of {', '.join(linear)}"
             )
 
@@ -114,15 +127,19 @@ def adapters(model: nn.Module) -> list[tuple[str, nn.Parameter, nn.Parameter, fl
 
 
 def from_full(module: Any, weights: Mapping[str, Tensor], rows: int) -> dict[str, Tensor]:
-    """The weights of a module that was trained in full, by the names they have in one whose pretrained weights are fixed:
-    the first `rows` of embedding and head stay the model's, those behind them become the new rows; adapters are as they
-    start. What has no counterpart there is left out, for the caller's check to name."""
+    """The weights of a module that was trained in full, by the names they have in one whose
+    pretrained weights are fixed: the first `rows` of embedding and head stay the model's, those
+    behind them become the new rows; adapters are as they start. What has no counterpart there is
+    left out, for the caller's check to name.
+    """
     own = module.state_dict()
     head = module.model.get_output_embeddings()
     ends = {
         id(head.weight): "new_rows.head",
         id(getattr(head, "bias", None)): "new_rows.bias",
-        id(module.model.get_input_embeddings().weight): "new_rows.embedding",  # the last word where the head is tied
+        id(
+            module.model.get_input_embeddings().weight
+        ): "new_rows.embedding",  # the last word where the head is tied
     }
     named = dict(module.named_parameters(remove_duplicate=False))
     found = {name: value for name, value in own.items() if ".lora_" in name}
@@ -138,7 +155,9 @@ def from_full(module: Any, weights: Mapping[str, Tensor], rows: int) -> dict[str
 
 
 def merged(model: Any, vocabulary: VisualVocabulary, new_rows: NewRows | None) -> Any:
-    """A copy of the model as plain Hugging Face has it: adapters added into the weights they adapt, new rows behind the old."""
+    """A copy of the model as plain Hugging Face has it: adapters added into the weights they adapt,
+    new rows behind the old.
+    """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     plain = copy.deepcopy(model)
@@ -163,10 +182,11 @@ def merged(model: Any, vocabulary: VisualVocabulary, new_rows: NewRows | None) -
 
 
 class AdapterDrift:
-    """L_reg of a model with adapters: λ/2 Σ ‖W − W₀‖² with W − W₀ = s (BA − B₀A₀), from products of r × r only.
+    """L_reg of a model with adapters: λ/2 Σ ‖W − W₀‖² with W − W₀ = s (BA − B₀A₀), from products of
+    r × r only.
 
-    ‖BA‖² is tr((BᵀB)(AAᵀ)), and its gradients are (BᵀB)A and B(AAᵀ): no matrix of the model's size is made. θ₀ is the
-    backbone where B₀ = 0, as peft starts, and then costs nothing.
+    ‖BA‖² is tr((BᵀB)(AAᵀ)), and its gradients are (BᵀB)A and B(AAᵀ): no matrix of the model's size
+    is made. θ₀ is the backbone where B₀ = 0, as peft starts, and then costs nothing.
 
     Args:
         model: with adapters in it, as they are now.
@@ -178,7 +198,10 @@ class AdapterDrift:
         found = adapters(model) if weight else []
         self.names = [name for name, *_ in found]
         self.factors = [(a, b, scale) for _, a, b, scale in found]
-        self.start = [(a.detach().clone(), b.detach().clone()) if bool(b.any()) else None for a, b, _ in self.factors]
+        self.start = [
+            (a.detach().clone(), b.detach().clone()) if bool(b.any()) else None
+            for a, b, _ in self.factors
+        ]
 
     def _start_on(self, device: torch.device, k: int) -> tuple[Tensor, Tensor] | None:
         start = self.start[k]

@@ -1,9 +1,10 @@
 """How a causal language model's vocabulary grows by images.
 
-The model's embedding has V rows. Behind them stands one contiguous block: a few marks, then the K codes. Old ids do not
-move, and the tokenizer never learns the new ones: text that contains `<image>` literally stays text. `<end>` is the
-first mark, so that "the old vocabulary and `<end>`" is one slice of the head. Marks of views, where there are any, stand
-behind the codes: a model without them has the same ids.
+The model's embedding has V rows. Behind them stands one contiguous block: a few marks, then the K
+codes. Old ids do not move, and the tokenizer never learns the new ones: text that contains
+`<image>` literally stays text. `<end>` is the first mark, so that "the old vocabulary and `<end>`"
+is one slice of the head. Marks of views, where there are any, stand behind the codes: a model
+without them has the same ids.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ VIEW_MARKS: dict[Side, str] = {"frontal": "<frontal>", "lateral": "<lateral>"}
 
 @dataclass(frozen=True)
 class VisualVocabulary:
-    """Ids of the marks and codes. `text` is V, the model's rows before it grew; `codes` is K; `length` is N, the
-    number of codes in an image; `words` is how many of the V rows the tokenizer uses (models pad their rows); `views`
-    says whether there are marks of views."""
+    """Ids of the marks and codes. `text` is V, the model's rows before it grew; `codes` is K;
+    `length` is N, the number of codes in an image; `words` is how many of the V rows the tokenizer
+    uses (models pad their rows); `views` says whether there are marks of views.
+    """
 
     text: int
     words: int
@@ -58,13 +60,20 @@ class VisualVocabulary:
         """Refuse codes that are not N codes in [0, K)."""
         if codes_BN.numel() == 0:
             raise DataError(
-                f"codes: found {tuple(codes_BN.shape)}, an image without codes; expected {self.length} of them for each: "
+                f"codes: found {tuple(codes_BN.shape)}, an image without codes; expected "
+                f"{self.length} of them for each: "
                 "run `mavilt tokenize` on the corpus"
             )
-        if codes_BN.shape[-1] != self.length or int(codes_BN.min()) < 0 or int(codes_BN.max()) >= self.codes:
+        if (
+            codes_BN.shape[-1] != self.length
+            or int(codes_BN.min()) < 0
+            or int(codes_BN.max()) >= self.codes
+        ):
             raise DataError(
-                f"an image is {self.length} codes in [0, {self.codes}); found {codes_BN.shape[-1]} codes in "
-                f"[{int(codes_BN.min())}, {int(codes_BN.max())}]: the token cache is another tokenizer's"
+                f"an image is {self.length} codes in [0, {self.codes}); found {codes_BN.shape[-1]} "
+                f"codes in "
+                f"[{int(codes_BN.min())}, {int(codes_BN.max())}]: the token cache is another "
+                f"tokenizer's"
             )
 
 
@@ -72,11 +81,13 @@ class VisualVocabulary:
 def first_rows(
     model: nn.Module, vocabulary: VisualVocabulary, codebook: Tensor | None, noise: float = 1.0
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Where the block's rows start: embedding [R,D], head [R,D] (None where it is tied), the head's bias [R] (None without).
+    """Where the block's rows start: embedding [R,D], head [R,D] (None where it is tied), the head's
+    bias [R] (None without).
 
-    A new row starts at the mean of the old ones. What is added to it has `noise` times the old rows' spread: random for
-    the marks, and for the codes a random projection of the codebook [K, width], so that codes which look alike start
-    alike (measured in EXPERIMENTS.md). Without a codebook the codes' part is random too.
+    A new row starts at the mean of the old ones. What is added to it has `noise` times the old
+    rows' spread: random for the marks, and for the codes a random projection of the codebook [K,
+    width], so that codes which look alike start alike (measured in EXPERIMENTS.md). Without a
+    codebook the codes' part is random too.
     """
     old = model.get_input_embeddings().weight
     words = old[: vocabulary.words].float()
@@ -86,21 +97,29 @@ def first_rows(
     if codebook is not None:
         code = codebook.float().cpu()
         code = (code - code.mean(0)) / (code.std() + 1e-6)
-        projection = torch.randn(code.shape[1], len(mean), generator=generator) / code.shape[1] ** 0.5
+        projection = (
+            torch.randn(code.shape[1], len(mean), generator=generator) / code.shape[1] ** 0.5
+        )
         direction[len(MARKS) : len(MARKS) + len(code)] = code @ projection
     embedding = (mean + noise * spread * direction.to(mean)).to(old.dtype)
     head, head_rows, bias = model.get_output_embeddings(), None, None
     if head.weight is not old:
         known = head.weight[: vocabulary.words].float()
-        head_rows = (known.mean(0) + noise * known.std(0).mean() * direction.to(known)).to(old.dtype)
+        head_rows = (known.mean(0) + noise * known.std(0).mean() * direction.to(known)).to(
+            old.dtype
+        )
     if getattr(head, "bias", None) is not None:
         bias = head.bias[: vocabulary.words].mean().repeat(len(direction))
     return embedding, head_rows, bias
 
 
 @torch.no_grad()
-def grow(model: nn.Module, vocabulary: VisualVocabulary, codebook: Tensor | None, noise: float = 1.0) -> None:
-    """Add the block's rows to the embedding and, where it is not tied, to the head; see `first_rows`."""
+def grow(
+    model: nn.Module, vocabulary: VisualVocabulary, codebook: Tensor | None, noise: float = 1.0
+) -> None:
+    """Add the block's rows to the embedding and, where it is not tied, to the head; see
+    `first_rows`.
+    """
     embedding, head_rows, bias = first_rows(model, vocabulary, codebook, noise)
     model.resize_token_embeddings(vocabulary.total, mean_resizing=False)
     model.get_input_embeddings().weight[vocabulary.text :] = embedding

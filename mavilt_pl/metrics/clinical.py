@@ -1,8 +1,9 @@
-"""Which findings a report asserts: a rule-based labeller, and the F1 of what generated reports assert.
+"""Which findings a report asserts: a rule-based labeller, and the F1 of what generated reports
+assert.
 
-`findings-v1` reads sentence by sentence. A term counts as absent where a negation stands before it in the same clause
-or right after it, as uncertain where a cue of doubt does, and otherwise as present; one assertion of presence in the
-report outweighs denials elsewhere.
+`findings-v1` reads sentence by sentence. A term counts as absent where a negation stands before it
+in the same clause or right after it, as uncertain where a cue of doubt does, and otherwise as
+present; one assertion of presence in the report outweighs denials elsewhere.
 """
 
 from __future__ import annotations
@@ -40,17 +41,23 @@ _NEGATION = re.compile(
     r"rather than|unremarkable|normal)\b",
     re.IGNORECASE,
 )
-_AFTER = re.compile(r"^\W*(?:\w+\W+){0,3}?(?:is|are|was|were)?\s*(?:not|absent|unlikely|ruled out|excluded|resolved)\b", re.IGNORECASE)  # fmt: skip
+_AFTER = re.compile(
+    r"^\W*(?:\w+\W+){0,3}?(?:is|are|was|were)?\s*(?:not|absent|unlikely|ruled out|excluded|resolved)\b",
+    re.IGNORECASE,
+)
 _DOUBT = re.compile(
     r"\b(?:possibl[ey]|probabl[ey]|may|might|could|cannot (?:be )?exclude|suspect\w*|questionable|equivocal|"
     r"suggest\w*|versus|vs|or)\b",
     re.IGNORECASE,
 )
-_CLAUSE = re.compile(r"\b(?:but|however|although|with the exception of|aside from|other than)\b|;", re.IGNORECASE)
+_CLAUSE = re.compile(
+    r"\b(?:but|however|although|with the exception of|aside from|other than)\b|;", re.IGNORECASE
+)
 
 
 def findings_in(text: str) -> dict[str, str]:
-    """Findings of a report: name → present | absent | uncertain; what is not mentioned has no entry.
+    """Findings of a report: name → present | absent | uncertain; what is not mentioned has no
+    entry.
 
     >>> findings_in("The heart is enlarged. No pleural effusion or pneumothorax.")
     {'cardiomegaly': 'present', 'pleural effusion': 'absent', 'pneumothorax': 'absent'}
@@ -74,19 +81,28 @@ def findings_in(text: str) -> dict[str, str]:
 
 
 class FindingsF1(PatientRows):
-    """F1 of what reports assert against known labels: `findings_f1/<finding>`, their mean `findings_f1_macro`,
-    `findings_f1_micro` over all, and `findings_f1_macro_chance`, which the same claims would score about other patients.
+    """F1 of what reports assert against known labels: `findings_f1/<finding>`, their mean
+    `findings_f1_macro`, `findings_f1_micro` over all, and `findings_f1_macro_chance`, which the
+    same claims would score about other patients.
 
-    A label that is uncertain or unknown does not count for its finding; a finding without a positive label has no
-    figure."""
+    A label that is uncertain or unknown does not count for its finding; a finding without a
+    positive label has no figure.
+    """
 
     protocol = f"{VERSION}; present against not present; labels of the corpus"
 
     def __init__(self, findings: Sequence[str]):
-        super().__init__(3 * len(findings))  # of each finding: known, known to be present, claimed where known
+        super().__init__(
+            3 * len(findings)
+        )  # of each finding: known, known to be present, claimed where known
         self.findings = tuple(findings)
 
-    def update(self, predictions: Sequence[str], labels: Sequence[Mapping[str, str]], patients: Sequence[str]) -> None:
+    def update(
+        self,
+        predictions: Sequence[str],
+        labels: Sequence[Mapping[str, str]],
+        patients: Sequence[str],
+    ) -> None:
         rows = []
         for text, known in zip(predictions, labels):
             said = findings_in(text)
@@ -119,7 +135,9 @@ class FindingsF1(PatientRows):
 
         def micro(weights: np.ndarray) -> float:
             positive = (weights @ present).sum()
-            return float(ratio(2 * (weights @ right).sum(), positive + (weights @ claimed).sum(), positive))
+            return float(
+                ratio(2 * (weights @ right).sum(), positive + (weights @ claimed).sum(), positive)
+            )
 
         def mean(of: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], float]:
             return lambda weights: float(np.nanmean(of(weights)))

@@ -13,7 +13,9 @@ from torchmetrics import Metric
 
 
 class Estimate(NamedTuple):
-    """A value, its 95 % bootstrap interval by patient (None where none is made), and the number of cases."""
+    """A value, its 95 % bootstrap interval by patient (None where none is made), and the number of
+    cases.
+    """
 
     value: float
     low: float | None
@@ -27,12 +29,15 @@ def patient_key(patient: str) -> int:
 
 
 def bootstrap(
-    statistic: Callable[[np.ndarray], float], patients: np.ndarray, resamples: int = 300, seed: int = 0
+    statistic: Callable[[np.ndarray], float],
+    patients: np.ndarray,
+    resamples: int = 300,
+    seed: int = 0,
 ) -> tuple[float | None, float | None]:
     """95 % percentile interval of `statistic(weights)` with patients drawn with replacement.
 
-    `weights` float64 [n] says how often each row counts. Resamples in which the statistic is undefined (nan) do not
-    count; below two patients there is no interval.
+    `weights` float64 [n] says how often each row counts. Resamples in which the statistic is
+    undefined (nan) do not count; below two patients there is no interval.
     """
     unique, index = np.unique(patients, return_inverse=True)
     if len(unique) < 2:
@@ -47,19 +52,25 @@ def bootstrap(
     return float(low), float(high)
 
 
-def estimate(statistic: Callable[[np.ndarray], float], patients: np.ndarray, n: int | None = None) -> Estimate | None:
+def estimate(
+    statistic: Callable[[np.ndarray], float], patients: np.ndarray, n: int | None = None
+) -> Estimate | None:
     """The statistic on all rows with its interval; None where it is undefined."""
     value = statistic(np.ones(len(patients)))
     if not np.isfinite(value):
         return None
-    return Estimate(float(value), *bootstrap(statistic, patients), len(patients) if n is None else n)
+    return Estimate(
+        float(value), *bootstrap(statistic, patients), len(patients) if n is None else n
+    )
 
 
 class PatientRows(Metric):
-    """A metric that keeps one row of numbers a case, with its patient; figures are made of the rows at the end.
+    """A metric that keeps one row of numbers a case, with its patient; figures are made of the rows
+    at the end.
 
-    Rows are put in a fixed order before anything is computed, so the result does not depend on how cases were spread
-    over processes. `protocol` names how it is counted."""
+    Rows are put in a fixed order before anything is computed, so the result does not depend on how
+    cases were spread over processes. `protocol` names how it is counted.
+    """
 
     full_state_update = False
     protocol = ""
@@ -73,9 +84,13 @@ class PatientRows(Metric):
     def add_rows(self, rows: Sequence[Sequence[float]] | Tensor, patients: Sequence[str]) -> None:
         values = torch.as_tensor(rows, dtype=torch.float64).reshape(-1, self.width)
         if len(values) != len(patients):
-            raise ValueError(f"{len(values)} cases and {len(patients)} patients: one patient a case")
+            raise ValueError(
+                f"{len(values)} cases and {len(patients)} patients: one patient a case"
+            )
         self.rows.append(values.to(self.device))  # type: ignore[union-attr,operator]
-        self.patients.append(torch.tensor([patient_key(p) for p in patients], dtype=torch.int64, device=self.device))  # type: ignore[union-attr,operator]
+        self.patients.append(
+            torch.tensor([patient_key(p) for p in patients], dtype=torch.int64, device=self.device)
+        )  # type: ignore[union-attr,operator]
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
         """A process without a single case still takes part in the gathering, with no rows."""

@@ -31,7 +31,9 @@ def gradient_psnr(real: Tensor, made: Tensor) -> Tensor:
 
 
 class ReconstructionScores(PatientRows):
-    """Mean psnr, ssim and gradient_psnr over images, and lpips with `lpips_distance` of local weights."""
+    """Mean psnr, ssim and gradient_psnr over images, and lpips with `lpips_distance` of local
+    weights.
+    """
 
     protocol = "per image, range 2, mean over images; SSIM 11×11 Gaussian"
 
@@ -42,7 +44,9 @@ class ReconstructionScores(PatientRows):
             self.protocol += "; LPIPS on three equal channels at the images' own size"
 
     def update(self, real: Tensor, made: Tensor, patients: Sequence[str]) -> None:
-        ssim = structural_similarity_index_measure(made, real, data_range=(-1.0, 1.0), reduction="none")
+        ssim = structural_similarity_index_measure(
+            made, real, data_range=(-1.0, 1.0), reduction="none"
+        )
         columns = [psnr(real, made), ssim.reshape(-1), gradient_psnr(real, made)]  # type: ignore[union-attr]
         if self.lpips is not None:
             columns.append(self.lpips(real, made))
@@ -59,7 +63,9 @@ class ReconstructionScores(PatientRows):
 
 
 class CodebookUse(Metric):
-    """codebook_used, the share of the K codes seen at least once, and codebook_perplexity, exp of the entropy."""
+    """codebook_used, the share of the K codes seen at least once, and codebook_perplexity, exp of
+    the entropy.
+    """
 
     protocol = "over all images of the set"
     full_state_update = False
@@ -89,19 +95,31 @@ class CodebookUse(Metric):
 def frechet_distance(real: np.ndarray, made: np.ndarray) -> float:
     """Fréchet distance of Gaussians fitted to features [n,D] (arXiv 1706.08500, eq. 6), in float64.
 
-    The trace of the root of S₁S₂ is the sum of the roots of the eigenvalues of √S₁ S₂ √S₁, which is symmetric."""
+    The trace of the root of S₁S₂ is the sum of the roots of the eigenvalues of √S₁ S₂ √S₁, which is
+    symmetric.
+    """
     mean1, mean2 = real.mean(0), made.mean(0)
-    cov1, cov2 = np.atleast_2d(np.cov(real, rowvar=False)), np.atleast_2d(np.cov(made, rowvar=False))
+    cov1, cov2 = (
+        np.atleast_2d(np.cov(real, rowvar=False)),
+        np.atleast_2d(np.cov(made, rowvar=False)),
+    )
     values, vectors = np.linalg.eigh(cov1)
     root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
     middle = np.linalg.eigvalsh(root @ cov2 @ root)
-    return float(((mean1 - mean2) ** 2).sum() + np.trace(cov1) + np.trace(cov2) - 2 * np.sqrt(middle.clip(0)).sum())
+    return float(
+        ((mean1 - mean2) ** 2).sum()
+        + np.trace(cov1)
+        + np.trace(cov2)
+        - 2 * np.sqrt(middle.clip(0)).sum()
+    )
 
 
 class FrechetDistance(PatientRows):
     """Fréchet distance between features of real and of made images, under a name such as fid_cxr.
 
-    Features are kept, so that there is an interval (where D ≤ 256); below two images a side there is no figure."""
+    Features are kept, so that there is an interval (where D ≤ 256); below two images a side there
+    is no figure.
+    """
 
     def __init__(self, name: str, width: int, protocol: str = ""):
         super().__init__(width + 1)
@@ -121,7 +139,11 @@ class FrechetDistance(PatientRows):
         def again(weights: np.ndarray) -> float:
             drawn = np.repeat(np.arange(len(rows)), weights.astype(int))
             first, second = drawn[real[drawn]], drawn[~real[drawn]]
-            return frechet_distance(rows[first, 1:], rows[second, 1:]) if min(len(first), len(second)) > 1 else np.nan
+            return (
+                frechet_distance(rows[first, 1:], rows[second, 1:])
+                if min(len(first), len(second)) > 1
+                else np.nan
+            )
 
         low, high = bootstrap(again, patients, resamples=100) if self.width <= 257 else (None, None)
         return {self.name: Estimate(value, low, high, int((~real).sum()))}
@@ -129,12 +151,14 @@ class FrechetDistance(PatientRows):
 
 def inception_features(weights: str | Path) -> Callable[[Tensor], Tensor]:
     """pytorch-fid's Inception, pooled features [B,2048], from a local file of its own weights
-    (`pt_inception-2015-12-05-6726825d.pth`). Grey pixels in [-1,1] are repeated to three channels."""
+    (`pt_inception-2015-12-05-6726825d.pth`). Grey pixels in [-1,1] are repeated to three channels.
+    """
     from pytorch_fid import inception
 
     if not Path(weights).exists():
         raise ValueError(
-            f"Inception weights {weights} do not exist; expected pytorch-fid's pt_inception-2015-12-05-6726825d.pth on this disk"
+            f"Inception weights {weights} do not exist; expected pytorch-fid's "
+            f"pt_inception-2015-12-05-6726825d.pth on this disk"
         )
     # The package always downloads: the same call is made to read the local file, as tensors only.
     with patch.object(
@@ -142,7 +166,9 @@ def inception_features(weights: str | Path) -> Callable[[Tensor], Tensor]:
         "load_state_dict_from_url",
         lambda *_, **__: torch.load(weights, map_location="cpu", weights_only=True),
     ):
-        net: nn.Module = inception.InceptionV3([3], normalize_input=True).eval().requires_grad_(False)
+        net: nn.Module = (
+            inception.InceptionV3([3], normalize_input=True).eval().requires_grad_(False)
+        )
 
     def features(pixels_BCHW: Tensor) -> Tensor:
         rgb = ((pixels_BCHW + 1) / 2).clamp(0, 1).expand(-1, 3, -1, -1)
@@ -162,9 +188,15 @@ def lpips_distance(weights: str | Path) -> Callable[[Tensor, Tensor], Tensor]:
 
     expected = "expected torchvision's alexnet-owt-7be5be79.pth or vgg16-397923af.pth on this disk"
     if not Path(weights).is_file():
-        raise ValueError(f"LPIPS weights {weights} do not exist; {expected} (nothing is downloaded)")
+        raise ValueError(
+            f"LPIPS weights {weights} do not exist; {expected} (nothing is downloaded)"
+        )
     state = torch.load(weights, map_location="cpu", weights_only=True)
-    inside = {key.removeprefix("features."): value for key, value in state.items() if key.startswith("features.")}
+    inside = {
+        key.removeprefix("features."): value
+        for key, value in state.items()
+        if key.startswith("features.")
+    }
     name = "alexnet" if "10.weight" in inside and "12.weight" not in inside else "vgg16"
 
     def local(*_: object, **__: object) -> nn.Module:
@@ -172,7 +204,9 @@ def lpips_distance(weights: str | Path) -> Callable[[Tensor, Tensor], Tensor]:
         try:
             net.load_state_dict(inside)
         except RuntimeError:
-            raise ValueError(f"LPIPS weights {weights} are neither AlexNet's nor VGG-16's; {expected}") from None
+            raise ValueError(
+                f"LPIPS weights {weights} are neither AlexNet's nor VGG-16's; {expected}"
+            ) from None
         return net
 
     # The package would download the backbone: it is given the local one.
@@ -180,7 +214,9 @@ def lpips_distance(weights: str | Path) -> Callable[[Tensor, Tensor], Tensor]:
         net = lpips._NoTrainLpips(net="alex" if name == "alexnet" else "vgg")
 
     def distance(real_BCHW: Tensor, made_BCHW: Tensor) -> Tensor:
-        real, made = (pixels.clamp(-1, 1).expand(-1, 3, -1, -1) for pixels in (real_BCHW, made_BCHW))
+        real, made = (
+            pixels.clamp(-1, 1).expand(-1, 3, -1, -1) for pixels in (real_BCHW, made_BCHW)
+        )
         with torch.inference_mode():
             return net.to(real.device)(real, made).reshape(-1)
 

@@ -20,7 +20,9 @@ def words(text: str) -> list[str]:
 
 
 def bleu_counts(prediction: Sequence[str], reference: Sequence[str]) -> list[float]:
-    """Lengths of both, then for n = 1…4 the clipped matches and the number of n-grams: all that corpus BLEU needs."""
+    """Lengths of both, then for n = 1…4 the clipped matches and the number of n-grams: all that
+    corpus BLEU needs.
+    """
     counts: list[float] = [len(prediction), len(reference)]
     for n in range(1, 5):
         said = Counter(zip(*(prediction[i:] for i in range(n))))
@@ -30,7 +32,9 @@ def bleu_counts(prediction: Sequence[str], reference: Sequence[str]) -> list[flo
 
 
 def corpus_bleu(counts: np.ndarray, order: int) -> float:
-    """BLEU-`order` (Papineni et al., 2002) from summed `bleu_counts` [10], uniform weights, no smoothing."""
+    """BLEU-`order` (Papineni et al., 2002) from summed `bleu_counts` [10], uniform weights, no
+    smoothing.
+    """
     said, wanted = counts[:2]
     matches, total = counts[2::2][:order], counts[3::2][:order]
     if said == 0 or (matches == 0).any():
@@ -53,9 +57,11 @@ def has_wordnet() -> bool:
 
 
 class TextScores(PatientRows):
-    """bleu_1 … bleu_4 over the corpus, mean rouge_l (F, no stemmer) and mean meteor (NLTK, WordNet 3.0).
+    """bleu_1 … bleu_4 over the corpus, mean rouge_l (F, no stemmer) and mean meteor (NLTK, WordNet
+    3.0).
 
-    Without WordNet there is no meteor figure, and one warning that says how to get it."""
+    Without WordNet there is no meteor figure, and one warning that says how to get it.
+    """
 
     protocol = "lower case, punctuation split; BLEU over the corpus, unsmoothed; ROUGE-L F, no stemmer; METEOR NLTK"
 
@@ -65,12 +71,15 @@ class TextScores(PatientRows):
         self.wordnet = has_wordnet()
         if not self.wordnet:
             warnings.warn(
-                "WordNet is not installed, so METEOR is not computed: run `python -m nltk.downloader wordnet`, or set "
+                "WordNet is not installed, so METEOR is not computed: run `python -m "
+                "nltk.downloader wordnet`, or set "
                 "NLTK_DATA to a folder that has it",
                 stacklevel=2,
             )
 
-    def update(self, predictions: Sequence[str], references: Sequence[str], patients: Sequence[str]) -> None:
+    def update(
+        self, predictions: Sequence[str], references: Sequence[str], patients: Sequence[str]
+    ) -> None:
         rows = []
         for prediction, reference in zip(predictions, references):
             said, wanted = words(prediction), words(reference)
@@ -83,15 +92,20 @@ class TextScores(PatientRows):
         rows, patients = self.table()
         if not len(rows):
             return {}
-        found = {f"bleu_{n}": estimate(lambda w, n=n: corpus_bleu(w @ rows[:, :10], n), patients) for n in range(1, 5)}  # type: ignore[misc]
+        found = {
+            f"bleu_{n}": estimate(lambda w, n=n: corpus_bleu(w @ rows[:, :10], n), patients)
+            for n in range(1, 5)
+        }  # type: ignore[misc]
         for column, name in ((10, "rouge_l"), (11, "meteor")):
             found[name] = estimate(lambda w, c=column: float(w @ rows[:, c] / w.sum()), patients)  # type: ignore[misc]
         return {name: value for name, value in found.items() if value is not None}
 
 
 class Perplexity(PatientRows):
-    """exp(nats per token) over all texts (`perplexity`); where the nats of an earlier model are given too, that model's
-    (`perplexity_before`) and how many times it the later one's is (`perplexity_ratio`), on the same texts."""
+    """exp(nats per token) over all texts (`perplexity`); where the nats of an earlier model are
+    given too, that model's (`perplexity_before`) and how many times it the later one's is
+    (`perplexity_ratio`), on the same texts.
+    """
 
     protocol = "exp of mean nats per token of the model's own tokenizer"
 

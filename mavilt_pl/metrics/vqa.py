@@ -1,4 +1,6 @@
-"""Areas under the ROC curve and means of scores, by group (finding, topic) and over groups; answers in free text."""
+"""Areas under the ROC curve and means of scores, by group (finding, topic) and over groups; answers
+in free text.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ from mavilt_pl.metrics.estimate import Estimate, PatientRows, estimate
 
 
 def auroc(score: np.ndarray, positive: np.ndarray, weights: np.ndarray | None = None) -> float:
-    """Area under the ROC curve: the probability that a positive case scores above a negative one, ties counting half.
+    """Area under the ROC curve: the probability that a positive case scores above a negative one,
+    ties counting half.
 
     Weights count cases. nan where one of the classes is empty.
     """
@@ -30,8 +33,9 @@ def auroc(score: np.ndarray, positive: np.ndarray, weights: np.ndarray | None = 
 class GroupedAUROC(PatientRows):
     """AUROC of each group and their mean (`<prefix>_macro`, `<prefix>/<group>`).
 
-    Groups that lack one of the classes are left out of the mean. Update with scores, truths (1, 0; nan does not count)
-    and group numbers, one a case."""
+    Groups that lack one of the classes are left out of the mean. Update with scores, truths (1, 0;
+    nan does not count) and group numbers, one a case.
+    """
 
     protocol = "ranks, ties half; mean over groups with both classes"
 
@@ -39,9 +43,13 @@ class GroupedAUROC(PatientRows):
         super().__init__(3)
         self.groups, self.prefix = tuple(groups), prefix
 
-    def update(self, scores: Tensor, truths: Tensor, groups: Sequence[int], patients: Sequence[str]) -> None:
-        self.add_rows([[g, t, s] for g, t, s in zip(groups, truths.tolist(), scores.tolist()) if t == t],
-                      [p for p, t in zip(patients, truths.tolist()) if t == t])  # fmt: skip
+    def update(
+        self, scores: Tensor, truths: Tensor, groups: Sequence[int], patients: Sequence[str]
+    ) -> None:
+        self.add_rows(
+            [[g, t, s] for g, t, s in zip(groups, truths.tolist(), scores.tolist()) if t == t],
+            [p for p, t in zip(patients, truths.tolist()) if t == t],
+        )
 
     def update_columns(self, scores_BF: Tensor, truths_BF: Tensor, patients: Sequence[str]) -> None:
         """One score and truth a case and group, [B,F]."""
@@ -59,13 +67,18 @@ class GroupedAUROC(PatientRows):
         for number, name in enumerate(self.groups):
             chosen = rows[:, 0] == number
             if chosen.any():
-                found = estimate(lambda w, c=chosen: auroc(rows[c, 2], rows[c, 1], w), patients[chosen])  # type: ignore[misc]
+                found = estimate(
+                    lambda w, c=chosen: auroc(rows[c, 2], rows[c, 1], w), patients[chosen]
+                )  # type: ignore[misc]
                 if found is not None:
                     figures[f"{self.prefix}/{name}"] = found
         present = [n for n, name in enumerate(self.groups) if f"{self.prefix}/{name}" in figures]
         if present:
             mean = estimate(
-                lambda w: float(np.mean([a for n in present if (a := area(w, n)) == a] or [np.nan])), patients
+                lambda w: float(
+                    np.mean([a for n in present if (a := area(w, n)) == a] or [np.nan])
+                ),
+                patients,
             )
             if mean is not None:
                 figures[f"{self.prefix}_macro"] = mean
@@ -73,19 +86,26 @@ class GroupedAUROC(PatientRows):
 
 
 class GroupedMean(PatientRows):
-    """The mean of a score over all cases and by group (`<name>`, `<name>/<group>`); of 0 and 1, the share that is right."""
+    """The mean of a score over all cases and by group (`<name>`, `<name>/<group>`); of 0 and 1, the
+    share that is right.
+    """
 
     def __init__(self, name: str, groups: Sequence[str] = (), protocol: str = ""):
         super().__init__(2)
         self.name, self.groups, self.protocol = name, tuple(groups), protocol
 
-    def update(self, scores: Sequence[float], groups: Sequence[int], patients: Sequence[str]) -> None:
+    def update(
+        self, scores: Sequence[float], groups: Sequence[int], patients: Sequence[str]
+    ) -> None:
         self.add_rows([[group, float(score)] for group, score in zip(groups, scores)], patients)
 
     def compute(self) -> dict[str, Estimate]:
         rows, patients = self.table()
         figures = {}
-        for number, name in [(-1, self.name), *enumerate(f"{self.name}/{group}" for group in self.groups)]:
+        for number, name in [
+            (-1, self.name),
+            *enumerate(f"{self.name}/{group}" for group in self.groups),
+        ]:
             chosen = np.ones(len(rows), bool) if number < 0 else rows[:, 0] == number
             if chosen.any():
                 scores = rows[chosen, 1]
@@ -96,7 +116,9 @@ class GroupedMean(PatientRows):
 
 
 def _answer_words(answer: str) -> list[str]:
-    """As SQuAD compares answers: lower case, without punctuation and articles (Rajpurkar et al., arXiv 1606.05250)."""
+    """As SQuAD compares answers: lower case, without punctuation and articles (Rajpurkar et al.,
+    arXiv 1606.05250).
+    """
     bare = "".join(letter for letter in answer.lower() if letter not in string.punctuation)
     return [word for word in bare.split() if word not in ("a", "an", "the")]
 
@@ -107,7 +129,9 @@ def exact_match(said: str, answer: str) -> float:
 
 
 def word_f1(said: str, answer: str) -> float:
-    """F1 of the words of an answer in free text, 0 to 1, each counted as often as it is there; their order does not count."""
+    """F1 of the words of an answer in free text, 0 to 1, each counted as often as it is there;
+    their order does not count.
+    """
     ours, theirs = _answer_words(said), _answer_words(answer)
     if not ours or not theirs:
         return float(ours == theirs)

@@ -1,7 +1,8 @@
-"""A chest as attenuating bodies summed along rays, exposed on a detector: from a build and its findings to pixels.
+"""A chest as attenuating bodies summed along rays, exposed on a detector: from a build and its
+findings to pixels.
 
-It is a caricature: good enough that findings must be read from their place, shape and size, and far simpler than a
-patient.
+It is a caricature: good enough that findings must be read from their place, shape and size, and far
+simpler than a patient.
 """
 
 from __future__ import annotations
@@ -29,12 +30,20 @@ def render(
     rng: np.random.Generator,
     projection: Projection = "PA",
 ) -> Array:
-    """One projection, float32 [size, size] in [0, 1], air dark and bone bright, quantum noise on top."""
-    chest = Lateral(body, size, rng) if projection == "LATERAL" else Frontal(body, size, rng, projection)
+    """One projection, float32 [size, size] in [0, 1], air dark and bone bright, quantum noise on
+    top.
+    """
+    chest = (
+        Lateral(body, size, rng)
+        if projection == "LATERAL"
+        else Frontal(body, size, rng, projection)
+    )
     for finding in findings:
         chest.add(finding)
     image = 0.06 + body.exposure + 0.86 * body.contrast * chest.attenuation()
-    image = np.where(image > 0.75, 0.75 + 0.24 * np.tanh((image - 0.75) / 0.24), image)  # the film's shoulder
+    image = np.where(
+        image > 0.75, 0.75 + 0.24 * np.tanh((image - 0.75) / 0.24), image
+    )  # the film's shoulder
     image += rng.normal(0, 0.005 * size / 128, image.shape) * (0.5 + image)
     if body.marker:  # an "L" of lead at the patient's left shoulder
         across, down = chest.x - 0.80, chest.y + 0.86

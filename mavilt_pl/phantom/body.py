@@ -12,7 +12,9 @@ from mavilt_pl.phantom.findings import Finding
 
 @dataclass(frozen=True)
 class Body:
-    """Lengths are in units of about 180 mm, heights are y from -1 (top) to 1, as `frontal.py` has them."""
+    """Lengths are in units of about 180 mm, heights are y from -1 (top) to 1, as `frontal.py` has
+    them.
+    """
 
     thorax: float  # half width of the rib cage, inside
     depth: float  # half of the chest from sternum to spine
@@ -31,13 +33,16 @@ class Body:
     shift: tuple[float, float]
     rib_phase: float
     texture: float
-    place: dict[str, tuple[float, float, float]]  # focal findings: across, down, deep, each in [0, 1] of its range
+    place: dict[
+        str, tuple[float, float, float]
+    ]  # focal findings: across, down, deep, each in [0, 1] of its range
     marker: bool  # a lead letter in the corner, as on films of the Indiana collection
 
 
 def draw_body(rng: np.random.Generator, findings: Sequence[Finding], marker: bool = False) -> Body:
-    """A build that fits the findings: a wide heart for cardiomegaly, low domes for hyperinflation, a raised one for
-    atelectasis."""
+    """A build that fits the findings: a wide heart for cardiomegaly, low domes for hyperinflation,
+    a raised one for atelectasis.
+    """
     by_name = {finding.name: finding for finding in findings}
     ratio = rng.uniform(0.40, 0.49)
     if "cardiomegaly" in by_name:
@@ -71,6 +76,9 @@ def draw_body(rng: np.random.Generator, findings: Sequence[Finding], marker: boo
         shift=(rng.uniform(-0.02, 0.02), rng.uniform(-0.02, 0.02)),
         rib_phase=rng.uniform(0, 1),
         texture=rng.uniform(0.7, 1.3),
-        place={name: (rng.random(), rng.random(), rng.random()) for name in ("consolidation", "lung lesion")},
+        place={
+            name: (rng.random(), rng.random(), rng.random())
+            for name in ("consolidation", "lung lesion")
+        },
         marker=marker,
     )

@@ -26,7 +26,10 @@ def write_table(path: Path, rows: Sequence[Mapping], columns: Sequence[str] = ()
     """Rows as .csv, or as .csv.gz without the time of day in the header."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(
-        text, list(columns or rows[0]), extrasaction="ignore" if columns else "raise", lineterminator="\n"
+        text,
+        list(columns or rows[0]),
+        extrasaction="ignore" if columns else "raise",
+        lineterminator="\n",
     )
     writer.writeheader()
     writer.writerows(rows)

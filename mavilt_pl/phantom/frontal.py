@@ -1,11 +1,13 @@
-"""The frontal projection: thorax, lungs, heart, mediastinum, diaphragm, bones, and findings, summed along rays.
+"""The frontal projection: thorax, lungs, heart, mediastinum, diaphragm, bones, and findings, summed
+along rays.
 
-Coordinates: x in [-1, 1] from the image's left to its right (the patient's left has x > 0), y in [-1, 1] from top to
-bottom; one unit is about 180 mm. Every body adds its thickness times its attenuation; the sum is windowed as a
-digital radiograph is, so air is dark and bone bright.
+Coordinates: x in [-1, 1] from the image's left to its right (the patient's left has x > 0), y in
+[-1, 1] from top to bottom; one unit is about 180 mm. Every body adds its thickness times its
+attenuation; the sum is windowed as a digital radiograph is, so air is dark and bone bright.
 
-PA: full inspiration, scapulae turned off the lungs. AP, as at the bedside: a shallower breath, the heart magnified
-because it lies further from the detector, scapulae over the lungs, clavicles higher.
+PA: full inspiration, scapulae turned off the lungs. AP, as at the bedside: a shallower breath, the
+heart magnified because it lies further from the detector, scapulae over the lungs, clavicles
+higher.
 """
 
 from __future__ import annotations
@@ -24,7 +26,13 @@ MAGNIFIED = 1.07  # the heart on an AP projection against a PA one
 
 
 class Frontal(Chest):
-    def __init__(self, body: Body, size: int, rng: np.random.Generator, projection: Literal["PA", "AP"] = "PA"):
+    def __init__(
+        self,
+        body: Body,
+        size: int,
+        rng: np.random.Generator,
+        projection: Literal["PA", "AP"] = "PA",
+    ):
         super().__init__(body, size, rng)
         self.bedside = projection == "AP"
         self.dome = {side: y - body.shallow * self.bedside for side, y in body.dome.items()}
@@ -37,7 +45,9 @@ class Frontal(Chest):
         return self.dome[side] + 0.20 * np.clip(across, -1.2, 1.6) ** 2
 
     def _outer(self) -> Array:
-        """x of the rib cage's inner side at each height: a quarter of an ellipse from the apex down."""
+        """x of the rib cage's inner side at each height: a quarter of an ellipse from the apex
+        down.
+        """
         down = np.clip((self.y - self.body.apex) / 0.95, 0, 1)
         return 0.28 + (self.body.thorax - 0.28) * np.sqrt(1 - (1 - down) ** 2)
 
@@ -64,7 +74,9 @@ class Frontal(Chest):
         side, x = finding.side, SIGN[finding.side] * self.x
         gap = 0.13 + 0.16 * finding.size + 0.10 * np.clip((-self.y - 0.15) / 0.6, 0, 1)
         edge = self._outer() - gap  # x of the visceral pleura
-        edge = np.minimum(edge, self.body.thorax - gap - 0.30 * np.clip((-self.y - 0.15) / 0.6, 0, 1) ** 1.5)
+        edge = np.minimum(
+            edge, self.body.thorax - gap - 0.30 * np.clip((-self.y - 0.15) / 0.6, 0, 1) ** 1.5
+        )
         outside = step(x - edge, 0.02) * self.within(side)
         self.air[side] = self.air[side] * (1 + 0.42 * outside)
         self.extra += 0.10 * np.exp(-(((x - edge) / 0.014) ** 2)) * self.within(side)
@@ -85,7 +97,9 @@ class Frontal(Chest):
         for side, sign in SIGN.items():
             haze = blob(self.x, self.y, sign * 0.30, -0.02, 0.24, 0.42)
             self.extra += (0.20 + 0.12 * finding.size) * haze * self.within(side)
-            lines = np.sin(38 * (self.y + 0.4 * sign * self.x)) * blob(self.x, self.y, sign * 0.6, 0.2, 0.15, 0.25)
+            lines = np.sin(38 * (self.y + 0.4 * sign * self.x)) * blob(
+                self.x, self.y, sign * 0.6, 0.2, 0.15, 0.25
+            )
             self.extra += 0.05 * np.clip(lines, 0, 1) * self.within(side)
 
     def _atelectasis(self, finding: Finding) -> None:
@@ -101,7 +115,16 @@ class Frontal(Chest):
         if finding.kind == "pacemaker":
             cx, cy = 0.52, -0.50
             can = (np.abs((x - cx) / 0.105) ** 4 + np.abs((y - cy) / 0.085) ** 4) ** 0.25
-            lead = curve([(cx, cy - 0.06), (0.30, -0.60), (-0.04, -0.47), (-0.10, 0.0), (0.05, 0.22), (0.22, 0.30)])
+            lead = curve(
+                [
+                    (cx, cy - 0.06),
+                    (0.30, -0.60),
+                    (-0.04, -0.47),
+                    (-0.10, 0.0),
+                    (0.05, 0.22),
+                    (0.22, 0.30),
+                ]
+            )
             self.extra += 0.75 * step(1 - can, 0.15) + 0.36 * tube(x, y, lead, 0.012)
         elif finding.kind == "central line":
             line = curve([(-0.42, -0.95), (-0.30, -0.66), (-0.10, -0.50), (-0.09, 0.02)])
@@ -120,7 +143,11 @@ class Frontal(Chest):
         total += self._spine() * torso
         total += 0.20 * under * torso
         if self.body.stomach:
-            total -= self.body.stomach * blob(self.x, self.y, 0.36, self.dome["left"] + 0.15, 0.15, 0.07) * under
+            total -= (
+                self.body.stomach
+                * blob(self.x, self.y, 0.36, self.dome["left"] + 0.15, 0.15, 0.07)
+                * under
+            )
         if self.body.breast:
             total += self.body.breast * self._breasts() * torso
         return total + self._bones() * torso + self._vessels() * (1 - 0.8 * shadow) + self.extra
@@ -131,14 +158,23 @@ class Frontal(Chest):
         width = body.thorax + body.wall + 0.10 * step(y - 0.75, 0.4) * (body.wall > 0.11)
         trunk = np.sqrt(np.clip(1 - (x / width) ** 8, 0, 1))
         # Skin above the shoulder: the neck's side falls into the slope of the trapezius.
-        skin = -0.80 + 0.16 * np.clip((x - 0.30) / 0.6, 0, 1.5) ** 2 - 0.26 * np.exp(-((x / 0.34) ** 4))
+        skin = (
+            -0.80
+            + 0.16 * np.clip((x - 0.30) / 0.6, 0, 1.5) ** 2
+            - 0.26 * np.exp(-((x / 0.34) ** 4))
+        )
         arms = [(0.88, -0.52), (1.02 + body.arm, 1.0)]
         limb = np.sqrt(np.clip(1 - distance(x, y, arms) / 0.19**2, 0, 1))
-        girdle = step(x - 0.3, 0.1) * step(1.03 - x, 0.10) * step(-0.05 - y, 0.45)  # deltoid, pectoral and axilla
-        return np.clip(np.maximum(trunk, np.maximum(0.86 * limb, 0.9 * girdle)), 0, 1) * step(y - skin, 0.10)
+        girdle = (
+            step(x - 0.3, 0.1) * step(1.03 - x, 0.10) * step(-0.05 - y, 0.45)
+        )  # deltoid, pectoral and axilla
+        return np.clip(np.maximum(trunk, np.maximum(0.86 * limb, 0.9 * girdle)), 0, 1) * step(
+            y - skin, 0.10
+        )
 
     def _silhouette(self) -> Array:
-        """The central shadow, 0 to 1: mediastinum with aortic knob and pulmonary trunk, right atrium, left ventricle.
+        """The central shadow, 0 to 1: mediastinum with aortic knob and pulmonary trunk, right
+        atrium, left ventricle.
 
         Its greatest width over the rib cage's is the cardiothoracic ratio.
         """
@@ -152,15 +188,23 @@ class Frontal(Chest):
         ventricle = ventricle * np.sqrt(np.clip(1 - (np.clip(y - tip, 0, None) / 0.26) ** 2, 0, 1))
         atrium = np.clip(1 - ((y - middle) / 0.40) ** 2, 0, 1) ** 0.9
         side = 0.115 + 0.02 * step(-0.45 - y, 0.2)  # half width of the vessels above
-        left = side + body.knob * np.exp(-(((y + 0.36) / 0.10) ** 2)) + 0.055 * np.exp(-(((y + 0.14) / 0.13) ** 2))
+        left = (
+            side
+            + body.knob * np.exp(-(((y + 0.36) / 0.10) ** 2))
+            + 0.055 * np.exp(-(((y + 0.14) / 0.13) ** 2))
+        )
         left = np.maximum(left, side + (0.68 * width - side) * ventricle)
         right = np.maximum(side, side + (0.32 * width - side) * atrium)
         centre, half = (left - right) / 2, (left + right) / 2
         across = np.abs(x - centre) / half
-        return step(1 - across, 0.065 / half) * (0.62 + 0.38 * np.sqrt(np.clip(1 - across**2, 0, 1)))
+        return step(1 - across, 0.065 / half) * (
+            0.62 + 0.38 * np.sqrt(np.clip(1 - across**2, 0, 1))
+        )
 
     def _spine(self) -> Array:
-        """Vertebral bodies and the gaps between; the air of the trachea in front of the upper ones, down to the carina."""
+        """Vertebral bodies and the gaps between; the air of the trachea in front of the upper ones,
+        down to the carina.
+        """
         disc = 0.5 + 0.5 * np.cos(2 * np.pi * (self.y / 0.135 + self.body.rib_phase))
         column = np.exp(-((self.x / 0.080) ** 4)) * (0.06 + 0.035 * disc)
         return column - 0.11 * np.exp(-((self.x / 0.038) ** 2)) * step(-0.22 - self.y, 0.1)
@@ -172,8 +216,13 @@ class Frontal(Chest):
     def _bones(self) -> Array:
         body, x, y = self.body, np.abs(self.x), self.y
         out = x / body.thorax
-        cage = step(self._outer() + 0.05 - x, 0.06) * step(y - body.apex - 0.02, 0.08) * step(0.72 - y, 0.25)
-        # Behind, a rib leaves the spine and bends down along the wall; in front it comes back, down and inwards.
+        cage = (
+            step(self._outer() + 0.05 - x, 0.06)
+            * step(y - body.apex - 0.02, 0.08)
+            * step(0.72 - y, 0.25)
+        )
+        # Behind, a rib leaves the spine and bends down along the wall; in front it comes back, down
+        # and inwards.
         behind = (y - 0.05 * out - 0.26 * np.clip(out, 0, 1.1) ** 4) / 0.165 + body.rib_phase
         before = (y + 0.50 * x - 0.22 * x**2) / 0.205 + body.rib_phase
         ribs = 0.085 * rib(behind, 0.20) * step(x - 0.09, 0.05)
@@ -182,7 +231,9 @@ class Frontal(Chest):
             0.05 * np.exp(-(((self._outer() + 0.01 - x) / 0.03) ** 2)) * step(y + 0.50, 0.2)
         )  # where the ribs turn, seen on end
         lift = -0.09 if self.bedside else 0.0
-        clavicle = curve([(0.07, -0.50 + lift / 2), (0.24, -0.60 + lift), (0.48, -0.63 + lift), (0.80, -0.75)], 3)
+        clavicle = curve(
+            [(0.07, -0.50 + lift / 2), (0.24, -0.60 + lift), (0.48, -0.63 + lift), (0.80, -0.75)], 3
+        )
         bones = ribs * cage + 0.15 * tube(x, y, clavicle, 0.034)
         # Scapula: a thin blade with a thick lateral border; PA turns it outwards.
         turn = 0.0 if self.bedside else 0.13
@@ -190,7 +241,12 @@ class Frontal(Chest):
         border = tube(x, y, [(0.90, -0.54), (0.71 + turn, 0.0)], 0.025)
         humerus = tube(x, y, [(0.94, -0.56), (1.03 + body.arm, 1.0)], 0.055)
         head = blob(x, y, 0.93, -0.60, 0.09, 0.09)
-        return bones + (0.07 if self.bedside else 0.05) * blade + 0.07 * border + 0.10 * np.maximum(humerus, head)
+        return (
+            bones
+            + (0.07 if self.bedside else 0.05) * blade
+            + 0.07 * border
+            + 0.10 * np.maximum(humerus, head)
+        )
 
     def _vessels(self) -> Array:
         """Hila, and branches that bend, thin out and fade towards the rim."""
@@ -201,8 +257,15 @@ class Frontal(Chest):
             for angle in np.linspace(-1.3, 1.4, 8) + self.rng.normal(0, 0.10, 8):
                 length, bend = self.rng.uniform(0.30, 0.55), self.rng.normal(0.15, 0.25)
                 path = [
-                    (cx + sign * reach * length * np.cos(turn), cy + (reach * length + 0.05) * np.sin(turn))
-                    for reach, turn in ((0.15, angle), (0.45, angle + 0.4 * bend), (1.0, angle + bend))
+                    (
+                        cx + sign * reach * length * np.cos(turn),
+                        cy + (reach * length + 0.05) * np.sin(turn),
+                    )
+                    for reach, turn in (
+                        (0.15, angle),
+                        (0.45, angle + 0.4 * bend),
+                        (1.0, angle + bend),
+                    )
                 ]
                 nearest = np.minimum(nearest, distance(self.x, self.y, path))
             fade = blob(self.x, self.y, cx, cy, 0.36, 0.44)

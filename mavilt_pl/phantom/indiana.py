@@ -1,5 +1,7 @@
-"""Phantoms in the three layouts of the Indiana collection (Open-i, Kaggle, R2Gen): the real reports, with images rendered
-from their MeSH headings. The reports come from the installed torchxrayvision; nothing of them is kept in this package."""
+"""Phantoms in the three layouts of the Indiana collection (Open-i, Kaggle, R2Gen): the real
+reports, with images rendered from their MeSH headings. The reports come from the installed
+torchxrayvision; nothing of them is kept in this package.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,16 @@ from mavilt_pl.phantom.shapes import Array
 from mavilt_pl.workers import pool
 
 Layout = Literal["open-i", "kaggle", "r2gen"]
-KAGGLE_REPORTS = ("uid", "MeSH", "Problems", "image", "indication", "comparison", "findings", "impression")
+KAGGLE_REPORTS = (
+    "uid",
+    "MeSH",
+    "Problems",
+    "image",
+    "indication",
+    "comparison",
+    "findings",
+    "impression",
+)
 
 # What a MeSH heading's parts name, and what is rendered for it.
 HEADINGS: dict[str, str] = {
@@ -54,10 +65,13 @@ HEADINGS: dict[str, str] = {
 def reports_archive() -> Path:
     """The 3,955 Open-i reports that the package torchxrayvision carries."""
     spec = importlib.util.find_spec("torchxrayvision")
-    path = Path(spec.origin).parent / "data" / "NLMCXR_reports.tgz" if spec and spec.origin else None
+    path = (
+        Path(spec.origin).parent / "data" / "NLMCXR_reports.tgz" if spec and spec.origin else None
+    )
     if path is None or not path.exists():
         raise DataError(
-            "the phantom in the Open-i layout needs the Indiana reports that the package torchxrayvision carries, and "
+            "the phantom in the Open-i layout needs the Indiana reports that the package "
+            "torchxrayvision carries, and "
             "it is not installed: pip install 'mavilt[demo]'"
         )
     return path
@@ -68,13 +82,24 @@ def heading_findings(headings: list[str], rng: np.random.Generator) -> list[Find
     found: dict[str, Finding] = {}
     for heading in headings:
         parts = heading.lower().split("/")
-        name = HEADINGS.get(parts[0]) or ("hyperinflation" if parts[:2] == ["lung", "hyperdistention"] else None)
+        name = HEADINGS.get(parts[0]) or (
+            "hyperinflation" if parts[:2] == ["lung", "hyperdistention"] else None
+        )
         if name is None or name in found:
             continue
-        side = next((part for part in parts if part in ("left", "right")), "both" if "bilateral" in parts else "")
+        side = next(
+            (part for part in parts if part in ("left", "right")),
+            "both" if "bilateral" in parts else "",
+        )
         if side == "both" and name != "pleural effusion":
             side = str(rng.choice(["left", "right"]))
-        zone = "upper" if any("upper" in p or "apex" in p for p in parts) else "lower" if any("lower" in p or "base" in p for p in parts) else ""  # fmt: skip
+        zone = (
+            "upper"
+            if any("upper" in p or "apex" in p for p in parts)
+            else "lower"
+            if any("lower" in p or "base" in p for p in parts)
+            else ""
+        )
         found[name] = make_finding(name, rng, side, zone)
     return list(found.values())
 
@@ -97,19 +122,28 @@ class Study(NamedTuple):
     images: list[tuple[str, Projection, Array]]
 
     def text(self, label: str) -> str:
-        parts = {part.attrib.get("Label"): (part.text or "").strip() for part in self.tree.iter("AbstractText")}
+        parts = {
+            part.attrib.get("Label"): (part.text or "").strip()
+            for part in self.tree.iter("AbstractText")
+        }
         return parts.get(label, "")
 
 
 def _draw(task: Task) -> Study:
-    """The frontal image takes the id of the report's first image, a lateral that of its second, where it has one.
-    What the report names and is not rendered goes."""
-    rng, beside = (np.random.default_rng([task.seed, zlib.crc32(task.name.encode()), *more]) for more in ((), (1,)))
+    """The frontal image takes the id of the report's first image, a lateral that of its second,
+    where it has one. What the report names and is not rendered goes.
+    """
+    rng, beside = (
+        np.random.default_rng([task.seed, zlib.crc32(task.name.encode()), *more])
+        for more in ((), (1,))
+    )
     tree: Element = fromstring(task.xml)
     findings = heading_findings([major.text or "" for major in tree.iter("major")], rng)
     ids = [parent.attrib["id"] for parent in tree.iter("parentImage")]
     body = draw_body(rng, findings, marker=True)
-    images: list[tuple[str, Projection, Array]] = [(ids[0], "PA", render(body, findings, task.size, rng))]
+    images: list[tuple[str, Projection, Array]] = [
+        (ids[0], "PA", render(body, findings, task.size, rng))
+    ]
     if len(ids) > 1 and beside.random() < task.laterals:
         images.append((ids[1], "LATERAL", render(body, findings, task.size, beside, "LATERAL")))
     kept = {name for name, _, _ in images}
@@ -128,12 +162,16 @@ def _write_open_i(root: Path, study: Study) -> dict:
 
 
 def _series(name: str) -> str:
-    """`IM-0001-4001` of an image's id, which is CXR10_IM-0002-1001, or CXR1_1_IM-0001-4001 in the first report."""
+    """`IM-0001-4001` of an image's id, which is CXR10_IM-0002-1001, or CXR1_1_IM-0001-4001 in the
+    first report.
+    """
     return name.rsplit("_", 1)[-1]
 
 
 def _write_kaggle(root: Path, study: Study) -> dict:
-    """The images; their rows in the projections table and the study's in the reports table come back."""
+    """The images; their rows in the projections table and the study's in the reports table come
+    back.
+    """
     projections = []
     for name, view, image in study.images:
         file = f"{study.number}_{_series(name)}.dcm.png"
@@ -143,7 +181,11 @@ def _write_kaggle(root: Path, study: Study) -> dict:
     headings = [major.text or "" for major in study.tree.iter("major")]
     captions = [caption.text or "" for caption in study.tree.iter("caption")]
     row = {name: study.text(name.upper()) for name in KAGGLE_REPORTS[4:]}
-    row |= {"uid": study.number, "MeSH": ";".join(headings), "image": captions[0] if captions else ""}
+    row |= {
+        "uid": study.number,
+        "MeSH": ";".join(headings),
+        "image": captions[0] if captions else "",
+    }
     row["Problems"] = ";".join(dict.fromkeys(heading.split("/")[0] for heading in headings))
     return {"report": row, "projections": projections}
 
@@ -159,7 +201,11 @@ def _write_r2gen(root: Path, study: Study) -> dict:
 
 
 WRITERS = {"open-i": _write_open_i, "kaggle": _write_kaggle, "r2gen": _write_r2gen}
-FOLDERS = {"open-i": ("ecgen-radiology", "NLMCXR_png"), "kaggle": ("images/images_normalized",), "r2gen": ("images",)}
+FOLDERS = {
+    "open-i": ("ecgen-radiology", "NLMCXR_png"),
+    "kaggle": ("images/images_normalized",),
+    "r2gen": ("images",),
+}
 
 
 def _write_study(task: Task) -> dict:
@@ -168,14 +214,20 @@ def _write_study(task: Task) -> dict:
 
 
 def _reports(images: int) -> Iterator[tuple[str, bytes]]:
-    """Name and bytes of the reports that have FINDINGS, IMPRESSION and at least so many images, by number."""
+    """Name and bytes of the reports that have FINDINGS, IMPRESSION and at least so many images, by
+    number.
+    """
     with tarfile.open(reports_archive()) as archive:
         members = [m for m in archive.getmembers() if m.name.endswith(".xml")]
         for member in sorted(members, key=lambda m: int(Path(m.name).stem)):
             xml = (archive.extractfile(member) or io.BytesIO()).read()
             tree = fromstring(xml)
             texts = {part.attrib.get("Label"): part.text for part in tree.iter("AbstractText")}
-            if texts.get("FINDINGS") and texts.get("IMPRESSION") and len(list(tree.iter("parentImage"))) >= images:
+            if (
+                texts.get("FINDINGS")
+                and texts.get("IMPRESSION")
+                and len(list(tree.iter("parentImage"))) >= images
+            ):
                 yield Path(member.name).name, xml
 
 
@@ -184,7 +236,10 @@ def _annotation(entries: list[dict], seed: int) -> dict[str, list[dict]]:
     order = np.random.default_rng([seed, 2**32 - 1]).permutation(len(entries))
     first, second = round(0.7 * len(entries)), round(0.8 * len(entries))
     parts = {"train": order[:first], "val": order[first:second], "test": order[second:]}
-    return {split: [entries[i] | {"split": split} for i in sorted(chosen)] for split, chosen in parts.items()}
+    return {
+        split: [entries[i] | {"split": split} for i in sorted(chosen)]
+        for split, chosen in parts.items()
+    }
 
 
 def write_indiana(
@@ -196,10 +251,11 @@ def write_indiana(
     laterals: float = 0.0,
     layout: Layout = "open-i",
 ) -> int:
-    """Write the first `studies` reports that have FINDINGS, IMPRESSION and an image; gives how many there were.
+    """Write the first `studies` reports that have FINDINGS, IMPRESSION and an image; gives how many
+    there were.
 
-    Each has a frontal image, and of those whose report names two images the share `laterals` a lateral. R2Gen kept the
-    studies with two images, so that layout is drawn from those only.
+    Each has a frontal image, and of those whose report names two images the share `laterals` a
+    lateral. R2Gen kept the studies with two images, so that layout is drawn from those only.
     """
     for folder in FOLDERS[layout]:
         (root / folder).mkdir(parents=True, exist_ok=True)
@@ -207,11 +263,20 @@ def write_indiana(
     tasks = [Task(root, xml, name, seed, size, laterals, layout) for _, (name, xml) in chosen]
     with pool(workers) as processes:
         done = list(
-            track(processes.map(_write_study, tasks, chunksize=32), f"Phantoms, Indiana ({layout})", len(tasks))
+            track(
+                processes.map(_write_study, tasks, chunksize=32),
+                f"Phantoms, Indiana ({layout})",
+                len(tasks),
+            )
         )
     if layout == "kaggle":
-        write_table(root / "indiana_projections.csv", [row for study in done for row in study["projections"]])
-        write_table(root / "indiana_reports.csv", [study["report"] for study in done], KAGGLE_REPORTS)
+        write_table(
+            root / "indiana_projections.csv",
+            [row for study in done for row in study["projections"]],
+        )
+        write_table(
+            root / "indiana_reports.csv", [study["report"] for study in done], KAGGLE_REPORTS
+        )
     elif layout == "r2gen":
         text = json.dumps(_annotation(done, seed), ensure_ascii=False)
         (root / "annotation.json").write_text(text, encoding="utf-8")

@@ -1,7 +1,9 @@
-"""The lateral projection: the same build and findings from the side, the front of the patient at the image's left.
+"""The lateral projection: the same build and findings from the side, the front of the patient at
+the image's left.
 
-Coordinates: x from front to back, y as on the frontal projections, one unit about 180 mm. The two lungs lie one behind
-the other, so each weighs half and a side can only be told by its hemidiaphragm, as on patients.
+Coordinates: x from front to back, y as on the frontal projections, one unit about 180 mm. The two
+lungs lie one behind the other, so each weighs half and a side can only be told by its
+hemidiaphragm, as on patients.
 """
 
 from __future__ import annotations
@@ -20,14 +22,20 @@ class Lateral(Chest):
     def __init__(self, body: Body, size: int, rng: np.random.Generator):
         super().__init__(body, size, rng)
         below = np.clip((self.y - body.apex) / 0.62, 0, 1)
-        self.front = 0.02 - (body.depth + 0.02) * np.sqrt(1 - (1 - below) ** 2) ** 1.2  # x of the inner sternum
-        self.spine = body.depth - 0.16 * np.clip((-self.y - 0.15) / 0.7, 0, 1) ** 1.5  # x of the vertebrae: kyphosis
+        self.front = (
+            0.02 - (body.depth + 0.02) * np.sqrt(1 - (1 - below) ** 2) ** 1.2
+        )  # x of the inner sternum
+        self.spine = (
+            body.depth - 0.16 * np.clip((-self.y - 0.15) / 0.7, 0, 1) ** 1.5
+        )  # x of the vertebrae: kyphosis
         self.back = self.spine + BACK + 0.06 * np.exp(-(((self.y + 0.05) / 0.5) ** 2))
         self.base = {side: self._dome(side) for side in SIDES}
         self.air = {side: self._lung(side) for side in SIDES}
 
     def _dome(self, side: str) -> Array:
-        """y of the diaphragm under each x: highest in front of the middle, deepest in the posterior angle."""
+        """y of the diaphragm under each x: highest in front of the middle, deepest in the posterior
+        angle.
+        """
         behind = np.clip((self.x + 0.12) / (self.body.depth + BACK), 0, 1.2)
         before = np.clip((-0.12 - self.x) / self.body.depth, 0, 1.2)
         return self.body.dome[side] + 0.34 * behind**2 + 0.10 * before**2
@@ -36,8 +44,16 @@ class Lateral(Chest):
         half = np.maximum((self.back - self.front) / 2, 0.02)
         across = (self.x - (self.back + self.front) / 2) / half
         thickness = np.clip(1 - across**4, 0, 1) ** 0.4 * step(1 - np.abs(across), 0.12)
-        thin = 0.45 + 0.55 * np.clip((self.y - self.body.apex - 0.10) / 0.45, 0, 1)  # the shoulders lie over the apices
-        return 0.5 * thickness * thin * step(self.base[side] - self.y, 0.035) * step(self.y - self.body.apex, 0.08)
+        thin = 0.45 + 0.55 * np.clip(
+            (self.y - self.body.apex - 0.10) / 0.45, 0, 1
+        )  # the shoulders lie over the apices
+        return (
+            0.5
+            * thickness
+            * thin
+            * step(self.base[side] - self.y, 0.035)
+            * step(self.y - self.body.apex, 0.08)
+        )
 
     def within(self) -> Array:
         return np.clip(1.3 * (self.air["left"] + self.air["right"]), 0, 1)
@@ -51,7 +67,8 @@ class Lateral(Chest):
             level = self.body.dome[side] + 0.10 - 0.34 * finding.size
             meniscus = level - 0.18 * np.clip((self.x - 0.10) / 0.45, 0, 1.2) ** 2
             meniscus -= 0.05 * np.clip((-0.25 - self.x) / 0.25, 0, 1.2) ** 2
-            # Seen from the side the other lung's air still lies in the ray, so one effusion only veils.
+            # Seen from the side the other lung's air still lies in the ray, so one effusion only
+            # veils.
             self.air[side] = self.air[side] * (1 - 0.92 * step(self.y - meniscus, 0.05))
 
     def _pneumothorax(self, finding: Finding) -> None:
@@ -66,7 +83,9 @@ class Lateral(Chest):
         for _ in range(5):
             ox, oy = self.rng.normal(0, 0.40 * radius, 2)
             rx, ry = radius * self.rng.uniform(0.5, 0.8, 2)
-            patch += blob(self.x, self.y, self._across(finding) + ox, self.height(finding) + oy, rx, ry)
+            patch += blob(
+                self.x, self.y, self._across(finding) + ox, self.height(finding) + oy, rx, ry
+            )
         self.extra += 0.30 * np.clip(patch, 0, 1) * self.within()
 
     def _edema(self, finding: Finding) -> None:
@@ -75,21 +94,36 @@ class Lateral(Chest):
 
     def _atelectasis(self, finding: Finding) -> None:
         y = self.body.dome[finding.side] - 0.05
-        self.extra += 0.20 * tube(self.x, self.y, [(-0.10, y), (0.34, y + 0.02)], 0.022) * self.within()
+        self.extra += (
+            0.20 * tube(self.x, self.y, [(-0.10, y), (0.34, y + 0.02)], 0.022) * self.within()
+        )
 
     def _lung_lesion(self, finding: Finding) -> None:
         self.nodule(finding, self._across(finding))
 
     def _support_devices(self, finding: Finding) -> None:
         x, y, front = self.x, self.y, -self.body.depth
-        if finding.kind == "pacemaker":  # the can lies under the skin and is seen on its narrow side
-            can = (np.abs((x - front - 0.02) / 0.035) ** 4 + np.abs((y + 0.50) / 0.085) ** 4) ** 0.25
+        if (
+            finding.kind == "pacemaker"
+        ):  # the can lies under the skin and is seen on its narrow side
+            can = (
+                np.abs((x - front - 0.02) / 0.035) ** 4 + np.abs((y + 0.50) / 0.085) ** 4
+            ) ** 0.25
             lead = curve(
-                [(front + 0.02, -0.56), (-0.20, -0.64), (0.02, -0.47), (0.03, 0.0), (-0.12, 0.20), (-0.28, 0.30)]
+                [
+                    (front + 0.02, -0.56),
+                    (-0.20, -0.64),
+                    (0.02, -0.47),
+                    (0.03, 0.0),
+                    (-0.12, 0.20),
+                    (-0.28, 0.30),
+                ]
             )
             self.extra += 0.75 * step(1 - can, 0.25) + 0.36 * tube(x, y, lead, 0.012)
         elif finding.kind == "central line":
-            self.extra += 0.43 * tube(x, y, curve([(-0.02, -0.95), (-0.06, -0.70), (0.02, -0.45), (0.03, 0.02)]), 0.017)
+            self.extra += 0.43 * tube(
+                x, y, curve([(-0.02, -0.95), (-0.06, -0.70), (0.02, -0.45), (0.03, 0.02)]), 0.017
+            )
         else:
             square = distance(x, y, [(-0.02, -1.0), (0.08, -0.30)])
             self.extra += 0.52 * np.exp(-square / 0.045**2) - 0.36 * np.exp(-square / 0.020**2)
@@ -102,8 +136,13 @@ class Lateral(Chest):
         total = 0.72 * torso - 0.50 * air + 0.085 * (under["left"] + under["right"]) * torso
         total += self._heart() * (0.31 * np.clip(air * 1.2, 0, 1) + 0.04 * torso)
         # Great vessels above the heart, the trachea's air behind them, the hila where they cross.
-        vessels = blob(x, y, 0.0, -0.30, 0.13, 0.22) + 0.7 * tube(x, y, curve([(0.02, -0.36), (0.14, -0.42), (0.24, -0.30), (0.30, 0.2)]), 0.06)  # fmt: skip
-        total += 0.10 * vessels * self.within() + 0.12 * blob(x, y, 0.05, -0.06, 0.09, 0.13) * self.within()
+        vessels = blob(x, y, 0.0, -0.30, 0.13, 0.22) + 0.7 * tube(
+            x, y, curve([(0.02, -0.36), (0.14, -0.42), (0.24, -0.30), (0.30, 0.2)]), 0.06
+        )
+        total += (
+            0.10 * vessels * self.within()
+            + 0.12 * blob(x, y, 0.05, -0.06, 0.09, 0.13) * self.within()
+        )
         total -= 0.10 * tube(x, y, [(-0.02, -1.0), (0.09, -0.22)], 0.038) * torso
         return total + self._bones() * torso + self.extra
 
@@ -114,11 +153,15 @@ class Lateral(Chest):
         back = body.depth + 0.22 + body.wall - 0.12 * np.clip((-0.35 - y) / 0.6, 0, 1)
         half = (back - front) / 2
         trunk = np.sqrt(np.clip(1 - ((x - (back + front) / 2) / half) ** 6, 0, 1))
-        shoulder = 0.18 * blob(x, y, 0.10, -0.85, 0.45, 0.26)  # raised arms: more tissue over the apices
+        shoulder = 0.18 * blob(
+            x, y, 0.10, -0.85, 0.45, 0.26
+        )  # raised arms: more tissue over the apices
         return trunk + shoulder * trunk
 
     def _heart(self) -> Array:
-        """Against the sternum and on the diaphragm, its long axis down and forward; retrosternal and retrocardiac air stay."""
+        """Against the sternum and on the diaphragm, its long axis down and forward; retrosternal
+        and retrocardiac air stay.
+        """
         body = self.body
         half = 0.30 + 0.85 * (body.heart_width - 0.45)
         cx, cy = -body.depth + 0.10 + half, max(body.dome.values()) - 0.17
@@ -130,12 +173,25 @@ class Lateral(Chest):
     def _bones(self) -> Array:
         body, x, y = self.body, self.x, self.y
         disc = 0.5 + 0.5 * np.cos(2 * np.pi * (y / 0.135 + body.rib_phase))
-        spine = np.exp(-(((x - self.spine) / 0.085) ** 4)) * (0.13 - 0.07 * disc) * (1 - 0.4 * step(self.y - 0.55, 0.4))
+        spine = (
+            np.exp(-(((x - self.spine) / 0.085) ** 4))
+            * (0.13 - 0.07 * disc)
+            * (1 - 0.4 * step(self.y - 0.55, 0.4))
+        )
         cage = step(x - self.front + 0.02, 0.05) * step(self.back + 0.03 - x, 0.05)
         cage = cage * step(y - body.apex - 0.05, 0.1) * step(0.70 - y, 0.25)
         ribs = rib((y + 0.55 * x - 0.25 * x**2) / 0.165 + body.rib_phase, 0.18)  # down and forward
-        ribs = 0.04 * ribs + 0.03 * rib((y + 0.62 * x - 0.25 * x**2) / 0.160 + body.rib_phase + 0.35, 0.18)
-        sternum = 0.14 * np.exp(-(((x - self.front + 0.03) / 0.025) ** 2)) * step(y + 0.52, 0.08) * step(0.18 - y, 0.1)
+        ribs = 0.04 * ribs + 0.03 * rib(
+            (y + 0.62 * x - 0.25 * x**2) / 0.160 + body.rib_phase + 0.35, 0.18
+        )
+        sternum = (
+            0.14
+            * np.exp(-(((x - self.front + 0.03) / 0.025) ** 2))
+            * step(y + 0.52, 0.08)
+            * step(0.18 - y, 0.1)
+        )
         scapula = 0.06 * tube(x, y, [(0.30, -0.80), (body.depth + 0.10, -0.22)], 0.05)
-        scapula += 0.05 * tube(x, y, [(0.05, -1.0), (0.16, -0.74)], 0.09)  # and the raised arm's humerus
+        scapula += 0.05 * tube(
+            x, y, [(0.05, -1.0), (0.16, -0.74)], 0.09
+        )  # and the raised arm's humerus
         return spine + ribs * cage + sternum + scapula

@@ -1,4 +1,6 @@
-"""Phantoms in the layouts of MIMIC-CXR-JPG 2.x (pictures, reports, tables) and MIMIC-CXR 2.x (DICOM, reports, lists)."""
+"""Phantoms in the layouts of MIMIC-CXR-JPG 2.x (pictures, reports, tables) and MIMIC-CXR 2.x
+(DICOM, reports, lists).
+"""
 
 from __future__ import annotations
 
@@ -18,14 +20,35 @@ from mavilt_pl.phantom.wording import findings_text, impression_text
 from mavilt_pl.workers import pool
 
 CHEXPERT = (
-    "Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Enlarged Cardiomediastinum", "Fracture", "Lung Lesion",
-    "Lung Opacity", "No Finding", "Pleural Effusion", "Pleural Other", "Pneumonia", "Pneumothorax", "Support Devices",
-)  # fmt: skip
+    "Atelectasis",
+    "Cardiomegaly",
+    "Consolidation",
+    "Edema",
+    "Enlarged Cardiomediastinum",
+    "Fracture",
+    "Lung Lesion",
+    "Lung Opacity",
+    "No Finding",
+    "Pleural Effusion",
+    "Pleural Other",
+    "Pneumonia",
+    "Pneumothorax",
+    "Support Devices",
+)
 METADATA = (
-    "dicom_id", "subject_id", "study_id", "PerformedProcedureStepDescription", "ViewPosition", "Rows", "Columns",
-    "StudyDate", "StudyTime", "ProcedureCodeSequence_CodeMeaning", "ViewCodeSequence_CodeMeaning",
+    "dicom_id",
+    "subject_id",
+    "study_id",
+    "PerformedProcedureStepDescription",
+    "ViewPosition",
+    "Rows",
+    "Columns",
+    "StudyDate",
+    "StudyTime",
+    "ProcedureCodeSequence_CodeMeaning",
+    "ViewCodeSequence_CodeMeaning",
     "PatientOrientationCodeSequence_CodeMeaning",
-)  # fmt: skip
+)
 VIEW_CODE = {"PA": "postero-anterior", "AP": "antero-posterior", "LATERAL": "lateral"}
 REPORT = """                                 FINAL REPORT
  EXAMINATION:  {examination}
@@ -58,7 +81,9 @@ class Task(NamedTuple):
 
 
 class Row(NamedTuple):
-    """What a study adds to the tables: a split, a metadata and a record row an image, a row of labels, and its report."""
+    """What a study adds to the tables: a split, a metadata and a record row an image, a row of
+    labels, and its report.
+    """
 
     splits: list[dict]
     metadata: list[dict]
@@ -70,7 +95,11 @@ class Row(NamedTuple):
 def _labels(findings: list[Finding]) -> dict[str, str]:
     present = {finding.name for finding in findings}
     row = {name: "" for name in CHEXPERT}
-    row |= {name: "1.0" if name.lower() in present else "0.0" for name in CHEXPERT if name.lower() in MIMIC_FINDINGS}
+    row |= {
+        name: "1.0" if name.lower() in present else "0.0"
+        for name in CHEXPERT
+        if name.lower() in MIMIC_FINDINGS
+    }
     if not present:
         row["No Finding"] = "1.0"
     return row
@@ -81,8 +110,10 @@ def _name(rng: np.random.Generator) -> str:
 
 
 def _draw(task: Task) -> tuple[list[tuple[str, Projection, Array]], list[Finding], str, str]:
-    """Images as name, view and pixels; findings; the examination's name; the report's text. Laterals have a random stream of their own, so
-    that the frontal images and the reports' sentences are the same with and without them."""
+    """Images as name, view and pixels; findings; the examination's name; the report's text.
+    Laterals have a random stream of their own, so that the frontal images and the reports'
+    sentences are the same with and without them.
+    """
     rng, beside = (np.random.default_rng([task.seed, task.number, *more]) for more in ((), (1,)))
     findings = draw_findings(rng)
     view: Projection = "AP" if rng.choice(["PA", "AP"]) == "AP" else "PA"
@@ -91,10 +122,14 @@ def _draw(task: Task) -> tuple[list[tuple[str, Projection, Array]], list[Finding
     images: list[tuple[str, Projection, Array]] = [(_name(rng), view, image)]
     examination = f"CHEST ({view})"
     if beside.random() < task.laterals:
-        images.append((_name(beside), "LATERAL", render(body, findings, task.size, beside, "LATERAL")))
+        images.append(
+            (_name(beside), "LATERAL", render(body, findings, task.size, beside, "LATERAL"))
+        )
         examination = f"CHEST ({view} AND LAT)"
     text = REPORT.format(
-        examination=examination, findings=findings_text(findings, rng), impression=impression_text(findings)
+        examination=examination,
+        findings=findings_text(findings, rng),
+        impression=impression_text(findings),
     )
     return images, findings, examination, text
 
@@ -102,7 +137,9 @@ def _draw(task: Task) -> tuple[list[tuple[str, Projection, Array]], list[Finding
 def _write_study(task: Task) -> Row:
     cv2.setNumThreads(1)
     images, findings, examination, text = _draw(task)
-    bedside = len(images) == 1 and images[0][1] == "AP"  # a patient who cannot stand has no lateral taken
+    bedside = (
+        len(images) == 1 and images[0][1] == "AP"
+    )  # a patient who cannot stand has no lateral taken
     date = 21000101 + task.number % 28
     patient = f"files/p{str(task.subject)[:2]}/p{task.subject}"
     folder = task.root / patient / f"s{task.study}"
@@ -116,8 +153,17 @@ def _write_study(task: Task) -> Row:
             from mavilt_pl.phantom.dicom import dicom, variety
 
             kind = variety(task.number + (view == "LATERAL"))
-            (folder / f"{name}.dcm").write_bytes(dicom(image, kind, task.subject, task.study, name, view, date))
-        splits.append({"dicom_id": name, "study_id": task.study, "subject_id": task.subject, "split": task.split})
+            (folder / f"{name}.dcm").write_bytes(
+                dicom(image, kind, task.subject, task.study, name, view, date)
+            )
+        splits.append(
+            {
+                "dicom_id": name,
+                "study_id": task.study,
+                "subject_id": task.subject,
+                "split": task.split,
+            }
+        )
         records.append(ids | {"dicom_id": name, "path": f"{patient}/s{task.study}/{name}.dcm"})
         meta = dict.fromkeys(METADATA, "") | {"dicom_id": name} | ids
         meta |= {"ViewPosition": view, "Rows": task.size, "Columns": task.size, "StudyDate": date}
@@ -132,12 +178,25 @@ def _write_study(task: Task) -> Row:
     report = f"{patient}/s{task.study}.txt"
     if not task.zipped:
         (task.root / report).write_text(text, encoding="utf-8")
-    return Row(splits, metadata, ids | _labels(findings), (report, text if task.zipped else ""), records)
+    return Row(
+        splits, metadata, ids | _labels(findings), (report, text if task.zipped else ""), records
+    )
 
 
-def _tasks(root: Path, studies: int, size: int, seed: int, validate: int, test: int, laterals: float,
-           pixels: Literal["jpg", "dicom"], zipped: bool = False) -> Iterator[Task]:  # fmt: skip
-    """Patients have one to three studies; whole patients go to test, then to validate, then to train."""
+def _tasks(
+    root: Path,
+    studies: int,
+    size: int,
+    seed: int,
+    validate: int,
+    test: int,
+    laterals: float,
+    pixels: Literal["jpg", "dicom"],
+    zipped: bool = False,
+) -> Iterator[Task]:
+    """Patients have one to three studies; whole patients go to test, then to validate, then to
+    train.
+    """
     rng = np.random.default_rng([seed, 2**32 - 1])
     subject, number = 10_000_031, 0
     while number < studies:
@@ -145,7 +204,18 @@ def _tasks(root: Path, studies: int, size: int, seed: int, validate: int, test: 
         split = "test" if number < test else "validate" if number < test + validate else "train"
         end = test if split == "test" else test + validate if split == "validate" else studies
         for _ in range(min(int(rng.integers(1, 4)), end - number)):
-            yield Task(root, seed, subject, 50_000_000 + number, split, size, number, laterals, pixels, zipped)
+            yield Task(
+                root,
+                seed,
+                subject,
+                50_000_000 + number,
+                split,
+                size,
+                number,
+                laterals,
+                pixels,
+                zipped,
+            )
             number += 1
 
 
@@ -161,12 +231,13 @@ def write_mimic(
     pixels: Literal["jpg", "dicom"] = "jpg",
     zipped: bool = False,
 ) -> None:
-    """Write `studies` studies of `size`² pixels under `root`; of them `validate` and `test` go to those splits, and the
-    share `laterals` has a lateral beside its frontal image. `pixels` chooses between the two releases: JPEG with the
-    tables of labels and splits, or DICOM with the lists of records; `zipped` puts reports into mimic-cxr-reports.zip.
+    """Write `studies` studies of `size`² pixels under `root`; of them `validate` and `test` go to
+    those splits, and the share `laterals` has a lateral beside its frontal image. `pixels` chooses
+    between the two releases: JPEG with the tables of labels and splits, or DICOM with the lists of
+    records; `zipped` puts reports into mimic-cxr-reports.zip.
 
-    The same arguments give the same bytes, whatever the number of workers. The split table or record list is written
-    last: a folder without it is not a dataset to any reader.
+    The same arguments give the same bytes, whatever the number of workers. The split table or
+    record list is written last: a folder without it is not a dataset to any reader.
     """
     tasks = list(_tasks(root, studies, size, seed, validate, test, laterals, pixels, zipped))
     title = "Phantoms, MIMIC-CXR-JPG" if pixels == "jpg" else "Phantoms, MIMIC-CXR"
@@ -177,15 +248,24 @@ def write_mimic(
     splits = [split for row in rows for split in row.splits]
     if pixels == "jpg":
         labels = [row.labels for row in rows]
-        write_table(root / "mimic-cxr-2.0.0-metadata.csv.gz", [meta for row in rows for meta in row.metadata])
+        write_table(
+            root / "mimic-cxr-2.0.0-metadata.csv.gz",
+            [meta for row in rows for meta in row.metadata],
+        )
         write_table(root / "mimic-cxr-2.0.0-chexpert.csv.gz", labels)
         write_table(root / "mimic-cxr-2.0.0-negbio.csv.gz", labels)
         tested = {split["study_id"] for split in splits if split["split"] == "test"}
         read = [row for row in labels if row["study_id"] in tested]
         if read:  # on the test set radiologists labelled what was there
-            write_table(root / "mimic-cxr-2.1.0-test-set-labeled.csv", read, ("study_id", *CHEXPERT))
+            write_table(
+                root / "mimic-cxr-2.1.0-test-set-labeled.csv", read, ("study_id", *CHEXPERT)
+            )
         write_table(root / "mimic-cxr-2.0.0-split.csv.gz", splits)
     else:
         studies_listed = [row.labels | {"path": row.report[0]} for row in rows]
-        write_table(root / "cxr-study-list.csv.gz", studies_listed, ("subject_id", "study_id", "path"))
-        write_table(root / "cxr-record-list.csv.gz", [record for row in rows for record in row.records])
+        write_table(
+            root / "cxr-study-list.csv.gz", studies_listed, ("subject_id", "study_id", "path")
+        )
+        write_table(
+            root / "cxr-record-list.csv.gz", [record for row in rows for record in row.records]
+        )

@@ -1,4 +1,6 @@
-"""Smooth shapes on a grid of coordinates: edges, blobs and tubes. x is [1,W] or [H,W], y is [H,1] or [H,W]."""
+"""Smooth shapes on a grid of coordinates: edges, blobs and tubes. x is [1,W] or [H,W], y is [H,1]
+or [H,W].
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,13 @@ def curve(points: Points, pieces: int = 4) -> list[tuple[float, float]]:
     p = np.asarray([points[0], *points, points[-1]], dtype=float)
     t = np.arange(pieces)[:, None] / pieces
     bends = [
-        0.5 * (2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t**2 + (3 * b - a - 3 * c + d) * t**3)
+        0.5
+        * (
+            2 * b
+            + (c - a) * t
+            + (2 * a - 5 * b + 4 * c - d) * t**2
+            + (3 * b - a - 3 * c + d) * t**3
+        )
         for a, b, c, d in zip(p, p[1:], p[2:], p[3:])
     ]
     return [(float(u), float(v)) for u, v in np.concatenate([*bends, p[-1:]])]

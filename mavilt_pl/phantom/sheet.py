@@ -27,12 +27,16 @@ PICTURES = (".png", ".jpg", ".jpeg", ".dcm")
 
 
 def _phantoms(size: int, seed: int) -> list[np.ndarray]:
-    """Eight images uint8 [size,size]; entries of SHOWN with the same findings show the same patient."""
+    """Eight images uint8 [size,size]; entries of SHOWN with the same findings show the same
+    patient.
+    """
     images, patients = [], {}
     for number, (view, named) in enumerate(SHOWN):
         rng = np.random.default_rng([seed, number])
         if named not in patients:
-            findings = [make_finding(name, rng, side, zone, kind) for name, side, zone, kind in named]
+            findings = [
+                make_finding(name, rng, side, zone, kind) for name, side, zone, kind in named
+            ]
             patients[named] = findings, draw_body(rng, findings)
         findings, body = patients[named]
         images.append((render(body, findings, size, rng, view) * 255).round().astype(np.uint8))
@@ -43,9 +47,13 @@ def _radiographs(folder: Path, size: int, count: int) -> list[np.ndarray]:
     """`count` images spread evenly over the folder's files, uint8 [size,size]."""
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES)
     if not files:
-        raise DataError(f"{folder}: no radiographs found; expected files ending in {', '.join(PICTURES)}")
+        raise DataError(
+            f"{folder}: no radiographs found; expected files ending in {', '.join(PICTURES)}"
+        )
     images = []
-    for path in (files[i] for i in np.linspace(0, len(files) - 1, min(count, len(files))).round().astype(int)):
+    for path in (
+        files[i] for i in np.linspace(0, len(files) - 1, min(count, len(files))).round().astype(int)
+    ):
         try:
             images.append(resize(read_radiograph(path), size, "crop"))
         except Rejected as error:
@@ -60,5 +68,7 @@ def write_sheet(out: Path, beside: Path | None = None, size: int = 256, seed: in
     images += real + [np.zeros((size, size), np.uint8)] * (-len(real) % 4)
     rows = [np.hstack(images[i : i + 4]) for i in range(0, len(images), 4)]
     if not cv2.imwrite(str(out), np.vstack(rows)):
-        raise DataError(f"{out} could not be written: expected the path of a .png in an existing folder")
+        raise DataError(
+            f"{out} could not be written: expected the path of a .png in an existing folder"
+        )
     return len(real)

@@ -1,4 +1,6 @@
-"""`mavilt phantom`: writes a synthetic corpus in a real dataset's own layout, or a picture of some phantoms."""
+"""`mavilt phantom`: writes a synthetic corpus in a real dataset's own layout, or a picture of some
+phantoms.
+"""
 
 from __future__ import annotations
 
@@ -21,23 +23,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     layouts = parser.add_subparsers(dest="layout", metavar="LAYOUT", required=True)
     for layout, (line, laterals) in LAYOUTS.items():
         one = layouts.add_parser(layout, help=line, description=line)
-        one.add_argument("out", type=Path, help="folder to write; replaced when it was made by this command")
-        one.add_argument("--studies", type=int, default=1000, help="how many studies (default 1000)")
+        one.add_argument(
+            "out", type=Path, help="folder to write; replaced when it was made by this command"
+        )
+        one.add_argument(
+            "--studies", type=int, default=1000, help="how many studies (default 1000)"
+        )
         if layout.startswith("mimic"):
             one.add_argument("--validate", type=int, default=0, help="of them for validation")
             one.add_argument("--test", type=int, default=0, help="of them for the test")
             zipped = layout == "mimic-dicom"
-            one.add_argument("--zipped", action=argparse.BooleanOptionalAction, default=zipped,
-                             help="reports as mimic-cxr-reports.zip")  # fmt: skip
-        one.add_argument("--laterals", type=float, default=laterals,
-                         help=f"share of studies that also have a lateral (default {laterals:g})")  # fmt: skip
-        one.add_argument("--size", type=int, default=160, help="pixels along each side (default 160)")
+            one.add_argument(
+                "--zipped",
+                action=argparse.BooleanOptionalAction,
+                default=zipped,
+                help="reports as mimic-cxr-reports.zip",
+            )
+        one.add_argument(
+            "--laterals",
+            type=float,
+            default=laterals,
+            help=f"share of studies that also have a lateral (default {laterals:g})",
+        )
+        one.add_argument(
+            "--size", type=int, default=160, help="pixels along each side (default 160)"
+        )
         one.add_argument("--seed", type=int, default=0)
         one.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    picture = layouts.add_parser("picture", help="no dataset: a PNG of eight phantoms, beside radiographs of yours")
+    picture = layouts.add_parser(
+        "picture", help="no dataset: a PNG of eight phantoms, beside radiographs of yours"
+    )
     picture.add_argument("out", type=Path, help="the .png to write")
-    picture.add_argument("--beside", type=Path, help="a folder with radiographs (PNG, JPEG, DICOM) to show below them")
-    picture.add_argument("--size", type=int, default=256, help="pixels along each image's side (default 256)")
+    picture.add_argument(
+        "--beside",
+        type=Path,
+        help="a folder with radiographs (PNG, JPEG, DICOM) to show below them",
+    )
+    picture.add_argument(
+        "--size", type=int, default=256, help="pixels along each image's side (default 256)"
+    )
     picture.add_argument("--seed", type=int, default=0)
 
 
@@ -52,10 +76,15 @@ def run(args: argparse.Namespace) -> int:
         return 0
     mark = args.out / "PHANTOM"
     if args.out.exists() and any(args.out.iterdir()) and not mark.exists():
-        raise DataError(f"{args.out} is not empty and was not written by this command: choose another folder")
+        raise DataError(
+            f"{args.out} is not empty and was not written by this command: choose another folder"
+        )
     validate, test = getattr(args, "validate", 0), getattr(args, "test", 0)
     if args.studies < 1 or validate + test > args.studies:
-        raise DataError(f"--studies {args.studies} must be at least 1 and hold --validate {validate} and --test {test}")
+        raise DataError(
+            f"--studies {args.studies} must be at least 1 and hold --validate {validate} and "
+            f"--test {test}"
+        )
     if not 0 <= args.laterals <= 1:
         raise DataError(f"--laterals {args.laterals:g} is a share of the studies: from 0 to 1")
     shutil.rmtree(args.out, ignore_errors=True)
@@ -73,6 +102,10 @@ def run(args: argparse.Namespace) -> int:
 
         layout = {"indiana": "open-i", "indiana-kaggle": "kaggle", "r2gen": "r2gen"}[args.layout]
         written = write_indiana(*common, args.workers, args.laterals, layout)  # type: ignore[arg-type]
-    fewer = f" (there are no more than that; {args.studies} were asked for)" if written < args.studies else ""
+    fewer = (
+        f" (there are no more than that; {args.studies} were asked for)"
+        if written < args.studies
+        else ""
+    )
     print(f"{written} synthetic studies in the {args.layout} layout{fewer}: {args.out}")
     return 0

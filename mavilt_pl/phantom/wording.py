@@ -1,4 +1,6 @@
-"""The report of a phantom: sentences worded from its findings, in the fixed order of a structured report."""
+"""The report of a phantom: sentences worded from its findings, in the fixed order of a structured
+report.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,11 @@ import numpy as np
 from mavilt_pl.phantom.findings import Finding
 
 PRESENT: dict[str, tuple[str, ...]] = {
-    "cardiomegaly": ("The heart is enlarged.", "There is {grade} cardiomegaly.", "The cardiac silhouette is enlarged."),
+    "cardiomegaly": (
+        "The heart is enlarged.",
+        "There is {grade} cardiomegaly.",
+        "The cardiac silhouette is enlarged.",
+    ),
     "edema": ("There is pulmonary edema.", "Perihilar haze is consistent with pulmonary edema."),
     "consolidation": (
         "There is a consolidation in the {side} {zone} lung.",
@@ -85,7 +91,9 @@ def impression_text(findings: Sequence[Finding]) -> str:
     """The IMPRESSION section: what is present, named."""
     names = []
     for finding in findings:
-        name = {"lung lesion": "lung nodule", "support devices": finding.kind}.get(finding.name, finding.name)
+        name = {"lung lesion": "lung nodule", "support devices": finding.kind}.get(
+            finding.name, finding.name
+        )
         side = "bilateral" if finding.side == "both" else finding.side
         names.append(f"{side} {name}".strip().capitalize() + ".")
     return " ".join(names) or "No acute cardiopulmonary process."

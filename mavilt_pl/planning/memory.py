@@ -1,8 +1,8 @@
 """Memory of one GPU in a training, by what it is for.
 
-The peak is the larger of two moments. At the end of the forward pass there are weights, optimizer, θ₀, activations and logits
-and no gradients; at the optimizer's step there are gradients, and one scratch copy of them, and no activations. In between
-gradients grow as activations go.
+The peak is the larger of two moments. At the end of the forward pass there are weights, optimizer,
+θ₀, activations and logits and no gradients; at the optimizer's step there are gradients, and one
+scratch copy of them, and no activations. In between gradients grow as activations go.
 """
 
 from __future__ import annotations
@@ -18,15 +18,25 @@ W = 4  # bytes of a weight
 Strategy = Literal["ddp", "fsdp"]
 CHUNK = {"cpu": 2**22, "gpu": 2**26}  # logits held at once: `language.loss.CHUNK`
 # Defaults of `vqgan.autoencoder`, `quantizer` and `discriminator`, as far as they decide on memory.
-AUTOENCODER: dict[str, Any] = {"image_size": 256, "channels": 128, "multipliers": (1, 1, 2, 2, 4), "blocks": 2, "attention": (16,), "latent": 256, "patch": 1, "middle_attention": None}  # fmt: skip
+AUTOENCODER: dict[str, Any] = {
+    "image_size": 256,
+    "channels": 128,
+    "multipliers": (1, 1, 2, 2, 4),
+    "blocks": 2,
+    "attention": (16,),
+    "latent": 256,
+    "patch": 1,
+    "middle_attention": None,
+}
 QUANTIZER: dict[str, Any] = {"codes": 1024, "code_width": 8}
 DISCRIMINATOR: dict[str, Any] = {"channels": 64, "layers": 3}
 
 
 @dataclass
 class Memory:
-    """Bytes, of one GPU. `scratch` is what the optimizer's step needs besides; under FSDP2, `gathered` is what a layer needs, and
-    `whole` are the weights that a validation holds."""
+    """Bytes, of one GPU. `scratch` is what the optimizer's step needs besides; under FSDP2,
+    `gathered` is what a layer needs, and `whole` are the weights that a validation holds.
+    """
 
     parameters: int
     trained: int  # numbers, not bytes
@@ -43,7 +53,14 @@ class Memory:
 
     @property
     def forward(self) -> int:
-        return self.weights + self.optimizer + self.reference + self.gathered + self.activations + self.logits
+        return (
+            self.weights
+            + self.optimizer
+            + self.reference
+            + self.gathered
+            + self.activations
+            + self.logits
+        )
 
     @property
     def step(self) -> int:
@@ -70,7 +87,8 @@ class Memory:
 
 @dataclass(frozen=True)
 class Step:
-    """One batch of one GPU. Lengths are of the longest sequence in it: what the others need at most (`length_groups`).
+    """One batch of one GPU. Lengths are of the longest sequence in it: what the others need at most
+    (`length_groups`).
 
     Args:
         batch: studies.
@@ -97,7 +115,14 @@ class Step:
     def reading(self) -> int:
         """Positions of a study's images and all that is said of them."""
         shown = 1 + (2 * (self.codes + 3) if self.views else self.codes + 2)
-        return shown + self.instruction + 1 + self.words + 1 + self.questions * (self.question_words + 2)
+        return (
+            shown
+            + self.instruction
+            + 1
+            + self.words
+            + 1
+            + self.questions * (self.question_words + 2)
+        )
 
     @property
     def drawing(self) -> int:
@@ -131,7 +156,9 @@ def language(
     rank: int = 16,
     device: Literal["cpu", "gpu"] = "gpu",
 ) -> Memory:
-    """Of Stage 1 (`step.questions` 0) or Stage 2. `keep` and `place` are θ₀'s, as `drift_keep` and `drift_place` say."""
+    """Of Stage 1 (`step.questions` 0) or Stage 2. `keep` and `place` are θ₀'s, as `drift_keep` and
+    `drift_place` say.
+    """
     A = 4 if precision == "32-true" else 2
     book = step.book + 2 * step.views  # codes, and the marks of views
     added = model.new_rows(book) + (step.codes * model.width if places else 0)
@@ -141,13 +168,28 @@ def language(
     moved = model.matrices if optimizer == "muon" and tuning == "full" else 0
     states = W * (2 * (trained - moved) + moved)
     beside = place == "device" or device == "cpu"  # a CPU's own memory is the host's
-    held = (4 if keep == "float32" else 2) * model.weights if drift and tuning == "full" and beside else 0
-    buckets = W * trained if strategy == "ddp" and gpus > 1 else 0  # DDP reduces copies of the gradients
-    # Autocast keeps its copies of trained weights to the end of the pass; those of fixed ones live in what is saved.
-    copies = A * model.matrices if precision == "bf16-mixed" and (tuning == "full" or not checkpointing) else 0
+    held = (
+        (4 if keep == "float32" else 2) * model.weights
+        if drift and tuning == "full" and beside
+        else 0
+    )
+    buckets = (
+        W * trained if strategy == "ddp" and gpus > 1 else 0
+    )  # DDP reduces copies of the gradients
+    # Autocast keeps its copies of trained weights to the end of the pass; those of fixed ones live
+    # in what is saved.
+    copies = (
+        A * model.matrices
+        if precision == "bf16-mixed" and (tuning == "full" or not checkpointing)
+        else 0
+    )
     layer = model.matrices // model.layers
     one = step.positions * model.saved(tuning, W, A, step.questions > 0)
-    blocks = (step.positions * model.width * W * model.layers + one) if checkpointing else one * model.layers
+    blocks = (
+        (step.positions * model.width * W * model.layers + one)
+        if checkpointing
+        else one * model.layers
+    )
     ends = step.positions * model.width * (2 * W + A)  # embedding and last norm
     mask = step.batch * step.reading**2 * (W + 1) if step.questions else 0
     said = step.batch * ((step.words + 1) + step.questions * (step.question_words // 2 + 1))
@@ -155,27 +197,49 @@ def language(
     limit = CHUNK[device]
     saved, most = 0, 0
     replayed = step.replayed * (step.words - 1)
-    for targets, rows in ((said, model.words + 1), (pictured, step.book), (replayed, model.words + 1)):
+    for targets, rows in (
+        (said, model.words + 1),
+        (pictured, step.book),
+        (replayed, model.words + 1),
+    ):
         if targets * rows <= limit:
             saved += 4 * targets * rows
             most = max(most, 4 * targets * rows)
         else:
             most = max(most, 3 * 4 * limit)
-    # The head's gradient comes first. Of a tied one three are counted: autograd was seen to hold two parts and their sum for a
-    # moment; that this is the moment of the peak was not seen (benchmarks/README.md).
-    head = (3 if model.tied else 1) * W * (model.words + MARKS + book) * model.width if tuning == "full" else 0
+    # The head's gradient comes first. Of a tied one three are counted: autograd was seen to hold
+    # two parts and their sum for a moment; that this is the moment of the peak was not seen
+    # (benchmarks/README.md).
+    head = (
+        (3 if model.tied else 1) * W * (model.words + MARKS + book) * model.width
+        if tuning == "full"
+        else 0
+    )
     return Memory(
-        parameters=whole, trained=trained, weights=W * whole // shards, gradients=(W * trained + buckets) // shards,
-        optimizer=states // shards, reference=held // shards, scratch=W * trained // shards,
+        parameters=whole,
+        trained=trained,
+        weights=W * whole // shards,
+        gradients=(W * trained + buckets) // shards,
+        optimizer=states // shards,
+        reference=held // shards,
+        scratch=W * trained // shards,
         gathered=W * (2 * layer + model.words * model.width) if shards > 1 else 0,
         whole=W * whole if shards > 1 else 0,
-        activations=blocks + ends + copies + mask, logits=saved + most + head // shards,
-        details={"reading": step.reading, "drawing": step.drawing, "positions": step.positions, "checkpointing": checkpointing},
-    )  # fmt: skip
+        activations=blocks + ends + copies + mask,
+        logits=saved + most + head // shards,
+        details={
+            "reading": step.reading,
+            "drawing": step.drawing,
+            "positions": step.positions,
+            "checkpointing": checkpointing,
+        },
+    )
 
 
 class _Walk:
-    """Through a network of convolutions: weights, and numbers saved for each image. Activations are float32 unless autocast."""
+    """Through a network of convolutions: weights, and numbers saved for each image. Activations are
+    float32 unless autocast.
+    """
 
     def __init__(self) -> None:
         self.weights = self.saved = 0
@@ -260,7 +324,9 @@ def _discriminator(shape: dict[str, Any], side: int) -> _Walk:
 
 
 def _clinical(widths: list[int], side: int) -> _Walk:
-    """φ's maps on one image: convolution, norm of a batch, and a ReLU in place, each saving its input."""
+    """φ's maps on one image: convolution, norm of a batch, and a ReLU in place, each saving its
+    input.
+    """
     walk, inside = _Walk(), 1
     for level, wide in enumerate(widths):
         for _ in range(2 if level else 1):
@@ -273,26 +339,49 @@ def _clinical(widths: list[int], side: int) -> _Walk:
 
 
 def tokenizer(
-    settings: Mapping[str, Any], batch: int, *, strategy: Strategy = "ddp", gpus: int = 1, precision: Precision = "32-true",
+    settings: Mapping[str, Any],
+    batch: int,
+    *,
+    strategy: Strategy = "ddp",
+    gpus: int = 1,
+    precision: Precision = "32-true",
     encoder: list[int] | None = None,
-) -> Memory:  # fmt: skip
-    """Of a VQGAN with these arguments; `encoder`: channels of φ's levels, where it has one (our classifier)."""
+) -> Memory:
+    """Of a VQGAN with these arguments; `encoder`: channels of φ's levels, where it has one (our
+    classifier).
+    """
     A = 4 if precision == "32-true" else 2
     net = _autoencoder(settings.get("autoencoder") or {})
-    side, latent = ({**AUTOENCODER, **(settings.get("autoencoder") or {})}[k] for k in ("image_size", "latent"))
-    code_width, book = ({**QUANTIZER, **(settings.get("quantizer") or {})}[k] for k in ("code_width", "codes"))
+    side, latent = (
+        {**AUTOENCODER, **(settings.get("autoencoder") or {})}[k] for k in ("image_size", "latent")
+    )
+    code_width, book = (
+        {**QUANTIZER, **(settings.get("quantizer") or {})}[k] for k in ("code_width", "codes")
+    )
     net.weights += 2 * latent * code_width + latent + code_width if code_width != latent else 0
     net.saved += side**2 * 12  # the terms of the loss on pixels
     adversarial = settings.get("gan_weight", 0.8) > 0
     critic = _discriminator(settings.get("discriminator") or {}, side) if adversarial else _Walk()
     compares = settings.get("lambda_feat", 0) > 0 or settings.get("lambda_finding", 0) > 0
-    phi = _clinical(encoder or [16, 32, 48, 64], side) if compares or settings.get("clinical_input") else _Walk()
+    phi = (
+        _clinical(encoder or [16, 32, 48, 64], side)
+        if compares or settings.get("clinical_input")
+        else _Walk()
+    )
     trained = net.weights + critic.weights
     buckets = 4 * trained if strategy == "ddp" and gpus > 1 else 0
     copies = 2 * trained if A == 2 else 0
     floats = net.saved + critic.saved + (2 * phi.saved if compares else 0)
     return Memory(
-        parameters=trained + phi.weights + book * code_width, trained=trained, weights=4 * (trained + phi.weights + 2 * book * code_width),
-        gradients=4 * trained + buckets, optimizer=8 * trained, reference=0, scratch=4 * trained, gathered=0,
-        activations=batch * A * floats + copies, logits=0, details={"image": side, "batch": batch},
-    )  # fmt: skip
+        parameters=trained + phi.weights + book * code_width,
+        trained=trained,
+        weights=4 * (trained + phi.weights + 2 * book * code_width),
+        gradients=4 * trained + buckets,
+        optimizer=8 * trained,
+        reference=0,
+        scratch=4 * trained,
+        gathered=0,
+        activations=batch * A * floats + copies,
+        logits=0,
+        details={"image": side, "batch": batch},
+    )

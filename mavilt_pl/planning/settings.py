@@ -1,4 +1,6 @@
-"""The configs and words of `mavilt fit`, as far as a plan needs them, checked without an import of what they configure."""
+"""The configs and words of `mavilt fit`, as far as a plan needs them, checked without an import of
+what they configure.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,17 @@ SOURCES = {
     "quantizer": ("vqgan/quantizer.py", "Quantizer"),
     "discriminator": ("vqgan/discriminator.py", "Discriminator"),
 }
-BESIDE = ("seed_everything", "optimizer", "lr_scheduler", "ckpt_path", "weights_only", "checkpoint_every", "checkpoint_keep", "checkpoint_async", "checkpoint_best")  # fmt: skip
+BESIDE = (
+    "seed_everything",
+    "optimizer",
+    "lr_scheduler",
+    "ckpt_path",
+    "weights_only",
+    "checkpoint_every",
+    "checkpoint_keep",
+    "checkpoint_async",
+    "checkpoint_best",
+)
 
 
 class _Loader(yaml.SafeLoader):
@@ -58,7 +70,9 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
 )
 
 
@@ -80,25 +94,34 @@ def _merged(into: dict[str, Any], more: Mapping[str, Any]) -> None:
 
 
 def settings(configs: Sequence[str], words: Sequence[str]) -> dict[str, Any]:
-    """The configs over one another, and the words of the command line over them. Raises `DataError` for what is no setting."""
+    """The configs over one another, and the words of the command line over them. Raises `DataError`
+    for what is no setting.
+    """
     found: dict[str, Any] = {}
     for name in configs:
         path = find_config(name)
         read = _yaml(path.read_text(encoding="utf-8"), str(path)) or {}
         if not isinstance(read, dict):
-            raise DataError(f"{path}: expected a mapping, as `mavilt fit --config` takes it; found {read!r}")
+            raise DataError(
+                f"{path}: expected a mapping, as `mavilt fit --config` takes it; found {read!r}"
+            )
         _merged(found, read)
     rest = [*words]
     while rest:
         key, equals, value = rest.pop(0).partition("=")
         if not key.startswith("--"):
-            raise DataError(f"{key}: expected a key such as --model.init_args.drift, with its value")
+            raise DataError(
+                f"{key}: expected a key such as --model.init_args.drift, with its value"
+            )
         if not equals:
             if not rest or rest[0].startswith("--"):
                 raise DataError(f"{key} has no value")
             value = rest.pop(0)
         parts = key[2:].removesuffix("+").split(".")
-        if parts[:2] == ["trainer", "callbacks"]:  # arguments of the last one: nothing of them is counted
+        if parts[:2] == [
+            "trainer",
+            "callbacks",
+        ]:  # arguments of the last one: nothing of them is counted
             continue
         given = _yaml(value, f"{key} {value}")
         for part in reversed(parts):
@@ -108,7 +131,11 @@ def settings(configs: Sequence[str], words: Sequence[str]) -> dict[str, Any]:
     if isinstance(model, str):
         found["model"] = {"class_path": model}
     elif isinstance(model, dict):  # as `mavilt fit` takes --model.drift for --model.init_args.drift
-        short = {key: model.pop(key) for key in [*model] if key not in ("class_path", "init_args", "dict_kwargs")}
+        short = {
+            key: model.pop(key)
+            for key in [*model]
+            if key not in ("class_path", "init_args", "dict_kwargs")
+        }
         if short:
             _merged(model, {"init_args": short})
     return found
@@ -120,7 +147,10 @@ def section(found: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     for depth, part in enumerate(key.split("."), start=1):
         here = here.get(part) or {}
         if not isinstance(here, Mapping):
-            raise DataError(f"{'.'.join(key.split('.')[:depth])}: expected a mapping of settings, found {here!r}")
+            raise DataError(
+                f"{'.'.join(key.split('.')[:depth])}: expected a mapping of settings, found "
+                f"{here!r}"
+            )
     return here
 
 
@@ -135,21 +165,30 @@ def _is(value: Any, kind: str | tuple[str, ...]) -> bool:
 
 
 def value(found: Mapping[str, Any], key: str, default: Any) -> Any:
-    """A setting by its dotted key, or its default. Raises `DataError` where it is not what `EXPECTED` says."""
+    """A setting by its dotted key, or its default. Raises `DataError` where it is not what
+    `EXPECTED` says.
+    """
     above, _, last = key.rpartition(".")
     given = section(found, above).get(last)
     if given is None:
         return default
     if not _is(given, kind := EXPECTED[key]):
-        raise DataError(f"{key}: expected {kind if isinstance(kind, str) else ' or '.join(kind)}, found {given!r}")
+        raise DataError(
+            f"{key}: expected {kind if isinstance(kind, str) else ' or '.join(kind)}, found "
+            f"{given!r}"
+        )
     return given
 
 
 def _arguments(source: Path, name: str) -> list[str]:
     """Of a class, from its source."""
     tree = ast.parse(source.read_text(encoding="utf-8"))
-    body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
-    init = next(node for node in body if isinstance(node, ast.FunctionDef) and node.name == "__init__")
+    body = next(
+        node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name
+    )
+    init = next(
+        node for node in body if isinstance(node, ast.FunctionDef) and node.name == "__init__"
+    )
     return [argument.arg for argument in (*init.args.args, *init.args.kwonlyargs)][1:]
 
 
@@ -162,14 +201,22 @@ def _known(keys: Mapping[str, Any], known: Sequence[str], above: str = "") -> No
 
 
 def check(found: Mapping[str, Any], module: str) -> None:
-    """Refuse keys that `mavilt fit` does not know, and shapes of a VQGAN that are none. `module`: VQGAN, Stage1 or Stage2."""
+    """Refuse keys that `mavilt fit` does not know, and shapes of a VQGAN that are none. `module`:
+    VQGAN, Stage1 or Stage2.
+    """
     lightning = find_spec("lightning")
     assert lightning is not None and lightning.origin is not None
     trainer = Path(lightning.origin).parent / "pytorch" / "trainer" / "trainer.py"
     source, name = SOURCES[module]
     _known(found, ["model", "data", "trainer", *BESIDE])
-    _known(section(found, "model.init_args"), _arguments(PACKAGE / source, name), "model.init_args.")
-    _known(section(found, "data"), _arguments(PACKAGE / SOURCES["data"][0], SOURCES["data"][1]), "data.")
+    _known(
+        section(found, "model.init_args"), _arguments(PACKAGE / source, name), "model.init_args."
+    )
+    _known(
+        section(found, "data"),
+        _arguments(PACKAGE / SOURCES["data"][0], SOURCES["data"][1]),
+        "data.",
+    )
     _known(section(found, "trainer"), _arguments(trainer, "Trainer"), "trainer.")
     for shape, defaults in SHAPES.items() if module == "VQGAN" else ():
         source, name = SOURCES[shape]
@@ -178,6 +225,10 @@ def check(found: Mapping[str, Any], module: str) -> None:
         for key in given.keys() & defaults.keys():
             of_one = not isinstance(defaults[key], tuple)
             several = [given[key]] if of_one else given[key]
-            if defaults[key] is not None and not (isinstance(several, list) and all(_is(one, COUNT) for one in several)):  # fmt: skip
+            if defaults[key] is not None and not (
+                isinstance(several, list) and all(_is(one, COUNT) for one in several)
+            ):
                 wanted = COUNT if of_one else "a list of whole numbers of 1 or more"
-                raise DataError(f"model.init_args.{shape}.{key}: expected {wanted}, found {given[key]!r}")
+                raise DataError(
+                    f"model.init_args.{shape}.{key}: expected {wanted}, found {given[key]!r}"
+                )

@@ -1,1 +1,3 @@
-"""What a long run needs on a shared machine: checkpoints to trust, one job a folder, resuming, preemption, SLURM."""
+"""What a long run needs on a shared machine: checkpoints to trust, one job a folder, resuming,
+preemption, SLURM.
+"""

@@ -12,7 +12,14 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from mavilt_pl.data.study import DataError
-from mavilt_pl.running.sealed import SealedCheckpointIO, check_writable, durable, generation, newest_whole, sweep
+from mavilt_pl.running.sealed import (
+    SealedCheckpointIO,
+    check_writable,
+    durable,
+    generation,
+    newest_whole,
+    sweep,
+)
 
 
 def _another_name(path: Path, name: Path) -> None:
@@ -32,7 +39,8 @@ def _another_name(path: Path, name: Path) -> None:
 
 
 class StepCheckpoints(ModelCheckpoint):
-    """`step=N.ckpt` every so many steps and at the end, the last `keep` of them; `last.ckpt` is the newest's other name.
+    """`step=N.ckpt` every so many steps and at the end, the last `keep` of them; `last.ckpt` is the
+    newest's other name.
 
     Args:
         folder: where they lie.
@@ -41,10 +49,13 @@ class StepCheckpoints(ModelCheckpoint):
     """
 
     def __init__(self, folder: Path, every: int, keep: int):
-        super().__init__(folder, save_last=True, every_n_train_steps=every, enable_version_counter=False)
+        super().__init__(
+            folder, save_last=True, every_n_train_steps=every, enable_version_counter=False
+        )
         if every < 1 or keep < 1:
             raise DataError(
-                f"checkpoint_every {every}, checkpoint_keep {keep}: expected 1 or more (to save nothing: "
+                f"checkpoint_every {every}, checkpoint_keep {keep}: expected 1 or more (to save "
+                f"nothing: "
                 "trainer.enable_checkpointing false)"
             )
         self.folder, self.every, self.keep, self.saved = folder, every, keep, -1
@@ -83,7 +94,9 @@ class StepCheckpoints(ModelCheckpoint):
         self._files(trainer).wait()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Nothing is saved again that was resumed from; `last.ckpt` is its name, also where the last had been damaged."""
+        """Nothing is saved again that was resumed from; `last.ckpt` is its name, also where the
+        last had been damaged.
+        """
         resumed = Path(trainer.ckpt_path) if trainer.ckpt_path else None
         if resumed is not None and resumed.resolve().parent == self.folder.resolve():
             self.saved = trainer._checkpoint_connector._loaded_checkpoint.get("global_step", -1)
@@ -104,12 +117,15 @@ class StepCheckpoints(ModelCheckpoint):
         """Steps are counted, not epochs."""
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """What is saved does not depend on when validation runs; but after the last of all, the end is saved anew: nothing is
-        due any more."""
+        """What is saved does not depend on when validation runs; but after the last of all, the end
+        is saved anew: nothing is due any more.
+        """
         if trainer.global_step >= trainer.max_steps > 0 and not trainer.sanity_checking:
             self.saved = -1
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
         """The last save stays the last: a state that broke is not kept."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -120,7 +136,8 @@ class StepCheckpoints(ModelCheckpoint):
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """`best.ckpt`: of all validations, the one with the smallest or largest value of a logged metric.
+    """`best.ckpt`: of all validations, the one with the smallest or largest value of a logged
+    metric.
 
     Args:
         folder: where it lies.
@@ -130,11 +147,20 @@ class BestCheckpoint(ModelCheckpoint):
     def __init__(self, folder: Path, wanted: str):
         mode, _, metric = wanted.partition(":")
         if mode not in ("min", "max") or not metric:
-            raise DataError(f"checkpoint_best {wanted}: expected min:METRIC or max:METRIC, e.g. max:val/mimic/psnr")
+            raise DataError(
+                f"checkpoint_best {wanted}: expected min:METRIC or max:METRIC, e.g. "
+                f"max:val/mimic/psnr"
+            )
         super().__init__(
-            folder, filename="best", monitor=metric, mode=mode, enable_version_counter=False,
-            auto_insert_metric_name=False, every_n_epochs=1, save_on_train_epoch_end=False,
-        )  # fmt: skip
+            folder,
+            filename="best",
+            monitor=metric,
+            mode=mode,
+            enable_version_counter=False,
+            auto_insert_metric_name=False,
+            every_n_epochs=1,
+            save_on_train_epoch_end=False,
+        )
 
     def _find_last_checkpoints(self, trainer: Trainer) -> set[str]:
         return set()
@@ -143,8 +169,11 @@ class BestCheckpoint(ModelCheckpoint):
         if trainer.sanity_checking:
             return
         if self.monitor not in trainer.callback_metrics:
-            logged = ", ".join(sorted(name for name in trainer.callback_metrics if name.startswith("val/")))
+            logged = ", ".join(
+                sorted(name for name in trainer.callback_metrics if name.startswith("val/"))
+            )
             raise DataError(
-                f"checkpoint_best: {self.monitor} is not logged in validation; logged are {logged or 'none'}"
+                f"checkpoint_best: {self.monitor} is not logged in validation; logged are "
+                f"{logged or 'none'}"
             )
         super().on_validation_end(trainer, pl_module)

@@ -20,26 +20,38 @@ NAME = ".lock"
 def claimed(folder: Path) -> Iterator[None]:
     """Hold a run's folder, made where it is missing; for the first process of a job alone.
 
-    A lock that ends with its process: one that lived on in the loader's forked workers would refuse a job that is started again
-    at once. Where the file system has no locks, one warning, and no protection. Raises `DataError` where another job holds the
-    folder, or where it cannot be written."""
+    A lock that ends with its process: one that lived on in the loader's forked workers would refuse
+    a job that is started again at once. Where the file system has no locks, one warning, and no
+    protection. Raises `DataError` where another job holds the folder, or where it cannot be
+    written.
+    """
     path, stack = folder / NAME, ExitStack()
     try:
         file = stack.enter_context(held(path, wait=False))
     except OSError as error:
         raise DataError(
-            f"the run's folder {folder} cannot be written ({error.strerror}): mend its permissions, or choose another "
+            f"the run's folder {folder} cannot be written ({error.strerror}): mend its "
+            f"permissions, or choose another "
             "trainer.default_root_dir"
         ) from None
     with stack:
         if file is None:
             raise DataError(
-                f"the run's folder {folder} is in use by another job{_holder(path)}: wait for it or end it, or choose "
+                f"the run's folder {folder} is in use by another job{_holder(path)}: wait for it "
+                f"or end it, or choose "
                 "another trainer.default_root_dir"
             )
         file.truncate(0)
         now = datetime.now().astimezone().isoformat(timespec="seconds")
-        json.dump({"host": socket.gethostname(), "pid": os.getpid(), "job": os.environ.get("SLURM_JOB_ID"), "since": now}, file)  # fmt: skip
+        json.dump(
+            {
+                "host": socket.gethostname(),
+                "pid": os.getpid(),
+                "job": os.environ.get("SLURM_JOB_ID"),
+                "since": now,
+            },
+            file,
+        )
         file.flush()
         yield
 

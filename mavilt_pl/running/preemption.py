@@ -1,12 +1,13 @@
 """Leaving in time, and coming back: what a run does when the cluster wants its machine.
 
-SIGUSR1 (sent by SLURM some time before the limit, or at preemption, where the job asked for it): save at the end of the
-step; under SLURM, back into the queue; leave. SIGTERM: save at the end of the step and leave. The command that goes on is
-the command that was given, with `--ckpt_path last`.
+SIGUSR1 (sent by SLURM some time before the limit, or at preemption, where the job asked for it):
+save at the end of the step; under SLURM, back into the queue; leave. SIGTERM: save at the end of
+the step and leave. The command that goes on is the command that was given, with `--ckpt_path last`.
 
-Lightning's own requeueing is replaced: it saves to a second place, which `--ckpt_path last` does not look at and
-`--ckpt_path hpc` does not find on a first run (Lightning-AI/pytorch-lightning#20347), it saves within the signal's
-handler, wherever the step is, and each rank by itself (#16639).
+Lightning's own requeueing is replaced: it saves to a second place, which `--ckpt_path last` does
+not look at and `--ckpt_path hpc` does not find on a first run
+(Lightning-AI/pytorch-lightning#20347), it saves within the signal's handler, wherever the step is,
+and each rank by itself (#16639).
 """
 
 from __future__ import annotations
@@ -30,8 +31,10 @@ SIGNALS = (signal.SIGUSR1, signal.SIGTERM)  # the later one weighs more
 class Preemption(Checkpoint):
     """Listens for `SIGNALS`; all ranks act on them at the end of the same optimizer step.
 
-    A `Checkpoint` by name so that Lightning calls it after all other callbacks. A signal in validation waits for its end:
-    ask SLURM for a warning time (`--signal=USR1@…`) that is longer than a validation."""
+    A `Checkpoint` by name so that Lightning calls it after all other callbacks. A signal in
+    validation waits for its end: ask SLURM for a warning time (`--signal=USR1@…`) that is longer
+    than a validation.
+    """
 
     def __init__(self, checkpoints: StepCheckpoints):
         self.checkpoints = checkpoints
@@ -58,7 +61,9 @@ class Preemption(Checkpoint):
         self.step = trainer.global_step
 
     def silence(self) -> None:
-        """Leave signals to whom they were before. Not Lightning's `teardown`, which is not called where a run is left."""
+        """Leave signals to whom they were before. Not Lightning's `teardown`, which is not called
+        where a run is left.
+        """
         for number, handler in self.before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
         self.before.clear()
@@ -76,12 +81,15 @@ class Preemption(Checkpoint):
             return
         number = SIGNALS[heard - 1]
         self.checkpoints.finish(trainer)
-        text = f"{number.name}: saved {self.checkpoints.last_model_path} at step {trainer.global_step}"
+        text = (
+            f"{number.name}: saved {self.checkpoints.last_model_path} at step {trainer.global_step}"
+        )
         if number == signal.SIGUSR1 and (queued := job()):
             text += f"; {requeue(queued, text)}" if trainer.is_global_zero else ""
         else:
             text += "; the same command with --ckpt_path last goes on from there"
-        # Ranks that Lightning started leave without complaint: their exit status would end the first one before its time.
+        # Ranks that Lightning started leave without complaint: their exit status would end the
+        # first one before its time.
         raise Left(number, text, 128 + number if trainer.is_global_zero else 0)
 
 

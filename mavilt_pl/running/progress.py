@@ -9,8 +9,10 @@ from lightning.pytorch.callbacks import RichProgressBar
 
 
 class StepProgressBar(RichProgressBar):
-    """Counts the steps of the whole training, where `max_steps` ends it, so that the time left is that of the run. (Lightning's counts
-    batches of an epoch, and says "0/-2" where no number of epochs is set.)"""
+    """Counts the steps of the whole training, where `max_steps` ends it, so that the time left is
+    that of the run. (Lightning's counts batches of an epoch, and says "0/-2" where no number of
+    epochs is set.)
+    """
 
     def _initialize_train_progress_bar_id(self) -> None:
         if self.trainer.max_steps < 1:
@@ -25,11 +27,21 @@ class StepProgressBar(RichProgressBar):
         elif self.is_enabled and self.train_progress_bar_id is None:
             self._initialize_train_progress_bar_id()
 
-    def _update(self, progress_bar_id: Any, current: int, visible: bool = True, hard: bool = False) -> None:
-        if self.trainer.max_steps > 0 and progress_bar_id is not None and progress_bar_id == self.train_progress_bar_id:
+    def _update(
+        self, progress_bar_id: Any, current: int, visible: bool = True, hard: bool = False
+    ) -> None:
+        if (
+            self.trainer.max_steps > 0
+            and progress_bar_id is not None
+            and progress_bar_id == self.train_progress_bar_id
+        ):
             current = self.trainer.global_step
         super()._update(progress_bar_id, current, visible, hard)
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """All but the logger's version: a run has one folder and one history."""
-        return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
+        return {
+            name: value
+            for name, value in super().get_metrics(trainer, pl_module).items()
+            if name != "v_num"
+        }

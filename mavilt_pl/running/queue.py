@@ -1,4 +1,6 @@
-"""The SLURM job that this process belongs to, and the way back into its queue. Nothing heavy is imported here."""
+"""The SLURM job that this process belongs to, and the way back into its queue. Nothing heavy is
+imported here.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +20,16 @@ def job() -> str | None:
 
 
 def requeue(number: str, done_so_far: str) -> str:
-    """Put a SLURM job back into the queue; says how that went. SLURM may end the job before it can tell more, so what it has done
-    is told first."""
-    print(f"mavilt: {done_so_far}; job {number} goes back into the queue", file=sys.stderr, flush=True)
+    """Put a SLURM job back into the queue; says how that went. SLURM may end the job before it can
+    tell more, so what it has done is told first.
+    """
+    print(
+        f"mavilt: {done_so_far}; job {number} goes back into the queue", file=sys.stderr, flush=True
+    )
     try:
-        done = subprocess.run(["scontrol", "requeue", number], capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            ["scontrol", "requeue", number], capture_output=True, text=True, timeout=60
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"job {number} could not be put back in the queue ({error}): submit the same command again"
     if done.returncode:
@@ -41,10 +48,12 @@ class Left(Exception):
 
 @contextmanager
 def leaving(goes_on: Callable[[], bool]) -> Iterator[None]:
-    """Within, SIGUSR1 raises `Left` wherever this process is: for work that keeps what is done by itself.
+    """Within, SIGUSR1 raises `Left` wherever this process is: for work that keeps what is done by
+    itself.
 
-    `goes_on`: whether the same command would now go on from there; then the job goes back into the queue. One that would begin
-    anew does not: it would meet its time limit again and again."""
+    `goes_on`: whether the same command would now go on from there; then the job goes back into the
+    queue. One that would begin anew does not: it would meet its time limit again and again.
+    """
 
     def leave(*_: Any) -> None:
         text = "SIGUSR1: what is finished is kept"

@@ -1,8 +1,10 @@
-"""The random state of every rank, kept in the checkpoint, so that a resumed run draws what the uninterrupted one would have.
+"""The random state of every rank, kept in the checkpoint, so that a resumed run draws what the
+uninterrupted one would have.
 
-The rule where the number of ranks has changed: ranks that there were go on with their own state; a rank that there was not
-starts from a seed made of the first rank's saved state and its own number. So the same command on the same checkpoint and
-the same number of ranks draws the same, whatever the number was before.
+The rule where the number of ranks has changed: ranks that there were go on with their own state; a
+rank that there was not starts from a seed made of the first rank's saved state and its own number.
+So the same command on the same checkpoint and the same number of ranks draws the same, whatever the
+number was before.
 """
 
 from __future__ import annotations
@@ -20,14 +22,25 @@ from mavilt_pl.ranks import rank_and_size
 
 
 def state() -> dict[str, Any]:
-    """Of this process: torch on the CPU and on its GPU, numpy's global generator and Python's. Tensors and numbers only."""
+    """Of this process: torch on the CPU and on its GPU, numpy's global generator and Python's.
+    Tensors and numbers only.
+    """
     _, key, position, has_gauss, gauss = np.random.get_state()
     version, words, python_gauss = random.getstate()
     found: dict[str, Any] = {
         "torch": torch.get_rng_state(),
-        "numpy": {"key": torch.from_numpy(np.asarray(key, dtype=np.int64)), "position": int(position), "has_gauss": int(has_gauss), "gauss": float(gauss)},
-        "python": {"version": version, "words": torch.tensor(words, dtype=torch.int64), "gauss": python_gauss},
-    }  # fmt: skip
+        "numpy": {
+            "key": torch.from_numpy(np.asarray(key, dtype=np.int64)),
+            "position": int(position),
+            "has_gauss": int(has_gauss),
+            "gauss": float(gauss),
+        },
+        "python": {
+            "version": version,
+            "words": torch.tensor(words, dtype=torch.int64),
+            "gauss": python_gauss,
+        },
+    }
     if torch.cuda.is_available():
         found["cuda"] = torch.cuda.get_rng_state()
     return found
@@ -36,7 +49,9 @@ def state() -> dict[str, Any]:
 def restore(found: dict[str, Any]) -> None:
     torch.set_rng_state(found["torch"].cpu())
     n, p = found["numpy"], found["python"]
-    np.random.set_state(("MT19937", n["key"].numpy().astype(np.uint32), n["position"], n["has_gauss"], n["gauss"]))
+    np.random.set_state(
+        ("MT19937", n["key"].numpy().astype(np.uint32), n["position"], n["has_gauss"], n["gauss"])
+    )
     random.setstate((p["version"], tuple(p["words"].tolist()), p["gauss"]))
     if "cuda" in found and torch.cuda.is_available():
         torch.cuda.set_rng_state(found["cuda"].cpu())

@@ -1,11 +1,14 @@
-"""Checkpoints that can be trusted: written beside, made durable, then renamed; and each says whether it is whole.
+"""Checkpoints that can be trusted: written beside, made durable, then renamed; and each says
+whether it is whole.
 
-The seal (generation and SHA-256 of all bytes before it) stands in the file itself, as the comment that every zip archive may
-end with: it survives renaming and copying one file alone, `torch.load` reads such a file as any other, and there is no
-second file that can be lost or be another's. The generation counts the saves in a folder: which checkpoint is the newest
-depends on no clock, and on no step number that an earlier run in the folder may have left.
+The seal (generation and SHA-256 of all bytes before it) stands in the file itself, as the comment
+that every zip archive may end with: it survives renaming and copying one file alone, `torch.load`
+reads such a file as any other, and there is no second file that can be lost or be another's. The
+generation counts the saves in a folder: which checkpoint is the newest depends on no clock, and on
+no step number that an earlier run in the folder may have left.
 
-    … zip archive as `torch.save` writes it …, length of the comment, "mavilt <generation> sha256 <digest>"
+    … zip archive as `torch.save` writes it …, length of the comment, "mavilt <generation> sha256
+    <digest>"
 """
 
 from __future__ import annotations
@@ -39,9 +42,12 @@ class Damaged(DataError):
 
 
 class _Sealed:
-    """A file that `torch.save` writes into; hashes on the way, so that nothing is read again or held twice in memory.
+    """A file that `torch.save` writes into; hashes on the way, so that nothing is read again or
+    held twice in memory.
 
-    The first error is kept and all later bytes are dropped: an exception must not cross torch's writer, which aborts."""
+    The first error is kept and all later bytes are dropped: an exception must not cross torch's
+    writer, which aborts.
+    """
 
     def __init__(self, file: IO[bytes]):
         self.file, self.digest, self.held = file, hashlib.sha256(), b""
@@ -81,7 +87,9 @@ class _Sealed:
 
 
 def generation(path: Path) -> int:
-    """The how-manieth save of its folder a checkpoint is; -1 where it has no seal (cheap: the rest is not read)."""
+    """The how-manieth save of its folder a checkpoint is; -1 where it has no seal (cheap: the rest
+    is not read).
+    """
     try:
         with path.open("rb") as file:
             file.seek(-min(SEAL_LENGTH, path.stat().st_size), os.SEEK_END)
@@ -104,7 +112,9 @@ def check(path: Path) -> None:
             if seal is None:
                 file.seek(-min(END, size), os.SEEK_END)
                 if not (end := file.read()).startswith(b"PK\x05\x06") or end[-2:] != b"\0\0":
-                    raise Damaged(f"{path} is damaged: its end is missing or changed ({size:,} bytes)")
+                    raise Damaged(
+                        f"{path} is damaged: its end is missing or changed ({size:,} bytes)"
+                    )
                 if (bad := zipfile.ZipFile(path).testzip()) is not None:
                     raise Damaged(f"{path} is damaged: the checksum of its part {bad} is wrong")
                 return
@@ -123,10 +133,14 @@ def check(path: Path) -> None:
 def newest_whole(folder: Path) -> Path | None:
     """The newest whole checkpoint of a run; None where it has none yet.
 
-    Warns once, with both names, where the newest is damaged or `last.ckpt` is missing; raises `DataError` where there are
-    checkpoints and all are damaged: to train anew is the user's decision."""
+    Warns once, with both names, where the newest is damaged or `last.ckpt` is missing; raises
+    `DataError` where there are checkpoints and all are damaged: to train anew is the user's
+    decision.
+    """
     last = folder / "last.ckpt"
-    found = sorted(folder.glob("*.ckpt"), key=lambda path: (generation(path), path == last), reverse=True)
+    found = sorted(
+        folder.glob("*.ckpt"), key=lambda path: (generation(path), path == last), reverse=True
+    )
     found = [path for path in found if path == last or path.name.startswith("step=")]
     if (
         last in found and generation(last) < 0
@@ -144,11 +158,15 @@ def newest_whole(folder: Path) -> Path | None:
         if not reasons and not last.exists():
             reasons[last] = f"{last} is missing"
         if reasons and rank_zero_only.rank in (0, None):
-            warnings.warn(f"{'; '.join(reasons.values())}. Going on from the newest whole one, {path}", stacklevel=2)
+            warnings.warn(
+                f"{'; '.join(reasons.values())}. Going on from the newest whole one, {path}",
+                stacklevel=2,
+            )
         return path
     if reasons:
         raise DataError(
-            f"no checkpoint in {folder} is whole: {'; '.join(reasons.values())}. Copy a good one there, or train anew "
+            f"no checkpoint in {folder} is whole: {'; '.join(reasons.values())}. Copy a good one "
+            f"there, or train anew "
             "with another trainer.default_root_dir"
         )
     return None
@@ -173,7 +191,9 @@ def sweep(folder: Path) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Raise `DataError` where no checkpoint could be written: better now than at the first save, hours later."""
+    """Raise `DataError` where no checkpoint could be written: better now than at the first save,
+    hours later.
+    """
     probe = folder / ".writable.ckpt.part"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -181,13 +201,16 @@ def check_writable(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise DataError(
-            f"checkpoints cannot be written to {folder} ({error.strerror}): mend its permissions, or choose another "
+            f"checkpoints cannot be written to {folder} ({error.strerror}): mend its permissions, "
+            f"or choose another "
             "trainer.default_root_dir"
         ) from None
 
 
 class SealedCheckpointIO(TorchCheckpointIO):
-    """Lightning's reading and writing of checkpoints, with the care that this module's text tells of."""
+    """Lightning's reading and writing of checkpoints, with the care that this module's text tells
+    of.
+    """
 
     def then(self, action: Callable[[], None]) -> None:
         """What is to be done after the last save."""
@@ -196,7 +219,9 @@ class SealedCheckpointIO(TorchCheckpointIO):
     def wait(self) -> None:
         """Until all that was saved is on the disk; raises what has failed."""
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".{path.name}.part")
@@ -212,19 +237,28 @@ class SealedCheckpointIO(TorchCheckpointIO):
         except BaseException as error:
             part.unlink(missing_ok=True)
             if isinstance(error, OSError):  # said of the checkpoint, not of its temporary name
-                raise OSError(error.errno, f"{error.strerror}, and the checkpoint was not saved", str(path)) from error
+                raise OSError(
+                    error.errno, f"{error.strerror}, and the checkpoint was not saved", str(path)
+                ) from error
             raise
         durable(path.parent)
 
-    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
+    def load_checkpoint(
+        self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None
+    ) -> dict[str, Any]:
         if not Path(path).is_file():
-            raise DataError(f"the checkpoint {path} does not exist; expected a file such as checkpoints/last.ckpt")
+            raise DataError(
+                f"the checkpoint {path} does not exist; expected a file such as "
+                f"checkpoints/last.ckpt"
+            )
         check(Path(path))
         return super().load_checkpoint(path, map_location, weights_only)
 
 
 def _on_host(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """A copy that training does not change. Tensors go to the host's memory; those that are one stay one."""
+    """A copy that training does not change. Tensors go to the host's memory; those that are one
+    stay one.
+    """
     same: dict[Any, torch.Tensor] = {}
     copies: dict[int, Any] = {}
     leaves = [leaf for leaf in tree_leaves(checkpoint) if isinstance(leaf, torch.Tensor)]
@@ -237,17 +271,23 @@ def _on_host(checkpoint: dict[str, Any]) -> dict[str, Any]:
 
 
 class BackgroundCheckpointIO(SealedCheckpointIO):
-    """Saves a copy from the host's memory while training goes on. One thread does all in order; a save first waits for the one
-    before, so that there is one copy, and training is never more than one save ahead of the disk."""
+    """Saves a copy from the host's memory while training goes on. One thread does all in order; a
+    save first waits for the one before, so that there is one copy, and training is never more than
+    one save ahead of the disk.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.worker = ThreadPoolExecutor(1, "checkpoint")
         self.begun: list[Future[None]] = []
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
         self.wait()
-        self.begun.append(self.worker.submit(super().save_checkpoint, _on_host(checkpoint), path, storage_options))
+        self.begun.append(
+            self.worker.submit(super().save_checkpoint, _on_host(checkpoint), path, storage_options)
+        )
 
     def then(self, action: Callable[[], None]) -> None:
         self.begun.append(self.worker.submit(action))

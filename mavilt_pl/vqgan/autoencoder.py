@@ -1,12 +1,15 @@
 """Encoder and decoder of the VQ-GAN.
 
-The plain blocks of taming-transformers (arXiv 2012.09841, appendix A): residual blocks with group norm and swish,
-attention at chosen resolutions, strided convolution down, nearest-neighbour and convolution up. What differs:
+The plain blocks of taming-transformers (arXiv 2012.09841, appendix A): residual blocks with group
+norm and swish, attention at chosen resolutions, strided convolution down, nearest-neighbour and
+convolution up. What differs:
 - one channel in, one out;
-- `patch` folds p × p pixels into channels before the first convolution and unfolds them after the last: the levels
-  at full resolution cost most of the time and hold least of the meaning; 1 is the published network;
+- `patch` folds p × p pixels into channels before the first convolution and unfolds them after the
+  last: the levels at full resolution cost most of the time and hold least of the meaning; 1 is the
+  published network;
 - attention is torch's fused one;
-- published networks differ in group norm, padding and attention of the middle: see the arguments, and `loading.py`.
+- published networks differ in group norm, padding and attention of the middle: see the arguments,
+  and `loading.py`.
 
 Shape legend: B batch, C channels, H W height and width, D code width, N = h·w.
 """
@@ -21,7 +24,9 @@ from torch import Tensor, nn
 
 
 def _norm(channels: int, groups: int | None) -> nn.GroupNorm:
-    fitting = next(g for g in (32, 16, 8, 4, 2, 1) if (channels % g == 0 and channels // g >= 4) or g == 1)
+    fitting = next(
+        g for g in (32, 16, 8, 4, 2, 1) if (channels % g == 0 and channels // g >= 4) or g == 1
+    )
     return nn.GroupNorm(groups or fitting, channels, eps=1e-6)
 
 
@@ -48,8 +53,12 @@ class AttentionBlock(nn.Module):
         self.out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        q_BNC, k_BNC, v_BNC = self.qkv(self.norm(x_BCHW)).flatten(2).transpose(1, 2).chunk(3, dim=-1)
-        mixed_BNC = F.scaled_dot_product_attention(q_BNC[:, None], k_BNC[:, None], v_BNC[:, None])[:, 0]
+        q_BNC, k_BNC, v_BNC = (
+            self.qkv(self.norm(x_BCHW)).flatten(2).transpose(1, 2).chunk(3, dim=-1)
+        )
+        mixed_BNC = F.scaled_dot_product_attention(q_BNC[:, None], k_BNC[:, None], v_BNC[:, None])[
+            :, 0
+        ]
         return x_BCHW + self.out(mixed_BNC.transpose(1, 2).reshape_as(x_BCHW))
 
 
@@ -73,13 +82,15 @@ class Autoencoder(nn.Module):
         attention: resolutions (of the feature map, in pixels) that get attention.
         latent: D, the width of what is quantised.
         patch: pixels folded into channels on each side; see the module's text.
-        groups: of every group norm; 32 in the published networks. None: the most, up to 32, of at least 4 channels.
-        asymmetric: pad the strided convolutions on the right and below only, as published, not all around.
-        middle_attention: attention between the two middle blocks, as published whatever their resolution. None: where
-            `attention` names their resolution.
+        groups: of every group norm; 32 in the published networks. None: the most, up to 32, of at
+            least 4 channels.
+        asymmetric: pad the strided convolutions on the right and below only, as published, not all
+            around.
+        middle_attention: attention between the two middle blocks, as published whatever their
+            resolution. None: where `attention` names their resolution.
 
-    The defaults are taming's `custom_vqgan.yaml` with LLM-CXR's factor 16 (arXiv 2305.11490, appendix A).
-    `shape` holds the arguments that build it again.
+    The defaults are taming's `custom_vqgan.yaml` with LLM-CXR's factor 16 (arXiv 2305.11490,
+    appendix A). `shape` holds the arguments that build it again.
     """
 
     # Settings that a refused checkpoint is explained with, see `checkpoint.refuse_others`.
@@ -111,7 +122,8 @@ class Autoencoder(nn.Module):
         self.factor = patch * 2 ** (len(multipliers) - 1)
         if image_size % self.factor:
             raise ValueError(
-                f"image_size {image_size} is not a multiple of {self.factor} (patch {patch} times 2 for each of "
+                f"image_size {image_size} is not a multiple of {self.factor} (patch {patch} times "
+                f"2 for each of "
                 f"{len(multipliers) - 1} halvings); choose another image_size, patch or multipliers"
             )
         self.image_size, self.patch, self.latent = image_size, patch, latent
@@ -148,7 +160,10 @@ class Autoencoder(nn.Module):
         down += [_norm(width, groups), nn.SiLU(), nn.Conv2d(width, latent, 3, padding=1)]
         self.encoder = nn.Sequential(*down)
 
-        up: list[nn.Module] = [nn.Conv2d(latent, width, 3, padding=1), *self._middle(width, attends, groups)]
+        up: list[nn.Module] = [
+            nn.Conv2d(latent, width, 3, padding=1),
+            *self._middle(width, attends, groups),
+        ]
         for level, wide in reversed(list(enumerate(widths))):
             for _ in range(blocks + 1):
                 up.append(ResidualBlock(width, wide, groups))
@@ -165,24 +180,32 @@ class Autoencoder(nn.Module):
 
     @staticmethod
     def _middle(width: int, attends: bool, groups: int | None) -> list[nn.Module]:
-        blocks: list[nn.Module] = [ResidualBlock(width, width, groups), ResidualBlock(width, width, groups)]
+        blocks: list[nn.Module] = [
+            ResidualBlock(width, width, groups),
+            ResidualBlock(width, width, groups),
+        ]
         return [blocks[0], AttentionBlock(width, groups), blocks[1]] if attends else blocks
 
     @property
     def last_layer(self) -> Tensor:
-        """The weight that the adaptive weight of the adversarial term is measured at (arXiv 2012.09841, eq. 7)."""
+        """The weight that the adaptive weight of the adversarial term is measured at (arXiv
+        2012.09841, eq. 7).
+        """
         return self.out.weight
 
     def encode(self, pixels_BCHW: Tensor) -> Tensor:
         if pixels_BCHW.ndim == 4 and pixels_BCHW.shape[1] != 1:
             raise ValueError(
-                f"the tokenizer takes 1 channel, grey pixels [B,1,H,W] in [-1,1], and was given {pixels_BCHW.shape[1]} "
+                f"the tokenizer takes 1 channel, grey pixels [B,1,H,W] in [-1,1], and was given "
+                f"{pixels_BCHW.shape[1]} "
                 "channels; of a grey image repeated over its channels pass the first"
             )
         if pixels_BCHW.shape[1:] != (1, self.image_size, self.image_size):
             raise ValueError(
-                f"the tokenizer takes 1 × {self.image_size} × {self.image_size} pixels and was given "
-                f"{' × '.join(map(str, pixels_BCHW.shape[1:]))}; prepare the corpus with --size {self.image_size}"
+                f"the tokenizer takes 1 × {self.image_size} × {self.image_size} pixels and was "
+                f"given "
+                f"{' × '.join(map(str, pixels_BCHW.shape[1:]))}; prepare the corpus with --size "
+                f"{self.image_size}"
             )
         return self.encoder(pixels_BCHW)
 

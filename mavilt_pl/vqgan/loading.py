@@ -1,4 +1,5 @@
-"""Tokenizers from a local file: a checkpoint of ours, or a published VQ-GAN in the layout of taming-transformers.
+"""Tokenizers from a local file: a checkpoint of ours, or a published VQ-GAN in the layout of
+taming-transformers.
 
 A file is known by its keys:
 
@@ -8,14 +9,15 @@ A file is known by its keys:
 | `encoder.conv_in.…` | a VQ-GAN of taming-transformers (arXiv 2012.09841), `loss.…` beside it ignored | the mean of its channels |
 | `model.encoder.conv_in.…` | torchxrayvision's `baseline_models.ieee8023.VQGAN`, 768² unless said otherwise | its first channel, as `decode` there |
 
-All of them take [-1, 1]: torchxrayvision's [-1024, 1024] is divided by 1024 at its door, so nothing is to be scaled here.
-A net of three channels becomes one of one channel, exactly for grey images, which it is given three times over: the
-first convolution is summed over its input channels; what is shown of its output channels is folded into the last
-convolution. The 1 × 1 convolutions around the codebook stay linear maps (`project_in`, `project_out`): a bias
-folded into the padded 3 × 3 convolution behind them would be wrong at the border.
+All of them take [-1, 1]: torchxrayvision's [-1024, 1024] is divided by 1024 at its door, so nothing
+is to be scaled here. A net of three channels becomes one of one channel, exactly for grey images,
+which it is given three times over: the first convolution is summed over its input channels; what is
+shown of its output channels is folded into the last convolution. The 1 × 1 convolutions around the
+codebook stay linear maps (`project_in`, `project_out`): a bias folded into the padded 3 × 3
+convolution behind them would be wrong at the border.
 
-Such nets are fully convolutional and do not hold their image size. It is an argument, or stands in the file, which is
-then {"state_dict": …, "image_size": 256}.
+Such nets are fully convolutional and do not hold their image size. It is an argument, or stands in
+the file, which is then {"state_dict": …, "image_size": 256}.
 """
 
 from __future__ import annotations
@@ -38,26 +40,33 @@ XRV = "model."
 XRV_SIZE = 768
 
 CONVERT = (
-    "Where you trust the file, save its tensors alone. A checkpoint of taming-transformers, where it is installed: python -c "
-    "\"import torch; torch.save({'state_dict': torch.load('last.ckpt', weights_only=False, map_location='cpu')['state_dict'], "
-    "'image_size': 256}, 'vqgan.pt')\"; torchxrayvision's: python -c \"import torch, torchxrayvision as xrv; "
+    "Where you trust the file, save its tensors alone. A checkpoint of taming-transformers, where "
+    "it is installed: python -c "
+    "\"import torch; torch.save({'state_dict': torch.load('last.ckpt', weights_only=False, "
+    "map_location='cpu')['state_dict'], "
+    "'image_size': 256}, 'vqgan.pt')\"; torchxrayvision's: python -c \"import torch, "
+    "torchxrayvision as xrv; "
     "torch.save(xrv.baseline_models.ieee8023.VQGAN('cxr2-vqgan-768-sd').state_dict(), 'vqgan.pt')\""
 )
 
-# How often each published code counts as used when training goes on: at a decay of 0.99 an unused one is revived after
-# some 460 steps (ln 100 / 0.01), not after the first.
+# How often each published code counts as used when training goes on: at a decay of 0.99 an unused
+# one is revived after some 460 steps (ln 100 / 0.01), not after the first.
 USES = 100.0
 
 
-def load_tokenizer(path: str | Path, image_size: int | None = None, otherwise: int | None = None) -> Tokenizer:
+def load_tokenizer(
+    path: str | Path, image_size: int | None = None, otherwise: int | None = None
+) -> Tokenizer:
     """A frozen tokenizer, in evaluation mode, from a checkpoint of ours or a published VQ-GAN.
 
     Args:
         path: a local file, read as tensors only.
-        image_size: side of the images for a published net, whatever its file says. A checkpoint of ours has its own.
+        image_size: side of the images for a published net, whatever its file says. A checkpoint of
+            ours has its own.
         otherwise: side of the images where neither `image_size` nor the file says.
 
-    Raises `DataError` where the file is none of the three, is damaged or incomplete, or the image size is not known.
+    Raises `DataError` where the file is none of the three, is damaged or incomplete, or the image
+    size is not known.
     """
     checkpoint = read_weights(path, CONVERT)
     state = checkpoint.get("state_dict", checkpoint)
@@ -68,56 +77,77 @@ def load_tokenizer(path: str | Path, image_size: int | None = None, otherwise: i
         return tokenizer.eval().requires_grad_(False)
     if "hyper_parameters" not in checkpoint:
         raise DataError(
-            f"{path} has weights of a VQGAN and not its settings (hyper_parameters); name Lightning's checkpoint"
+            f"{path} has weights of a VQGAN and not its settings (hyper_parameters); name "
+            f"Lightning's checkpoint"
         )
     h = checkpoint["hyper_parameters"]
-    autoencoder, quantizer = (checkpoint.get(key) or h[key] or {} for key in ("autoencoder", "quantizer"))
+    autoencoder, quantizer = (
+        checkpoint.get(key) or h[key] or {} for key in ("autoencoder", "quantizer")
+    )
     tokenizer = Tokenizer(autoencoder, quantizer, checkpoint.get("clinical"))
     own = tokenizer.autoencoder.image_size
     if image_size not in (None, own):
-        raise DataError(f"{path} was trained on images of {own}² and is asked for {image_size}²; leave image_size out")
+        raise DataError(
+            f"{path} was trained on images of {own}² and is asked for {image_size}²; leave "
+            f"image_size out"
+        )
     prefix = "tokenizer."
-    load_exactly(tokenizer, {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}, path)
+    load_exactly(
+        tokenizer, {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}, path
+    )
     return tokenizer.eval().requires_grad_(False)
 
 
-def published_shape(path: str | Path, image_size: int | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+def published_shape(
+    path: str | Path, image_size: int | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Arguments of `Autoencoder` and of `Quantizer` that build the published VQ-GAN of a file.
 
-    `image_size` is needed where the file does not say (see the module's text). How the codes go on learning (decay,
-    revive_below, commitment) is not part of it: add to it what differs from `Quantizer`'s defaults.
+    `image_size` is needed where the file does not say (see the module's text). How the codes go on
+    learning (decay, revive_below, commitment) is not part of it: add to it what differs from
+    `Quantizer`'s defaults.
     """
     return _shape(path, read_weights(path, CONVERT), image_size, None)
 
 
 def published_weights(path: str | Path) -> dict[str, Tensor]:
-    """The state dict of the `Tokenizer` of `published_shape`, whatever the image size. The moving averages of its codes
-    start as if each had been used `USES` times."""
+    """The state dict of the `Tokenizer` of `published_shape`, whatever the image size. The moving
+    averages of its codes start as if each had been used `USES` times.
+    """
     return _weights(path, read_weights(path, CONVERT))
 
 
 def started_shape(
     path: str | Path, autoencoder: Mapping[str, Any], quantizer: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Arguments of `Autoencoder` and `Quantizer` for a training that starts from a published VQ-GAN: the file's shape,
-    and what the config says of how the codes go on learning. Raises `DataError` where the two disagree."""
-    found = dict(zip(("autoencoder", "quantizer"), published_shape(path, autoencoder.get("image_size"))))
+    """Arguments of `Autoencoder` and `Quantizer` for a training that starts from a published
+    VQ-GAN: the file's shape, and what the config says of how the codes go on learning. Raises
+    `DataError` where the two disagree.
+    """
+    found = dict(
+        zip(("autoencoder", "quantizer"), published_shape(path, autoencoder.get("image_size")))
+    )
     for part, given in (("autoencoder", autoencoder), ("quantizer", quantizer)):
         for key, value in given.items():
             there = found[part].get(key, value)
             if (list(value) if isinstance(value, (list, tuple)) else value) != there:
                 raise DataError(
-                    f"model.init_args.{part}.{key} is {value} and {there} in {path}, which model.init_args.start names; "
+                    f"model.init_args.{part}.{key} is {value} and {there} in {path}, which "
+                    f"model.init_args.start names; "
                     "leave it out of the config, or start from another file"
                 )
     return found["autoencoder"], {**quantizer, **found["quantizer"]}
 
 
 def start_from(tokenizer: Tokenizer, path: str | Path) -> None:
-    """The weights of a published VQ-GAN into a tokenizer of its shape; a clinical map begins without influence."""
+    """The weights of a published VQ-GAN into a tokenizer of its shape; a clinical map begins
+    without influence.
+    """
     weights = published_weights(path)
     for name in ("autoencoder", "quantizer"):
-        mine = {k.removeprefix(f"{name}."): v for k, v in weights.items() if k.startswith(f"{name}.")}
+        mine = {
+            k.removeprefix(f"{name}."): v for k, v in weights.items() if k.startswith(f"{name}.")
+        }
         load_exactly(getattr(tokenizer, name), mine, path)
     if tokenizer.clinical is not None:
         for parameter in tokenizer.adapter.parameters():
@@ -135,18 +165,25 @@ def _published(path: str | Path, checkpoint: Mapping[str, Any]) -> tuple[Source,
     prefixes: tuple[tuple[Source, str], ...] = (("taming", ""), ("torchxrayvision", XRV))
     for source, prefix in prefixes:
         if any(prefix + mark in tensors for mark in MARKS):
-            found = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(tuple(prefix + p for p in parts))}
+            found = {
+                k[len(prefix) :]: v
+                for k, v in tensors.items()
+                if k.startswith(tuple(prefix + p for p in parts))
+            }
             for mark in MARKS:
                 _get(path, found, mark)
             return source, found
     first = ", ".join([str(key) for key in (tensors or state)][:3]) or "none"
     if OURS in state:
         raise DataError(
-            f"{path} is a checkpoint of our own VQGAN; expected a published one. Resume it with --ckpt_path"
+            f"{path} is a checkpoint of our own VQGAN; expected a published one. Resume it with "
+            f"--ckpt_path"
         )
     raise DataError(
-        f"{path} is a checkpoint of another module (found weights such as {first}); expected one of VQGAN (mavilt fit "
-        f"--config vqgan.yaml; {OURS}), a VQ-GAN of taming-transformers ({MARKS[0]}, {MARKS[2]}) or torchxrayvision's "
+        f"{path} is a checkpoint of another module (found weights such as {first}); expected one "
+        f"of VQGAN (mavilt fit "
+        f"--config vqgan.yaml; {OURS}), a VQ-GAN of taming-transformers ({MARKS[0]}, {MARKS[2]}) "
+        f"or torchxrayvision's "
         f"VQGAN ({XRV}{MARKS[0]})"
     )
 
@@ -163,8 +200,12 @@ def _get(path: str | Path, weights: Mapping[str, Tensor], key: str) -> Tensor:
 
 
 def _numbers(weights: Iterable[str], prefix: str) -> int:
-    """How many i there are in `prefix` + i + `.…`; at least 1, whose weights are then found missing."""
-    return max(1, len({key[len(prefix) :].split(".")[0] for key in weights if key.startswith(prefix)}))
+    """How many i there are in `prefix` + i + `.…`; at least 1, whose weights are then found
+    missing.
+    """
+    return max(
+        1, len({key[len(prefix) :].split(".")[0] for key in weights if key.startswith(prefix)})
+    )
 
 
 def _shape(
@@ -175,32 +216,47 @@ def _shape(
     size = image_size or stored or otherwise
     if size is None:
         raise DataError(
-            f"{path} is a VQ-GAN of taming-transformers, which does not say its image size: give image_size (mavilt "
-            "tokenize: --image-size), or store it: python -c \"import torch; torch.save({'state_dict': "
-            f"torch.load('{path}', weights_only=True).get('state_dict'), 'image_size': 256}}, 'vqgan.pt')\""
+            f"{path} is a VQ-GAN of taming-transformers, which does not say its image size: give "
+            f"image_size (mavilt "
+            'tokenize: --image-size), or store it: python -c "import torch; '
+            "torch.save({'state_dict': "
+            f"torch.load('{path}', weights_only=True).get('state_dict'), 'image_size': "
+            f"256}}, 'vqgan.pt')\""
         )
     first = _get(path, weights, "encoder.conv_in.weight")
     channels, inside = first.shape[:2]
     shown = _get(path, weights, "decoder.conv_out.weight").shape[0]
     if inside not in (1, 3) or shown != inside:
         raise DataError(
-            f"{path} takes {inside} channels and gives {shown}; expected 1 and 1, or 3 and 3, of a grey image"
+            f"{path} takes {inside} channels and gives {shown}; expected 1 and 1, or 3 and 3, of a "
+            f"grey image"
         )
     levels = _numbers(weights, "encoder.down.")
-    widths = [_get(path, weights, f"encoder.down.{i}.block.0.conv1.weight").shape[0] for i in range(levels)]
+    widths = [
+        _get(path, weights, f"encoder.down.{i}.block.0.conv1.weight").shape[0]
+        for i in range(levels)
+    ]
     if ragged := [width for width in widths if width % channels]:
         raise DataError(
-            f"{path} has a level of {ragged[0]} channels, no multiple of the first convolution's {channels}"
+            f"{path} has a level of {ragged[0]} channels, no multiple of the first convolution's "
+            f"{channels}"
         )
     factor = 2 ** (levels - 1)
     if size % factor:
-        raise DataError(f"{path} halves its images {levels - 1} times and takes multiples of {factor}, not {size}")
+        raise DataError(
+            f"{path} halves its images {levels - 1} times and takes multiples of {factor}, not "
+            f"{size}"
+        )
     latent = _get(path, weights, "encoder.conv_out.weight").shape[0]
     codes, code_width = weights[MARKS[2]].shape
-    entries = _get(path, weights, "quant_conv.weight").shape[1], _get(path, weights, "post_quant_conv.weight").shape[0]
+    entries = (
+        _get(path, weights, "quant_conv.weight").shape[1],
+        _get(path, weights, "post_quant_conv.weight").shape[0],
+    )
     if entries != (latent, latent):
         raise DataError(
-            f"{path}: the encoder ends in {latent} channels, quant_conv takes {entries[0]} and post_quant_conv gives "
+            f"{path}: the encoder ends in {latent} channels, quant_conv takes {entries[0]} and "
+            f"post_quant_conv gives "
             f"{entries[1]}; expected one width"
         )
     autoencoder = {
@@ -208,19 +264,28 @@ def _shape(
         "channels": channels,
         "multipliers": [width // channels for width in widths],
         "blocks": _numbers(weights, "encoder.down.0.block."),
-        "attention": [size >> i for i in range(levels) if f"encoder.down.{i}.attn.0.q.weight" in weights],
+        "attention": [
+            size >> i for i in range(levels) if f"encoder.down.{i}.attn.0.q.weight" in weights
+        ],
         "latent": latent,
         "groups": 32,
         "asymmetric": True,
         "middle_attention": "encoder.mid.attn_1.q.weight" in weights,
     }
-    quantizer = {"codes": codes, "code_width": code_width, "cosine": False, "kmeans": False, "project": True}
+    quantizer = {
+        "codes": codes,
+        "code_width": code_width,
+        "cosine": False,
+        "kmeans": False,
+        "project": True,
+    }
     return autoencoder, quantizer
 
 
 def _names(shape: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """The blocks of a published encoder and decoder, in the order they are passed, all but the last convolution of the
-    decoder; those of a `Sequential` of ours are the same in number and kind."""
+    """The blocks of a published encoder and decoder, in the order they are passed, all but the last
+    convolution of the decoder; those of a `Sequential` of ours are the same in number and kind.
+    """
     levels, blocks = len(shape["multipliers"]), shape["blocks"]
     sizes = [shape["image_size"] >> i for i in range(levels)]
     middle = ["mid.block_1", *(["mid.attn_1"] if shape["middle_attention"] else []), "mid.block_2"]
@@ -258,7 +323,9 @@ def _weights(path: str | Path, checkpoint: Mapping[str, Any]) -> dict[str, Tenso
 
     layers = (nn.Conv2d, nn.GroupNorm, ResidualBlock, AttentionBlock, Up)
     for side, names in zip(("encoder", "decoder"), _names(shape), strict=True):
-        ours = [(i, block) for i, block in enumerate(getattr(net, side)) if isinstance(block, layers)]
+        ours = [
+            (i, block) for i, block in enumerate(getattr(net, side)) if isinstance(block, layers)
+        ]
         for (i, block), name in zip(ours, names, strict=True):
             place = f"autoencoder.{side}.{i}"
             if isinstance(block, ResidualBlock):
@@ -282,7 +349,9 @@ def _weights(path: str | Path, checkpoint: Mapping[str, Any]) -> dict[str, Tenso
     made[first] = made[first].sum(1, keepdim=True)
     for kind in ("weight", "bias"):
         out = made[f"autoencoder.out.{kind}"]
-        made[f"autoencoder.out.{kind}"] = out[:1] if source == "torchxrayvision" else out.mean(0, keepdim=True)
+        made[f"autoencoder.out.{kind}"] = (
+            out[:1] if source == "torchxrayvision" else out.mean(0, keepdim=True)
+        )
 
     codes_KD = published[MARKS[2]].float()
     made["quantizer.codebook"] = codes_KD.clone()
@@ -294,7 +363,8 @@ def _weights(path: str | Path, checkpoint: Mapping[str, Any]) -> dict[str, Tenso
     read |= {MARKS[2], "quantize.embedding.cluster_size", "quantize.embedding.embed_avg"}
     if left := sorted(published.keys() - read):
         raise DataError(
-            f"{path} has {len(left)} weights that a VQ-GAN of taming-transformers does not have, such as {left[0]}; "
+            f"{path} has {len(left)} weights that a VQ-GAN of taming-transformers does not have, "
+            f"such as {left[0]}; "
             "expected its blocks of residuals and attention, and a plain codebook"
         )
     return made

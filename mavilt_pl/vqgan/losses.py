@@ -1,8 +1,11 @@
-"""The tokenizer's loss, one function a term; every λ of 0 leaves its term uncomputed (that is the caller's part).
+"""The tokenizer's loss, one function a term; every λ of 0 leaves its term uncomputed (that is the
+caller's part).
 
-L = |x − x̂|₁ + λ_grad ‖∇x − ∇x̂‖² + λ_feat ‖φ(x) − φ(x̂)‖² + β commitment + adaptive adversarial   (arXiv 2502.05926)
+L = |x − x̂|₁ + λ_grad ‖∇x − ∇x̂‖² + λ_feat ‖φ(x) − φ(x̂)‖² + β commitment + adaptive adversarial
+(arXiv 2502.05926)
 
-Pixels are [B,1,H,W] in [-1, 1]; every term is a mean, so its size does not depend on batch or resolution.
+Pixels are [B,1,H,W] in [-1, 1]; every term is a mean, so its size does not depend on batch or
+resolution.
 """
 
 from __future__ import annotations
@@ -18,7 +21,9 @@ from mavilt_pl.ranks import rank_and_size, summed
 
 def forward_differences(pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
     """∇ as forward differences along both axes: [B,C,H,W-1] and [B,C,H-1,W]."""
-    return pixels_BCHW[..., :, 1:] - pixels_BCHW[..., :, :-1], pixels_BCHW[..., 1:, :] - pixels_BCHW[..., :-1, :]
+    return pixels_BCHW[..., :, 1:] - pixels_BCHW[..., :, :-1], pixels_BCHW[
+        ..., 1:, :
+    ] - pixels_BCHW[..., :-1, :]
 
 
 def gradient_term(pixels_BCHW: Tensor, made_BCHW: Tensor) -> Tensor:
@@ -32,7 +37,9 @@ def feature_term(real: Sequence[Tensor], made: Sequence[Tensor]) -> Tensor:
     return torch.stack([F.mse_loss(m, r) for r, m in zip(real, made)]).mean()
 
 
-def reconstruction_term(pixels_BCHW: Tensor, made_BCHW: Tensor, weight_BCHW: Tensor | None = None) -> Tensor:
+def reconstruction_term(
+    pixels_BCHW: Tensor, made_BCHW: Tensor, weight_BCHW: Tensor | None = None
+) -> Tensor:
     """|x − x̂|₁, each pixel counted `weight` times where a weight map of mean 1 is given."""
     error = (pixels_BCHW - made_BCHW).abs()
     return error.mean() if weight_BCHW is None else (error * weight_BCHW).mean()
@@ -43,8 +50,12 @@ def hinge_discriminator(real: Tensor, made: Tensor) -> Tensor:
     return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + made).mean())
 
 
-def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor, most: float = 1e4) -> Tensor:
-    """λ of arXiv 2012.09841, eq. 7: ratio of both terms' gradient norms at the decoder's last layer, over all ranks."""
+def adaptive_weight(
+    reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor, most: float = 1e4
+) -> Tensor:
+    """λ of arXiv 2012.09841, eq. 7: ratio of both terms' gradient norms at the decoder's last
+    layer, over all ranks.
+    """
     wanted, given = (
         summed(torch.autograd.grad(term, last_layer, retain_graph=True)[0].float())
         for term in (reconstruction, adversarial)

@@ -1,4 +1,6 @@
-"""Training the tokenizer: two optimizers, one clock. Every step counted anywhere is a step of the generator."""
+"""Training the tokenizer: two optimizers, one clock. Every step counted anywhere is a step of the
+generator.
+"""
 
 from __future__ import annotations
 
@@ -31,17 +33,23 @@ from mavilt_pl.vqgan.quantizer import Quantizer
 class Tokenizer(nn.Module):
     """Pixels to codes and back: what the rest of the chain uses of a trained VQ-GAN.
 
-    With `clinical` (the shape of a `Classifier`), the encoder's last feature map is added to the latents before they are
-    quantised, so that what the clinical encoder sees need not be found again by a network trained on pixels.
+    With `clinical` (the shape of a `Classifier`), the encoder's last feature map is added to the
+    latents before they are quantised, so that what the clinical encoder sees need not be found
+    again by a network trained on pixels.
     """
 
     def __init__(
-        self, autoencoder: Mapping[str, Any], quantizer: Mapping[str, Any], clinical: Mapping[str, Any] | None = None
+        self,
+        autoencoder: Mapping[str, Any],
+        quantizer: Mapping[str, Any],
+        clinical: Mapping[str, Any] | None = None,
     ):
         super().__init__()
         self.autoencoder = Autoencoder(**autoencoder)
         self.quantizer = Quantizer(**{**quantizer, "latent": self.autoencoder.latent})
-        self.clinical = Classifier(**clinical).eval().requires_grad_(False) if clinical is not None else None
+        self.clinical = (
+            Classifier(**clinical).eval().requires_grad_(False) if clinical is not None else None
+        )
         if self.clinical is not None:
             self.adapter = nn.Conv2d(self.clinical.widths[-1], self.autoencoder.latent, 1)
 
@@ -60,7 +68,9 @@ class Tokenizer(nn.Module):
         return self
 
     def latents(self, pixels_BCHW: Tensor, maps: list[Tensor] | None = None) -> Tensor:
-        """Latents before quantisation [B,D,h,w]; `maps` spares a second pass of the clinical encoder."""
+        """Latents before quantisation [B,D,h,w]; `maps` spares a second pass of the clinical
+        encoder.
+        """
         latents_BDhw = self.autoencoder.encode(pixels_BCHW)
         if self.clinical is None:
             return latents_BDhw
@@ -76,7 +86,9 @@ class Tokenizer(nn.Module):
     def decode(self, codes_BN: Tensor) -> Tensor:
         """Codes int64 [B,N] → pixels [B,1,H,W] in [-1,1]."""
         if codes_BN.shape[1] != self.grid**2:
-            raise ValueError(f"an image of this tokenizer is {self.grid**2} codes, found {codes_BN.shape[1]}")
+            raise ValueError(
+                f"an image of this tokenizer is {self.grid**2} codes, found {codes_BN.shape[1]}"
+            )
         quantised = self.quantizer.lookup(codes_BN.view(-1, self.grid, self.grid))
         return self.autoencoder.decode(quantised).clamp(-1, 1)
 
@@ -84,38 +96,48 @@ class Tokenizer(nn.Module):
 class VQGAN(LightningModule):
     """The clinical gradient-weighted VQ-GAN.
 
-    L = |x − x̂|₁ + λ_grad ‖∇x − ∇x̂‖² + λ_feat ‖φ(x) − φ(x̂)‖² + β commitment + adaptive adversarial  (arXiv 2502.05926)
+    L = |x − x̂|₁ + λ_grad ‖∇x − ∇x̂‖² + λ_feat ‖φ(x) − φ(x̂)‖² + β commitment + adaptive
+    adversarial  (arXiv 2502.05926)
 
-    A λ of 0 leaves its term uncomputed. `max_steps`, schedules, `gan_start` and every log count generator steps: the
-    discriminator's optimizer is stepped without Lightning's counter (Lightning-AI/pytorch-lightning#17958). The
-    discriminator learns from the reconstruction that the generator's turn has made: the autoencoder runs once a batch.
-    For averaged weights in validation and in what is kept, add `lightning.pytorch.callbacks.EMAWeightAveraging`.
+    A λ of 0 leaves its term uncomputed. `max_steps`, schedules, `gan_start` and every log count
+    generator steps: the discriminator's optimizer is stepped without Lightning's counter
+    (Lightning-AI/pytorch-lightning#17958). The discriminator learns from the reconstruction that
+    the generator's turn has made: the autoencoder runs once a batch. For averaged weights in
+    validation and in what is kept, add `lightning.pytorch.callbacks.EMAWeightAveraging`.
 
     Args:
         autoencoder: arguments of `Autoencoder`.
         quantizer: arguments of `Quantizer` (all but `latent`).
-        start: a local file of a published VQ-GAN (see `loading`) whose shape and weights training starts from. Give
-            autoencoder.image_size where the file does not say it; fine-tuning: learning_rate 4.5e-6, betas (0.5, 0.9)
-            (LLM-CXR, arXiv 2305.11490).
-        encoder: weights of φ; needed where lambda_feat, lambda_finding, focus or clinical_input is set.
+        start: a local file of a published VQ-GAN (see `loading`) whose shape and weights training
+            starts from. Give autoencoder.image_size where the file does not say it; fine-tuning:
+            learning_rate 4.5e-6, betas (0.5, 0.9) (LLM-CXR, arXiv 2305.11490).
+        encoder: weights of φ; needed where lambda_feat, lambda_finding, focus or clinical_input is
+            set.
         encoder_kind: classifier | torchxrayvision | huggingface.
-        lambda_grad: λ_grad, 1.0; no chest-radiograph source exists (swept 0.1 to 10 in the paper's family).
-        lambda_feat: λ_feat on φ's feature maps; its size depends on φ's: 3 for our classifier (EXPERIMENTS.md); 100 on
-            pooled torchxrayvision features in LLM-CXR (arXiv 2305.11490).
-        lambda_finding: of the cross-entropy between φ's findings on x and on x̂: the end of φ's features that a
-            radiologist would name; 0.3 keeps small findings (EXPERIMENTS.md).
-        focus: how much more |x − x̂| counts where φ reads a finding (`clinical.finding_map`); needs our classifier.
+        lambda_grad: λ_grad, 1.0; no chest-radiograph source exists (swept 0.1 to 10 in the paper's
+            family).
+        lambda_feat: λ_feat on φ's feature maps; its size depends on φ's: 3 for our classifier
+            (EXPERIMENTS.md); 100 on pooled torchxrayvision features in LLM-CXR (arXiv 2305.11490).
+        lambda_finding: of the cross-entropy between φ's findings on x and on x̂: the end of φ's
+            features that a radiologist would name; 0.3 keeps small findings (EXPERIMENTS.md).
+        focus: how much more |x − x̂| counts where φ reads a finding (`clinical.finding_map`); needs
+            our classifier.
         clinical_input: let the tokenizer's encoder see φ's last map; needs our classifier.
-        blur: φ compares both images through one Gaussian blur of a random deviation up to so many pixels, so that no pattern
-            too fine to be a finding pleases it (EXPERIMENTS.md); about the half of the smallest finding's width.
-        gan_weight: of the adversarial term, times its adaptive weight (taming: 0.8); 0 builds no discriminator.
+        blur: φ compares both images through one Gaussian blur of a random deviation up to so many
+            pixels, so that no pattern too fine to be a finding pleases it (EXPERIMENTS.md); about
+            the half of the smallest finding's width.
+        gan_weight: of the adversarial term, times its adaptive weight (taming: 0.8); 0 builds no
+            discriminator.
         gan_start: the generator step at which the discriminator starts.
         discriminator: arguments of `Discriminator`.
-        learning_rate, betas, clip: of both optimizers; from scratch 1e-4, (0.9, 0.95), 1 (LlamaGen, arXiv 2406.06525).
+        learning_rate, betas, clip: of both optimizers; from scratch 1e-4, (0.9, 0.95), 1 (LlamaGen,
+            arXiv 2406.06525).
         warmup: steps of linear warm-up, then a cosine down to a hundredth.
-        accumulate: batches whose gradients make one step. (Lightning's own key is for automatic optimisation only.)
+        accumulate: batches whose gradients make one step. (Lightning's own key is for automatic
+            optimisation only.)
         compile: torch.compile for encoder, decoder and discriminator; worth its minutes on a GPU.
-        channels_last: memory format of images and convolutions; faster with bf16 on a GPU, slower on a CPU.
+        channels_last: memory format of images and convolutions; faster with bf16 on a GPU, slower
+            on a CPU.
     """
 
     automatic_optimization = False
@@ -149,22 +171,31 @@ class VQGAN(LightningModule):
         super().__init__()
         self.save_hyperparameters()
         if accumulate < 1:
-            raise DataError(f"model.accumulate {accumulate}: expected the number of batches of a step, 1 or more")
+            raise DataError(
+                f"model.accumulate {accumulate}: expected the number of batches of a step, 1 or "
+                f"more"
+            )
         ours = focus > 0 or clinical_input
         clinical = lambda_feat > 0 or lambda_finding > 0 or ours
         if clinical and encoder is None:
             raise DataError(
-                "model.encoder: lambda_feat, lambda_finding, focus and clinical_input need an encoder; name its weights, or set them to 0"
+                "model.encoder: lambda_feat, lambda_finding, focus and clinical_input need an "
+                "encoder; name its weights, or set them to 0"
             )
         if ours and encoder_kind != "classifier":
             raise DataError(
-                f"model.encoder_kind {encoder_kind}: focus and clinical_input need `classifier`; set focus to 0 and clinical_input to false"
+                f"model.encoder_kind {encoder_kind}: focus and clinical_input need `classifier`; "
+                f"set focus to 0 and clinical_input to false"
             )
-        # φ is kept out of the state dict and of Lightning's sight; the tokenizer owns a copy where it needs one.
-        self._phi: list[Any] = [load_encoder(encoder, encoder_kind)] if clinical and encoder is not None else []
+        # φ is kept out of the state dict and of Lightning's sight; the tokenizer owns a copy where
+        # it needs one.
+        self._phi: list[Any] = (
+            [load_encoder(encoder, encoder_kind)] if clinical and encoder is not None else []
+        )
         if lambda_finding > 0 and not self._phi[0].findings:
             raise DataError(
-                f"model.lambda_finding {lambda_finding}: the encoder {encoder} has no outputs for findings; set it to 0"
+                f"model.lambda_finding {lambda_finding}: the encoder {encoder} has no outputs for "
+                f"findings; set it to 0"
             )
         shape = self._phi[0].shape if clinical_input else None
         autoencoder, quantizer = autoencoder or {}, quantizer or {}
@@ -186,9 +217,11 @@ class VQGAN(LightningModule):
     def setup(self, stage: str) -> None:
         if self.trainer.precision == "16-mixed":
             raise DataError(
-                "trainer.precision 16-mixed overflows in the adversarial term; use bf16-mixed, or 32-true on cards without bf16"
+                "trainer.precision 16-mixed overflows in the adversarial term; use bf16-mixed, or "
+                "32-true on cards without bf16"
             )
-        # Lightning takes its own key for automatic optimisation only; its loops count steps by it all the same.
+        # Lightning takes its own key for automatic optimisation only; its loops count steps by it
+        # all the same.
         self.trainer.accumulate_grad_batches = self.hparams["accumulate"]
         networks = [self.tokenizer.autoencoder.encoder, self.tokenizer.autoencoder.decoder]
         if self.discriminator is not None:
@@ -199,13 +232,19 @@ class VQGAN(LightningModule):
             for network in networks:
                 network.compile()
 
-    def forward(self, pixels_BCHW: Tensor, maps: list[Tensor] | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, pixels_BCHW: Tensor, maps: list[Tensor] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Reconstruction float32 [B,1,H,W], codes int64 [B,N], commitment term."""
-        quantised, codes_BN, commitment = self.tokenizer.quantizer(self.tokenizer.latents(pixels_BCHW, maps))
+        quantised, codes_BN, commitment = self.tokenizer.quantizer(
+            self.tokenizer.latents(pixels_BCHW, maps)
+        )
         return self.tokenizer.autoencoder.decode(quantised).float(), codes_BN, commitment
 
     def terms(self, pixels_BCHW: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """The weighted terms of the loss by name (adversarial aside), the reconstruction, and the codes."""
+        """The weighted terms of the loss by name (adversarial aside), the reconstruction, and the
+        codes.
+        """
         h, phi = self.hparams, self.phi
         maps: Any = None
         if phi is not None and (h["blur"] == 0 or h["focus"] > 0 or h["clinical_input"]):
@@ -216,7 +255,10 @@ class VQGAN(LightningModule):
             weight = 1 + h["focus"] * finding_map(phi, maps, pixels_BCHW.shape[-1])
             weight = weight / weight.mean((1, 2, 3), keepdim=True)
         made_BCHW, codes_BN, commitment = self(pixels_BCHW, maps)
-        terms = {"l1": reconstruction_term(pixels_BCHW, made_BCHW, weight), "commitment": commitment}
+        terms = {
+            "l1": reconstruction_term(pixels_BCHW, made_BCHW, weight),
+            "commitment": commitment,
+        }
         if h["lambda_grad"] > 0:
             terms["gradient"] = h["lambda_grad"] * gradient_term(pixels_BCHW, made_BCHW)
         if h["lambda_feat"] > 0 or h["lambda_finding"] > 0:
@@ -230,12 +272,15 @@ class VQGAN(LightningModule):
                 terms["feature"] = h["lambda_feat"] * feature_term(maps, seen)
             if h["lambda_finding"] > 0:
                 wanted = phi.logits(maps).sigmoid()
-                terms["finding"] = h["lambda_finding"] * F.binary_cross_entropy_with_logits(phi.logits(seen), wanted)
+                terms["finding"] = h["lambda_finding"] * F.binary_cross_entropy_with_logits(
+                    phi.logits(seen), wanted
+                )
         return terms, made_BCHW, codes_BN
 
     def training_step(self, batch: dict, index: int) -> dict[str, Tensor]:
-        """One batch through both networks; the optimizers step at every `accumulate`-th. For the callbacks: codes and
-        reconstruction."""
+        """One batch through both networks; the optimizers step at every `accumulate`-th. For the
+        callbacks: codes and reconstruction.
+        """
         generator, critic = [*self._as_list(self.optimizers()), None][:2]
         schedules = self._as_list(self.lr_schedulers())
         stepping = not self.trainer.fit_loop.epoch_loop._should_accumulate()
@@ -245,9 +290,11 @@ class VQGAN(LightningModule):
 
         with generator.toggle_model(sync_grad=stepping):
             terms, made_BCHW, codes_BN = self.terms(pixels_BCHW)
-            # What stands behind the picture, φ and the discriminator, is walked back through once: its pull at the picture
-            # takes its place from there on.
-            likeness = torch.stack([value for name, value in terms.items() if name != "commitment"]).sum()
+            # What stands behind the picture, φ and the discriminator, is walked back through once:
+            # its pull at the picture takes its place from there on.
+            likeness = torch.stack(
+                [value for name, value in terms.items() if name != "commitment"]
+            ).sum()
             (pull_BCHW,) = torch.autograd.grad(likeness, made_BCHW, retain_graph=log_now)
             pulls = self._pulls(terms, made_BCHW) if log_now else {}
             if adversarial_now:
@@ -279,8 +326,13 @@ class VQGAN(LightningModule):
             self._tell(told)
         return {"codes": codes_BN, "reconstruction": made_BCHW.detach()}
 
-    def _critic_turn(self, critic: Any, real: Tensor, made: Tensor, stepping: bool, batch: dict) -> dict[str, Tensor]:
-        real_logits, made_logits = self.discriminator(real).float(), self.discriminator(made).float()  # type: ignore[misc]
+    def _critic_turn(
+        self, critic: Any, real: Tensor, made: Tensor, stepping: bool, batch: dict
+    ) -> dict[str, Tensor]:
+        real_logits, made_logits = (
+            self.discriminator(real).float(),
+            self.discriminator(made).float(),
+        )  # type: ignore[misc]
         loss = hinge_discriminator(real_logits, made_logits)
         self.manual_backward(loss / self.hparams["accumulate"])
         right = 0.5 * ((real_logits > 0).float().mean() + (made_logits < 0).float().mean())
@@ -293,13 +345,20 @@ class VQGAN(LightningModule):
         return told
 
     def _tell(self, values: dict[str, Tensor]) -> None:
-        """Log values, means over the ranks, at the number of generator steps made. (Lightning counts batches here.)"""
-        means = summed(torch.stack([value.detach().float() for value in values.values()])) / rank_and_size()[1]
+        """Log values, means over the ranks, at the number of generator steps made. (Lightning
+        counts batches here.)
+        """
+        means = (
+            summed(torch.stack([value.detach().float() for value in values.values()]))
+            / rank_and_size()[1]
+        )
         named = {f"train/{name}": mean for name, mean in zip(values, means)}
         self.log_dict(named, logger=False)
         self.log("loss", named["train/loss"], logger=False, prog_bar=True)
         for logger in self.loggers:
-            logger.log_metrics({name: float(mean) for name, mean in named.items()}, self.global_step)
+            logger.log_metrics(
+                {name: float(mean) for name, mean in named.items()}, self.global_step
+            )
 
     def _refuse_non_finite(self, values: dict[str, Tensor], batch: dict) -> None:
         """Stop before a value that is NaN or infinite reaches any weight."""
@@ -308,8 +367,10 @@ class VQGAN(LightningModule):
         bad = [name for name, value in values.items() if not torch.isfinite(value)]
         studies = [study["study"] for study in batch["studies"]]
         raise DataError(
-            f"step {self.global_step}: not finite: {', '.join(bad) or 'the sum of the terms'}; studies of the batch: "
-            f"{', '.join(studies[:8])}{', …' if len(studies) > 8 else ''}. The last checkpoint is good: lower "
+            f"step {self.global_step}: not finite: {', '.join(bad) or 'the sum of the terms'}; "
+            f"studies of the batch: "
+            f"{', '.join(studies[:8])}{', …' if len(studies) > 8 else ''}. The last checkpoint is "
+            f"good: lower "
             "learning_rate or the term's weight and resume (--ckpt_path last)"
         )
 
@@ -343,14 +404,30 @@ class VQGAN(LightningModule):
     def _as_list(value: Any) -> list[Any]:
         return value if isinstance(value, list) else [value]
 
-    def validation_step(self, batch: dict, index: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+    def validation_step(
+        self, batch: dict, index: int, dataloader_idx: int = 0
+    ) -> dict[str, Tensor]:
         pixels_BCHW = batch["pixels"]
         made_BCHW, codes_BN, _ = self(pixels_BCHW)
         made_BCHW = made_BCHW.clamp(-1, 1)
-        psnr = 10 * torch.log10(4 / (made_BCHW - pixels_BCHW).square().mean((1, 2, 3)).clamp(min=1e-10)).mean()
+        psnr = (
+            10
+            * torch.log10(
+                4 / (made_BCHW - pixels_BCHW).square().mean((1, 2, 3)).clamp(min=1e-10)
+            ).mean()
+        )
         source = self.trainer.datamodule.names[dataloader_idx]  # type: ignore[attr-defined]
-        logged = {f"val/{source}/psnr": psnr, f"val/{source}/l1": (made_BCHW - pixels_BCHW).abs().mean()}
-        self.log_dict(logged, prog_bar=True, sync_dist=True, batch_size=len(pixels_BCHW), add_dataloader_idx=False)
+        logged = {
+            f"val/{source}/psnr": psnr,
+            f"val/{source}/l1": (made_BCHW - pixels_BCHW).abs().mean(),
+        }
+        self.log_dict(
+            logged,
+            prog_bar=True,
+            sync_dist=True,
+            batch_size=len(pixels_BCHW),
+            add_dataloader_idx=False,
+        )
         return {"reconstruction": made_BCHW, "codes": codes_BN}
 
     def test_step(self, batch: dict, index: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
@@ -361,9 +438,15 @@ class VQGAN(LightningModule):
     def configure_optimizers(self) -> Any:
         h = self.hparams
         trained = [p for p in self.tokenizer.parameters() if p.requires_grad]
-        optimizers = [torch.optim.AdamW(trained, h["learning_rate"], betas=h["betas"], weight_decay=1e-4)]
+        optimizers = [
+            torch.optim.AdamW(trained, h["learning_rate"], betas=h["betas"], weight_decay=1e-4)
+        ]
         if self.discriminator is not None:
-            optimizers.append(torch.optim.AdamW(self.discriminator.parameters(), h["learning_rate"], betas=(0.5, 0.9)))
+            optimizers.append(
+                torch.optim.AdamW(
+                    self.discriminator.parameters(), h["learning_rate"], betas=(0.5, 0.9)
+                )
+            )
         steps = int(self.trainer.estimated_stepping_batches)
         return optimizers, [
             warm_cosine(optimizer, h["warmup"], steps - start)

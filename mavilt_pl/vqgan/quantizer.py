@@ -1,7 +1,9 @@
-"""Vector quantisation with moving-average codes (arXiv 1711.00937, appendix A), in float32 whatever the precision.
+"""Vector quantisation with moving-average codes (arXiv 1711.00937, appendix A), in float32 whatever
+the precision.
 
-The codebook and its random draws are the same on any number of ranks: statistics are summed over ranks, the first
-clustering sees the batches of all, and draws come from a counter that is saved, not from the process's random state.
+The codebook and its random draws are the same on any number of ranks: statistics are summed over
+ranks, the first clustering sees the batches of all, and draws come from a counter that is saved,
+not from the process's random state.
 
 Shape legend: B batch, D latent width, h w grid, N = h·w, K codes, d code width, W ranks.
 """
@@ -18,13 +20,17 @@ from mavilt_pl.ranks import dealt, rank_and_size, summed
 
 
 def rotate(from_Xd: Tensor, to_Xd: Tensor) -> Tensor:
-    """`to`, with the gradient that reaches it turned and scaled onto `from` (the rotation trick, arXiv 2410.06424)."""
+    """`to`, with the gradient that reaches it turned and scaled onto `from` (the rotation trick,
+    arXiv 2410.06424).
+    """
     with torch.no_grad():
         length, reach = from_Xd.norm(dim=-1, keepdim=True), to_Xd.norm(dim=-1, keepdim=True)
         e, q = from_Xd / length.clamp(min=1e-6), to_Xd / reach.clamp(min=1e-6)
         middle = F.normalize(e + q, dim=-1, eps=1e-6)
     turned = (
-        from_Xd - 2 * middle * (from_Xd * middle).sum(-1, keepdim=True) + 2 * q * (from_Xd * e).sum(-1, keepdim=True)
+        from_Xd
+        - 2 * middle * (from_Xd * middle).sum(-1, keepdim=True)
+        + 2 * q * (from_Xd * e).sum(-1, keepdim=True)
     )
     return turned * (reach / length.clamp(min=1e-6))
 
@@ -35,14 +41,15 @@ class Quantizer(nn.Module):
     Args:
         codes: K.
         latent: D, the width of the latents.
-        code_width: d, width of the codes; narrower than D keeps more codes in use (LlamaGen, arXiv 2406.06525: 8).
+        code_width: d, width of the codes; narrower than D keeps more codes in use (LlamaGen, arXiv
+            2406.06525: 8).
         cosine: compare directions (codes of length 1) rather than distances.
         decay: of the moving averages that move the codes.
         revive_below: a code whose moving count of uses falls below is set on a latent of the batch.
         commitment: β of the commitment term, on the encoder (arXiv 1711.00937, eq. 3; 0.25 there).
         kmeans: start the codes from a clustering of the first batch.
-        project: a linear map from latents to codes and one back. None: where their widths differ. Published networks
-            have both always (`quant_conv`, `post_quant_conv`).
+        project: a linear map from latents to codes and one back. None: where their widths differ.
+            Published networks have both always (`quant_conv`, `post_quant_conv`).
 
     `shape` holds the arguments that build it again.
     """
@@ -75,7 +82,8 @@ class Quantizer(nn.Module):
         super().__init__()
         if project is False and code_width != latent:
             raise ValueError(
-                f"project false: codes of width {code_width} need a map from latents of width {latent}; set project to "
+                f"project false: codes of width {code_width} need a map from latents of width "
+                f"{latent}; set project to "
                 f"null, or code_width to {latent}"
             )
         self.shape: dict[str, Any] = {
@@ -108,13 +116,16 @@ class Quantizer(nn.Module):
         self.draws = int(state)
 
     def forward(self, latents_BDhw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Quantised latents [B,D,h,w] (gradients pass by rotation), codes int64 [B,N] in raster order, β-weighted
-        commitment term. In training the codes move."""
+        """Quantised latents [B,D,h,w] (gradients pass by rotation), codes int64 [B,N] in raster
+        order, β-weighted commitment term. In training the codes move.
+        """
         with torch.autocast(latents_BDhw.device.type, enabled=False):
             z_BNd = self.project_in(latents_BDhw.float().flatten(2).transpose(1, 2))
             if self.cosine:
                 z_BNd = F.normalize(z_BNd, dim=-1, eps=1e-6)
-            if self.training and self.draws == 0 and not self.started:  # the second waits for the device
+            if (
+                self.training and self.draws == 0 and not self.started
+            ):  # the second waits for the device
                 self._start(z_BNd.detach())
             codes_BN = self._nearest(z_BNd.detach(), self.codebook)
             chosen_BNd = self.codebook[codes_BN]
@@ -160,13 +171,20 @@ class Quantizer(nn.Module):
         rank, size = rank_and_size()
         batch, places, width = z_BNd.shape
         counts_K, sums_Kd = self._tally(z_BNd.flatten(0, 1), codes_BN.flatten())
-        # One latent for each code that may need reviving, drawn from the batches of all ranks as if they were one.
+        # One latent for each code that may need reviving, drawn from the batches of all ranks as if
+        # they were one.
         picks_K = self._draw(batch * size * places).to(z_BNd.device)
         image_K, place_K = picks_K // places, picks_K % places
         mine_K1 = (image_K % size == rank).unsqueeze(1)
-        candidates_Kd = torch.where(mine_K1, z_BNd[(image_K // size).clamp(max=batch - 1), place_K], 0.0)
+        candidates_Kd = torch.where(
+            mine_K1, z_BNd[(image_K // size).clamp(max=batch - 1), place_K], 0.0
+        )
         merged = summed(torch.cat([counts_K.unsqueeze(1), sums_Kd, candidates_Kd], 1))
-        counts_K, sums_Kd, candidates_Kd = merged[:, 0], merged[:, 1 : 1 + width], merged[:, 1 + width :]
+        counts_K, sums_Kd, candidates_Kd = (
+            merged[:, 0],
+            merged[:, 1 : 1 + width],
+            merged[:, 1 + width :],
+        )
         self.counts.lerp_(counts_K, 1 - self.decay)
         self.sums.lerp_(sums_Kd, 1 - self.decay)
         dead_K = self.counts < self.revive_below

@@ -1,7 +1,7 @@
 """`mavilt tokenize`: a corpus and a trained VQ-GAN → a token cache.
 
-It is made in pieces of `PIECE` images, which lie in OUT/parts until all are there: a killed run keeps those that are whole, and
-several processes share them (`mavilt_pl.pieces`).
+It is made in pieces of `PIECE` images, which lie in OUT/parts until all are there: a killed run
+keeps those that are whole, and several processes share them (`mavilt_pl.pieces`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ PIECE = 1024  # images
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--corpus", type=Path, required=True, help="folder made by `mavilt prepare`")
+    parser.add_argument(
+        "--corpus", type=Path, required=True, help="folder made by `mavilt prepare`"
+    )
     parser.add_argument(
         "--tokenizer",
         type=Path,
@@ -37,17 +39,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the token cache")
     parser.add_argument(
-        "--batch-size", type=int, help="default: 64 on a GPU; on a CPU as many images as its caches hold, at most 64"
+        "--batch-size",
+        type=int,
+        help="default: 64 on a GPU; on a CPU as many images as its caches hold, at most 64",
     )
-    parser.add_argument("--device", default="auto", help="cpu, cuda, … (default: a GPU where there is one)")
     parser.add_argument(
-        "--compile", action="store_true", help="torch.compile the encoder: half a minute's start, then faster"
+        "--device", default="auto", help="cpu, cuda, … (default: a GPU where there is one)"
+    )
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="torch.compile the encoder: half a minute's start, then faster",
     )
 
 
 def images_at_once(shape: dict[str, Any], device: str) -> int:
-    """A batch for an encoder of this `Autoencoder.shape`. On a CPU one whose first feature maps leave the cache is slower than
-    one image at a time (benchmarks/README.md)."""
+    """A batch for an encoder of this `Autoencoder.shape`. On a CPU one whose first feature maps
+    leave the cache is slower than one image at a time (benchmarks/README.md).
+    """
     widest = shape["channels"] * (shape["image_size"] // shape["patch"]) ** 2
     return 64 if device != "cpu" else min(max(2**19 // widest, 1), 64)
 
@@ -58,7 +67,9 @@ def checkpoint_of(path: Path) -> Path:
 
 
 def device_of(name: str) -> str:
-    """`auto`: a GPU where there is one. Raises `DataError` where torch can compute nothing on the device that is asked for."""
+    """`auto`: a GPU where there is one. Raises `DataError` where torch can compute nothing on the
+    device that is asked for.
+    """
     import torch
 
     from mavilt_pl.data.study import DataError
@@ -70,7 +81,8 @@ def device_of(name: str) -> str:
     except (RuntimeError, AssertionError, ImportError) as error:
         reason = next(iter(str(error).splitlines()), "")[:120]
         raise DataError(
-            f"--device: found {name}, on which torch cannot compute here ({reason}); set it to cpu, or leave it out"
+            f"--device: found {name}, on which torch cannot compute here ({reason}); set it to "
+            f"cpu, or leave it out"
         ) from error
     return name
 
@@ -81,7 +93,9 @@ def sha256(path: Path) -> str:
 
 
 def _holds(out: Path, corpus: Any, mark: str) -> bool:
-    """Whether a finished cache of this corpus and this tokenizer lies there; of a listing, and another process may replace it."""
+    """Whether a finished cache of this corpus and this tokenizer lies there; of a listing, and
+    another process may replace it.
+    """
     from mavilt_pl.data.study import DataError
     from mavilt_pl.data.tokens import TokenCache
 
@@ -109,7 +123,8 @@ def run(args: argparse.Namespace) -> int:
     if corpus.size != tokenizer.autoencoder.image_size:
         raise DataError(
             f"{args.corpus} holds {corpus.size}² images and the tokenizer {checkpoint} takes "
-            f"{tokenizer.autoencoder.image_size}²: prepare the corpus with --size {tokenizer.autoencoder.image_size}"
+            f"{tokenizer.autoencoder.image_size}²: prepare the corpus with --size "
+            f"{tokenizer.autoencoder.image_size}"
         )
     device = device_of(args.device)
     tokenizer.to(device)
@@ -122,7 +137,9 @@ def run(args: argparse.Namespace) -> int:
         if not _holds(args.out, corpus, mark):
             raise
     shutil.rmtree(args.out / "parts", ignore_errors=True)
-    print(f"{corpus.n_images:,} images of {corpus.name} as {tokenizer.grid**2} codes each: {args.out}")
+    print(
+        f"{corpus.n_images:,} images of {corpus.name} as {tokenizer.grid**2} codes each: {args.out}"
+    )
     return 0
 
 
@@ -142,7 +159,9 @@ def _begin(parts: Path, made_from: dict[str, Any]) -> None:
 
 
 def _write(out: Path, corpus: Any, tokenizer: Any, mark: str, size: int, device: str) -> None:
-    """The token cache, in batches of `size`, by this process and all others that are given the same task."""
+    """The token cache, in batches of `size`, by this process and all others that are given the same
+    task.
+    """
     import numpy as np
     import torch
     from rich.progress import Progress
@@ -157,7 +176,11 @@ def _write(out: Path, corpus: Any, tokenizer: Any, mark: str, size: int, device:
 
     def done() -> Container[int]:
         names = names_in(parts)  # before the whole is looked for: they go once it is there
-        return range(count) if _holds(out, corpus, mark) else {n for n in range(count) if path(n).name in names}
+        return (
+            range(count)
+            if _holds(out, corpus, mark)
+            else {n for n in range(count) if path(n).name in names}
+        )
 
     def batch(start: int, end: int) -> np.ndarray:
         images = np.stack([corpus.pixels(row) for row in range(start, end)])
@@ -178,7 +201,9 @@ def _write(out: Path, corpus: Any, tokenizer: Any, mark: str, size: int, device:
                 codes.append(batch(start, min(start + size, last)))
                 progress.advance(bar, len(codes[-1]))
             part = path(number).with_suffix(".part")
-            whole = io.BytesIO()  # written straight to a file, numpy tells a full disk without its number
+            whole = (
+                io.BytesIO()
+            )  # written straight to a file, numpy tells a full disk without its number
             np.save(whole, np.concatenate(codes))
             part.write_bytes(whole.getbuffer())
             os.replace(part, path(number))
@@ -187,4 +212,6 @@ def _write(out: Path, corpus: Any, tokenizer: Any, mark: str, size: int, device:
     with held(parts / ".lock"):
         if not _holds(out, corpus, mark):
             made = (np.load(path(number)) for number in range(count))
-            write_tokens(out, corpus.fingerprint, mark, codebook, tokenizer.grid, corpus.n_images, made)
+            write_tokens(
+                out, corpus.fingerprint, mark, codebook, tokenizer.grid, corpus.n_images, made
+            )

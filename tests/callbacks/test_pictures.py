@@ -30,34 +30,49 @@ class StandIn(LightningModule):
 
 
 def pictures(root: Path, data: list[dict], batch: int = 4) -> dict[str, np.ndarray]:
-    trainer = Trainer(accelerator="cpu", logger=TensorBoardLogger(root, "", "tb"), enable_progress_bar=False, callbacks=[Pictures(4)])  # fmt: skip
+    trainer = Trainer(
+        accelerator="cpu",
+        logger=TensorBoardLogger(root, "", "tb"),
+        enable_progress_bar=False,
+        callbacks=[Pictures(4)],
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer.validate(StandIn(), DataLoader(data, batch), verbose=False)
     reader = EventAccumulator(str(root / "tb"))
     reader.Reload()
     return {
-        tag: np.array(Image.open(io.BytesIO(reader.Images(tag)[0].encoded_image_string)).convert("L")).astype(int)
+        tag: np.array(
+            Image.open(io.BytesIO(reader.Images(tag)[0].encoded_image_string)).convert("L")
+        ).astype(int)
         for tag in reader.Tags()["images"]
     }
 
 
 def test_rows_and_code_usage(corpus_path: Path, tmp_path: Path) -> None:
     corpus = Corpus(corpus_path)
-    pixels = torch.stack([torch.from_numpy(corpus.pixels(row)).float() / 127.5 - 1 for row in range(8)])[:, None]
+    pixels = torch.stack(
+        [torch.from_numpy(corpus.pixels(row)).float() / 127.5 - 1 for row in range(8)]
+    )[:, None]
     codes = torch.arange(16).repeat(8, 1)
-    codes[:, :8] = 0  # half of the places are code 0; codes 9 to 15 are used 8 times; the others never
+    codes[:, :8] = (
+        0  # half of the places are code 0; codes 9 to 15 are used 8 times; the others never
+    )
     shown = pictures(tmp_path, [{"pixels": x, "codes": c} for x, c in zip(pixels, codes)])
     assert set(shown) == {"val/original, reconstruction, difference, edges", "val/code usage"}
 
     rows = shown["val/original, reconstruction, difference, edges"]
     size = pixels.shape[-1]
     margin = rows.shape[1] - 4 * size
-    assert rows.shape[0] == 5 * size and rows[:, :margin].max() > 100  # names of the rows stand on the left
+    assert (
+        rows.shape[0] == 5 * size and rows[:, :margin].max() > 100
+    )  # names of the rows stand on the left
     original, _, _, edges, blurred = (rows[i * size : (i + 1) * size, margin:] for i in range(5))
     wanted = ((torch.cat(list(pixels[:4, 0]), 1) + 1) * 127.5).round().numpy()
     assert np.abs(original - wanted).max() <= 1
-    assert 0 < blurred.mean() < 0.75 * edges.mean() and edges.max() == 255  # on one scale, so that blur is seen
+    assert (
+        0 < blurred.mean() < 0.75 * edges.mean() and edges.max() == 255
+    )  # on one scale, so that blur is seen
 
     bars = shown["val/code usage"][44:238, 44:550]
     heights = (bars > 100).sum(0)  # one column of bars a pixel

@@ -19,7 +19,10 @@ def test_reports_are_scored_where_there_is_one() -> None:
         "stranger_codes": torch.tensor([[2], [0], [0]]),
         "text": texts,
         "patient": ["a", "b", "c"],
-        "studies": [{"study": patient, "text": text, "label_names": {}} for patient, text in zip("abc", texts)],
+        "studies": [
+            {"study": patient, "text": text, "label_names": {}}
+            for patient, text in zip("abc", texts)
+        ],
         "packed": [],
     }
     module = SimpleNamespace(write_reports=lambda codes, keys: [texts[int(code)] for code in codes])

@@ -30,7 +30,17 @@ def test_what_is_read_is_kept_or_rejected(mimic_root: Path, tmp_path: Path) -> N
     damaged, missing = sorted(root.rglob("*.jpg"))[:2]
     damaged.write_bytes(damaged.read_bytes()[:200])
     missing.unlink()
-    command = ["prepare", "mimic-cxr-jpg", str(root), "--out", str(out), "--size", "32", "--views", "PA"]
+    command = [
+        "prepare",
+        "mimic-cxr-jpg",
+        str(root),
+        "--out",
+        str(out),
+        "--size",
+        "32",
+        "--views",
+        "PA",
+    ]
     assert main(command) == 0
     facts = json.loads((out / "corpus.json").read_text())
     rejects = list(csv.DictReader((out / "rejects.csv").open()))
@@ -38,12 +48,18 @@ def test_what_is_read_is_kept_or_rejected(mimic_root: Path, tmp_path: Path) -> N
     images, studies = facts["total"]["images"], facts["total"]["studies"]
     assert images["read"] == 61 == images["kept"] + images["rejected"]
     assert images["rejected"] == stages["views"] + stages["decode"] and stages["views"] > 10
-    assert studies["read"] == 61 == studies["kept"] + studies["rejected"] and studies["rejected"] == stages["images"]
+    assert (
+        studies["read"] == 61 == studies["kept"] + studies["rejected"]
+        and studies["rejected"] == stages["images"]
+    )
     for what, total in facts["total"].items():
         for column in total:
             assert total[column] == sum(split[what][column] for split in facts["splits"].values())
     assert all(row["study"] and row["reason"] for row in rejects)
-    assert {Path(row["file"]).name for row in rejects if row["stage"] == "decode"} <= {damaged.name, missing.name}
+    assert {Path(row["file"]).name for row in rejects if row["stage"] == "decode"} <= {
+        damaged.name,
+        missing.name,
+    }
     rows = pq.read_table(out / "studies.parquet").to_pylist()
     assert len(rows) == studies["kept"] == len(Corpus(out))
 
@@ -59,13 +75,18 @@ def test_pixels_are_those_of_the_files(corpus_path: Path, mimic_root: Path) -> N
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_no_image_is_done_twice_or_lost(mimic_root: Path, tmp_path: Path) -> None:
-    """Every decode leaves a line in a log; killed again and again, the corpus is the same and no finished image is redone."""
+def test_killed_at_any_moment_no_image_is_done_twice_or_lost(
+    mimic_root: Path, tmp_path: Path
+) -> None:
+    """Every decode leaves a line in a log; killed again and again, the corpus is the same and no
+    finished image is redone.
+    """
     log = tmp_path / "decoded"
     code = (
         "import sys, time, mavilt_pl.data.corpus as corpus\nfrom mavilt_pl.cli import main\n"
         "add = corpus._Journal.add\n"
-        f"def told(self, made):\n    add(self, made); open({str(log)!r}, 'a').write('x'); time.sleep(0.05)\n"
+        f"def told(self, made):\n    add(self, made); open({str(log)!r}, 'a').write('x'); "
+        f"time.sleep(0.05)\n"
         "corpus._Journal.add = told\n"
         "if __name__ == '__main__':\n    sys.exit(main(sys.argv[1:]))\n"
     )
@@ -85,7 +106,12 @@ def test_killed_at_any_moment_no_image_is_done_twice_or_lost(mimic_root: Path, t
     out = tmp_path / "out"
     kills = 0
     while not (out / "corpus.json").exists():
-        running = subprocess.Popen([*command, "--out", str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
+        running = subprocess.Popen(
+            [*command, "--out", str(out)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         before = log.stat().st_size if log.exists() else 0
         while running.poll() is None and (log.stat().st_size if log.exists() else 0) < before + 20:
             time.sleep(0.02)
@@ -126,13 +152,24 @@ def test_a_file_that_kills_or_hangs_its_decoder_costs_itself_only() -> None:
     tasks = ["a", "b", "die", "c", "hang", "d", "e"]
     made = list(careful(tasks))
     careful.close()
-    assert made == ["A", "B", "die: the decoder died on it", "C", "hang: the decoder took more than 6 s", "D", "E"]
+    assert made == [
+        "A",
+        "B",
+        "die: the decoder died on it",
+        "C",
+        "hang: the decoder took more than 6 s",
+        "D",
+        "E",
+    ]
 
 
 def test_damage_to_a_finished_corpus_is_told(
     corpus_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name, change in (("studies.arrow", lambda p: os.truncate(p, 100)), ("pixels-00000.npy", Path.unlink)):
+    for name, change in (
+        ("studies.arrow", lambda p: os.truncate(p, 100)),
+        ("pixels-00000.npy", Path.unlink),
+    ):
         broken = tmp_path / name
         shutil.copytree(corpus_path, broken)
         change(broken / name)
@@ -140,8 +177,23 @@ def test_damage_to_a_finished_corpus_is_told(
         assert "prepare it again" in capsys.readouterr().err
 
 
-def test_views_and_sizes_that_make_no_sense_are_refused(mimic_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
-    assert main(["prepare", "mimic-cxr-jpg", str(mimic_root), "--out", str(tmp_path / "o"), "--views", "SIDE"]) == 1
+def test_views_and_sizes_that_make_no_sense_are_refused(
+    mimic_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        main(
+            [
+                "prepare",
+                "mimic-cxr-jpg",
+                str(mimic_root),
+                "--out",
+                str(tmp_path / "o"),
+                "--views",
+                "SIDE",
+            ]
+        )
+        == 1
+    )
     assert "expected views among PA, AP" in capsys.readouterr().err
 
 
@@ -150,7 +202,11 @@ def test_a_picture_twice_the_size_gives_the_same_pixels(tmp_path: Path) -> None:
     from mavilt_pl.data.radiograph import read_sized
 
     random = np.random.default_rng(0)
-    smooth = np.asarray(Image.fromarray(random.integers(0, 255, (24, 20), dtype=np.uint8)).resize((1000, 1200), Image.Resampling.BICUBIC))  # fmt: skip
+    smooth = np.asarray(
+        Image.fromarray(random.integers(0, 255, (24, 20), dtype=np.uint8)).resize(
+            (1000, 1200), Image.Resampling.BICUBIC
+        )
+    )
     Image.fromarray(smooth).save(tmp_path / "a.jpg", quality=95)
     slow = resize(read_radiograph(tmp_path / "a.jpg"), 64).astype(int)
     for fit in ("pad", "crop"):

@@ -1,4 +1,6 @@
-"""Batches from prepared corpora: every study once in evaluation, whatever the world size; mixing and resuming in training."""
+"""Batches from prepared corpora: every study once in evaluation, whatever the world size; mixing
+and resuming in training.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,13 @@ def tokens(corpus_path: Path, tmp_path: Path) -> Path:
     corpus = Corpus(corpus_path)
     codes = np.arange(corpus.n_images * 4).reshape(-1, 4) % 50
     write_tokens(
-        tmp_path / "tokens", corpus.fingerprint, "sha", np.zeros((50, 2)), 2, corpus.n_images, [codes[:40], codes[40:]]
+        tmp_path / "tokens",
+        corpus.fingerprint,
+        "sha",
+        np.zeros((50, 2)),
+        2,
+        corpus.n_images,
+        [codes[:40], codes[40:]],
     )
     return tmp_path / "tokens"
 
@@ -42,10 +50,16 @@ def module(corpus: Path, **more: object) -> CXRDataModule:
 def test_images(corpus_path: Path) -> None:
     batch = next(iter(module(corpus_path).train_dataloader()))
     assert batch["pixels"].shape == (4, 1, 32, 32) and batch["pixels"].dtype == torch.float32
-    assert batch["pixels"].min() >= -1 and batch["pixels"].max() <= 1 and batch["labels"].shape == (4, 1)
+    assert (
+        batch["pixels"].min() >= -1
+        and batch["pixels"].max() <= 1
+        and batch["labels"].shape == (4, 1)
+    )
 
 
-def test_augmentation_moves_and_exposes_but_never_flips(corpus_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_augmentation_moves_and_exposes_but_never_flips(
+    corpus_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An image that is bright in its upper left stays so; evaluation is left alone."""
     corner = np.full((32, 32), 60, np.uint8)
     corner[4:14, 4:14] = 200
@@ -54,7 +68,9 @@ def test_augmentation_moves_and_exposes_but_never_flips(corpus_path: Path, monke
     train, test = made.train_dataloader().dataset, made.test_dataloader()[0].dataset
     images = [train[Draw.at(i, 0, 0, i)]["pixels"][0] for i in range(len(train))]
     assert torch.equal(images[3], train[Draw.at(3, 0, 0, 3)]["pixels"][0])  # whenever it is drawn
-    assert not torch.equal(images[3], train[Draw.at(3, 0, 1, 3)]["pixels"][0])  # but in another epoch
+    assert not torch.equal(
+        images[3], train[Draw.at(3, 0, 1, 3)]["pixels"][0]
+    )  # but in another epoch
     still = test[0]["pixels"][0]
     assert sum(not torch.equal(image, still) for image in images) > 0.8 * len(images)
     for image in images:
@@ -68,25 +84,44 @@ def test_instructions_and_the_control(corpus_path: Path, tokens: Path) -> None:
     made = module(corpus_path, tokens=[str(tokens)], wants="instructions")
     batches = list(made.test_dataloader()[0])
     studies = [study for batch in batches for study in batch["studies"]]
-    assert len({s["study"] for s in studies}) == 11 and all(len(s["questions"]) == 1 for s in studies)
-    own, other = (torch.cat([batch[name] for batch in batches]) for name in ("codes", "stranger_codes"))
+    assert len({s["study"] for s in studies}) == 11 and all(
+        len(s["questions"]) == 1 for s in studies
+    )
+    own, other = (
+        torch.cat([batch[name] for batch in batches]) for name in ("codes", "stranger_codes")
+    )
     dataset = made.test_dataloader()[0].dataset
     patient = [study["patient"] for study in studies]
-    assert all(patient[i] != patient[other] for i, other in enumerate(dataset.stranger))  # never the patient's own
-    assert sorted(own[:, 0].tolist()) == sorted(other[:, 0].tolist())  # and every image is somebody's
+    assert all(
+        patient[i] != patient[other] for i, other in enumerate(dataset.stranger)
+    )  # never the patient's own
+    assert sorted(own[:, 0].tolist()) == sorted(
+        other[:, 0].tolist()
+    )  # and every image is somebody's
 
 
 def test_questions_are_capped_in_training_only(corpus_path: Path, tokens: Path) -> None:
     findings = ["edema", "cardiomegaly", "pneumothorax", "consolidation"]
-    made = CXRDataModule([str(corpus_path)], [str(tokens)], "instructions", findings=findings, questions_per_study=2)
+    made = CXRDataModule(
+        [str(corpus_path)], [str(tokens)], "instructions", findings=findings, questions_per_study=2
+    )
     made.setup("fit")
-    asked = [[q.topic for q in s["questions"]] for _ in range(3) for b in made.train_dataloader() for s in b["studies"]]
-    assert {len(topics) for topics in asked} == {2} and all(len(set(topics)) == 2 for topics in asked)
+    asked = [
+        [q.topic for q in s["questions"]]
+        for _ in range(3)
+        for b in made.train_dataloader()
+        for s in b["studies"]
+    ]
+    assert {len(topics) for topics in asked} == {2} and all(
+        len(set(topics)) == 2 for topics in asked
+    )
     assert {topic for topics in asked for topic in topics} == set(findings)  # others each time
     assert all(len(s["questions"]) == 4 for b in made.test_dataloader()[0] for s in b["studies"])
 
 
-def test_questions_from_labels_are_tested_in_words_that_were_not_trained(corpus_path: Path, tokens: Path) -> None:
+def test_questions_from_labels_are_tested_in_words_that_were_not_trained(
+    corpus_path: Path, tokens: Path
+) -> None:
     findings = ["edema", "cardiomegaly", "pneumothorax", "consolidation"]
     made = CXRDataModule([str(corpus_path)], [str(tokens)], "instructions", findings=findings)
     made.setup("fit")
@@ -94,7 +129,11 @@ def test_questions_from_labels_are_tested_in_words_that_were_not_trained(corpus_
     def asked(loader: Iterable[Any]) -> set[str]:
         """Questions with the finding's name taken out."""
         studies = [study for batch in loader for study in batch["studies"]]
-        return {re.sub("(a )?(pulmonary )?" + q.topic, "…", q.question) for s in studies for q in s["questions"]}
+        return {
+            re.sub("(a )?(pulmonary )?" + q.topic, "…", q.question)
+            for s in studies
+            for q in s["questions"]
+        }
 
     trained = asked(made.train_dataloader())
     held_out = asked(made.val_dataloader()[0]) | asked(made.test_dataloader()[0])
@@ -103,7 +142,15 @@ def test_questions_from_labels_are_tested_in_words_that_were_not_trained(corpus_
 
 def codes_of(path: Path, out: Path) -> Path:
     corpus = Corpus(path)
-    write_tokens(out, corpus.fingerprint, "sha", np.zeros((50, 2)), 2, corpus.n_images, [np.ones((corpus.n_images, 4), int)])  # fmt: skip
+    write_tokens(
+        out,
+        corpus.fingerprint,
+        "sha",
+        np.zeros((50, 2)),
+        2,
+        corpus.n_images,
+        [np.ones((corpus.n_images, 4), int)],
+    )
     return out
 
 
@@ -115,24 +162,38 @@ def test_questions_without_reports_are_asked(mimic_root: Path, tmp_path: Path) -
     studies = [s for loader in made.test_dataloader() for batch in loader for s in batch["studies"]]
     assert len(studies) == len(Corpus(corpus).rows("test")) > 1
     assert all(study["text"] == "" and len(study["questions"]) == 2 for study in studies)
-    assert all(len(s["questions"]) == 2 for batch in made.train_dataloader() for s in batch["studies"])
-    with pytest.raises(DataError, match=r"no train study has what is wanted .*: found \d+ without a text; look"):
+    assert all(
+        len(s["questions"]) == 2 for batch in made.train_dataloader() for s in batch["studies"]
+    )
+    with pytest.raises(
+        DataError, match=r"no train study has what is wanted .*: found \d+ without a text; look"
+    ):
         module(corpus, tokens=tokens, wants="pairs").train_dataloader()
 
 
-def test_how_many_are_left_out_is_told(corpus_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_how_many_are_left_out_is_told(
+    corpus_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Ten of 43 training studies lose their text; without questions there is nothing left of them."""
     lost = set(Corpus(corpus_path).rows("train")[:10].tolist())
     text = Corpus.text
-    monkeypatch.setattr(Corpus, "text", lambda self, row: replace(text(self, row), **({"findings": ""} if row in lost else {})))  # fmt: skip
+    monkeypatch.setattr(
+        Corpus,
+        "text",
+        lambda self, row: replace(text(self, row), **({"findings": ""} if row in lost else {})),
+    )
     more = {"tokens": [str(codes_of(corpus_path, tmp_path / "tokens"))]}
-    with pytest.warns(UserWarning, match="phantom_mimic: of 43 train studies are left out 10 without a text$"):
+    with pytest.warns(
+        UserWarning, match="phantom_mimic: of 43 train studies are left out 10 without a text$"
+    ):
         assert len(module(corpus_path, wants="pairs", **more).train_dataloader().dataset) == 33
     with pytest.warns(UserWarning, match="left out 10 without a text or a question$"):
         module(corpus_path, wants="instructions", ask_labels=False, **more).train_dataloader()
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        assert len(module(corpus_path, wants="instructions", **more).train_dataloader().dataset) == 43
+        assert (
+            len(module(corpus_path, wants="instructions", **more).train_dataloader().dataset) == 43
+        )
 
 
 def test_the_image_is_one_of_the_wanted_views(tmp_path: Path) -> None:
@@ -146,10 +207,14 @@ def test_the_image_is_one_of_the_wanted_views(tmp_path: Path) -> None:
         dataset = module(out, views=views).train_dataloader().dataset
         view = {number: seen for row in range(8) for number, seen in corpus.image_rows(row)}
         assert {view[dataset[i]["image_row"]] for i in range(8)} <= wanted
-    both = module(out, each_view=True).train_dataloader().dataset  # of images alone, each view is an item
+    both = (
+        module(out, each_view=True).train_dataloader().dataset
+    )  # of images alone, each view is an item
     assert len(both) == 16
     for item in (both[i] for i in range(16)):
-        assert torch.equal(item["pixels"][0], to_float(torch.from_numpy(corpus.pixels(item["image_row"]).copy())))
+        assert torch.equal(
+            item["pixels"][0], to_float(torch.from_numpy(corpus.pixels(item["image_row"]).copy()))
+        )
     assert {both[i]["image_row"] for i in range(16)} == {*view}
 
 
@@ -158,7 +223,8 @@ def test_every_study_once_whatever_the_world(world: int) -> None:
     seen = [i for rank in range(world) for i in EveryStudyOnce(11, rank, world)]
     assert sorted(seen) == list(range(11))
     assert all(
-        len(EveryStudyOnce(11, rank, world)) == len(list(EveryStudyOnce(11, rank, world))) for rank in range(world)
+        len(EveryStudyOnce(11, rank, world)) == len(list(EveryStudyOnce(11, rank, world)))
+        for rank in range(world)
     )
 
 
@@ -188,7 +254,9 @@ def test_caches_of_others_are_refused(corpus_path: Path, tokens: Path, tmp_path:
         TokenCache(tokens, "f" * 64)
     with pytest.raises(DataError, match="one token cache a corpus"):
         CXRDataModule([str(corpus_path)], wants="pairs")
-    write_tokens(tmp_path / "other", "x", "another", np.zeros((50, 2)), 2, 1, [np.zeros((1, 4), int)])
+    write_tokens(
+        tmp_path / "other", "x", "another", np.zeros((50, 2)), 2, 1, [np.zeros((1, 4), int)]
+    )
     with pytest.raises(DataError, match="different tokenizers"):
         TokenCache(tokens).same_tokenizer(TokenCache(tmp_path / "other"))
     with pytest.raises(DataError, match="codes of 1 images, the corpus has 2"):
@@ -202,7 +270,9 @@ def test_settings_that_cannot_be(corpus_path: Path) -> None:
         module(corpus_path, sections="finding").texts("train")
     with pytest.raises(DataError, match="no train study has what is wanted"):
         module(corpus_path, views=["LATERAL"]).train_dataloader()
-    with pytest.raises(DataError, match="batch_size 64: 43 training studies over 1 process do not fill one batch"):
+    with pytest.raises(
+        DataError, match="batch_size 64: 43 training studies over 1 process do not fill one batch"
+    ):
         few = CXRDataModule([str(corpus_path)], batch_size=64)
         few.setup("fit")
         few.train_dataloader()
@@ -210,7 +280,9 @@ def test_settings_that_cannot_be(corpus_path: Path) -> None:
         CXRDataModule([str(corpus_path)], weights=[0.5, 0.5])
 
 
-def test_another_seed_of_the_run_is_another_order(corpus_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_seed_of_the_run_is_another_order(
+    corpus_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whatever else a training draws; `data.seed` fixes it."""
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")
 

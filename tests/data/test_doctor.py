@@ -16,7 +16,9 @@ from mavilt_pl.data.corpus import Corpus
 from mavilt_pl.data.tokens import write_tokens
 
 
-def doctor(capsys: pytest.CaptureFixture[str], *argv: object) -> tuple[int, dict[str, dict[str, str]]]:
+def doctor(
+    capsys: pytest.CaptureFixture[str], *argv: object
+) -> tuple[int, dict[str, dict[str, str]]]:
     """Exit status, and the checks by name."""
     capsys.readouterr()
     status = main(["doctor", "--json", *map(str, argv)])
@@ -28,10 +30,16 @@ def test_a_dataset_is_recognised_and_compared_with_its_release(
 ) -> None:
     status, checks = doctor(capsys, mimic_root, "--all")
     assert status == 0 and checks["dataset"]["found"] == "mimic-cxr-jpg"
-    assert checks["studies"]["found"].startswith("61 of ") and "train 43, val 7, test 11" in checks["studies"]["found"]
+    assert (
+        checks["studies"]["found"].startswith("61 of ")
+        and "train 43, val 7, test 11" in checks["studies"]["found"]
+    )
     images = checks["official images"]
     assert (images["status"], images["found"], images["expected"]) == ("warning", "61", "377,110")
-    assert all(checks[name]["status"] == "ok" for name in ("missing files", "unreadable files", "duplicate images"))
+    assert all(
+        checks[name]["status"] == "ok"
+        for name in ("missing files", "unreadable files", "duplicate images")
+    )
 
     root = tmp_path / "raw"
     shutil.copytree(mimic_root, root)
@@ -40,7 +48,11 @@ def test_a_dataset_is_recognised_and_compared_with_its_release(
     damaged.write_bytes(b"no image")
     shutil.copy(other, doubled)
     status, checks = doctor(capsys, root, "--source", "mimic-cxr-jpg", "--all")
-    for name, file in (("missing files", missing), ("unreadable files", damaged), ("duplicate images", other)):
+    for name, file in (
+        ("missing files", missing),
+        ("unreadable files", damaged),
+        ("duplicate images", other),
+    ):
         assert checks[name]["status"] == "warning" and checks[name]["found"].startswith("1 of 61")
         assert file.name in checks[name]["todo"]
     for path in root.rglob("*.jpg"):
@@ -49,7 +61,9 @@ def test_a_dataset_is_recognised_and_compared_with_its_release(
     assert status == 1 and checks["missing files"]["status"] == "error"
 
 
-def test_a_patient_in_two_splits_is_told(mimic_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_patient_in_two_splits_is_told(
+    mimic_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = tmp_path / "raw"
     shutil.copytree(mimic_root, root)
     path = root / "mimic-cxr-2.0.0-split.csv.gz"
@@ -59,7 +73,10 @@ def test_a_patient_in_two_splits_is_told(mimic_root: Path, tmp_path: Path, capsy
     rows.loc[last, "split"] = "validate" if rows.loc[last, "split"] != "validate" else "test"
     rows.to_csv(path, index=False)
     _, checks = doctor(capsys, root)
-    assert checks["left out by the reader"]["status"] == "warning" and f"patient {several} is in" in checks["left out by the reader"]["todo"]  # fmt: skip
+    assert (
+        checks["left out by the reader"]["status"] == "warning"
+        and f"patient {several} is in" in checks["left out by the reader"]["todo"]
+    )
 
 
 def test_a_corpus(corpus_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -76,19 +93,26 @@ def test_a_corpus(corpus_path: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "across splits" in checks["duplicate images"]["todo"]
 
 
-def test_a_token_cache(corpus_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_token_cache(
+    corpus_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     corpus = Corpus(corpus_path)
     codes = np.arange(corpus.n_images * 16).reshape(-1, 16) % 32
 
     def cache(name: str, fingerprint: str, made: np.ndarray) -> Path:
-        write_tokens(tmp_path / name, fingerprint, "0" * 64, np.zeros((32, 4)), 4, corpus.n_images, [made])
+        write_tokens(
+            tmp_path / name, fingerprint, "0" * 64, np.zeros((32, 4)), 4, corpus.n_images, [made]
+        )
         return tmp_path / name
 
     assert doctor(capsys, cache("good", corpus.fingerprint, codes), "--corpus", corpus_path)[0] == 0
     status, checks = doctor(capsys, cache("stale", "f" * 64, codes), "--corpus", corpus_path)
     assert status == 1 and "tokenize again" in checks[f"made from {corpus_path}"]["todo"]
     status, checks = doctor(capsys, cache("poor", corpus.fingerprint, codes % 3))
-    assert status == 0 and checks["codes in use"] | {"status": "warning", "found": "9 %"} == checks["codes in use"]
+    assert (
+        status == 0
+        and checks["codes in use"] | {"status": "warning", "found": "9 %"} == checks["codes in use"]
+    )
     assert doctor(capsys, cache("wrong", corpus.fingerprint, codes + 1))[0] == 1
 
 
@@ -97,7 +121,9 @@ def test_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder.mkdir()
     assert doctor(capsys, tmp_path)[0] == 1
     for weight, expected in ((1.0, 0), (float("nan"), 1)):
-        torch.save({"global_step": 3, "state_dict": {"w": torch.full((2,), weight)}}, folder / "last.ckpt")
+        torch.save(
+            {"global_step": 3, "state_dict": {"w": torch.full((2,), weight)}}, folder / "last.ckpt"
+        )
         status, checks = doctor(capsys, tmp_path)
         assert status == expected and checks["last.ckpt"]["found"].startswith("step 3")
     (folder / "last.ckpt").write_bytes(b"half")
@@ -106,5 +132,10 @@ def test_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_what_is_none_of_these(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["doctor", str(tmp_path)]) == 1 and "name it with --source" in capsys.readouterr().err
-    assert main(["doctor", str(tmp_path / "absent")]) == 1 and "is not a folder" in capsys.readouterr().err
+    assert (
+        main(["doctor", str(tmp_path)]) == 1 and "name it with --source" in capsys.readouterr().err
+    )
+    assert (
+        main(["doctor", str(tmp_path / "absent")]) == 1
+        and "is not a folder" in capsys.readouterr().err
+    )

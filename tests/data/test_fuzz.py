@@ -1,5 +1,7 @@
-"""Mutants of valid files: each is read or rejected with its file's name and a reason; none crashes, hangs, or gives an image
-that is not one. Native decoders may die on a mutant, so images are read where `prepare` reads them: in processes."""
+"""Mutants of valid files: each is read or rejected with its file's name and a reason; none crashes,
+hangs, or gives an image that is not one. Native decoders may die on a mutant, so images are read
+where `prepare` reads them: in processes.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ from mavilt_pl.data.sources import read_source
 from mavilt_pl.data.study import DataError, Study
 from mavilt_pl.workers import CarefulMap
 
-ROUNDS = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+ROUNDS = settings(
+    max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +43,11 @@ def decoder() -> Iterator[CarefulMap]:
 def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("valid")
     texture = np.random.default_rng(0).integers(0, 4096, RAMP.shape).astype(np.uint16)
-    files = {"plain.dcm": write_dicom(folder / "a.dcm", (RAMP + texture) // 2, WindowCenter=2000, WindowWidth=3000)}
+    files = {
+        "plain.dcm": write_dicom(
+            folder / "a.dcm", (RAMP + texture) // 2, WindowCenter=2000, WindowWidth=3000
+        )
+    }
     for name, syntax in (("rle.dcm", RLELossless), ("j2k.dcm", JPEG2000Lossless)):
         data = pydicom.dcmread(files["plain.dcm"])
         data.compress(syntax)
@@ -65,19 +73,40 @@ def mutations(draw: st.DrawFn) -> list[tuple[str, float, bytes]]:
     """Cuts, overwrites, insertions and deletions at places given as shares of the length."""
     kinds = st.sampled_from(["cut", "write", "insert", "delete"])
     place = st.one_of(st.floats(0, 1), st.floats(0, 0.1))  # headers matter most
-    return draw(st.lists(st.tuples(kinds, place, st.binary(min_size=1, max_size=6)), min_size=1, max_size=4))
+    return draw(
+        st.lists(st.tuples(kinds, place, st.binary(min_size=1, max_size=6)), min_size=1, max_size=4)
+    )
 
 
 def mutate(data: bytes, changes: list[tuple[str, float, bytes]]) -> bytes:
     for kind, share, piece in changes:
         at = int(share * len(data))
-        rest = {"cut": b"", "write": piece + data[at + len(piece) :], "insert": piece + data[at:], "delete": data[at + len(piece) :]}  # fmt: skip
+        rest = {
+            "cut": b"",
+            "write": piece + data[at + len(piece) :],
+            "insert": piece + data[at:],
+            "delete": data[at + len(piece) :],
+        }
         data = data[:at] + rest[kind]
     return data
 
 
-@pytest.mark.parametrize("name", ["plain.dcm", "rle.dcm", "j2k.dcm", "grey.png", "deep.png", "colour.png", "grey.jpg", "cmyk.jpg"])  # fmt: skip
-def test_images(name: str, decoder: CarefulMap, originals: dict[str, bytes], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        "plain.dcm",
+        "rle.dcm",
+        "j2k.dcm",
+        "grey.png",
+        "deep.png",
+        "colour.png",
+        "grey.jpg",
+        "cmyk.jpg",
+    ],
+)
+def test_images(
+    name: str, decoder: CarefulMap, originals: dict[str, bytes], tmp_path: Path
+) -> None:
     tasks = []
 
     @ROUNDS
@@ -118,11 +147,17 @@ def studies_or_reason(name: str, root: Path) -> list[Study]:
     assert all(len(why) == 4 and why[3] for why in rejects)
     for study in studies:
         for image in study.images:
-            assert root.resolve() in image.path.resolve().parents, "an image outside the dataset's folder"
+            assert root.resolve() in image.path.resolve().parents, (
+                "an image outside the dataset's folder"
+            )
     return studies
 
 
-TABLES = ["mimic-cxr-2.0.0-split.csv.gz", "mimic-cxr-2.0.0-metadata.csv.gz", "mimic-cxr-2.0.0-chexpert.csv.gz"]
+TABLES = [
+    "mimic-cxr-2.0.0-split.csv.gz",
+    "mimic-cxr-2.0.0-metadata.csv.gz",
+    "mimic-cxr-2.0.0-chexpert.csv.gz",
+]
 
 
 @pytest.mark.parametrize("table", TABLES)

@@ -1,4 +1,6 @@
-"""Questions from the files of MIMIC-CXR-VQA and Medical-Diff-VQA: what is asked, what is left out and why."""
+"""Questions from the files of MIMIC-CXR-VQA and Medical-Diff-VQA: what is asked, what is left out
+and why.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ def read(path: Path) -> tuple[dict[str, tuple[Question, ...]], list[tuple[str, .
     return read_questions(path, lambda *why: rejects.append(why)), rejects
 
 
-def item(question: str, answer: Any, kind: str = "query", study: Any = 50, **more: Any) -> dict[str, Any]:
+def item(
+    question: str, answer: Any, kind: str = "query", study: Any = 50, **more: Any
+) -> dict[str, Any]:
     ids = {
         "split": "train",
         "idx": 0,
@@ -27,7 +31,16 @@ def item(question: str, answer: Any, kind: str = "query", study: Any = 50, **mor
         "image_id": "a",
         "image_path": "p10/a.jpg",
     }
-    return ids | {"question": question, "content_type": "presence", "semantic_type": kind, "answer": answer} | more
+    return (
+        ids
+        | {
+            "question": question,
+            "content_type": "presence",
+            "semantic_type": kind,
+            "answer": answer,
+        }
+        | more
+    )
 
 
 def written(path: Path, *items: Any) -> Path:
@@ -61,7 +74,10 @@ def written(path: Path, *items: Any) -> Path:
                 "One of the two?",
                 ["edema", "mass"],
                 "choose",
-                template_arguments={"object": {"0": "lung"}, "attribute": {"0": "mass", "1": "edema"}},
+                template_arguments={
+                    "object": {"0": "lung"},
+                    "attribute": {"0": "mass", "1": "edema"},
+                },
             ),
             "edema, mass",
             ("mass", "edema", "edema, mass", "none"),
@@ -69,14 +85,24 @@ def written(path: Path, *items: Any) -> Path:
         (item("Which?", ["edema"], "choose"), "edema", ()),
     ],
 )
-def test_mimic_cxr_vqa_items(asked: dict[str, Any], answer: str, candidates: tuple[str, ...], tmp_path: Path) -> None:
+def test_mimic_cxr_vqa_items(
+    asked: dict[str, Any], answer: str, candidates: tuple[str, ...], tmp_path: Path
+) -> None:
     found, rejects = read(written(tmp_path / "train.json", asked))
-    assert not rejects and found == {"50": (Question(asked["question"], answer, "presence", candidates),)}
+    assert not rejects and found == {
+        "50": (Question(asked["question"], answer, "presence", candidates),)
+    }
 
 
 def test_mimic_cxr_vqa_folder_and_what_it_leaves_out(tmp_path: Path) -> None:
     written(tmp_path / "dataset/train.json", item("A?", ["x"]), item("B?", ["y"], study="51"))
-    written(tmp_path / "dataset/valid.json", item("A?", ["x"]), item("A?", ["z"]), item("C?", ["maybe"], "verify"), 7)
+    written(
+        tmp_path / "dataset/valid.json",
+        item("A?", ["x"]),
+        item("A?", ["z"]),
+        item("C?", ["maybe"], "verify"),
+        7,
+    )
     written(
         tmp_path / "dataset/test.json",
         item("D?", 3),
@@ -85,7 +111,10 @@ def test_mimic_cxr_vqa_folder_and_what_it_leaves_out(tmp_path: Path) -> None:
         item("F?", "x", study=None),
     )
     found, rejects = read(tmp_path)
-    assert {study: [q.question for q in asked] for study, asked in found.items()} == {"50": ["A?"], "51": ["B?"]}
+    assert {study: [q.question for q in asked] for study, asked in found.items()} == {
+        "50": ["A?"],
+        "51": ["B?"],
+    }
     assert all(why[2] == "question" for why in rejects)
     said = [why[3] for why in rejects]
     expected = (
@@ -115,7 +144,9 @@ def test_medical_diff_vqa(tmp_path: Path) -> None:
     assert found == {
         "50": (
             Question("is there edema?", "yes", "presence", YES_NO),
-            Question("what abnormalities are seen in this image?", "edema, atelectasis", "abnormality"),
+            Question(
+                "what abnormalities are seen in this image?", "edema, atelectasis", "abnormality"
+            ),
         )
     }
     assert "row 5: study '50': a blank" in rejects[0][3]
@@ -151,17 +182,28 @@ def test_nothing_to_read(tmp_path: Path) -> None:
 
 def test_questions_join_their_studies() -> None:
     own, more = Question("A?", "x", "t"), Question("B?", "y", "t")
-    studies = [Study("s", "p", "50", "test", (), questions=(own,)), Study("s", "p", "51", "test", ())]
+    studies = [
+        Study("s", "p", "50", "test", (), questions=(own,)),
+        Study("s", "p", "51", "test", ()),
+    ]
     rejects: list[tuple[str, ...]] = []
-    joined = list(with_questions(studies, {"50": (more,), "77": (own, more)}, lambda *why: rejects.append(why)))
+    joined = list(
+        with_questions(
+            studies, {"50": (more,), "77": (own, more)}, lambda *why: rejects.append(why)
+        )
+    )
     assert [study.questions for study in joined] == [(own, more), ()]
-    assert [why[3] for why in rejects] == ["2 questions about 1 studies that are not in the dataset"]
+    assert [why[3] for why in rejects] == [
+        "2 questions about 1 studies that are not in the dataset"
+    ]
 
 
 def test_uncertain_and_unmentioned_labels_ask_nothing() -> None:
     labels = {"edema": "present", "fracture": "absent", "pneumonia": "uncertain"}
     asked = from_labels(
-        Study("s", "p", "50", "test", (), labels=labels), ["edema", "fracture", "pneumonia", "hernia"], False
+        Study("s", "p", "50", "test", (), labels=labels),
+        ["edema", "fracture", "pneumonia", "hernia"],
+        False,
     )  # type: ignore[arg-type]
     assert [(q.topic, q.answer) for q in asked] == [("edema", "yes"), ("fracture", "no")]
     assert all(q.candidates == YES_NO for q in asked)

@@ -1,4 +1,6 @@
-"""One decoder for every file: what is a radiograph is read right, what is not is refused with file and reason."""
+"""One decoder for every file: what is a radiograph is read right, what is not is refused with file
+and reason.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,9 @@ def write_dicom(path: Path, pixels: np.ndarray = RAMP, **tags: object) -> Path:
 
 def test_dicom_bone_is_bright_in_both_photometric_interpretations(tmp_path: Path) -> None:
     plain = read_radiograph(write_dicom(tmp_path / "a.dcm"))
-    inverted = read_radiograph(write_dicom(tmp_path / "b.dcm", 4095 - RAMP, PhotometricInterpretation="MONOCHROME1"))
+    inverted = read_radiograph(
+        write_dicom(tmp_path / "b.dcm", 4095 - RAMP, PhotometricInterpretation="MONOCHROME1")
+    )
     assert plain.dtype == np.float32 and plain.shape == (48, 64)
     assert plain[0, 0] == 0 and plain[0, -1] == 1
     np.testing.assert_allclose(plain, inverted, atol=1e-3)
@@ -73,15 +77,21 @@ TEXTURE = np.random.default_rng(0).integers(0, 4096, (600, 800)).astype(np.uint1
         {"WindowCenter": 2000, "WindowWidth": 900, "VOILUTFunction": "SIGMOID"},
     ],
 )
-def test_windows_are_those_of_pydicom(tmp_path: Path, tags: dict[str, object], inverted: bool) -> None:
-    """Against pydicom's own grey-scale transformations; and the fast path to a small image against the plain one."""
+def test_windows_are_those_of_pydicom(
+    tmp_path: Path, tags: dict[str, object], inverted: bool
+) -> None:
+    """Against pydicom's own grey-scale transformations; and the fast path to a small image against
+    the plain one.
+    """
     if inverted:
         tags = tags | {"PhotometricInterpretation": "MONOCHROME1"}
     path = write_dicom(tmp_path / "a.dcm", TEXTURE, **tags)
     data = pydicom.dcmread(path)
     expected = apply_voi_lut(apply_modality_lut(data.pixel_array, data), data)
     expected = (expected - expected.min()) / (expected.max() - expected.min())
-    np.testing.assert_allclose(read_radiograph(path), 1 - expected if inverted else expected, atol=2e-3)
+    np.testing.assert_allclose(
+        read_radiograph(path), 1 - expected if inverted else expected, atol=2e-3
+    )
     for size in (100, 256):  # 100: reduced by a whole factor first
         small = resize(read_radiograph(path), size).astype(int)
         assert np.abs(read_sized(path, size).astype(int) - small).max() <= 1
@@ -94,9 +104,12 @@ def test_a_modality_lut_is_applied_once(tmp_path: Path) -> None:
     table.add_new("LUTData", "OW", (np.arange(4096) // 2 + 300).astype("<u2").tobytes())
     table.ModalityLUTType = "US"
     path = write_dicom(
-        tmp_path / "a.dcm", WindowCenter=1200, WindowWidth=900, VOILUTFunction="SIGMOID",
+        tmp_path / "a.dcm",
+        WindowCenter=1200,
+        WindowWidth=900,
+        VOILUTFunction="SIGMOID",
         ModalityLUTSequence=pydicom.Sequence([table]),
-    )  # fmt: skip
+    )
     data = pydicom.dcmread(path)
     expected = apply_voi_lut(apply_modality_lut(data.pixel_array, data), data)
     expected = (expected - expected.min()) / (expected.max() - expected.min())
@@ -104,9 +117,13 @@ def test_a_modality_lut_is_applied_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("window", [{}, {"WindowCenter": 2048, "WindowWidth": 4096}])
-def test_a_rescale_that_falls_turns_the_scale_round(tmp_path: Path, window: dict[str, object]) -> None:
+def test_a_rescale_that_falls_turns_the_scale_round(
+    tmp_path: Path, window: dict[str, object]
+) -> None:
     """(pydicom's own transformation turns it round twice where there is a window too.)"""
-    image = read_radiograph(write_dicom(tmp_path / "a.dcm", RescaleSlope="-1", RescaleIntercept="4095", **window))
+    image = read_radiograph(
+        write_dicom(tmp_path / "a.dcm", RescaleSlope="-1", RescaleIntercept="4095", **window)
+    )
     np.testing.assert_allclose(image, 1 - RAMP / 4095, atol=1e-3)
 
 
@@ -133,7 +150,9 @@ def jpeg_dicom(path: Path, rows: int) -> Path:
 
 
 def test_jpeg_in_dicom_and_a_header_that_lies(tmp_path: Path) -> None:
-    np.testing.assert_allclose(read_radiograph(jpeg_dicom(tmp_path / "a.dcm", 48)), RAMP / 4095, atol=0.02)
+    np.testing.assert_allclose(
+        read_radiograph(jpeg_dicom(tmp_path / "a.dcm", 48)), RAMP / 4095, atol=0.02
+    )
     with pytest.raises(Rejected, match="50 × 64 pixels and the compressed image 48 × 64"):
         read_radiograph(jpeg_dicom(tmp_path / "b.dcm", 50))
 
@@ -141,7 +160,9 @@ def test_jpeg_in_dicom_and_a_header_that_lies(tmp_path: Path) -> None:
 def test_something_in_the_unused_bits_is_no_pixel(tmp_path: Path) -> None:
     """Old files keep overlays in the four bits above the twelve."""
     plain = read_radiograph(write_dicom(tmp_path / "a.dcm", TEXTURE))
-    np.testing.assert_array_equal(read_radiograph(write_dicom(tmp_path / "b.dcm", TEXTURE | 0x3000)), plain)
+    np.testing.assert_array_equal(
+        read_radiograph(write_dicom(tmp_path / "b.dcm", TEXTURE | 0x3000)), plain
+    )
 
 
 def test_a_deflated_file_is_refused_before_it_is_inflated(tmp_path: Path) -> None:
@@ -156,7 +177,9 @@ def test_a_deflated_file_is_refused_before_it_is_inflated(tmp_path: Path) -> Non
 def test_png_modes_agree(tmp_path: Path, mode: str) -> None:
     grey = np.tile(np.arange(64, dtype=np.uint8) * 4, (48, 1))
     picture = Image.fromarray(grey)
-    picture = Image.fromarray(grey.astype(np.uint16) * 257) if mode == "I;16" else picture.convert(mode)
+    picture = (
+        Image.fromarray(grey.astype(np.uint16) * 257) if mode == "I;16" else picture.convert(mode)
+    )
     picture.save(tmp_path / "a.png")
     np.testing.assert_allclose(read_radiograph(tmp_path / "a.png"), grey / 252, atol=0.02)
 
@@ -212,7 +235,9 @@ def test_truncated_files_are_refused(tmp_path: Path, name: str) -> None:
     if name.endswith("dcm"):
         write_dicom(path)
     else:
-        Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8)).save(path)
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8)).save(
+            path
+        )
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(Rejected, match=name):
         read_radiograph(path)

@@ -21,7 +21,9 @@ LAYOUTS = [
 
 @pytest.mark.parametrize(("layout", "source", "more"), LAYOUTS)
 @pytest.mark.filterwarnings("ignore:.*no mimic-cxr-2.0.0-split table")
-def test_from_the_phantom_to_a_corpus(layout: str, source: str, more: list[str], tmp_path: Path) -> None:
+def test_from_the_phantom_to_a_corpus(
+    layout: str, source: str, more: list[str], tmp_path: Path
+) -> None:
     if not layout.startswith("mimic"):
         pytest.importorskip("torchxrayvision")  # it carries the reports
     raw, out = tmp_path / "raw", tmp_path / "corpus"
@@ -32,7 +34,11 @@ def test_from_the_phantom_to_a_corpus(layout: str, source: str, more: list[str],
     studies = list(Corpus(out))
     assert all(study.findings for study in studies)
     views = {image.view for study in studies for image in study.images}
-    assert "LATERAL" in views or layout in ("mimic-dicom", "indiana", "r2gen")  # these layouts name no view
+    assert "LATERAL" in views or layout in (
+        "mimic-dicom",
+        "indiana",
+        "r2gen",
+    )  # these layouts name no view
     if layout in ("mimic-dicom", "r2gen", "indiana-kaggle"):
         assert any(len(study.images) == 2 for study in studies)
     assert main(["doctor", str(raw), "--source", source, "--all"]) == 0

@@ -1,4 +1,6 @@
-"""Sections of awkward reports, worded after the patterns of MIMIC-CXR; cleaning protocols; what serves as the text."""
+"""Sections of awkward reports, worded after the patterns of MIMIC-CXR; cleaning protocols; what
+serves as the text.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ RULE = "_" * 78
 AWKWARD = [
     (
         "official",
-        "                                 FINAL REPORT\n EXAMINATION:  CHEST (PA AND LAT)\n\n INDICATION:  ___F.\n\n"
+        "                                 FINAL REPORT\n EXAMINATION:  CHEST (PA AND LAT)\n\n "
+        "INDICATION:  ___F.\n\n"
         " TECHNIQUE:  PA and lateral.\n\n COMPARISON:  None.\n\n FINDINGS: \n\n"
         " The heart is big.\n\n IMPRESSION: \n\n Big heart.\n",
         BIG,
@@ -33,21 +36,38 @@ AWKWARD = [
         BIG,
         CLEAR,
     ),
-    ("BOM and numbered headings", "\ufeff1. FINDINGS: The heart is big.\n2. IMPRESSION: Big heart.", BIG, CLEAR),
-    ("roman numbers", "I. HISTORY: cough\nII. FINDINGS: The heart is big.\nIII. IMPRESSION: Big heart.", BIG, CLEAR),
+    (
+        "BOM and numbered headings",
+        "\ufeff1. FINDINGS: The heart is big.\n2. IMPRESSION: Big heart.",
+        BIG,
+        CLEAR,
+    ),
+    (
+        "roman numbers",
+        "I. HISTORY: cough\nII. FINDINGS: The heart is big.\nIII. IMPRESSION: Big heart.",
+        BIG,
+        CLEAR,
+    ),
     (
         "text before any heading",
-        "text before any heading\nFINDING: The heart is big.\nIMP: Big heart.\nRECOMMENDATION: none.",
+        "text before any heading\nFINDING: The heart is big.\nIMP: Big heart.\nRECOMMENDATION: "
+        "none.",
         BIG,
         CLEAR,
     ),
     (
         "preamble that names the views",
-        " AP CHEST, 9:33 A.M. ON ___\n\n HISTORY:  Hypoxia.\n\n IMPRESSION:  AP chest compared to ___:\n\n Big heart.",
+        " AP CHEST, 9:33 A.M. ON ___\n\n HISTORY:  Hypoxia.\n\n IMPRESSION:  AP chest compared to "
+        "___:\n\n Big heart.",
         "",
         "AP chest compared to ___: Big heart.",
     ),
-    ("mid-line without a full stop", "COMPARISON: None FINDINGS: The heart is big. IMPRESSION: Big heart.", BIG, CLEAR),
+    (
+        "mid-line without a full stop",
+        "COMPARISON: None FINDINGS: The heart is big. IMPRESSION: Big heart.",
+        BIG,
+        CLEAR,
+    ),
     (
         "mid-line after a broken-off sentence",
         "INDICATION: cough for FINDINGS: The heart is big. old cxr IMPRESSION: Big heart.",
@@ -73,9 +93,24 @@ AWKWARD = [
         CLEAR,
     ),
     ("a dash for the colon", "FINDINGS - The heart is big.\nIMPRESSION -- Big heart.", BIG, CLEAR),
-    ("a semicolon for the colon", "FINDINGS; The heart is big.\nIMPRESSION; Big heart.", BIG, CLEAR),
-    ("a space before the colon, and two", "FINDINGS : The heart is big.\nIMPRESSION:: Big heart.", BIG, CLEAR),
-    ("nothing for the colon", "FINDINGS  The heart is big.\n\nIMPRESSION 1. Big heart.", BIG, "1. Big heart."),
+    (
+        "a semicolon for the colon",
+        "FINDINGS; The heart is big.\nIMPRESSION; Big heart.",
+        BIG,
+        CLEAR,
+    ),
+    (
+        "a space before the colon, and two",
+        "FINDINGS : The heart is big.\nIMPRESSION:: Big heart.",
+        BIG,
+        CLEAR,
+    ),
+    (
+        "nothing for the colon",
+        "FINDINGS  The heart is big.\n\nIMPRESSION 1. Big heart.",
+        BIG,
+        "1. Big heart.",
+    ),
     ("markdown", "**FINDINGS:** The heart is big.\n\n**IMPRESSION:** Big heart.", BIG, CLEAR),
     ("misspelt", "FINDIGNS: The heart is big.\nIMPRESION: Big heart.", BIG, CLEAR),
     (
@@ -86,7 +121,8 @@ AWKWARD = [
     ),
     (
         "views as the heading of findings",
-        "COMPARISON:  ___.\n\n FRONTAL AND LATERAL CHEST RADIOGRAPHS:  The heart is big.\n\n IMPRESSION:  Big heart.",
+        "COMPARISON:  ___.\n\n FRONTAL AND LATERAL CHEST RADIOGRAPHS:  The heart is big.\n\n "
+        "IMPRESSION:  Big heart.",
         BIG,
         CLEAR,
     ),
@@ -96,7 +132,12 @@ AWKWARD = [
         "The heart is big. Chest: unchanged.",
         CLEAR,
     ),
-    ("views with a date only are no findings", "CHEST, PA AND LATERAL: ___\nIMPRESSION: Big heart.", "", CLEAR),
+    (
+        "views with a date only are no findings",
+        "CHEST, PA AND LATERAL: ___\nIMPRESSION: Big heart.",
+        "",
+        CLEAR,
+    ),
     (
         "report as the heading of findings",
         "INDICATION: cough.\nREPORT: The heart is big.\nSUMMARY: Big heart.",
@@ -104,14 +145,24 @@ AWKWARD = [
         CLEAR,
     ),
     ("both under one heading are findings", "FINDINGS AND IMPRESSION: The heart is big.", BIG, ""),
-    ("both under one heading, slash, other order", "IMPRESSION/FINDINGS: The heart is big.", BIG, ""),
+    (
+        "both under one heading, slash, other order",
+        "IMPRESSION/FINDINGS: The heart is big.",
+        BIG,
+        "",
+    ),
     (
         "impression with recommendations",
         "FINDINGS: The heart is big.\nIMPRESSION AND RECOMMENDATION: Big heart.",
         BIG,
         CLEAR,
     ),
-    ("optional plural", "FINDING(S): The heart is big.\nIMPRESSION(S): Big heart.\nRECOMMENDATION(S): CT.", BIG, CLEAR),
+    (
+        "optional plural",
+        "FINDING(S): The heart is big.\nIMPRESSION(S): Big heart.\nRECOMMENDATION(S): CT.",
+        BIG,
+        CLEAR,
+    ),
     ("impression only", "INDICATION: cough.\n\nIMPRESSION: Big heart.", "", CLEAR),
     ("findings only", "FINDINGS: The heart is big.\n\nNOTIFICATION: told ___.", BIG, ""),
     ("an empty section", "FINDINGS:\n\nIMPRESSION: Big heart.", "", CLEAR),
@@ -140,8 +191,8 @@ AWKWARD = [
         "wet read",
         "WET READ: ___ ___ 8:01 PM\n  No acute process.\n"
         + RULE
-        + "\n                 FINAL REPORT\n FINDINGS: The heart is big.\n\n IMPRESSION: Big heart.\n"
-        + RULE,
+        + "\n                 FINAL REPORT\n FINDINGS: The heart is big.\n\n IMPRESSION: Big "
+        "heart.\n" + RULE,
         BIG,
         CLEAR,
     ),
@@ -156,7 +207,8 @@ AWKWARD = [
     ("wet read only", "WET READ: ___ 6:12 PM\n IMPRESSION: Big heart.", "", CLEAR),
     (
         "views in the examination, a date, and text under no heading",
-        " FINAL REPORT\n PA AND LATERAL CHEST RADIOGRAPH, ___\n\n The heart is big.\n\n IMPRESSION:  Big heart.",
+        " FINAL REPORT\n PA AND LATERAL CHEST RADIOGRAPH, ___\n\n The heart is big.\n\n "
+        "IMPRESSION:  Big heart.",
         "",
         CLEAR,
     ),
@@ -175,9 +227,11 @@ AWKWARD = [
     ),
     (
         "words that are no headings",
-        "FINDINGS: No interval change: stable. Discussed these findings: none urgent, and the impression: benign.\n"
+        "FINDINGS: No interval change: stable. Discussed these findings: none urgent, and the "
+        "impression: benign.\n"
         "IMPRESSION: Big heart.",
-        "No interval change: stable. Discussed these findings: none urgent, and the impression: benign.",
+        "No interval change: stable. Discussed these findings: none urgent, and the impression: "
+        "benign.",
         CLEAR,
     ),
     (
@@ -219,19 +273,24 @@ AWKWARD = [
 ]
 
 
-@pytest.mark.parametrize(("text", "findings", "impression"), [row[1:] for row in AWKWARD], ids=[r[0] for r in AWKWARD])
+@pytest.mark.parametrize(
+    ("text", "findings", "impression"), [row[1:] for row in AWKWARD], ids=[r[0] for r in AWKWARD]
+)
 def test_sections_of_awkward_reports(text: str, findings: str, impression: str) -> None:
     found = sections(text)
     assert (found["findings"], found["impression"]) == (findings, impression)
 
 
 def test_sections_of_the_real_indiana_reports_are_found_again() -> None:
-    """A thousand reports in radiologists' own words, their sections joined to one line, and wrapped as MIMIC-CXR's are.
-    CXR2415 quotes an earlier report, with its headings, as the indication."""
+    """A thousand reports in radiologists' own words, their sections joined to one line, and wrapped
+    as MIMIC-CXR's are. CXR2415 quotes an earlier report, with its headings, as the indication.
+    """
     pytest.importorskip("torchxrayvision")
     from mavilt_pl.phantom.indiana import reports_archive
 
-    studies = list(read_source("indiana", Path("."), lambda *why: None, reports=str(reports_archive())))
+    studies = list(
+        read_source("indiana", Path("."), lambda *why: None, reports=str(reports_archive()))
+    )
     wrong = []
     for study in studies[::4]:
         parts = re.split(r" (?=(?:INDICATION|FINDINGS|IMPRESSION): )", study.report)
@@ -255,7 +314,14 @@ def test_whole_is_all_but_titles() -> None:
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
-    "text", ["a " * 500_000, "findings" + " " * 1_000_000, "FINDINGS " * 200_000, "\n" * 1_000_000, "(1) " * 400_000]
+    "text",
+    [
+        "a " * 500_000,
+        "findings" + " " * 1_000_000,
+        "FINDINGS " * 200_000,
+        "\n" * 1_000_000,
+        "(1) " * 400_000,
+    ],
 )
 def test_no_text_takes_long(text: str) -> None:
     """A million characters end: whatever grows with their square would take hours."""
@@ -267,9 +333,15 @@ def test_cleaning_is_named() -> None:
     assert clean(text, "none") == "1. No XXXX effusion. 2. Heart ___ normal; T-spine (old).."
     assert clean(text, "lower") == "1. no xxxx effusion. 2. heart ___ normal; t-spine (old).."
     assert clean(text, "r2gen-mimic") == "no xxxx effusion . heart  normal t-spine old ."
-    assert clean("No  XXXX effusion. 2. Heart normal.", "r2gen-iu") == "no  xxxx effusion . heart normal ."
+    assert (
+        clean("No  XXXX effusion. 2. Heart normal.", "r2gen-iu")
+        == "no  xxxx effusion . heart normal ."
+    )
     assert all(clean("  ", name) == "" for name in ("none", "lower", "r2gen-iu", "r2gen-mimic"))
-    with pytest.raises(DataError, match="unknown protocol 'r2gen'; expected one of none, lower, r2gen-iu, r2gen-mimic"):
+    with pytest.raises(
+        DataError,
+        match="unknown protocol 'r2gen'; expected one of none, lower, r2gen-iu, r2gen-mimic",
+    ):
         clean("text", "r2gen")
 
 

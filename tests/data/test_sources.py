@@ -31,9 +31,17 @@ def read(name: str, root: Path, **options: object) -> tuple[list[Study], list[tu
 def test_mimic_reads_what_the_phantom_wrote(mimic_root: Path) -> None:
     studies, rejects = read("mimic-cxr-jpg", mimic_root)
     assert len(studies) == 61 and not rejects
-    assert [sum(s.split == name for s in studies) for name in ("train", "val", "test")] == [43, 7, 11]
+    assert [sum(s.split == name for s in studies) for name in ("train", "val", "test")] == [
+        43,
+        7,
+        11,
+    ]
     assert all(
-        s.findings and s.impression and s.images[0].path.exists() and s.images[0].view in ("PA", "AP") for s in studies
+        s.findings
+        and s.impression
+        and s.images[0].path.exists()
+        and s.images[0].view in ("PA", "AP")
+        for s in studies
     )
     splits: dict[str, set[str]] = {}
     for study in studies:
@@ -52,7 +60,9 @@ def test_mimic_plain_tables_with_bom_and_other_column_order(copied: Path) -> Non
     before, _ = read("mimic-cxr-jpg", copied)
     for path in list(copied.glob("*.csv.gz")):
         rows = pd.read_csv(path, dtype=str, keep_default_na=False)
-        rows[rows.columns[::-1]].to_csv(path.with_suffix(""), index=False, encoding="utf-8-sig", lineterminator="\r\n")
+        rows[rows.columns[::-1]].to_csv(
+            path.with_suffix(""), index=False, encoding="utf-8-sig", lineterminator="\r\n"
+        )
         path.unlink()
     assert read("mimic-cxr-jpg", copied)[0] == before
 
@@ -78,10 +88,14 @@ def test_mimic_damage_is_named(copied: Path) -> None:
     split.write_bytes(gzip.compress(b"dicom_id,study_id,subject_id,split\n"))
     with pytest.raises(DataError, match="no rows: the table is empty"):
         read("mimic-cxr-jpg", copied)
-    split.write_bytes(gzip.compress(b"dicom_id,study_id,subject_id,split\na,2,3,train\na,2,3,train\n"))
+    split.write_bytes(
+        gzip.compress(b"dicom_id,study_id,subject_id,split\na,2,3,train\na,2,3,train\n")
+    )
     with pytest.raises(DataError, match=r"row 3: dicom_id a is there twice"):
         read("mimic-cxr-jpg", copied)
-    split.write_bytes(gzip.compress(b"dicom_id,study_id,subject_id,split\n../../a,2,3,train\nb,3,4,holdout\n"))
+    split.write_bytes(
+        gzip.compress(b"dicom_id,study_id,subject_id,split\n../../a,2,3,train\nb,3,4,holdout\n")
+    )
     studies, rejects = read("mimic-cxr-jpg", copied)
     assert not studies and len(rejects) == 2
     split.unlink()
@@ -127,7 +141,10 @@ def test_nih_is_read_whole(real_data: Path) -> None:
 def test_hash_split_is_stable_and_proportionate() -> None:
     splits = [hash_split("indiana", str(n)) for n in range(4000)]
     assert splits[:3] == [hash_split("indiana", str(n)) for n in range(3)]
-    assert abs(splits.count("test") / 4000 - 0.2) < 0.02 and abs(splits.count("val") / 4000 - 0.1) < 0.02
+    assert (
+        abs(splits.count("test") / 4000 - 0.2) < 0.02
+        and abs(splits.count("val") / 4000 - 0.1) < 0.02
+    )
 
 
 def test_unknown_source_and_missing_folder(tmp_path: Path) -> None:
@@ -137,7 +154,8 @@ def test_unknown_source_and_missing_folder(tmp_path: Path) -> None:
         read("nih", tmp_path / "absent")
 
 
-# Each dataset, small, in its official layout with its official columns. `name` replaces the last image's file name.
+# Each dataset, small, in its official layout with its official columns. `name` replaces the last
+# image's file name.
 
 LABELS = (
     "Atelectasis",
@@ -165,16 +183,31 @@ def write_csv(path: Path, columns: Iterable[str], *rows: Iterable[object]) -> No
 
 def jpg_tables(root: Path, dicoms: Iterable[str]) -> None:
     """Tables of MIMIC-CXR-JPG for three studies of two patients, the first with two images."""
-    ids = [[*row] for row in zip(dicoms, (50, 50, 51, 52), (10000001, 10000001, 10000001, 10000002))]
+    ids = [
+        [*row] for row in zip(dicoms, (50, 50, 51, 52), (10000001, 10000001, 10000001, 10000002))
+    ]
     splits, views = ("test", "test", "test", "validate"), ("PA", "LL", "AP", "")
     keys = ("dicom_id", "study_id", "subject_id")
-    write_csv(root / "mimic-cxr-2.0.0-split.csv", (*keys, "split"), *([*row, split] for row, split in zip(ids, splits)))
-    meta = (*keys, "PerformedProcedureStepDescription", "ViewPosition", "ViewCodeSequence_CodeMeaning")
+    write_csv(
+        root / "mimic-cxr-2.0.0-split.csv",
+        (*keys, "split"),
+        *([*row, split] for row, split in zip(ids, splits)),
+    )
+    meta = (
+        *keys,
+        "PerformedProcedureStepDescription",
+        "ViewPosition",
+        "ViewCodeSequence_CodeMeaning",
+    )
     rows = ([*row, "CHEST", view, "lateral"] for row, view in zip(ids, views))
     write_csv(root / "mimic-cxr-2.0.0-metadata.csv", meta, *rows)
     known = {"Edema": "1.0", "Pneumonia": "-1.0", "Fracture": "0.0"}
-    label_rows = ([patient, study, *(known.get(n, "") for n in LABELS)] for _, study, patient in ids[1:])
-    write_csv(root / "mimic-cxr-2.0.0-chexpert.csv", ("subject_id", "study_id", *LABELS), *label_rows)
+    label_rows = (
+        [patient, study, *(known.get(n, "") for n in LABELS)] for _, study, patient in ids[1:]
+    )
+    write_csv(
+        root / "mimic-cxr-2.0.0-chexpert.csv", ("subject_id", "study_id", *LABELS), *label_rows
+    )
 
 
 def mimic_cxr_jpg(root: Path, name: str = "e-4") -> None:
@@ -188,7 +221,12 @@ def mimic_cxr_jpg(root: Path, name: str = "e-4") -> None:
 def mimic_cxr(root: Path, name: str = "files/p10/p10000002/s52/e-4.dcm") -> None:
     home = "files/p10/p10000001"
     paths = (f"{home}/s50/a-1.dcm", f"{home}/s50/b-2.dcm", f"{home}/s51/c-3.dcm", name)
-    rows = zip((10000001, 10000001, 10000001, 10000002), (50, 50, 51, 52), ("a-1", "b-2", "c-3", "e-4"), paths)
+    rows = zip(
+        (10000001, 10000001, 10000001, 10000002),
+        (50, 50, 51, 52),
+        ("a-1", "b-2", "c-3", "e-4"),
+        paths,
+    )
     write_csv(root / "cxr-record-list.csv", ("subject_id", "study_id", "dicom_id", "path"), *rows)
     listed = [
         (10000001, 50, f"{home}/s50.txt"),
@@ -209,23 +247,42 @@ KAGGLE = ("uid", "MeSH", "Problems", "image", "indication", "comparison", "findi
 
 
 def projections(root: Path, name: str) -> None:
-    rows = ((1, "1_IM-0001-4001.dcm.png", "Frontal"), (1, "1_IM-0001-3001.dcm.png", "Lateral"), (2, name, "Frontal"))
+    rows = (
+        (1, "1_IM-0001-4001.dcm.png", "Frontal"),
+        (1, "1_IM-0001-3001.dcm.png", "Lateral"),
+        (2, name, "Frontal"),
+    )
     write_csv(root / "indiana_projections.csv", ("uid", "filename", "projection"), *rows)
 
 
 def indiana(root: Path, name: str = "CXR2_IM-0652-1001") -> None:
     (root / "ecgen-radiology").mkdir(parents=True)
     for n, keys in ((1, ("CXR1_1_IM-0001-4001", "CXR1_1_IM-0001-3001")), (2, (name,)), (10, ())):
-        images = "".join(f'<parentImage id="{key}"><caption>PA</caption></parentImage>' for key in keys)
+        images = "".join(
+            f'<parentImage id="{key}"><caption>PA</caption></parentImage>' for key in keys
+        )
         (root / f"ecgen-radiology/{n}.xml").write_text(XML.format(n=n, images=images))
     projections(root, "2_IM-0652-1001.dcm.png")
-    header = (("CXR1_1_IM-0001-4001", "PA"), ("CXR1_1_IM-0001-3001", "PA"), ("CXR2_IM-0652-1001", ""))
+    header = (
+        ("CXR1_1_IM-0001-4001", "PA"),
+        ("CXR1_1_IM-0001-3001", "PA"),
+        ("CXR2_IM-0652-1001", ""),
+    )
     write_csv(root / "nlmcxr_dicom_metadata.csv", ("imageid", "View Position"), *header)
 
 
 def indiana_kaggle(root: Path, name: str = "2_IM-0652-1001.dcm.png") -> None:
     reports = (
-        (n, "Cardiomegaly/mild;Lung/hyperdistention", "", "PA", "", "None.", f"Findings {n}.", f"Normal {n}.")
+        (
+            n,
+            "Cardiomegaly/mild;Lung/hyperdistention",
+            "",
+            "PA",
+            "",
+            "None.",
+            f"Findings {n}.",
+            f"Normal {n}.",
+        )
         for n in (1, 2, 10)
     )
     write_csv(root / "indiana_reports.csv", KAGGLE, *reports)
@@ -243,7 +300,9 @@ def r2gen(root: Path, name: str = "CXR2_IM-0652/0.png") -> None:
         for n in (1, 3)
     ]
     entries.append({"id": "CXR2_IM-0652", "report": "Findings 2.", "image_path": [name]})
-    (root / "annotation.json").write_text(json.dumps(dict(zip(("train", "val", "test"), ([e] for e in entries)))))
+    (root / "annotation.json").write_text(
+        json.dumps(dict(zip(("train", "val", "test"), ([e] for e in entries))))
+    )
 
 
 def nih(root: Path, name: str = "00000003_000.png") -> None:
@@ -259,7 +318,9 @@ def nih(root: Path, name: str = "00000003_000.png") -> None:
     (root / "test_list.txt").write_text("\ufeff00000001_000.png\r\n00000001_001.png\r\n")
 
 
-def chexpert(root: Path, name: str = "CheXpert-v1.0-small/train/patient00002/study1/view1_frontal.jpg") -> None:
+def chexpert(
+    root: Path, name: str = "CheXpert-v1.0-small/train/patient00002/study1/view1_frontal.jpg"
+) -> None:
     columns = ("Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *LABELS)
     labels = ["1.0", "", "0.0", "-1.0", *[""] * 10]
     home = "CheXpert-v1.0-small/{}/patient{:05d}/study1/view{}.jpg".format
@@ -269,7 +330,11 @@ def chexpert(root: Path, name: str = "CheXpert-v1.0-small/train/patient00002/stu
         (name, "M", 50, "Frontal", "PA"),
     )
     write_csv(root / "train.csv", columns, *([*row, *labels] for row in rows))
-    write_csv(root / "valid.csv", columns, [home("valid", 64541, "1_frontal"), "M", 73, "Frontal", "", *["0.0"] * 14])
+    write_csv(
+        root / "valid.csv",
+        columns,
+        [home("valid", 64541, "1_frontal"), "M", 73, "Frontal", "", *["0.0"] * 14],
+    )
 
 
 def rsna(root: Path, name: str = "c") -> None:
@@ -279,8 +344,17 @@ def rsna(root: Path, name: str = "c") -> None:
         ("b", "", "", "", "", 0),
         (name, "", "", "", "", 0),
     )
-    write_csv(root / "stage_2_train_labels.csv", ("patientId", "x", "y", "width", "height", "Target"), *boxes)
-    classes = (("a", "Lung Opacity"), ("a", "Lung Opacity"), ("b", "Normal"), (name, "No Lung Opacity / Not Normal"))
+    write_csv(
+        root / "stage_2_train_labels.csv",
+        ("patientId", "x", "y", "width", "height", "Target"),
+        *boxes,
+    )
+    classes = (
+        ("a", "Lung Opacity"),
+        ("a", "Lung Opacity"),
+        ("b", "Normal"),
+        (name, "No Lung Opacity / Not Normal"),
+    )
     write_csv(root / "stage_2_detailed_class_info.csv", ("patientId", "class"), *classes)
 
 
@@ -293,7 +367,9 @@ def vqa_rad(root: Path, name: str = "synpic2.jpg") -> None:
         (name, "CHEST", "How many ribs?", 12, "OPEN", "COUNT"),
     )
     keys = ("image_name", "image_organ", "question", "answer", "answer_type", "question_type")
-    (root / "VQA_RAD Dataset Public.json").write_text(json.dumps([dict(zip(keys, row)) for row in rows]))
+    (root / "VQA_RAD Dataset Public.json").write_text(
+        json.dumps([dict(zip(keys, row)) for row in rows])
+    )
 
 
 LAYOUTS: dict[str, Callable[..., None]] = {
@@ -319,12 +395,16 @@ def ids(studies: list[Study]) -> list[str]:
 def test_every_layout_is_read_whole_and_again_the_same(name: str, tmp_path: Path) -> None:
     LAYOUTS[name](tmp_path)
     studies, rejects = read(name, tmp_path)
-    assert len(studies) + len(rejects) == 3 and len(rejects) == (name == "vqa-rad")  # its HEAD image
+    assert len(studies) + len(rejects) == 3 and len(rejects) == (
+        name == "vqa-rad"
+    )  # its HEAD image
     assert (studies, rejects) == read(name, tmp_path)
     assert all(image.path.is_relative_to(tmp_path) for study in studies for image in study.images)
 
 
-@pytest.mark.parametrize("bad", ["../../x", "..\\x", "/etc/passwd", "C:\\x", "a/../../../x", "x\0", "y" * 300])
+@pytest.mark.parametrize(
+    "bad", ["../../x", "..\\x", "/etc/passwd", "C:\\x", "a/../../../x", "x\0", "y" * 300]
+)
 @every_source
 def test_paths_that_leave_the_folder_are_refused(name: str, bad: str, tmp_path: Path) -> None:
     if name == "indiana" and "\0" in bad:
@@ -334,13 +414,19 @@ def test_paths_that_leave_the_folder_are_refused(name: str, bad: str, tmp_path: 
     whole, before = read(name, tmp_path / "whole")
     studies, rejects = read(name, tmp_path / "bad")
     (reason,) = [why for why in rejects if why[1:] not in [w[1:] for w in before]]
-    assert re.search("leaves the dataset's folder|identifier .* expected|is no file name", reason[3])
+    assert re.search(
+        "leaves the dataset's folder|identifier .* expected|is no file name", reason[3]
+    )
     assert len(studies) + sum(why[2] == "read" for why in rejects) == len(whole) + len(before)
-    assert all(image.path.is_relative_to(tmp_path / "bad") for study in studies for image in study.images)
+    assert all(
+        image.path.is_relative_to(tmp_path / "bad") for study in studies for image in study.images
+    )
 
 
 @every_source
-def test_tables_with_bom_crlf_other_column_order_and_gzip_read_the_same(name: str, tmp_path: Path) -> None:
+def test_tables_with_bom_crlf_other_column_order_and_gzip_read_the_same(
+    name: str, tmp_path: Path
+) -> None:
     LAYOUTS[name](tmp_path)
     before = read(name, tmp_path)
     for path in tmp_path.glob("*.csv"):
@@ -357,7 +443,11 @@ def damage(path: Path, kind: str) -> str:
     """Damages a table or JSON file; what the error must say besides the file's name."""
     text = path.read_text()
     if path.suffix == ".json":
-        path.write_text({"cut": text[: len(text) // 2], "column": '"text"', "empty": "[]", "twice": "[[1]]"}[kind])
+        path.write_text(
+            {"cut": text[: len(text) // 2], "column": '"text"', "empty": "[]", "twice": "[[1]]"}[
+                kind
+            ]
+        )
         return {
             "cut": "not readable JSON",
             "column": "holds a JSON str",
@@ -381,7 +471,9 @@ def damage(path: Path, kind: str) -> str:
 @every_source
 def test_each_damaged_table_is_named(name: str, kind: str, tmp_path: Path) -> None:
     LAYOUTS[name](tmp_path / "0")
-    tables = [path.name for path in (tmp_path / "0").glob("*.*") if path.suffix in (".csv", ".json")]
+    tables = [
+        path.name for path in (tmp_path / "0").glob("*.*") if path.suffix in (".csv", ".json")
+    ]
     for number, file in enumerate(tables, 1):
         if name == "rsna" and kind == "twice":
             continue  # its tables have a row for each box
@@ -422,7 +514,11 @@ def test_mimic_cxr_with_and_without_the_tables_of_the_jpg_release(tmp_path: Path
     jpg_tables(tmp_path / "jpg", ("a-1", "b-2", "c-3", "e-4"))
     studies, rejects = read("mimic-cxr", tmp_path / "dicom", tables=str(tmp_path / "jpg"))
     assert not rejects and [s.split for s in studies] == ["test", "test", "val"]
-    assert [[image.view for image in s.images] for s in studies] == [["PA", "LATERAL"], ["AP"], ["LATERAL"]]
+    assert [[image.view for image in s.images] for s in studies] == [
+        ["PA", "LATERAL"],
+        ["AP"],
+        ["LATERAL"],
+    ]
     assert studies[0].labels == {"edema": "present", "pneumonia": "uncertain", "fracture": "absent"}
     assert (studies[0].findings, studies[0].impression) == ("Effusion 50.", "Seen 50.")
     assert studies[0].report == "INDICATION: ___. FINDINGS: Effusion 50. IMPRESSION: Seen 50."
@@ -450,7 +546,10 @@ def test_mimic_cxr_report_paths_stay_in_the_folder(tmp_path: Path) -> None:
     path = tmp_path / "root/cxr-study-list.csv"
     path.write_text(path.read_text().replace("files/p10/p10000002/s52.txt", "../secret.txt"))
     studies, rejects = read("mimic-cxr", tmp_path / "root")
-    assert ids(studies) == ["50", "51"] and "'../secret.txt' leaves the dataset's folder" in rejects[0][3]
+    assert (
+        ids(studies) == ["50", "51"]
+        and "'../secret.txt' leaves the dataset's folder" in rejects[0][3]
+    )
 
 
 def test_mimic_zip_that_is_none_and_a_damaged_member(copied: Path) -> None:
@@ -474,7 +573,8 @@ def test_a_patient_is_in_one_split_and_an_id_names_one_study(tmp_path: Path) -> 
     mimic_cxr_jpg(tmp_path)
     split = tmp_path / "mimic-cxr-2.0.0-split.csv"
     split.write_text(
-        split.read_text().replace("c-3,51,10000001,test", "c-3,51,10000001,train") + "f-5,50,10000009,train\n"
+        split.read_text().replace("c-3,51,10000001,test", "c-3,51,10000001,train")
+        + "f-5,50,10000009,train\n"
     )
     studies, rejects = read("mimic-cxr-jpg", tmp_path)
     assert ids(studies) == ["50", "52"]
@@ -497,11 +597,18 @@ def test_indiana_views_of_projections_and_headers(tmp_path: Path) -> None:
     indiana(tmp_path)
     studies, _ = read("indiana", tmp_path)
     assert ids(studies) == ["CXR1", "CXR2", "CXR10"]
-    assert [[image.view for image in s.images] for s in studies] == [["PA", "LATERAL"], ["FRONTAL"], []]
+    assert [[image.view for image in s.images] for s in studies] == [
+        ["PA", "LATERAL"],
+        ["FRONTAL"],
+        [],
+    ]
     assert studies[0].report == "COMPARISON: None. FINDINGS: Findings 1. IMPRESSION: Normal 1."
     assert studies[0].labels["cardiomegaly"] == "present" and studies[0].labels["edema"] == "absent"
     (tmp_path / "indiana_projections.csv").unlink()
-    assert [image.view for image in read("indiana", tmp_path)[0][0].images] == ["PA", "PA"]  # the headers' noise
+    assert [image.view for image in read("indiana", tmp_path)[0][0].images] == [
+        "PA",
+        "PA",
+    ]  # the headers' noise
     (tmp_path / "1").mkdir()
     (tmp_path / "1/1_IM-0001-4001.dcm").touch()
     assert [i.path.name for i in read("indiana", tmp_path)[0][0].images] == [
@@ -523,7 +630,9 @@ def test_indiana_archive_that_is_cut(tmp_path: Path) -> None:
     indiana(tmp_path)
     with tarfile.open(tmp_path / "reports.tgz", "w:gz") as archive:
         archive.add(tmp_path / "ecgen-radiology", "ecgen-radiology")
-    assert read("indiana", tmp_path, reports=str(tmp_path / "reports.tgz")) == read("indiana", tmp_path)
+    assert read("indiana", tmp_path, reports=str(tmp_path / "reports.tgz")) == read(
+        "indiana", tmp_path
+    )
     (tmp_path / "reports.tgz").write_bytes((tmp_path / "reports.tgz").read_bytes()[:-40])
     with pytest.raises(DataError, match=r"reports\.tgz is not a readable archive"):
         read("indiana", tmp_path, reports=str(tmp_path / "reports.tgz"))
@@ -534,7 +643,9 @@ def test_the_layouts_of_indiana_agree(tmp_path: Path) -> None:
         LAYOUTS[name](tmp_path / name)
     xml, kaggle = (read(name, tmp_path / name)[0] for name in ("indiana", "indiana-kaggle"))
     same = ("source", "patient", "study", "split", "findings", "impression", "report")
-    assert [[getattr(s, n) for n in same] for s in xml] == [[getattr(s, n) for n in same] for s in kaggle]
+    assert [[getattr(s, n) for n in same] for s in xml] == [
+        [getattr(s, n) for n in same] for s in kaggle
+    ]
     assert kaggle[0].labels["hyperinflation"] == "present"
     assert [image.view for image in kaggle[0].images] == ["FRONTAL", "LATERAL"]
 
@@ -550,8 +661,16 @@ def test_kaggle_projections_of_no_report(tmp_path: Path) -> None:
 def test_r2gen_both_flavours(tmp_path: Path) -> None:
     r2gen(tmp_path)
     studies, _ = read("r2gen", tmp_path)
-    assert [(s.source, s.patient, s.study, s.split) for s in studies][1] == ("indiana", "CXR3", "CXR3_IM-0003", "val")
-    assert studies[0].images[1].path == tmp_path / "images/CXR1_IM-0001/1.png" and studies[0].findings == "Findings 1."
+    assert [(s.source, s.patient, s.study, s.split) for s in studies][1] == (
+        "indiana",
+        "CXR3",
+        "CXR3_IM-0003",
+        "val",
+    )
+    assert (
+        studies[0].images[1].path == tmp_path / "images/CXR1_IM-0001/1.png"
+        and studies[0].findings == "Findings 1."
+    )
     entry = {"subject_id": 10, "study_id": 5, "report": "Clear."}
     train = [entry | {"id": n, "image_path": [f"p10/p10/s5/{n}.jpg"]} for n in ("a", "b", "b")]
     train.append(entry | {"id": "c", "image_path": ["p10/p10/s5/c.jpg"], "report": "Other."})
@@ -562,11 +681,19 @@ def test_r2gen_both_flavours(tmp_path: Path) -> None:
     ]
     (tmp_path / "annotation.json").write_text(json.dumps({"train": train, "val": [], "test": test}))
     studies, rejects = read("r2gen", tmp_path)
-    assert [(s.source, s.patient, s.study, len(s.images)) for s in studies] == [("mimic-cxr", "10", "5", 2)]
+    assert [(s.source, s.patient, s.study, len(s.images)) for s in studies] == [
+        ("mimic-cxr", "10", "5", 2)
+    ]
     reasons = " ".join(why[3] for why in rejects)
     assert len(rejects) == 5 and all(
         text in reasons
-        for text in ("lists an image twice", "another report", "patient 10 is in train", "report 'None'", "image_path")
+        for text in (
+            "lists an image twice",
+            "another report",
+            "patient 10 is in train",
+            "report 'None'",
+            "image_path",
+        )
     )
 
 
@@ -574,7 +701,10 @@ def test_nih_official_lists(tmp_path: Path) -> None:
     nih(tmp_path)
     studies, _ = read("nih", tmp_path)
     assert [s.split for s in studies] == ["test", "test", hash_split("nih", "3", 0, 0.125)]
-    assert studies[0].labels["pleural effusion"] == "present" and studies[1].labels["no finding"] == "present"
+    assert (
+        studies[0].labels["pleural effusion"] == "present"
+        and studies[1].labels["no finding"] == "present"
+    )
     (tmp_path / "train_val_list.txt").write_text("00000009_000.png\n")
     assert "in neither" in read("nih", tmp_path)[1][0][3]
     table = tmp_path / "Data_Entry_2017_v2020.csv"
@@ -593,13 +723,25 @@ def test_chexpert_studies_and_splits(tmp_path: Path) -> None:
         ("patient00002", "patient00002_study1", "train"),
         ("patient64541", "patient64541_study1", "val"),
     ]
-    assert [[image.view for image in s.images] for s in studies] == [["AP", "LATERAL"], ["PA"], ["FRONTAL"]]
-    assert studies[0].labels == {"atelectasis": "present", "consolidation": "absent", "edema": "uncertain"}
+    assert [[image.view for image in s.images] for s in studies] == [
+        ["AP", "LATERAL"],
+        ["PA"],
+        ["FRONTAL"],
+    ]
+    assert studies[0].labels == {
+        "atelectasis": "present",
+        "consolidation": "absent",
+        "edema": "uncertain",
+    }
     assert read("chexpert", tmp_path, valid="test")[0][2].split == "test"
     with pytest.raises(DataError, match="expected val or test"):
         read("chexpert", tmp_path, valid="no")
     path = tmp_path / "train.csv"
-    path.write_text(path.read_text().replace("F,68,Lateral,,1.0", "F,68,Lateral,,0.0").replace("patient00002", "pat2"))
+    path.write_text(
+        path.read_text()
+        .replace("F,68,Lateral,,1.0", "F,68,Lateral,,0.0")
+        .replace("patient00002", "pat2")
+    )
     studies, rejects = read("chexpert", tmp_path)
     assert len(studies) == 1 and [why[2] for why in rejects] == ["read", "read"]
     assert "expected …/train/patient00001" in rejects[0][3] and "different labels" in rejects[1][3]
@@ -633,10 +775,18 @@ def test_vqa_rad_questions(tmp_path: Path) -> None:
         ("no", "pres", ("yes", "no")),
         ("left lung", "pos", ()),
     ]
-    assert studies[1].questions[0].answer == "12" and "image_organ HEAD; only CHEST" in rejects[0][3]
+    assert (
+        studies[1].questions[0].answer == "12" and "image_organ HEAD; only CHEST" in rejects[0][3]
+    )
     path = tmp_path / "VQA_RAD Dataset Public.json"
     path.write_text(
-        json.dumps([*json.loads(path.read_text()), 7, {"image_name": "synpic1.jpg", "image_organ": "CHEST"}])
+        json.dumps(
+            [
+                *json.loads(path.read_text()),
+                7,
+                {"image_name": "synpic1.jpg", "image_organ": "CHEST"},
+            ]
+        )
     )
     assert [why[2] for why in read("vqa-rad", tmp_path)[1]] == ["question", "question", "read"]
 
@@ -647,14 +797,28 @@ def test_options_that_a_source_lacks(tmp_path: Path) -> None:
 
 
 def test_prepare_counts_what_was_read(tmp_path: Path) -> None:
-    """read = kept + rejected, through the command line: one study is kept, one has a damaged image, one has none."""
+    """read = kept + rejected, through the command line: one study is kept, one has a damaged image,
+    one has none.
+    """
     indiana_kaggle(tmp_path / "raw")
     folder = tmp_path / "raw/images/images_normalized"
     folder.mkdir(parents=True)
-    cv2.imwrite(str(folder / "1_IM-0001-4001.dcm.png"), np.arange(1024, dtype=np.uint8).reshape(32, 32))
+    cv2.imwrite(
+        str(folder / "1_IM-0001-4001.dcm.png"), np.arange(1024, dtype=np.uint8).reshape(32, 32)
+    )
     (folder / "2_IM-0652-1001.dcm.png").write_bytes(b"no image")
     assert (
-        main(["prepare", "indiana-kaggle", str(tmp_path / "raw"), "--out", str(tmp_path / "out"), "--workers", "1"])
+        main(
+            [
+                "prepare",
+                "indiana-kaggle",
+                str(tmp_path / "raw"),
+                "--out",
+                str(tmp_path / "out"),
+                "--workers",
+                "1",
+            ]
+        )
         == 0
     )
     facts = json.loads((tmp_path / "out/corpus.json").read_text())
@@ -679,7 +843,9 @@ def test_the_reader_in_the_docs_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("5_a.png", "..", "5", "q", "PA", "['normal']"),
     )
     columns = ("ImageID", "ImageDir", "StudyID", "PatientID", "Projection", "Labels")
-    write_csv(tmp_path / "root/PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv", columns, *rows)
+    write_csv(
+        tmp_path / "root/PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv", columns, *rows
+    )
     studies, rejects = read("padchest", tmp_path / "root")
     assert [[image.view for image in s.images] for s in studies] == [["PA", "LATERAL"], ["AP"]]
     assert studies[0].images[1].path == tmp_path / "root/0/1_b.png"
@@ -696,7 +862,9 @@ def test_the_docs_name_every_source_and_option() -> None:
 
 @pytest.mark.slow
 def test_official_counts_of_the_real_tables(tmp_path: Path) -> None:
-    """The label tables that torchxrayvision carries are the datasets' own: studies and patients as published."""
+    """The label tables that torchxrayvision carries are the datasets' own: studies and patients as
+    published.
+    """
     tables = Path(pytest.importorskip("torchxrayvision").__file__).parent / "data"
     for folder in ("chexpert", "nih/images", "rsna"):
         (tmp_path / folder).mkdir(parents=True)
@@ -706,7 +874,11 @@ def test_official_counts_of_the_real_tables(tmp_path: Path) -> None:
     shutil.copy(tables / "Data_Entry_2017_v2020.csv.gz", tmp_path / "nih")
     (tmp_path / "nih/images/00000001_000.png").touch()
     with zipfile.ZipFile(tables / "kaggle_stage_2_train_labels.csv.zip") as archive:
-        name = next(n for n in archive.namelist() if n.endswith("stage_2_train_labels.csv") and "MACOSX" not in n)
+        name = next(
+            n
+            for n in archive.namelist()
+            if n.endswith("stage_2_train_labels.csv") and "MACOSX" not in n
+        )
         (tmp_path / "rsna/stage_2_train_labels.csv").write_bytes(archive.read(name))
     for source, studies, patients, images in (
         ("chexpert", 187_642, 64_541, 223_415),
@@ -720,16 +892,24 @@ def test_official_counts_of_the_real_tables(tmp_path: Path) -> None:
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
-def test_mutants_are_read_or_refused(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Bytes changed, cut or doubled in any table, JSON, XML or text: studies, rejects or a DataError naming a file."""
+def test_mutants_are_read_or_refused(
+    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Bytes changed, cut or doubled in any table, JSON, XML or text: studies, rejects or a
+    DataError naming a file.
+    """
     name = data.draw(st.sampled_from(sorted(SOURCES)))
     root = tmp_path_factory.mktemp("mutant")
     LAYOUTS[name](root)
-    path = data.draw(st.sampled_from(sorted(p for p in root.rglob("*.*") if p.is_file() and p.stat().st_size)))
+    path = data.draw(
+        st.sampled_from(sorted(p for p in root.rglob("*.*") if p.is_file() and p.stat().st_size))
+    )
     raw = path.read_bytes()
     start, length = (data.draw(st.integers(0, len(raw) - 1)) for _ in range(2))
     middle = data.draw(
-        st.one_of(st.binary(max_size=8), st.sampled_from([b"\n", b",", b'"', b"{", b"null", b"\0", raw]))
+        st.one_of(
+            st.binary(max_size=8), st.sampled_from([b"\n", b",", b'"', b"{", b"null", b"\0", raw])
+        )
     )
     path.write_bytes(raw[:start] + middle + raw[start + length % 16 :])
     try:
@@ -738,6 +918,10 @@ def test_mutants_are_read_or_refused(data: st.DataObject, tmp_path_factory: pyte
         assert str(root) in str(error)
         return
     assert all(isinstance(text, str) for why in rejects for text in why)
-    assert all(image.path.is_relative_to(root) and ".." not in image.path.parts for s in studies for image in s.images)
+    assert all(
+        image.path.is_relative_to(root) and ".." not in image.path.parts
+        for s in studies
+        for image in s.images
+    )
     assert len({s.study for s in studies}) == len(studies)
     assert len({s.patient for s in studies}) == len({(s.patient, s.split) for s in studies})

@@ -1,4 +1,6 @@
-"""Frozen encoders against the packages they come from, each on an 8-bit image that its own package prepares."""
+"""Frozen encoders against the packages they come from, each on an 8-bit image that its own package
+prepares.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ xrv = pytest.importorskip("torchxrayvision")
 
 def image(side: int) -> np.ndarray:
     """8-bit [H,W] with the whole range in it, smooth enough to survive a change of size."""
-    coarse = np.random.default_rng(0).integers(0, 256, (side // 8 + 1, side // 8 + 1)).astype(np.uint8)
+    coarse = (
+        np.random.default_rng(0).integers(0, 256, (side // 8 + 1, side // 8 + 1)).astype(np.uint8)
+    )
     made = coarse.repeat(8, 0).repeat(8, 1)[:side, :side].copy()
     made[0, :2] = 0, 255
     return made
@@ -55,7 +59,9 @@ def densenet() -> nn.Module:
 
 
 @pytest.mark.parametrize("side", [224, 320])
-def test_torchxrayvision_sees_what_its_own_package_sees(side: int, densenet: nn.Module, tmp_path: Path) -> None:
+def test_torchxrayvision_sees_what_its_own_package_sees(
+    side: int, densenet: nn.Module, tmp_path: Path
+) -> None:
     torch.save(densenet.state_dict(), path := tmp_path / "densenet.pt")
     encoder = load_encoder(path, "torchxrayvision")
     image_HW = image(side)
@@ -66,20 +72,31 @@ def test_torchxrayvision_sees_what_its_own_package_sees(side: int, densenet: nn.
         wanted_features, wanted = densenet.features2(theirs), densenet(theirs)  # type: ignore[operator]
         maps = encoder.maps(pixels(image_HW))
     assert wanted.std() > 0.1
-    torch.testing.assert_close(encoder.features(encoder.maps(pixels(image_HW))), wanted_features, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        encoder.features(encoder.maps(pixels(image_HW))), wanted_features, atol=1e-4, rtol=1e-4
+    )
     torch.testing.assert_close(encoder.logits(maps), wanted, atol=1e-4, rtol=1e-4)
-    assert encoder.width == 1024 and encoder.findings[7] == "pleural effusion" and len(encoder.findings) == 18
+    assert (
+        encoder.width == 1024
+        and encoder.findings[7] == "pleural effusion"
+        and len(encoder.findings) == 18
+    )
 
 
 def test_torchxrayvisions_published_form(densenet: nn.Module, tmp_path: Path) -> None:
-    """A whole pickled model is refused with the line that converts it; its state dict has operating points, NaN where
-    an output was not trained."""
+    """A whole pickled model is refused with the line that converts it; its state dict has operating
+    points, NaN where an output was not trained.
+    """
     torch.save(densenet, path := tmp_path / "pickled.pt")
-    with pytest.raises(DataError, match=r"pickled.pt holds pickled objects .*xrv.models.DenseNet\(weights="):
+    with pytest.raises(
+        DataError, match=r"pickled.pt holds pickled objects .*xrv.models.DenseNet\(weights="
+    ):
         load_encoder(path, "torchxrayvision")
     thresholds = torch.full((18,), 0.1)
     thresholds[2] = torch.nan
-    torch.save({**densenet.state_dict(), "op_threshs": thresholds}, path := tmp_path / "densenet.pt")
+    torch.save(
+        {**densenet.state_dict(), "op_threshs": thresholds}, path := tmp_path / "densenet.pt"
+    )
     encoder = load_encoder(path, "torchxrayvision")
     assert encoder.findings[1:4] == ("consolidation", "", "pneumothorax")
     names = xrv.models.model_urls["densenet121-res224-mimic_ch"]
@@ -107,13 +124,35 @@ def test_torchxrayvision_refuses(densenet: nn.Module, tmp_path: Path) -> None:
         load_encoder(tmp_path / "none.pt", "torchxrayvision")
 
 
-SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 56, "patch_size": 14}
-# Of RAD-DINO; of a DINOv2, which crops, with channels that differ; of a ViT, whose size is both sides.
-RAD_DINO = {"size": {"shortest_edge": 56}, "crop_size": {"height": 56, "width": 56}, "image_mean": [0.5307] * 3,
-            "image_std": [0.2583] * 3, "resample": 3}  # fmt: skip
-CROPPED = {"size": {"shortest_edge": 64}, "crop_size": {"height": 42, "width": 42}, "resample": 3,
-           "image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}  # fmt: skip
-SQUARE = {"size": {"height": 70, "width": 70}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 2}
+SHAPE = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 56,
+    "patch_size": 14,
+}
+# Of RAD-DINO; of a DINOv2, which crops, with channels that differ; of a ViT, whose size is both
+# sides.
+RAD_DINO = {
+    "size": {"shortest_edge": 56},
+    "crop_size": {"height": 56, "width": 56},
+    "image_mean": [0.5307] * 3,
+    "image_std": [0.2583] * 3,
+    "resample": 3,
+}
+CROPPED = {
+    "size": {"shortest_edge": 64},
+    "crop_size": {"height": 42, "width": 42},
+    "resample": 3,
+    "image_mean": [0.485, 0.456, 0.406],
+    "image_std": [0.229, 0.224, 0.225],
+}
+SQUARE = {
+    "size": {"height": 70, "width": 70},
+    "image_mean": [0.5] * 3,
+    "image_std": [0.5] * 3,
+    "resample": 2,
+}
 
 
 def saved(kind: str, processor: dict[str, Any] | None, folder: Path) -> tuple[nn.Module, Any]:
@@ -133,7 +172,9 @@ def saved(kind: str, processor: dict[str, Any] | None, folder: Path) -> tuple[nn
 
 
 @pytest.mark.parametrize("kind", ["Dinov2", "Dinov2WithRegisters", "ViT"])
-@pytest.mark.parametrize("processor", [RAD_DINO, CROPPED, SQUARE], ids=["raddino", "cropped", "square"])
+@pytest.mark.parametrize(
+    "processor", [RAD_DINO, CROPPED, SQUARE], ids=["raddino", "cropped", "square"]
+)
 @pytest.mark.parametrize("side", [48, 96])
 def test_a_vision_transformer_sees_what_its_own_processor_gives_it(
     kind: str, processor: dict[str, Any], side: int, tmp_path: Path
@@ -160,7 +201,9 @@ def test_a_vision_transformer_sees_what_its_own_processor_gives_it(
     (found_BChw,) = encoder.maps(pixels(image_HW))
     assert wanted_BNC.std() > 0.1 and found_BChw.shape == (1, 32, grid, grid)
     torch.testing.assert_close(found_BChw.flatten(2).transpose(1, 2), wanted_BNC, atol=1e-4, rtol=0)
-    torch.testing.assert_close(encoder.features(encoder.maps(pixels(image_HW))), wanted_BNC.mean(1), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        encoder.features(encoder.maps(pixels(image_HW))), wanted_BNC.mean(1), atol=1e-4, rtol=0
+    )
 
 
 def test_an_8_bit_image_of_the_native_size_is_the_same_to_both(tmp_path: Path) -> None:
@@ -179,11 +222,15 @@ def test_without_a_preprocessor_it_is_raddinos(tmp_path: Path) -> None:
     saved("Dinov2", RAD_DINO, tmp_path)
     with_file = load_encoder(tmp_path, "huggingface").maps(pixels(image(96)))[0]
     (tmp_path / "preprocessor_config.json").unlink()
-    torch.testing.assert_close(load_encoder(tmp_path, "huggingface").maps(pixels(image(96)))[0], with_file)
+    torch.testing.assert_close(
+        load_encoder(tmp_path, "huggingface").maps(pixels(image(96)))[0], with_file
+    )
 
 
 @pytest.mark.parametrize("kind", ["torchxrayvision", "huggingface"])
-def test_gradients_reach_the_pixels_and_not_the_weights(kind: Any, densenet: nn.Module, tmp_path: Path) -> None:
+def test_gradients_reach_the_pixels_and_not_the_weights(
+    kind: Any, densenet: nn.Module, tmp_path: Path
+) -> None:
     if kind == "torchxrayvision":
         torch.save(densenet.state_dict(), path := tmp_path / "densenet.pt")
     else:
@@ -192,7 +239,11 @@ def test_gradients_reach_the_pixels_and_not_the_weights(kind: Any, densenet: nn.
     assert not encoder.training and not any(p.requires_grad for p in encoder.parameters())
     pixels_BCHW = pixels(image(48)).requires_grad_(True)
     encoder.features(encoder.maps(pixels_BCHW)).square().sum().backward()
-    assert pixels_BCHW.grad is not None and pixels_BCHW.grad.isfinite().all() and pixels_BCHW.grad.abs().max() > 0
+    assert (
+        pixels_BCHW.grad is not None
+        and pixels_BCHW.grad.isfinite().all()
+        and pixels_BCHW.grad.abs().max() > 0
+    )
     assert all(p.grad is None for p in encoder.parameters())
 
 

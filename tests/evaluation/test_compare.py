@@ -22,15 +22,30 @@ def write_test(
     run: Path, psnr: float, more: dict[str, Any] | None = None, corpus: str = "aa", judge: str = "j"
 ) -> None:
     figure = {
-        "task": "tokenizer", "source": "s", "metric": "psnr", "value": psnr, "low": psnr - 1, "high": psnr + 2, "n": 7,
-        "protocol": "range 2", "control": None, **(more or {}),
-    }  # fmt: skip
+        "task": "tokenizer",
+        "source": "s",
+        "metric": "psnr",
+        "value": psnr,
+        "low": psnr - 1,
+        "high": psnr + 2,
+        "n": 7,
+        "protocol": "range 2",
+        "control": None,
+        **(more or {}),
+    }
     made_by = {"corpus": {"s": corpus}, "judges": {"tokenizer": judge}}
     write_json(run / "vqgan/test/results.json", {"figures": [figure], "made_by": made_by})
     (run / "vqgan/test/pictures").mkdir(parents=True)
     for name in ("o", "r"):
-        Image.fromarray(np.full((4, 4), int(psnr), np.uint8)).save(run / f"vqgan/test/pictures/{name}.png")
-    row = {"source": "s", "study": "0a1b", "original": "pictures/o.png", "reconstruction": "pictures/r.png"}
+        Image.fromarray(np.full((4, 4), int(psnr), np.uint8)).save(
+            run / f"vqgan/test/pictures/{name}.png"
+        )
+    row = {
+        "source": "s",
+        "study": "0a1b",
+        "original": "pictures/o.png",
+        "reconstruction": "pictures/r.png",
+    }
     write_json(run / "vqgan/test/samples.json", {"tokenizer": [row]})
 
 
@@ -42,7 +57,9 @@ def arms(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_means_and_intervals_are_those_of_scipy(arms: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_means_and_intervals_are_those_of_scipy(
+    arms: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["results", str(arms), "--compare", "with", "without", "--seeds", "1,2,3"]) == 0
     assert "with − without" in " ".join(capsys.readouterr().out.split())
     content = json.loads((arms / "compare.json").read_text())
@@ -57,26 +74,45 @@ def test_means_and_intervals_are_those_of_scipy(arms: Path, capsys: pytest.Captu
     assert difference["mean"] == pytest.approx(np.mean(PSNR["with"]) - np.mean(PSNR["without"]))
     assert difference["low"] < 0 < difference["mean"]  # three pairs prove little
     page = (arms / "compare.html").read_text()
-    assert page.count("data:image/png;base64") == 3 and "paired t interval" in page and "range 2" in page
+    assert (
+        page.count("data:image/png;base64") == 3
+        and "paired t interval" in page
+        and "range 2" in page
+    )
     assert "<b>29.2</b>" in page and "no medical device" in page
 
 
-def test_one_run_has_its_own_interval_and_unequal_arms_no_interval_of_the_difference(arms: Path) -> None:
-    assert main(["results", str(arms), "--compare", "with/1,with/2", "without/3", "--names", "λ,0"]) == 0
+def test_one_run_has_its_own_interval_and_unequal_arms_no_interval_of_the_difference(
+    arms: Path,
+) -> None:
+    assert (
+        main(["results", str(arms), "--compare", "with/1,with/2", "without/3", "--names", "λ,0"])
+        == 0
+    )
     (row,) = json.loads((arms / "compare.json").read_text())["rows"]
     assert [cell["arm"] for cell in row["cells"]] == ["λ", "0"]
     assert (row["cells"][1]["low"], row["cells"][1]["high"]) == pytest.approx((26.9, 29.9))
-    assert row["differences"] == [{"of": "λ − 0", "mean": pytest.approx(1.45), "low": None, "high": None}]
-    assert main(["results", str(arms), "--compare", "with/1,with/2,with/3", "without/1,without/2"]) == 0
+    assert row["differences"] == [
+        {"of": "λ − 0", "mean": pytest.approx(1.45), "low": None, "high": None}
+    ]
+    assert (
+        main(["results", str(arms), "--compare", "with/1,with/2,with/3", "without/1,without/2"])
+        == 0
+    )
     (row,) = json.loads((arms / "compare.json").read_text())["rows"]
-    assert row["cells"][1]["low"] is not None and row["differences"][0]["low"] is None  # nothing to pair the third with
+    assert (
+        row["cells"][1]["low"] is not None and row["differences"][0]["low"] is None
+    )  # nothing to pair the third with
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"more": {"n": 8}}, "the number of cases of tokenizer s psnr: 7 and 8"),
-        ({"more": {"protocol": "range 255"}}, "the protocol of tokenizer s psnr: range 2 and range 255"),
+        (
+            {"more": {"protocol": "range 255"}},
+            "the protocol of tokenizer s psnr: range 2 and range 255",
+        ),
         ({"corpus": "bb"}, "the fingerprint of corpus s: aa and bb"),
         ({"judge": "k"}, "the fingerprint of judge tokenizer: j and k"),
     ],
@@ -91,33 +127,62 @@ def test_what_was_tested_otherwise_is_refused(
     assert not (arms / "compare.json").exists()
 
 
-def test_figures_that_one_run_lacks_are_named_and_mistakes_told(arms: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_figures_that_one_run_lacks_are_named_and_mistakes_told(
+    arms: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_test(arms / "other", 30.0, {"metric": "ssim"})
     assert main(["results", str(arms), "--compare", "with/1", "other"]) == 0
     content = json.loads((arms / "compare.json").read_text())
     assert content["rows"] == [] and content["left_out"] == ["tokenizer s psnr", "tokenizer s ssim"]
-    assert main(["results", str(arms), "--compare", "with", "without"]) == 1  # three runs below one folder
+    assert (
+        main(["results", str(arms), "--compare", "with", "without"]) == 1
+    )  # three runs below one folder
     assert "name the folder of one run" in capsys.readouterr().err
     assert main(["results", str(arms), "--compare", "with/1", "nowhere"]) == 1
-    assert main(["results", str(arms), "--compare", "with/1"]) == 1 and "two arms" in capsys.readouterr().err
+    assert (
+        main(["results", str(arms), "--compare", "with/1"]) == 1
+        and "two arms" in capsys.readouterr().err
+    )
 
 
-def test_three_arms_get_a_chart_of_what_is_learned_against_what_is_forgotten(tmp_path: Path) -> None:
+def test_three_arms_get_a_chart_of_what_is_learned_against_what_is_forgotten(
+    tmp_path: Path,
+) -> None:
     """The marks stand where the means are: arms in a row of ratios 1, 2, 4 and BLEU 0.1, 0.3, 0.2."""
     for arm, ratio, bleu in (("a", 1.0, 0.1), ("b", 2.0, 0.3), ("c", 4.0, 0.2)):
         figures = [
-            {"task": task, "source": "s", "metric": metric, "value": value, "low": None, "high": None, "n": 7, "protocol": "p", "control": None}
-            for task, metric, value in (("text", "perplexity_ratio", ratio), ("report", "bleu_4", bleu))
-        ]  # fmt: skip
+            {
+                "task": task,
+                "source": "s",
+                "metric": metric,
+                "value": value,
+                "low": None,
+                "high": None,
+                "n": 7,
+                "protocol": "p",
+                "control": None,
+            }
+            for task, metric, value in (
+                ("text", "perplexity_ratio", ratio),
+                ("report", "bleu_4", bleu),
+            )
+        ]
         write_json(tmp_path / arm / "test/results.json", {"figures": figures, "made_by": {}})
     assert main(["results", str(tmp_path), "--compare", "a", "b", "c"]) == 0
     rows = json.loads((tmp_path / "compare.json").read_text())["rows"]
     (chart,) = tradeoffs(rows)
-    assert chart["title"] == "report bleu_4, s" and (chart["x"], chart["y"]) == ((1.0, 4.0), (0.1, 0.3))
+    assert chart["title"] == "report bleu_4, s" and (chart["x"], chart["y"]) == (
+        (1.0, 4.0),
+        (0.1, 0.3),
+    )
     across, up = ([point[key] for point in chart["points"]] for key in ("x", "y"))
     assert (across[1] - across[0]) / (across[2] - across[0]) == pytest.approx(1 / 3, abs=0.01)
-    assert up[0] > up[2] > up[1] and up[2] == pytest.approx((up[0] + up[1]) / 2, abs=0.1)  # down the page is less
+    assert up[0] > up[2] > up[1] and up[2] == pytest.approx(
+        (up[0] + up[1]) / 2, abs=0.1
+    )  # down the page is less
     page = (tmp_path / "compare.html").read_text()
     assert page.count("<circle") == 3 and "Learned against forgotten" in page
-    assert main(["results", str(tmp_path), "--compare", "a", "b"]) == 0  # two arms are two numbers: no chart
+    assert (
+        main(["results", str(tmp_path), "--compare", "a", "b"]) == 0
+    )  # two arms are two numbers: no chart
     assert "<circle" not in (tmp_path / "compare.html").read_text()

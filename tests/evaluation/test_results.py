@@ -44,12 +44,23 @@ def write_run(folder: Path, figures: list[dict], generated: str = "The heart is 
 
 def test_gather_merges_and_shows(tmp_path: Path) -> None:
     control = FIGURE | {"control": "shuffled_images", "value": 0.5, "low": None, "high": None}
-    write_run(tmp_path, [FIGURE, control], "The heart is enlarged. Small pneumothorax. <script>alert(1)</script>")
+    write_run(
+        tmp_path,
+        [FIGURE, control],
+        "The heart is enlarged. Small pneumothorax. <script>alert(1)</script>",
+    )
     assert main(["results", str(tmp_path)]) == 0
     merged = json.loads((tmp_path / "results.json").read_text())
     assert merged["figures"] == [FIGURE, control] and "stage2" in merged["made_by"]
     page = (tmp_path / "report.html").read_text()
-    for words in ("0.900", "0.500", "cardiomegaly: right", "edema: missed", "pneumothorax: invented", "not comparable"):
+    for words in (
+        "0.900",
+        "0.500",
+        "cardiomegaly: right",
+        "edema: missed",
+        "pneumothorax: invented",
+        "not comparable",
+    ):
         assert words in page
     assert "<script" not in page  # what a model writes is text, never markup
     assert main(["results", str(tmp_path)]) == 0  # its own results.json is not gathered again
@@ -57,7 +68,11 @@ def test_gather_merges_and_shows(tmp_path: Path) -> None:
 
 
 def test_a_number_without_its_protocol_is_refused(tmp_path: Path) -> None:
-    for wrong in (FIGURE | {"protocol": ""}, {k: v for k, v in FIGURE.items() if k != "n"}, FIGURE | {"task": "chess"}):
+    for wrong in (
+        FIGURE | {"protocol": ""},
+        {k: v for k, v in FIGURE.items() if k != "n"},
+        FIGURE | {"task": "chess"},
+    ):
         path = tmp_path / "results.json"
         write_json(path, {"figures": [wrong], "made_by": {}})
         with pytest.raises(DataError, match="auroc_macro"):

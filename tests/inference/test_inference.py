@@ -26,7 +26,14 @@ from mavilt_pl.language import Stage1
 
 @pytest.fixture(scope="module")
 def runs(chain: Path) -> list[str]:
-    return ["--model", str(chain / "stage2"), "--tokenizer", str(chain / "vqgan"), "--device", "cpu"]
+    return [
+        "--model",
+        str(chain / "stage2"),
+        "--tokenizer",
+        str(chain / "vqgan"),
+        "--device",
+        "cpu",
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +59,9 @@ def judge_of(findings: list[str], out: Path) -> Path:
     return out
 
 
-def test_files_are_read_as_training_read_them(chain: Path, corpus_path: Path, mimic_root: Path) -> None:
+def test_files_are_read_as_training_read_them(
+    chain: Path, corpus_path: Path, mimic_root: Path
+) -> None:
     """Their codes are those of the token cache, which `mavilt prepare` and `mavilt tokenize` made."""
     model = MAViLT.from_runs(chain / "stage2", chain / "vqgan", device="cpu")
     cache, corpus = TokenCache(chain / "tokens"), Corpus(corpus_path)
@@ -64,14 +73,19 @@ def test_files_are_read_as_training_read_them(chain: Path, corpus_path: Path, mi
     assert torch.equal(model.codes(paths), torch.from_numpy(np.stack([cache[row] for row in rows])))
 
 
-def test_reports_and_answers(runs: list[str], images: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_reports_and_answers(
+    runs: list[str], images: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["report", *map(str, images), "--json", *runs]) == 0
     said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["image"] for row in said] == [str(image) for image in images]
     assert main(["report", str(images[2]), *runs]) == 0
     assert capsys.readouterr().out == f"{images[2]}: {said[2]['report']}\n"
     question = "Is there edema?"
-    assert main(["ask", str(images[0]), question, "Where?", "--answers", "yes, no", "--json", *runs]) == 0
+    assert (
+        main(["ask", str(images[0]), question, "Where?", "--answers", "yes, no", "--json", *runs])
+        == 0
+    )
     shares = [json.loads(line)["answer"] for line in capsys.readouterr().out.splitlines()]
     assert len(shares) == 2 and all(
         set(row) == {"yes", "no"} and sum(row.values()) == pytest.approx(1) for row in shares
@@ -80,12 +94,18 @@ def test_reports_and_answers(runs: list[str], images: list[Path], capsys: pytest
     assert capsys.readouterr().out.startswith(question)
 
 
-def test_what_is_drawn_says_so_and_depends_on_text_and_seed_alone(runs: list[str], tmp_path: Path) -> None:
+def test_what_is_drawn_says_so_and_depends_on_text_and_seed_alone(
+    runs: list[str], tmp_path: Path
+) -> None:
     def drawn(name: str, *words: str) -> list[np.ndarray]:
         assert main(["draw", *words, "--out", str(tmp_path / name), *runs]) == 0
         return [np.asarray(Image.open(path)) for path in sorted((tmp_path / name).glob("*.png"))]
 
-    two, one, other = drawn("two", "Edema.", "Normal."), drawn("one", "Edema."), drawn("other", "Edema.", "--seed", "1")
+    two, one, other = (
+        drawn("two", "Edema.", "Normal."),
+        drawn("one", "Edema."),
+        drawn("other", "Edema.", "--seed", "1"),
+    )
     assert [picture.shape for picture in two] == [(32, 32)] * 2 and np.array_equal(two[0], one[0])
     assert not np.array_equal(one[0], other[0])
     said = Image.open(tmp_path / "two/2.png").text["Comment"]
@@ -94,19 +114,29 @@ def test_what_is_drawn_says_so_and_depends_on_text_and_seed_alone(runs: list[str
 
 
 def test_what_is_sampled_depends_on_what_it_is_made_from_alone(
-    chain: Path, runs: list[str], images: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    chain: Path,
+    runs: list[str],
+    images: list[Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     sampling = trained_with(chain, tmp_path / "sampling.ckpt", text_decoding={"temperature": 1.0})
     model = MAViLT.from_runs(sampling, chain / "vqgan", device="cpu")
     texts = ["Edema.", "Normal heart.", "Edema."]
     drawn = model.draw(texts)
-    assert np.array_equal(drawn[1], model.draw(texts[1:2])[0]) and np.array_equal(drawn[0], drawn[2])
+    assert np.array_equal(drawn[1], model.draw(texts[1:2])[0]) and np.array_equal(
+        drawn[0], drawn[2]
+    )
     written = model.report(images)
     assert model.report(images[1:2]) == written[1:2] and model.report(images, seed=1) != written
     questions = ["Is there edema?", "Where?"]
     assert model.ask(images[0], questions[1:]) == model.ask(images[0], questions)[1:]
     assert model.ask(images[0], questions, seed=1) != model.ask(images[0], questions)
-    assert model.report([]) == [] and model.draw([]).shape == (0, 32, 32) and model.draw([]).dtype == np.uint8
+    assert (
+        model.report([]) == []
+        and model.draw([]).shape == (0, 32, 32)
+        and model.draw([]).dtype == np.uint8
+    )
 
     said = []
     for seed in ("0", "1"):
@@ -134,12 +164,18 @@ def test_the_best_of_several_is_the_judge_s_likeliest(
     chain: Path, runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     judge = judge_of(["hernia", "pneumothorax", "pleural effusion"], tmp_path / "judge.ckpt")
-    texts = ["Pneumothorax. No effusion.", "No pneumothorax. Large effusion.", "Possible effusion.", "No pneumothorax."]
+    texts = [
+        "Pneumothorax. No effusion.",
+        "No pneumothorax. Large effusion.",
+        "Possible effusion.",
+        "No pneumothorax.",
+    ]
     words = ["--best-of", "4", "--judge", str(judge), "--out", str(tmp_path)]
     assert main(["draw", *texts, *words, *runs]) == 0
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mavilt:")]
     assert told == [
-        "mavilt: text 3: states none of the judge's findings (pneumothorax, pleural effusion); the first of its 4 "
+        "mavilt: text 3: states none of the judge's findings (pneumothorax, pleural effusion); the "
+        "first of its 4 "
         "drawings was taken"
     ]
     found = [np.asarray(Image.open(tmp_path / f"{number}.png")) for number in range(1, 5)]
@@ -152,17 +188,30 @@ def test_the_best_of_several_is_the_judge_s_likeliest(
 
     with torch.inference_mode():
         model.module.draw(texts, 0, [sample_key(text) for text in texts], 4, every)
-        encoder = CXRClassifier(["hernia", "pneumothorax", "pleural effusion"], image_size=32, widths=(4, 8)).eval()
+        encoder = CXRClassifier(
+            ["hernia", "pneumothorax", "pleural effusion"], image_size=32, widths=(4, 8)
+        ).eval()
         encoder.load_state_dict(torch.load(judge, weights_only=True)["state_dict"])
-        chance = np.stack([encoder.net(pixels).double().sigmoid().numpy() for pixels in drawn])  # [4,B,F]
-    shown = np.stack([((pixels[:, 0].clamp(-1, 1) + 1) * 127.5).round().numpy() for pixels in drawn])
+        chance = np.stack(
+            [encoder.net(pixels).double().sigmoid().numpy() for pixels in drawn]
+        )  # [4,B,F]
+    shown = np.stack(
+        [((pixels[:, 0].clamp(-1, 1) + 1) * 127.5).round().numpy() for pixels in drawn]
+    )
     _, pneumothorax, effusion = chance.transpose(2, 1, 0)
-    likelihoods = [pneumothorax[0] * (1 - effusion[0]), (1 - pneumothorax[1]) * effusion[1], None, 1 - pneumothorax[3]]
+    likelihoods = [
+        pneumothorax[0] * (1 - effusion[0]),
+        (1 - pneumothorax[1]) * effusion[1],
+        None,
+        1 - pneumothorax[3],
+    ]
     best = [0 if row is None else int(row.argmax()) for row in likelihoods]
     assert len({*best}) > 1
     for number, which in enumerate(best):
         # In a batch a pixel now and then is rounded to the other side.
-        assert [np.abs(found[number] - shown[i, number]).max() <= 1 for i in range(4)] == [i == which for i in range(4)]
+        assert [np.abs(found[number] - shown[i, number]).max() <= 1 for i in range(4)] == [
+            i == which for i in range(4)
+        ]
     assert (
         Image.open(tmp_path / "1.png")
         .text["Comment"]
@@ -172,16 +221,27 @@ def test_the_best_of_several_is_the_judge_s_likeliest(
     )
 
 
-def test_a_model_is_used_as_this_machine_can_and_not_as_it_was_trained(chain: Path, tmp_path: Path) -> None:
-    fast = trained_with(chain, tmp_path / "fast.ckpt", attention="flash_attention_2", compile_drawing=True)
-    model, plain = (MAViLT.from_runs(path, chain / "vqgan", device="cpu") for path in (fast, chain / "stage2"))
+def test_a_model_is_used_as_this_machine_can_and_not_as_it_was_trained(
+    chain: Path, tmp_path: Path
+) -> None:
+    fast = trained_with(
+        chain, tmp_path / "fast.ckpt", attention="flash_attention_2", compile_drawing=True
+    )
+    model, plain = (
+        MAViLT.from_runs(path, chain / "vqgan", device="cpu") for path in (fast, chain / "stage2")
+    )
     assert not model.module.hparams["compile_drawing"] and np.array_equal(
         model.draw(["Edema."]), plain.draw(["Edema."])
     )
 
 
 def test_a_model_of_a_plain_trainer_without_sdpa(chain: Path, tmp_path: Path) -> None:
-    shape: dict[str, Any] = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "attention_types": [[["global"], 1]]}
+    shape: dict[str, Any] = {
+        "hidden_size": 16,
+        "num_layers": 1,
+        "num_heads": 2,
+        "attention_types": [[["global"], 1]],
+    }
     tokenizer = AutoTokenizer.from_pretrained(chain / "backbone/backbone")
     neo = GPTNeoConfig(vocab_size=len(tokenizer), max_position_embeddings=256, **shape)
     AutoModelForCausalLM.from_config(neo).save_pretrained(tmp_path / "neo")
@@ -211,12 +271,27 @@ def test_an_export_is_plain_hugging_face(chain: Path, runs: list[str], tmp_path:
     ("words", "said"),
     [
         (["report", "absent.png"], "absent.png: the file is missing"),
-        (["ask", "absent.png", "What?", "--answers", "yes"], "--answers: found 'yes'; expected two or more"),
-        (["ask", "absent.png", "What?", "--answers", "yes,yes"], "'yes,yes'; expected two or more, each once"),
-        (["export", "--out", "/proc/x/y"], "--out /proc/x/y cannot be made or written to (No such file"),
+        (
+            ["ask", "absent.png", "What?", "--answers", "yes"],
+            "--answers: found 'yes'; expected two or more",
+        ),
+        (
+            ["ask", "absent.png", "What?", "--answers", "yes,yes"],
+            "'yes,yes'; expected two or more, each once",
+        ),
+        (
+            ["export", "--out", "/proc/x/y"],
+            "--out /proc/x/y cannot be made or written to (No such file",
+        ),
         (["draw", "Edema.", "--out", "/proc"], "--out /proc cannot be made or written to ("),
-        (["draw", "Edema.", "--out", "{out}", "--best-of", "2"], "--best-of: found 2, without --judge; expected 1"),
-        (["draw", "Edema.", "--out", "{out}", "--judge", "{judge}"], "--best-of: found 1, with --judge"),
+        (
+            ["draw", "Edema.", "--out", "{out}", "--best-of", "2"],
+            "--best-of: found 2, without --judge; expected 1",
+        ),
+        (
+            ["draw", "Edema.", "--out", "{out}", "--judge", "{judge}"],
+            "--best-of: found 1, with --judge",
+        ),
         (
             ["draw", "Edema.", "--out", "{out}", "--judge", "{judge}", "--best-of", "2"],
             "of the findings hernia; expected",
@@ -236,15 +311,27 @@ def test_an_export_is_plain_hugging_face(chain: Path, runs: list[str], tmp_path:
             ],
             "is not a DenseNet-121",
         ),
-        (["report", "absent.png", "--model", "{chain}/vqgan"], "another module; expected one of Stage 1 or Stage 2"),
+        (
+            ["report", "absent.png", "--model", "{chain}/vqgan"],
+            "another module; expected one of Stage 1 or Stage 2",
+        ),
         (["report", "absent.png", "--model", "{chain}/nothing"], "nothing"),
         (["report", "absent.png", "--backbone", "absent"], "absent"),
     ],
 )
 def test_what_cannot_be_is_told(
-    words: list[str], said: str, chain: Path, runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str],
+    said: str,
+    chain: Path,
+    runs: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    names = {"chain": chain, "out": tmp_path / "drawn", "judge": judge_of(["hernia"], tmp_path / "judge.ckpt")}
+    names = {
+        "chain": chain,
+        "out": tmp_path / "drawn",
+        "judge": judge_of(["hernia"], tmp_path / "judge.ckpt"),
+    }
     head, more = words[:1], [word.format(**names) for word in words[1:]]
     code = main([*head, *runs, *more])
     errors = capsys.readouterr().err
@@ -258,7 +345,11 @@ def test_answers_are_different(chain: Path, images: list[Path]) -> None:
 
 
 def test_another_tokenizer_is_refused(
-    chain: Path, runs: list[str], images: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    chain: Path,
+    runs: list[str],
+    images: list[Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     checkpoint = torch.load(chain / "vqgan/checkpoints/last.ckpt", weights_only=True)
     torch.save({**checkpoint, "global_step": 99}, tmp_path / "other.ckpt")

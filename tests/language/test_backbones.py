@@ -1,4 +1,6 @@
-"""Any causal language model: five families, tied and untied, each with its own tokenizer, through both stages' modules."""
+"""Any causal language model: five families, tied and untied, each with its own tokenizer, through
+both stages' modules.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,13 @@ WAYS = ["full", "lora", "new_rows"]
 
 def made(kind: type, backbone: Path, tokens: Path, **settings: Any) -> Any:
     torch.manual_seed(0)
-    fixed = {"drift": 0.1, "max_words": 12, "condition_dropout": 0.0, "learning_rate": 1e-2, "warmup": 0}
+    fixed = {
+        "drift": 0.1,
+        "max_words": 12,
+        "condition_dropout": 0.0,
+        "learning_rate": 1e-2,
+        "warmup": 0,
+    }
     if settings.get("tuning") == "lora":
         settings.setdefault("lora", {"r": 4, "dropout": 0.0})
     return kind(str(backbone), str(tokens), **{**fixed, **settings})
@@ -67,14 +75,27 @@ def fit(module: Any, folder: Path, resume: Path | None = None) -> None:
 
 
 @pytest.mark.parametrize("tuning", WAYS)
-def test_the_vocabulary_grows_by_one_block_and_old_ids_stay(any_backbone: Path, tokens: Path, tuning: str) -> None:
-    """Old ids mean what they meant, and rows that only pad the model's vocabulary are not given away."""
-    before, tokenizer = AutoModelForCausalLM.from_pretrained(any_backbone), AutoTokenizer.from_pretrained(any_backbone)
+def test_the_vocabulary_grows_by_one_block_and_old_ids_stay(
+    any_backbone: Path, tokens: Path, tuning: str
+) -> None:
+    """Old ids mean what they meant, and rows that only pad the model's vocabulary are not given
+    away.
+    """
+    before, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(any_backbone),
+        AutoTokenizer.from_pretrained(any_backbone),
+    )
     module = made(Stage2, any_backbone, tokens, tuning=tuning).eval()
     v, old = module.vocabulary, before.get_input_embeddings().weight
-    assert v.text == len(old) >= len(tokenizer) and v.words <= v.text and v.total == v.text + len(MARKS) + 20
+    assert (
+        v.text == len(old) >= len(tokenizer)
+        and v.words <= v.text
+        and v.total == v.text + len(MARKS) + 20
+    )
     assert torch.equal(module.model.get_input_embeddings().weight[: v.text], old)
-    assert torch.equal(module.model.get_output_embeddings().weight[: v.text], before.get_output_embeddings().weight)
+    assert torch.equal(
+        module.model.get_output_embeddings().weight[: v.text], before.get_output_embeddings().weight
+    )
     text = "The heart is enlarged. No edema.  The lungs are clear."
     assert module.words(text) == tokenizer(text, add_special_tokens=False)["input_ids"]
     ids = torch.tensor([module.words(text)])
@@ -89,12 +110,17 @@ def test_the_vocabulary_grows_by_one_block_and_old_ids_stay(any_backbone: Path, 
 def test_both_ways_of_growing_start_the_same(any_backbone: Path, tokens: Path) -> None:
     """Rows of their own behind a fixed model give the losses of the grown model."""
     with torch.no_grad():
-        full, apart = (step(made(Stage2, any_backbone, tokens, tuning=t).eval(), batch()) for t in ("full", "new_rows"))
+        full, apart = (
+            step(made(Stage2, any_backbone, tokens, tuning=t).eval(), batch())
+            for t in ("full", "new_rows")
+        )
     torch.testing.assert_close(full, apart, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("tuning", WAYS)
-def test_a_step_gives_everything_that_is_trained_a_gradient(any_backbone: Path, tokens: Path, tuning: str) -> None:
+def test_a_step_gives_everything_that_is_trained_a_gradient(
+    any_backbone: Path, tokens: Path, tuning: str
+) -> None:
     module = made(Stage1, any_backbone, tokens, tuning=tuning)
     loss = step(module, batch())
     loss.backward()
@@ -126,10 +152,14 @@ def test_it_draws_codes_writes_words_and_the_cache_changes_nothing(
     start = len(writing)
     with torch.no_grad():
         for _ in range(v.length):
-            hidden = module.body(inputs_embeds=module.embed(torch.tensor([drawing])), use_cache=False).last_hidden_state
+            hidden = module.body(
+                inputs_embeds=module.embed(torch.tensor([drawing])), use_cache=False
+            ).last_hidden_state
             drawing.append(v.first_code + int(module.code_logits(hidden[0, -1]).argmax()))
         while len(writing) < start + 12 and writing[-1] != v.end:
-            hidden = module.body(inputs_embeds=module.embed(torch.tensor([writing])), use_cache=False).last_hidden_state
+            hidden = module.body(
+                inputs_embeds=module.embed(torch.tensor([writing])), use_cache=False
+            ).last_hidden_state
             scores = module.text_logits(hidden[0, -1])
             scores[v.words : v.text] = -torch.inf
             writing.append(int(scores.argmax()))
@@ -138,7 +168,9 @@ def test_it_draws_codes_writes_words_and_the_cache_changes_nothing(
 
     prompts = [module.image_prefix(CODES[0].tolist()), [5, *module.image_prefix(CODES[1].tolist())]]
     said = write(module, prompts, 12)
-    assert said[0] == [i for i in writing[start:] if i != v.end] and all(i < v.words for row in said for i in row)
+    assert said[0] == [i for i in writing[start:] if i != v.end] and all(
+        i < v.words for row in said for i in row
+    )
 
 
 @pytest.mark.slow
@@ -168,12 +200,18 @@ def test_words_like_marks_or_special_tokens_stay_text(any_backbone: Path, tokens
     module = made(Stage2, any_backbone, tokens)
     odd = " ".join([*MARKS, *module.tokenizer.all_special_tokens])
     ids = module.words(odd)
-    assert max(ids) < module.vocabulary.words and not set(ids) & set(module.tokenizer.all_special_ids)
+    assert max(ids) < module.vocabulary.words and not set(ids) & set(
+        module.tokenizer.all_special_ids
+    )
     assert module.tokenizer.decode(ids).strip() == odd
 
 
-def test_a_tokenizer_larger_than_its_model_is_refused(llama: Path, tokens: Path, tmp_path: Path) -> None:
-    """Its words would have the ids of marks; but a special token out there is never written, and is fine."""
+def test_a_tokenizer_larger_than_its_model_is_refused(
+    llama: Path, tokens: Path, tmp_path: Path
+) -> None:
+    """Its words would have the ids of marks; but a special token out there is never written, and is
+    fine.
+    """
     out = shutil.copytree(llama, tmp_path / "grown")
     tokenizer = AutoTokenizer.from_pretrained(llama)
     tokenizer.add_special_tokens({"pad_token": "<pad>"})
@@ -182,15 +220,24 @@ def test_a_tokenizer_larger_than_its_model_is_refused(llama: Path, tokens: Path,
     assert max(module.words("a <pad> b")) < module.vocabulary.words == module.vocabulary.text
     tokenizer.add_tokens(["pneumothorax"])
     tokenizer.save_pretrained(out)
-    with pytest.raises(DataError, match=r"1 words without a row .*'pneumothorax'.*resize_token_embeddings"):
+    with pytest.raises(
+        DataError, match=r"1 words without a row .*'pneumothorax'.*resize_token_embeddings"
+    ):
         made(Stage2, out, tokens)
 
 
-def test_a_head_that_is_more_than_linear_is_refused(tmp_path: Path, tokens: Path, llama: Path) -> None:
+def test_a_head_that_is_more_than_linear_is_refused(
+    tmp_path: Path, tokens: Path, llama: Path
+) -> None:
     config = CohereConfig(
-        vocab_size=400, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=2, logit_scale=0.1,
-    )  # fmt: skip
+        vocab_size=400,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        logit_scale=0.1,
+    )
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(llama).save_pretrained(tmp_path)
     with pytest.raises(DataError, match="CohereForCausalLM are not a linear map"):
@@ -214,7 +261,9 @@ def test_a_folder_that_cannot_be_loaded_is_told(llama: Path, tokens: Path, tmp_p
     unknown = copied(llama, tmp_path / "unknown")
     (unknown / "config.json").write_text('{"model_type": "abacus"}')
     encoder = copied(llama, tmp_path / "encoder")
-    T5ForConditionalGeneration(T5Config(vocab_size=330, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)).save_pretrained(encoder)  # fmt: skip
+    T5ForConditionalGeneration(
+        T5Config(vocab_size=330, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
+    ).save_pretrained(encoder)
     for folder, said in (
         (torn, r"not to be loaded \(SafetensorError: .*Expected a causal language model"),
         (wordless, r"no tokenizer that can be read .*Expected tokenizer.json"),
@@ -225,7 +274,9 @@ def test_a_folder_that_cannot_be_loaded_is_told(llama: Path, tokens: Path, tmp_p
             made(Stage2, folder, tokens)
 
 
-def test_weights_that_would_be_random_are_refused(llama: Path, tokens: Path, tmp_path: Path) -> None:
+def test_weights_that_would_be_random_are_refused(
+    llama: Path, tokens: Path, tmp_path: Path
+) -> None:
     whole = load_file(llama / "model.safetensors")
     name = "model.layers.1.mlp.up_proj.weight"
     for case, weights in (
@@ -233,7 +284,9 @@ def test_weights_that_would_be_random_are_refused(llama: Path, tokens: Path, tmp
         ("small", {**whole, name: whole[name][:3].clone()}),
     ):
         folder = copied(llama, tmp_path / case, weights)
-        with pytest.raises(DataError, match=rf"1 of its weights are missing, or not of the size .*{name}"):
+        with pytest.raises(
+            DataError, match=rf"1 of its weights are missing, or not of the size .*{name}"
+        ):
             made(Stage2, folder, tokens)
         assert made(Stage2, folder, tokens, pretrained=False)  # none of them is read
 
@@ -241,27 +294,39 @@ def test_weights_that_would_be_random_are_refused(llama: Path, tokens: Path, tmp
 @pytest.mark.filterwarnings("error:backbone")
 def test_weights_that_are_not_used_are_told(llama: Path, tokens: Path, tmp_path: Path) -> None:
     whole = load_file(llama / "model.safetensors")
-    head = {"lm_head.weight": whole["model.embed_tokens.weight"].clone()}  # a tied head, saved all the same
+    head = {
+        "lm_head.weight": whole["model.embed_tokens.weight"].clone()
+    }  # a tied head, saved all the same
     old = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(4)}
     assert made(Stage2, copied(llama, tmp_path / "harmless", {**whole, **head, **old}), tokens)
     folder = copied(llama, tmp_path / "more", {**whole, "value_head.weight": torch.zeros(4)})
-    with pytest.raises(UserWarning, match=r"1 weights of its files belong to no part .*value_head.weight"):
+    with pytest.raises(
+        UserWarning, match=r"1 weights of its files belong to no part .*value_head.weight"
+    ):
         made(Stage2, folder, tokens)
 
 
 @pytest.mark.parametrize("kind", [BloomConfig, MambaConfig, RwkvConfig])
-def test_models_that_know_eager_attention_only(kind: type, llama: Path, tokens: Path, tmp_path: Path) -> None:
+def test_models_that_know_eager_attention_only(
+    kind: type, llama: Path, tokens: Path, tmp_path: Path
+) -> None:
     """It is told, and works; but not a model that has no cache to write on from."""
     folder = copied(llama, tmp_path / "model")
-    model = AutoModelForCausalLM.from_config(kind(vocab_size=330, hidden_size=32, num_hidden_layers=2))
+    model = AutoModelForCausalLM.from_config(
+        kind(vocab_size=330, hidden_size=32, num_hidden_layers=2)
+    )
     model.save_pretrained(folder)
-    with pytest.raises(DataError, match=r"found attention sdpa.*set --model.init_args.attention eager"):
+    with pytest.raises(
+        DataError, match=r"found attention sdpa.*set --model.init_args.attention eager"
+    ):
         made(Stage2, folder, tokens)
     if kind is RwkvConfig:
         with pytest.raises(DataError, match="RwkvForCausalLM gives no cache"):
             made(Stage2, folder, tokens, attention="eager")
     else:
-        assert made(Stage2, folder, tokens, attention="eager").eval().draw(["No effusion."]).shape == (1, 9)
+        assert made(Stage2, folder, tokens, attention="eager").eval().draw(
+            ["No effusion."]
+        ).shape == (1, 9)
 
 
 def test_a_resumed_backbone_keeps_its_words(tmp_path: Path) -> None:
@@ -281,13 +346,21 @@ def test_a_resumed_backbone_keeps_its_words(tmp_path: Path) -> None:
     def fitted(out: str, steps: int, data: Texts, resume: Path | None = None) -> Any:
         backbone = Backbone(vocabulary=270, width=32, layers=1, heads=2, block=16)
         trainer = Trainer(
-            max_steps=steps, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
-            callbacks=[ModelCheckpoint(tmp_path / out, save_last=True)], default_root_dir=tmp_path / out,
-        )  # fmt: skip
+            max_steps=steps,
+            accelerator="cpu",
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=[ModelCheckpoint(tmp_path / out, save_last=True)],
+            default_root_dir=tmp_path / out,
+        )
         trainer.fit(backbone, data, ckpt_path=resume)
         return AutoTokenizer.from_pretrained(tmp_path / out / "backbone")
 
-    lungs, heart = Texts("the lungs are clear", "lung volumes are low"), Texts("cardiomegaly of moderate degree", "no edema")  # fmt: skip
+    lungs, heart = (
+        Texts("the lungs are clear", "lung volumes are low"),
+        Texts("cardiomegaly of moderate degree", "no edema"),
+    )
     first, other = fitted("first", 2, lungs), fitted("other", 2, heart)
     assert len(first) == len(other) and first.get_vocab() != other.get_vocab()
     resumed = fitted("resumed", 3, heart, tmp_path / "first" / "last.ckpt")

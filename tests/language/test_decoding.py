@@ -1,4 +1,6 @@
-"""Beams against transformers' own, sampling against the distribution it should have, and outputs that are always valid."""
+"""Beams against transformers' own, sampling against the distribution it should have, and outputs
+that are always valid.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,11 @@ import pytest
 import torch
 from scipy.stats import chisquare
 from transformers import LogitsProcessor, LogitsProcessorList
-from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers.generation.logits_process import (
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from mavilt_pl.data.study import DataError
 from mavilt_pl.language import Stage1, Stage2, decoding
@@ -19,7 +25,9 @@ from mavilt_pl.language.decoding import TextDecoding, _Compiled, sample, write
 from mavilt_pl.language.sequences import Branch, Tree
 from mavilt_pl.language.spelling import TASKS
 
-CODES = torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8, 9], [11, 0, 0, 3, 19, 5, 5, 5, 2], [4, 4, 4, 4, 4, 1, 1, 1, 1]])
+CODES = torch.tensor(
+    [[1, 2, 3, 4, 5, 6, 7, 8, 9], [11, 0, 0, 3, 19, 5, 5, 5, 2], [4, 4, 4, 4, 4, 1, 1, 1, 1]]
+)
 
 
 def made(backbone: Path, tokens: Path, sharper: float = 1.0, **settings: Any) -> Stage2:
@@ -33,7 +41,11 @@ def made(backbone: Path, tokens: Path, sharper: float = 1.0, **settings: Any) ->
 
 class OnlyWords(LogitsProcessor):
     def __init__(self, module: Stage2):
-        self.words, self.end, self.text = module.vocabulary.words, module.vocabulary.end, module.vocabulary.text
+        self.words, self.end, self.text = (
+            module.vocabulary.words,
+            module.vocabulary.end,
+            module.vocabulary.text,
+        )
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         scores = scores.clone()
@@ -45,16 +57,31 @@ class OnlyWords(LogitsProcessor):
 @pytest.mark.parametrize(("beams", "penalty"), [(2, 0.0), (4, 1.0), (3, 2.0)])
 @pytest.mark.parametrize("kind", ["gpt2-untied", "llama-untied"])
 def test_beams_are_those_of_transformers(
-    kind: str, beams: int, penalty: float, tokens: Path, tmp_path: Path, make_backbone: Callable[..., Path]
+    kind: str,
+    beams: int,
+    penalty: float,
+    tokens: Path,
+    tmp_path: Path,
+    make_backbone: Callable[..., Path],
 ) -> None:
-    """Prompts of several lengths in one batch; an `<end>` that is likely enough to close texts at many lengths."""
+    """Prompts of several lengths in one batch; an `<end>` that is likely enough to close texts at
+    many lengths.
+    """
     module = made(make_backbone(kind, tmp_path), tokens, 4.0, places=False)
     end = module.vocabulary.end
     random = torch.Generator().manual_seed(1)
-    prompts = [torch.randint(module.vocabulary.words, (n,), generator=random).tolist() for n in (3, 7, 9, 4, 6)]
+    prompts = [
+        torch.randint(module.vocabulary.words, (n,), generator=random).tolist()
+        for n in (3, 7, 9, 4, 6)
+    ]
     with torch.no_grad():  # `<end>` is about as likely as the best word
-        hidden = module.body(input_ids=torch.tensor([[i for prompt in prompts for i in prompt]])).last_hidden_state[0]
-        best, mean = module.text_logits(hidden)[:, : module.vocabulary.words].amax(1).mean(), hidden.mean(0)
+        hidden = module.body(
+            input_ids=torch.tensor([[i for prompt in prompts for i in prompt]])
+        ).last_hidden_state[0]
+        best, mean = (
+            module.text_logits(hidden)[:, : module.vocabulary.words].amax(1).mean(),
+            hidden.mean(0),
+        )
         module.model.get_output_embeddings().weight[end] = best * mean / mean.square().sum()
     found = write(module, prompts, 10, {"beams": beams, "length_penalty": penalty})
     wanted = []
@@ -77,8 +104,12 @@ def test_beams_are_those_of_transformers(
     assert penalty > 1 or len({len(text) for text in found}) > 1  # some are closed before the limit
 
 
-@pytest.mark.parametrize(("temperature", "k", "p"), [(1.0, 0, 1.0), (0.7, 5, 1.0), (1.3, 0, 0.8), (1.0, 6, 0.7)])
-def test_samples_are_distributed_as_transformers_would_have_them(temperature: float, k: int, p: float) -> None:
+@pytest.mark.parametrize(
+    ("temperature", "k", "p"), [(1.0, 0, 1.0), (0.7, 5, 1.0), (1.3, 0, 0.8), (1.0, 6, 0.7)]
+)
+def test_samples_are_distributed_as_transformers_would_have_them(
+    temperature: float, k: int, p: float
+) -> None:
     logits = torch.randn(12, generator=torch.Generator().manual_seed(3)) * 1.5
     scores = TemperatureLogitsWarper(temperature)(None, logits[None])
     scores = TopKLogitsWarper(k)(None, scores) if k else scores
@@ -102,7 +133,9 @@ def test_sampled_texts_do_not_depend_on_the_batch(any_backbone: Path, tokens: Pa
     assert len({*module.write_reports(CODES[[0, 0, 0]], seed=3, keys=[1, 2, 3])}) == 3
 
 
-@pytest.mark.parametrize("how", [{}, {"beams": 2}, {"temperature": 1.0}], ids=["greedy", "beams", "sampled"])
+@pytest.mark.parametrize(
+    "how", [{}, {"beams": 2}, {"temperature": 1.0}], ids=["greedy", "beams", "sampled"]
+)
 def test_a_long_prompt_does_not_shorten_other_texts(
     how: TextDecoding, tokens: Path, tmp_path: Path, make_backbone: Callable[..., Path]
 ) -> None:
@@ -110,7 +143,9 @@ def test_a_long_prompt_does_not_shorten_other_texts(
     backbone = make_backbone("gpt2-tied", tmp_path, context=64)
     module = Stage1(str(backbone), str(tokens), max_words=40, text_decoding=how).eval()
     short, long = "Why?", "Where is it? " * 2
-    with pytest.warns(UserWarning, match=r"a text of \d+ tokens was broken off where the model's context ends"):
+    with pytest.warns(
+        UserWarning, match=r"a text of \d+ tokens was broken off where the model's context ends"
+    ):
         both = module.write_answers(CODES[:2], [[short], [long]], keys=[[1], [2]])
     assert module.counts == {"texts_broken_off": 1} and len(both[0][0]) > len(both[1][0]) > 0
     assert module.write_answers(CODES[:1], [[short]], keys=[[1]])[0] == both[0]
@@ -134,7 +169,9 @@ def test_a_special_token_of_the_tokenizer_is_no_word_of_a_text(
     special = module.tokenizer.eos_token_id
     torch.nn.init.zeros_(module.model.get_output_embeddings().weight)
     with torch.no_grad():  # what it would say before all else
-        module.model.get_output_embeddings().bias = torch.nn.Parameter(torch.zeros(module.vocabulary.total))
+        module.model.get_output_embeddings().bias = torch.nn.Parameter(
+            torch.zeros(module.vocabulary.total)
+        )
         module.model.get_output_embeddings().bias[special] = 9.0
     assert module.write_reports(CODES[:1]) == [""]
 
@@ -150,7 +187,11 @@ def test_the_best_of_several_drawings_is_the_scorer_s(llama: Path, tokens: Path)
 
     best = module.draw(texts, seed=5, keys=[1, 2], best_of=4, scorer=scorer)  # type: ignore[arg-type]
     every = torch.stack(seen)
-    assert len(seen) == 4 and len(every.unique(dim=0)) == 4 and torch.equal(every[0], module.draw(texts, 5, [1, 2]))
+    assert (
+        len(seen) == 4
+        and len(every.unique(dim=0)) == 4
+        and torch.equal(every[0], module.draw(texts, 5, [1, 2]))
+    )
     for i in range(2):
         assert torch.equal(best[i], every[every.float().mean(2)[:, i].argmax(), i])
     alone = module.draw(texts[1:], 5, [2], 4, lambda codes, asked: codes.float().mean(1))
@@ -162,11 +203,22 @@ def test_the_best_of_several_drawings_is_the_scorer_s(llama: Path, tokens: Path)
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_compiled_drawing_draws_the_same(
-    kind: str, tokens: Path, tmp_path: Path, make_backbone: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    kind: str,
+    tokens: Path,
+    tmp_path: Path,
+    make_backbone: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With guidance, texts of several lengths, and then another number of them; the cache is filled to its last place."""
-    backbone, texts = make_backbone(kind, tmp_path), ["No edema.", "There is a large left pleural effusion.", ""]
-    plain, compiled = (made(backbone, tokens, 4.0, guidance=2.0, compile_drawing=yes) for yes in (False, True))
+    """With guidance, texts of several lengths, and then another number of them; the cache is filled
+    to its last place.
+    """
+    backbone, texts = (
+        make_backbone(kind, tmp_path),
+        ["No edema.", "There is a large left pleural effusion.", ""],
+    )
+    plain, compiled = (
+        made(backbone, tokens, 4.0, guidance=2.0, compile_drawing=yes) for yes in (False, True)
+    )
     monkeypatch.setattr(_Compiled, "BLOCK", 1)
     for some in (texts, texts[:2]):
         assert torch.equal(compiled.draw(some, seed=3), plain.draw(some, seed=3))
@@ -175,7 +227,10 @@ def test_compiled_drawing_draws_the_same(
 
 def test_few_codes_are_the_likeliest(llama: Path, tokens: Path) -> None:
     """Of one there is no choice; of two, only those two are ever drawn."""
-    one, greedy = (made(llama, tokens, **how).draw(["Edema."] * 2) for how in ({"top_k": 1}, {"temperature": 0.0}))
+    one, greedy = (
+        made(llama, tokens, **how).draw(["Edema."] * 2)
+        for how in ({"top_k": 1}, {"temperature": 0.0})
+    )
     assert torch.equal(one, greedy)
     first = made(llama, tokens, top_k=2).draw(["Edema."] * 50)[:, 0]
     assert len(first.unique()) == 2 and greedy[0, 0] in first
@@ -187,20 +242,29 @@ def test_few_codes_are_the_likeliest(llama: Path, tokens: Path) -> None:
         ({"text_decoding": {"beam": 2}}, "unknown key beam; the keys are beams, length_penalty"),
         ({"text_decoding": {"beams": 0}}, "found beams 0"),
         ({"text_decoding": {"beams": 2, "temperature": 1.0}}, "drop one"),
-        ({"text_decoding": {"top_p": 0.9}}, "top_p 0.9 and temperature 0, without which nothing is sampled"),
+        (
+            {"text_decoding": {"top_p": 0.9}},
+            "top_p 0.9 and temperature 0, without which nothing is sampled",
+        ),
         ({"text_decoding": {"top_p": 0.0}}, r"top_p in \(0, 1\]"),
         ({"top_p": 1.5}, "drawing: found temperature 1.0, top_k 0, top_p 1.5"),
     ],
 )
-def test_impossible_decoding_is_refused_at_once(llama: Path, tokens: Path, settings: dict, told: str) -> None:
+def test_impossible_decoding_is_refused_at_once(
+    llama: Path, tokens: Path, settings: dict, told: str
+) -> None:
     with pytest.raises(DataError, match=told):
         made(llama, tokens, **settings)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [{"temperature": 1.5}, {"beams": 2}], ids=["sampled", "beams"])
-def test_ten_thousand_outputs_of_an_untrained_model_are_valid(llama: Path, tokens: Path, how: TextDecoding) -> None:
-    """10,000 images of exactly nine codes, and 10,000 texts without a code or a mark, all at the first try."""
+def test_ten_thousand_outputs_of_an_untrained_model_are_valid(
+    llama: Path, tokens: Path, how: TextDecoding
+) -> None:
+    """10,000 images of exactly nine codes, and 10,000 texts without a code or a mark, all at the
+    first try.
+    """
     module = made(llama, tokens, temperature=1.5, top_p=1.0, guidance=1.5, text_decoding=how)
     v, seen = module.vocabulary, Counter[int]()
     for start in range(0, 10_000, 1000):
@@ -218,7 +282,9 @@ def test_ten_thousand_outputs_of_an_untrained_model_are_valid(llama: Path, token
 def test_guidance_draws_nothing_that_is_not_plausible_without_it(
     llama: Path, tokens: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Strong guidance of a model with preferences, each code against the likelihoods of a pass without a cache."""
+    """Strong guidance of a model with preferences, each code against the likelihoods of a pass
+    without a cache.
+    """
     module = made(llama, tokens, 8.0, guidance=6.0, top_p=1.0)
     texts = ["No edema.", "The heart is enlarged.", "Is there an effusion?"] * 4
 
@@ -228,7 +294,14 @@ def test_guidance_draws_nothing_that_is_not_plausible_without_it(
         trees = [
             Tree(
                 module.draw_prompt(text),
-                [Branch([], (codes + module.vocabulary.first_code).tolist(), TASKS.index("image"), image=True)],
+                [
+                    Branch(
+                        [],
+                        (codes + module.vocabulary.first_code).tolist(),
+                        TASKS.index("image"),
+                        image=True,
+                    )
+                ],
             )
             for text, codes in zip(texts, drawn)
         ]

@@ -1,4 +1,6 @@
-"""A batch in passes of like lengths: the fewest padded positions, the same loss, and no study that feels another."""
+"""A batch in passes of like lengths: the fewest padded positions, the same loss, and no study that
+feels another.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,14 @@ from mavilt_pl.language import Stage1, Stage2
 from mavilt_pl.language.sequences import Branch, Tree, by_length, length_of
 
 CODES = torch.randint(0, 20, (6, 9), generator=torch.Generator().manual_seed(0))
-REPORTS = ["No edema.", "Edema.", "No pleural effusion or pneumothorax. " * 3, "The heart is enlarged.", "Clear.", "No effusion. " * 5]  # fmt: skip
+REPORTS = [
+    "No edema.",
+    "Edema.",
+    "No pleural effusion or pneumothorax. " * 3,
+    "The heart is enlarged.",
+    "Clear.",
+    "No effusion. " * 5,
+]
 
 
 def laid(groups: list[list[Tree]]) -> int:
@@ -37,7 +46,9 @@ def test_groups_are_those_of_least_padding(lengths: list[int], count: int) -> No
     least: dict[int, int] = {}
     for number in range(1, min(count, len(line)) + 1):
         cuts = combinations(range(1, len(line)), number - 1)
-        least[number] = min(laid([line[a:b] for a, b in zip((0, *cut), (*cut, len(line)))]) for cut in cuts)
+        least[number] = min(
+            laid([line[a:b] for a, b in zip((0, *cut), (*cut, len(line)))]) for cut in cuts
+        )
     assert laid(found) == min(least.values()) == least[len(found)]
     assert all(
         positions > laid(found) for number, positions in least.items() if number < len(found)
@@ -46,7 +57,9 @@ def test_groups_are_those_of_least_padding(lengths: list[int], count: int) -> No
 
 def batch(reports: list[str]) -> dict[str, Any]:
     asked = [Question("Is there an effusion?", "yes", "pleural effusion", ("yes", "no"))]
-    studies = [{"text": text, "study": str(n), "questions": asked} for n, text in enumerate(reports)]
+    studies = [
+        {"text": text, "study": str(n), "questions": asked} for n, text in enumerate(reports)
+    ]
     return {"codes": CODES, "studies": studies}
 
 
@@ -89,15 +102,23 @@ def nats(module: Any, reports: list[str]) -> dict[tuple[int, ...], torch.Tensor]
 
 
 @pytest.mark.parametrize("stage", [Stage1, Stage2])
-def test_another_report_beside_it_changes_nothing_of_a_study(stage: Any, llama: Path, tokens: Path) -> None:
+def test_another_report_beside_it_changes_nothing_of_a_study(
+    stage: Any, llama: Path, tokens: Path
+) -> None:
     """Of the same length, so that the groups are the same, and of another, so that they are not."""
     module = made(stage, llama, tokens)
     assert len(module.on_before_batch_transfer(batch(REPORTS), 0)["packed"]) == 4
-    before, changed = nats(module, REPORTS), tuple((CODES[4] + module.vocabulary.first_code).tolist())
+    before, changed = (
+        nats(module, REPORTS),
+        tuple((CODES[4] + module.vocabulary.first_code).tolist()),
+    )
     for other in ("No edema. ", "Edema? No.", "The heart is enlarged. " * 8):
         after = nats(module, [*REPORTS[:4], other, REPORTS[5]])
         others = {key for key in before if key[:9] != changed}
-        assert others == {key for key in after if key[:9] != changed} and len(others) == len(before) * 5 // 6
+        assert (
+            others == {key for key in after if key[:9] != changed}
+            and len(others) == len(before) * 5 // 6
+        )
         for key in others:
             torch.testing.assert_close(after[key], before[key], atol=1e-5, rtol=1e-4)
 
@@ -106,12 +127,25 @@ def test_a_training_reads_its_batches_in_groups(llama: Path, tokens: Path, tmp_p
     """Through a Trainer: with groups and without, the weights of a training are the same."""
     weights, passes = [], []
     for count in (1, 3):
-        module = made(Stage2, llama, tokens, length_groups=count, condition_dropout=0.0, learning_rate=1e-3, warmup=1)
+        module = made(
+            Stage2,
+            llama,
+            tokens,
+            length_groups=count,
+            condition_dropout=0.0,
+            learning_rate=1e-3,
+            warmup=1,
+        )
         loader = torch.utils.data.DataLoader([batch(REPORTS)] * 3, batch_size=None, collate_fn=None)  # type: ignore[arg-type]
         trainer = Trainer(
-            max_steps=3, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-            enable_model_summary=False, default_root_dir=tmp_path,
-        )  # fmt: skip
+            max_steps=3,
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=tmp_path,
+        )
         module.body.register_forward_hook(lambda *_, count=count: passes.append(count))
         trainer.fit(module, loader)
         weights.append(module.model.get_input_embeddings().weight.detach())

@@ -1,4 +1,6 @@
-"""Input at the edge: each kind is refused in one clear message, or cut and counted; nothing is lost without a word."""
+"""Input at the edge: each kind is refused in one clear message, or cut and counted; nothing is lost
+without a word.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ def study(text: str, key: str = "s1", questions: tuple[Question, ...] = ()) -> d
 
 
 def packed(module: Any, *studies: dict[str, Any]) -> list[Any]:
-    return module.on_before_batch_transfer({"codes": CODES[: len(studies)], "studies": studies}, 0)["packed"]
+    return module.on_before_batch_transfer({"codes": CODES[: len(studies)], "studies": studies}, 0)[
+        "packed"
+    ]
 
 
 @pytest.fixture
@@ -31,7 +35,9 @@ def stage2(any_backbone: Path, tokens: Path) -> Stage2:
 
 
 def test_a_report_of_five_thousand_words_is_cut_counted_and_told_once(stage2: Stage2) -> None:
-    with pytest.warns(UserWarning, match=r"study s1: a text of [\d,]{5,} tokens was cut to max_words = 12"):
+    with pytest.warns(
+        UserWarning, match=r"study s1: a text of [\d,]{5,} tokens was cut to max_words = 12"
+    ):
         groups = packed(stage2, study(LONG))
     assert [int(group.target_M.shape[0]) for group in groups] == [13, 9]
     assert stage2.counts["texts_cut"] == 2  # as what is said, and as what is drawn from
@@ -45,7 +51,9 @@ def test_a_report_of_five_thousand_words_is_cut_counted_and_told_once(stage2: St
 
 
 def test_a_context_too_short_for_an_image_and_a_text_is_refused(tokens: Path, llama: Path) -> None:
-    with pytest.raises(DataError, match=r"context of 128 positions; an image of 9 codes.*max_words = 120 need 134"):
+    with pytest.raises(
+        DataError, match=r"context of 128 positions; an image of 9 codes.*max_words = 120 need 134"
+    ):
         Stage1(str(llama), str(tokens), max_words=120)
 
 
@@ -54,13 +62,19 @@ def test_what_exceeds_the_context_names_its_study(
     family: str, tokens: Path, tmp_path: Path, make_backbone: Callable[..., Path]
 ) -> None:
     """An image, a question and its answer that are each allowed, and too long together."""
-    module = Stage2(str(make_backbone(f"{family}-tied", tmp_path, context=128)), str(tokens), max_words=70).eval()
+    module = Stage2(
+        str(make_backbone(f"{family}-tied", tmp_path, context=128)), str(tokens), max_words=70
+    ).eval()
     question = Question(LONG, LONG, "edema")
-    with pytest.raises(DataError, match=r"study s7, image, prompt and target: found \d+ tokens.*context is 128"):
+    with pytest.raises(
+        DataError, match=r"study s7, image, prompt and target: found \d+ tokens.*context is 128"
+    ):
         packed(module, study("No edema.", "s7", (question,)))
     with pytest.raises(DataError, match="the model's context is 128"):
         module.answer(CODES[:1], [[(LONG, ("yes", LONG))]])
-    assert len(module.write_answers(CODES[:1], [[LONG]])[0]) == 1  # the answer ends where the context does
+    assert (
+        len(module.write_answers(CODES[:1], [[LONG]])[0]) == 1
+    )  # the answer ends where the context does
     short = Stage2(str(tmp_path), str(tokens), max_words=20).eval()
     assert short.room(124, 4) == 4
     with pytest.raises(DataError, match="125 tokens, and 4 more"):
@@ -69,13 +83,19 @@ def test_what_exceeds_the_context_names_its_study(
 
 @pytest.mark.parametrize("stage", [Stage1, Stage2])
 @pytest.mark.parametrize("empty", ["", "  \n"])
-def test_an_empty_report_is_left_out_and_counted(stage: type, empty: str, llama: Path, tokens: Path) -> None:
+def test_an_empty_report_is_left_out_and_counted(
+    stage: type, empty: str, llama: Path, tokens: Path
+) -> None:
     module = stage(str(llama), str(tokens), max_words=12, length_groups=1).eval()
     ask = Question("Is there edema?", "no", "edema", ("yes", "no"))
     with pytest.warns(UserWarning, match="study s1: its report is empty and was left out"):
         groups = packed(module, study(empty, "s1", (ask,)), study("No edema.", "s2", (ask,)))
     wanted = packed(module, study("No edema.", "s2", (ask,)))
-    assert module.counts["texts_empty"] == 1 and len(groups) == 2 and len(groups[1].ids_BT) == len(wanted[1].ids_BT)
+    assert (
+        module.counts["texts_empty"] == 1
+        and len(groups) == 2
+        and len(groups[1].ids_BT) == len(wanted[1].ids_BT)
+    )
     # Its questions are still asked in Stage 2.
     assert len(groups[0].ids_BT) == (1 if stage is Stage1 else 2)
     torch.manual_seed(0)
@@ -95,7 +115,9 @@ def test_an_empty_answer_is_left_out_and_counted(llama: Path, tokens: Path) -> N
 
 def test_images_without_codes_are_refused(stage2: Stage2) -> None:
     for codes in (torch.empty(1, 0, dtype=torch.long), torch.empty(0, 9, dtype=torch.long)):
-        with pytest.raises(DataError, match=r"an image without codes; expected 9 .*mavilt tokenize"):
+        with pytest.raises(
+            DataError, match=r"an image without codes; expected 9 .*mavilt tokenize"
+        ):
             stage2.on_before_batch_transfer({"codes": codes, "studies": [study("No edema.")]}, 0)
     given = stage2.on_before_batch_transfer({"studies": [study("No edema.")]}, 0)
     with pytest.raises(DataError, match=r"the batch has no codes: .*data\.tokens"):
@@ -112,8 +134,12 @@ def test_open_questions_are_answered_in_words(stage2: Stage2) -> None:
     assert stage2.answer(CODES, [[], []]) == [[], []]
 
 
-def test_many_open_questions_are_answered_some_at_a_time(stage2: Stage2, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that what is kept of them fits, and in the words of each alone, also where they are sampled."""
+def test_many_open_questions_are_answered_some_at_a_time(
+    stage2: Stage2, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that what is kept of them fits, and in the words of each alone, also where they are
+    sampled.
+    """
     rows, write = [], decoding.write
 
     def watched(module: Any, prompts: Any, *rest: Any) -> Any:

@@ -1,4 +1,6 @@
-"""Vocabulary, sequences, losses, drift and decoding of the language module, on two kinds of tiny models."""
+"""Vocabulary, sequences, losses, drift and decoding of the language module, on two kinds of tiny
+models.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,13 @@ import torch.nn.functional as F
 from lightning import Trainer
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import DataLoader
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from mavilt_pl.data.study import DataError, Question
 from mavilt_pl.language.backbone import train_tokenizer
@@ -45,7 +53,14 @@ def backbone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         )
         model: torch.nn.Module = LlamaForCausalLM(config)
     else:
-        config = GPT2Config(vocab_size=rows, n_embd=32, n_layer=2, n_head=2, n_positions=256, tie_word_embeddings=False)
+        config = GPT2Config(
+            vocab_size=rows,
+            n_embd=32,
+            n_layer=2,
+            n_head=2,
+            n_positions=256,
+            tie_word_embeddings=False,
+        )
         model = GPT2LMHeadModel(config)
     model.save_pretrained(out)  # type: ignore[operator]
     tokenizer.save_pretrained(out)
@@ -98,15 +113,23 @@ def test_codes_that_look_alike_start_alike(backbone: Path, tokens: Path) -> None
 
 
 def test_a_branch_sees_its_prefix_and_itself_only(stage2: Stage2) -> None:
-    """Perturbing one branch changes nothing in another; and each branch alone gives the same losses."""
+    """Perturbing one branch changes nothing in another; and each branch alone gives the same
+    losses.
+    """
     a, b, c = Branch([5, 6], [7, 8, 9]), Branch([10], [11, 12]), Branch([13, 14], [15])
     prefix = stage2.image_prefix(CODES[0].tolist())
     with torch.no_grad():
         together = stage2.token_losses(pack([Tree(prefix, [a, b, c]), Tree(prefix, [b])]))
-        alone = torch.cat([stage2.token_losses(pack([Tree(prefix, [part])])) for part in (a, b, c, b)])
-        changed = stage2.token_losses(pack([Tree(prefix, [a, Branch([20], [21, 22]), c]), Tree(prefix, [b])]))
+        alone = torch.cat(
+            [stage2.token_losses(pack([Tree(prefix, [part])])) for part in (a, b, c, b)]
+        )
+        changed = stage2.token_losses(
+            pack([Tree(prefix, [a, Branch([20], [21, 22]), c]), Tree(prefix, [b])])
+        )
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(changed[[0, 1, 2, 5, 6, 7]], together[[0, 1, 2, 5, 6, 7]], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(
+        changed[[0, 1, 2, 5, 6, 7]], together[[0, 1, 2, 5, 6, 7]], atol=1e-6, rtol=1e-5
+    )
 
 
 def test_losses_are_those_of_the_model_s_own_logits(stage2: Stage2) -> None:
@@ -119,14 +142,21 @@ def test_losses_are_those_of_the_model_s_own_logits(stage2: Stage2) -> None:
         logits = stage2.model(inputs_embeds=stage2.embed(packed.ids_BT)).logits[
             0, len(tree.prefix) - 1 : -1, v.first_code : v.total
         ]
-    torch.testing.assert_close(found, F.cross_entropy(logits, CODES[0], reduction="none"), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        found, F.cross_entropy(logits, CODES[0], reduction="none"), atol=1e-5, rtol=1e-4
+    )
 
 
 def test_each_task_has_its_own_mean_and_an_image_that_of_codes(stage2: Stage2) -> None:
-    batch = {"codes": CODES, "studies": [study("No effusion."), study("The heart is enlarged. No effusion. No edema.")]}
+    batch = {
+        "codes": CODES,
+        "studies": [study("No effusion."), study("The heart is enlarged. No effusion. No edema.")],
+    }
     losses = stage2.losses([pack(group) for group in stage2.trees(batch, training=False)])
     assert set(losses) == {"report", "image", "answer"}
-    assert losses["image"].item() == pytest.approx(torch.log(torch.tensor(20.0)).item(), rel=0.3)  # over K, not over V
+    assert losses["image"].item() == pytest.approx(
+        torch.log(torch.tensor(20.0)).item(), rel=0.3
+    )  # over K, not over V
 
 
 class Descent(Stage2):
@@ -137,31 +167,49 @@ class Descent(Stage2):
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_a_trainer_s_step_has_the_drift_once(llama: Path, tokens: Path, tmp_path: Path, precision: Any) -> None:
-    """Of two batches accumulated, clipped, under AMP: the step is that of autograd with the term, and of it alone to 1e-6."""
+def test_a_trainer_s_step_has_the_drift_once(
+    llama: Path, tokens: Path, tmp_path: Path, precision: Any
+) -> None:
+    """Of two batches accumulated, clipped, under AMP: the step is that of autograd with the term,
+    and of it alone to 1e-6.
+    """
     torch.manual_seed(0)
     free, held = (
-        Descent(str(llama), str(tokens), drift=weight, max_words=12, condition_dropout=0.0) for weight in (0.0, 0.3)
+        Descent(str(llama), str(tokens), drift=weight, max_words=12, condition_dropout=0.0)
+        for weight in (0.0, 0.3)
     )
     with torch.no_grad():
         for one, other in zip(free.parameters(), held.parameters()):
             one.add_(0.02 * torch.randn_like(one))
             other.copy_(one)
     start = copy.deepcopy(held.state_dict())
-    batches = [{"codes": CODES[k : k + 1], "studies": [study(f"An effusion in {k}.")]} for k in range(2)]
+    batches = [
+        {"codes": CODES[k : k + 1], "studies": [study(f"An effusion in {k}.")]} for k in range(2)
+    ]
 
     def stepped(module: Descent, clip: float | None) -> list[torch.Tensor]:
         module.load_state_dict(start)
         trainer = Trainer(
-            accelerator="cpu", max_steps=1, accumulate_grad_batches=2, gradient_clip_val=clip, precision=precision, logger=False,
-            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
-        )  # fmt: skip
+            accelerator="cpu",
+            max_steps=1,
+            accumulate_grad_batches=2,
+            gradient_clip_val=clip,
+            precision=precision,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=tmp_path,
+        )
         trainer.fit(module, DataLoader(batches, batch_size=None))  # type: ignore[arg-type]
         return [start[name] - value.detach() for name, value in module.named_parameters()]
 
     gradients, with_term, clipped = stepped(free, None), stepped(held, None), stepped(held, 0.5)
     rows, grown = held.vocabulary.text, held.model.get_input_embeddings().weight
-    origin = {id(p): r.view(-1, *p.shape[1:]).float() for p, r in zip(held.drift.parameters, held.drift.reference)}
+    origin = {
+        id(p): r.view(-1, *p.shape[1:]).float()
+        for p, r in zip(held.drift.parameters, held.drift.reference)
+    }
     for (name, parameter), gradient, found in zip(held.named_parameters(), gradients, with_term):
         wanted = gradient.clone()
         if id(parameter) in origin:
@@ -175,8 +223,12 @@ def test_a_trainer_s_step_has_the_drift_once(llama: Path, tokens: Path, tmp_path
 
 
 @pytest.mark.parametrize(("keep", "place"), [("bfloat16", "device"), ("float32", "host")])
-def test_drift_is_autograd_of_its_term(stage2: Stage2, monkeypatch: pytest.MonkeyPatch, keep: Any, place: Any) -> None:
-    """Equal to the gradient of λ/2‖θ − θ₀‖² to 1e-6, under accumulation and clipping, in pieces that fit and that do not."""
+def test_drift_is_autograd_of_its_term(
+    stage2: Stage2, monkeypatch: pytest.MonkeyPatch, keep: Any, place: Any
+) -> None:
+    """Equal to the gradient of λ/2‖θ − θ₀‖² to 1e-6, under accumulation and clipping, in pieces
+    that fit and that do not.
+    """
     monkeypatch.setattr("mavilt_pl.language.drift.PIECE", 1000)
     model = stage2.model
     stage2.drift = drift = Drift(model, 0.1, stage2.vocabulary.text, keep, place)
@@ -190,7 +242,10 @@ def test_drift_is_autograd_of_its_term(stage2: Stage2, monkeypatch: pytest.Monke
 
     def held() -> torch.Tensor:
         grown = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
-        parts = [(p[:rows] if id(p) in grown else p, r) for p, r in zip(drift.parameters, drift.reference)]
+        parts = [
+            (p[:rows] if id(p) in grown else p, r)
+            for p, r in zip(drift.parameters, drift.reference)
+        ]
         return sum(0.05 * (p - r.view_as(p).float()).square().sum() for p, r in parts)  # type: ignore[return-value]
 
     model.zero_grad()
@@ -227,9 +282,9 @@ def test_cached_drawing_is_that_of_a_model_without_cache(stage2: Stage2) -> None
     v, ids = stage2.vocabulary, stage2.draw_prompt("An effusion.")
     with torch.no_grad():
         for _ in range(v.length):
-            hidden = stage2.body(inputs_embeds=stage2.embed(torch.tensor([ids])), use_cache=False).last_hidden_state[
-                0, -1
-            ]
+            hidden = stage2.body(
+                inputs_embeds=stage2.embed(torch.tensor([ids])), use_cache=False
+            ).last_hidden_state[0, -1]
             ids.append(v.first_code + int(stage2.code_logits(hidden).argmax()))
     assert (stage2.draw(["An effusion."])[0] + v.first_code).tolist() == ids[-v.length :]
 
@@ -240,9 +295,9 @@ def test_cached_greedy_text_is_that_of_a_model_without_cache(stage2: Stage2) -> 
     v = stage2.vocabulary
     with torch.no_grad():
         for _ in range(12):
-            hidden = stage2.body(inputs_embeds=stage2.embed(torch.tensor([ids])), use_cache=False).last_hidden_state[
-                0, -1
-            ]
+            hidden = stage2.body(
+                inputs_embeds=stage2.embed(torch.tensor([ids])), use_cache=False
+            ).last_hidden_state[0, -1]
             logits = stage2.text_logits(hidden)
             logits[v.words : v.text] = -torch.inf
             ids.append(int(logits.argmax()))
@@ -254,13 +309,17 @@ def test_cached_greedy_text_is_that_of_a_model_without_cache(stage2: Stage2) -> 
 
 def test_answers_are_normalised_likelihoods(stage2: Stage2) -> None:
     both = stage2.answer(CODES, ASK)
-    assert [len(row) for row in both] == [1, 2] and all(sum(given) == pytest.approx(1) for row in both for given in row)
+    assert [len(row) for row in both] == [1, 2] and all(
+        sum(given) == pytest.approx(1) for row in both for given in row
+    )
     alone = stage2.answer(CODES[1:], ASK[1:])
     torch.testing.assert_close(torch.tensor(alone[0]), torch.tensor(both[1]))
 
 
 def test_awkward_input_is_defined(stage2: Stage2) -> None:
-    assert len(stage2.target_words("word " * 5000)) == 13 and stage2.counts["texts_cut"] == 1  # cut, and counted
+    assert (
+        len(stage2.target_words("word " * 5000)) == 13 and stage2.counts["texts_cut"] == 1
+    )  # cut, and counted
     assert stage2.target_words("") == [stage2.vocabulary.end]
     with pytest.raises(DataError, match="9 codes in"):
         stage2.trees({"codes": CODES + 10, "studies": [study("a"), study("b")]}, training=False)
@@ -271,20 +330,34 @@ def test_awkward_input_is_defined(stage2: Stage2) -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("max_words", 0), ("condition_dropout", 1.7), ("view_dropout", -3.0), ("learning_rate", -1.0), ("warmup", -5),
-        ("guidance", float("nan")), ("drift", -1.0), ("task_weights", {"report": -1.0}),
+        ("max_words", 0),
+        ("condition_dropout", 1.7),
+        ("view_dropout", -3.0),
+        ("learning_rate", -1.0),
+        ("warmup", -5),
+        ("guidance", float("nan")),
+        ("drift", -1.0),
+        ("task_weights", {"report": -1.0}),
         ("task_weights", dict.fromkeys(("report", "image", "answer", "text"), 0.0)),
     ],
-)  # fmt: skip
-def test_settings_out_of_range_are_refused_by_name(llama: Path, tokens: Path, key: str, value: Any) -> None:
-    with pytest.raises(DataError, match=f"{key}: found .*{'' if isinstance(value, dict) else value}.*expected"):
+)
+def test_settings_out_of_range_are_refused_by_name(
+    llama: Path, tokens: Path, key: str, value: Any
+) -> None:
+    with pytest.raises(
+        DataError, match=f"{key}: found .*{'' if isinstance(value, dict) else value}.*expected"
+    ):
         Stage2(str(llama), str(tokens), **{key: value})
 
 
 def test_a_model_of_nan_says_so_instead_of_anything_else(llama: Path, tokens: Path) -> None:
     module = Stage2(str(llama), str(tokens), max_words=12).eval()
     torch.nn.init.constant_(module.model.base_model.norm.weight, float("nan"))
-    for ask in (lambda: module.draw(["a"]), lambda: module.write_reports(CODES), lambda: module.answer(CODES, ASK)):
+    for ask in (
+        lambda: module.draw(["a"]),
+        lambda: module.write_reports(CODES),
+        lambda: module.answer(CODES, ASK),
+    ):
         with pytest.raises(DataError, match="not finite"):
             ask()
 

@@ -20,10 +20,14 @@ def tensors(*shapes: tuple[int, ...]) -> list[Tensor]:
     return [torch.randn(shape, generator=generator, requires_grad=True) for shape in shapes]
 
 
-@pytest.mark.parametrize("chunk", [V, 4 * V + 5, 36 * V, 10**9])  # a row at a time, four, all but one, everything
+@pytest.mark.parametrize(
+    "chunk", [V, 4 * V + 5, 36 * V, 10**9]
+)  # a row at a time, four, all but one, everything
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("span", [(0, V), (7, 90)])
-def test_loss_and_gradients_are_those_of_whole_logits(chunk: int, bias: bool, span: tuple[int, int]) -> None:
+def test_loss_and_gradients_are_those_of_whole_logits(
+    chunk: int, bias: bool, span: tuple[int, int]
+) -> None:
     """To 1e-5, with a weight for each target and some ignored."""
     hidden, weight, b = tensors((M, D), (V, D), (V,))
     first, last = span
@@ -34,7 +38,9 @@ def test_loss_and_gradients_are_those_of_whole_logits(chunk: int, bias: bool, sp
     logits = F.linear(hidden, weight[first:last], b[first:last] if bias else None)
     wanted = F.cross_entropy(logits, target, reduction="none")
     gradients = torch.autograd.grad((wanted * share).sum(), learned)
-    found = linear_cross_entropy(hidden, [Rows(weight, b if bias else None, first, last)], target, chunk)
+    found = linear_cross_entropy(
+        hidden, [Rows(weight, b if bias else None, first, last)], target, chunk
+    )
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
     assert found[[3, 20, 36]].tolist() == [0, 0, 0]
     for a, c in zip(torch.autograd.grad((found * share).sum(), learned), gradients):
@@ -47,7 +53,9 @@ def test_a_head_in_two_parts_is_that_of_both_together() -> None:
     target = torch.randint(V + 1, (M,), generator=torch.Generator().manual_seed(1))
     logits = torch.cat([F.linear(hidden, fixed), F.linear(hidden, new[:1], b[:1])], 1)
     wanted = F.cross_entropy(logits, target, reduction="none")
-    found = linear_cross_entropy(hidden, [Rows(fixed, None, 0, V), Rows(new, b, 0, 1)], target, chunk=5 * V)
+    found = linear_cross_entropy(
+        hidden, [Rows(fixed, None, 0, V), Rows(new, b, 0, 1)], target, chunk=5 * V
+    )
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
     grads = [torch.autograd.grad(x.square().mean(), [hidden, new, b]) for x in (found, wanted)]
     for a, c in zip(*grads):
@@ -71,8 +79,12 @@ def test_under_autocast_it_is_what_a_linear_layer_would_give() -> None:
 def test_a_module_s_step_is_the_same_chunk_by_chunk(
     any_backbone: Path, tokens: Path, tuning: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The whole of Stage 1's loss and gradients, tied heads included, where a chunk is three targets."""
-    module = Stage1(str(any_backbone), str(tokens), tuning=tuning, max_words=12, condition_dropout=0.0)  # type: ignore[arg-type]
+    """The whole of Stage 1's loss and gradients, tied heads included, where a chunk is three
+    targets.
+    """
+    module = Stage1(
+        str(any_backbone), str(tokens), tuning=tuning, max_words=12, condition_dropout=0.0
+    )  # type: ignore[arg-type]
     studies = [{"text": text, "study": text} for text in ("No effusion.", "The heart is enlarged.")]
     codes = torch.arange(18).view(2, 9)
     results = []
@@ -82,7 +94,9 @@ def test_a_module_s_step_is_the_same_chunk_by_chunk(
         packed = module.on_before_batch_transfer({"codes": codes, "studies": studies}, 0)["packed"]
         total = torch.stack([*module.losses(packed).values()]).sum()
         total.backward()
-        results.append([total.detach(), *(p.grad.clone() for p in module.parameters() if p.grad is not None)])
+        results.append(
+            [total.detach(), *(p.grad.clone() for p in module.parameters() if p.grad is not None)]
+        )
     assert len(results[0]) == len(results[1])
     for a, b in zip(*results):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)

@@ -11,11 +11,15 @@ from mavilt_pl.schedule import warm_cosine
 
 
 @pytest.mark.parametrize("shape", [(3, 24, 24), (2, 40, 16), (2, 16, 40)])
-def test_orthogonalised_keeps_the_directions_and_evens_the_lengths(shape: tuple[int, int, int]) -> None:
+def test_orthogonalised_keeps_the_directions_and_evens_the_lengths(
+    shape: tuple[int, int, int],
+) -> None:
     stack = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     u, size, vh = torch.linalg.svd(stack, full_matrices=False)
     inner = torch.diagonal(u.mT @ orthogonalised(stack) @ vh.mT, dim1=1, dim2=2)
-    large = inner[size > 0.1 * size.amax(1, keepdim=True)]  # five rounds do not lift what is next to nothing
+    large = inner[
+        size > 0.1 * size.amax(1, keepdim=True)
+    ]  # five rounds do not lift what is next to nothing
     assert large.min() > 0.6 and inner.min() > 0 and inner.max() < 1.3
 
 
@@ -33,7 +37,9 @@ def made() -> nn.Sequential:
 
 
 def split(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    return [p for p in model.parameters() if p.ndim == 2], [p for p in model.parameters() if p.ndim < 2]
+    return [p for p in model.parameters() if p.ndim == 2], [
+        p for p in model.parameters() if p.ndim < 2
+    ]
 
 
 def test_the_same_steps_as_torch_s_muon_and_adamw() -> None:
@@ -42,7 +48,9 @@ def test_the_same_steps_as_torch_s_muon_and_adamw() -> None:
     matrices, others = split(ours)
     steps(Muon(matrices, others, matrix_rate=0.02, rate=1e-3, weight_decay=0.01), ours, 8)
     matrices, others = split(theirs)
-    muon = torch.optim.Muon(matrices, lr=0.02, weight_decay=0.01, momentum=0.95, adjust_lr_fn="original")
+    muon = torch.optim.Muon(
+        matrices, lr=0.02, weight_decay=0.01, momentum=0.95, adjust_lr_fn="original"
+    )
     adamw = torch.optim.AdamW(others, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.01)
 
     class Both:
@@ -78,6 +86,8 @@ def test_the_schedule_warms_up_and_falls_to_a_hundredth_of_each_rate() -> None:
         optimizer.step()
         schedule.step()
     adamw, muon = zip(*rates)
-    assert adamw[10] == pytest.approx(0.001) and muon[10] == pytest.approx(0.02) and adamw[0] < 0.0002
+    assert (
+        adamw[10] == pytest.approx(0.001) and muon[10] == pytest.approx(0.02) and adamw[0] < 0.0002
+    )
     assert adamw[100] == pytest.approx(0.00001) and muon[100] == pytest.approx(0.0002)
     assert list(adamw[10:]) == sorted(adamw[10:], reverse=True)

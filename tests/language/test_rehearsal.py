@@ -1,4 +1,6 @@
-"""What baselines do otherwise: one direction of each pair, plain text rehearsed, random weights; and what is forgotten."""
+"""What baselines do otherwise: one direction of each pair, plain text rehearsed, random weights;
+and what is forgotten.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +21,18 @@ ASK = (Question("Is there edema?", "no", "edema", ("yes", "no")),)
 
 def made(backbone: Path, tokens: Path, kind: type = Stage2, **settings: Any) -> Any:
     torch.manual_seed(0)
-    return kind(str(backbone), str(tokens), **{"max_words": 40, "drift": 0.0, "condition_dropout": 0.0, **settings})
+    return kind(
+        str(backbone),
+        str(tokens),
+        **{"max_words": 40, "drift": 0.0, "condition_dropout": 0.0, **settings},
+    )
 
 
 def batch(count: int, **more: Any) -> dict[str, Any]:
     codes = torch.arange(count * 9).reshape(count, 9) % 20
-    studies = [{"text": "No effusion.", "study": f"mimic:{i}", "questions": ASK} for i in range(count)]
+    studies = [
+        {"text": "No effusion.", "study": f"mimic:{i}", "questions": ASK} for i in range(count)
+    ]
     return {"codes": codes, "studies": studies, **more}
 
 
@@ -32,13 +40,19 @@ def asked(module: Any, trees: list[Any]) -> list[list[int]]:
     """Codes of each tree's image, read or drawn."""
     v = module.vocabulary
     return [
-        [i - v.first_code for i in [*tree.prefix, *tree.branches[0].target] if v.first_code <= i < v.last_code]
+        [
+            i - v.first_code
+            for i in [*tree.prefix, *tree.branches[0].target]
+            if v.first_code <= i < v.last_code
+        ]
         for tree in trees
     ]
 
 
 @pytest.mark.parametrize("stage", [Stage1, Stage2])
-def test_one_direction_takes_each_pair_once_and_the_same_way_each_time(llama: Path, tokens: Path, stage: type) -> None:
+def test_one_direction_takes_each_pair_once_and_the_same_way_each_time(
+    llama: Path, tokens: Path, stage: type
+) -> None:
     module, given = made(llama, tokens, stage, directions="one"), batch(40)
     reading, drawing = module.trees(given, training=True)
     reports = [tree for tree in reading if any(branch.task == 0 for branch in tree.branches)]
@@ -48,13 +62,22 @@ def test_one_direction_takes_each_pair_once_and_the_same_way_each_time(llama: Pa
     if stage is Stage2:  # questions are asked of every study
         assert len(reading) == 40 and all(tree.branches[-1].task == 2 for tree in reading)
     assert [len(group) for group in module.trees(given, training=False)] == [40, 40]
-    assert [len(group) for group in made(llama, tokens, stage).trees(given, training=True)] == [40, 40]
+    assert [len(group) for group in made(llama, tokens, stage).trees(given, training=True)] == [
+        40,
+        40,
+    ]
 
 
-def test_rehearsed_text_is_the_plain_text_that_perplexity_measures(llama: Path, tokens: Path) -> None:
+def test_rehearsed_text_is_the_plain_text_that_perplexity_measures(
+    llama: Path, tokens: Path
+) -> None:
     text = "The lungs are clear. No edema."
-    module = made(llama, tokens, task_weights={"report": 0.2, "image": 0.2, "answer": 0.55, "text": 0.05}).eval()
-    packed = module.on_before_batch_transfer(batch(2, replay=[text, ""]), 0)["packed"]  # nothing teaches nothing
+    module = made(
+        llama, tokens, task_weights={"report": 0.2, "image": 0.2, "answer": 0.55, "text": 0.05}
+    ).eval()
+    packed = module.on_before_batch_transfer(batch(2, replay=[text, ""]), 0)[
+        "packed"
+    ]  # nothing teaches nothing
     with torch.no_grad():
         losses = module.losses(packed)
         nats, count = module.text_nats([text])
@@ -68,36 +91,62 @@ def test_rehearsed_text_is_the_plain_text_that_perplexity_measures(llama: Path, 
     assert float(total.detach()) == pytest.approx(wanted, rel=1e-5) and "train/text_nats" in logged
 
 
-def test_texts_are_replayed_from_a_corpus_or_a_file_and_in_training_only(corpus_path: Path, tmp_path: Path) -> None:
+def test_texts_are_replayed_from_a_corpus_or_a_file_and_in_training_only(
+    corpus_path: Path, tmp_path: Path
+) -> None:
     from mavilt_pl.data.corpus import Corpus
 
     corpus = Corpus(corpus_path)
-    write_tokens(tmp_path / "t", corpus.fingerprint, "a", torch.zeros(20, 2).numpy(), 2, corpus.n_images, [torch.zeros(corpus.n_images, 4).int().numpy()])  # fmt: skip
+    write_tokens(
+        tmp_path / "t",
+        corpus.fingerprint,
+        "a",
+        torch.zeros(20, 2).numpy(),
+        2,
+        corpus.n_images,
+        [torch.zeros(corpus.n_images, 4).int().numpy()],
+    )
     (tmp_path / "lines.txt").write_text("First text.\n\n  Second text.\n")
 
     def data(replay: str | None, share: float = 1.0) -> CXRDataModule:
         module = CXRDataModule(
-            [str(corpus_path)], [str(tmp_path / "t")], "pairs", batch_size=8, replay=replay, replay_share=share
+            [str(corpus_path)],
+            [str(tmp_path / "t")],
+            "pairs",
+            batch_size=8,
+            replay=replay,
+            replay_share=share,
         )
         module.setup("fit")
         return module
 
     from_file = next(iter(data(str(tmp_path / "lines.txt")).train_dataloader()))
-    assert set(from_file["replay"]) == {"First text.", "Second text."} and len(from_file["replay"]) == 8
+    assert (
+        set(from_file["replay"]) == {"First text.", "Second text."}
+        and len(from_file["replay"]) == 8
+    )
     assert "replay" not in from_file["studies"][0]
     from_corpus = data(str(corpus_path))
-    assert set(next(iter(from_corpus.train_dataloader()))["replay"]) <= set(from_corpus.texts("train"))
+    assert set(next(iter(from_corpus.train_dataloader()))["replay"]) <= set(
+        from_corpus.texts("train")
+    )
     assert "replay" not in next(iter(from_corpus.val_dataloader()[0]))
     assert "replay" not in next(iter(data(None).train_dataloader()))
     some = [len(part.get("replay", [])) for part in data(str(corpus_path), 0.25).train_dataloader()]
     assert 0 < sum(some) < 4 * len(some)  # of 8 studies a quarter, not all
     (tmp_path / "lines.txt").write_text("\n")
-    with pytest.raises(DataError, match=r"data\.replay: found no text in .*lines\.txt; expected a prepared corpus"):
+    with pytest.raises(
+        DataError, match=r"data\.replay: found no text in .*lines\.txt; expected a prepared corpus"
+    ):
         data(str(tmp_path / "lines.txt"))
     (tmp_path / "lines.txt").write_bytes("Überlagerung.".encode("latin-1"))
-    with pytest.raises(DataError, match=r"data\.replay: .*lines\.txt is not UTF-8 text .* at byte 0"):
+    with pytest.raises(
+        DataError, match=r"data\.replay: .*lines\.txt is not UTF-8 text .* at byte 0"
+    ):
         data(str(tmp_path / "lines.txt"))
-    with pytest.raises(DataError, match=r"data\.replay_share 25: expected a part of the studies, from 0 to 1"):
+    with pytest.raises(
+        DataError, match=r"data\.replay_share 25: expected a part of the studies, from 0 to 1"
+    ):
         data(None, 25)
     with pytest.raises(DataError, match=r"data\.replay: images are not trained beside texts"):
         CXRDataModule([str(corpus_path)], replay="x")
@@ -140,9 +189,14 @@ def test_the_held_out_wording_is_for_evaluation_only(llama: Path, tokens: Path) 
     def said(training: bool) -> tuple[set[str], set[str]]:
         reading, drawing = module.trees(batch(200), training)
         decode = module.tokenizer.decode
-        words = {decode([i for i in tree.branches[0].prompt if i < module.vocabulary.text]) for tree in reading}
+        words = {
+            decode([i for i in tree.branches[0].prompt if i < module.vocabulary.text])
+            for tree in reading
+        }
         asked = {
-            decode([i for i in tree.prefix if i < module.vocabulary.text]).removesuffix(" No effusion.")
+            decode([i for i in tree.prefix if i < module.vocabulary.text]).removesuffix(
+                " No effusion."
+            )
             for tree in drawing
         }
         return {text.strip() for text in words}, {text.strip() for text in asked}
@@ -152,11 +206,18 @@ def test_the_held_out_wording_is_for_evaluation_only(llama: Path, tokens: Path) 
     written: list[list[int]] = []
     module._write = lambda prompts, *_: written.extend(prompts) or ["" for _ in prompts]
     module.write_reports(batch(3)["codes"])
-    assert all(module.words(REPORT[-1]) == [i for i in prompt if i < module.vocabulary.text] for prompt in written)
-    assert module.words(f"{DRAW[-1]} Edema.") == [i for i in module.draw_prompt("Edema.") if i < module.vocabulary.text]
+    assert all(
+        module.words(REPORT[-1]) == [i for i in prompt if i < module.vocabulary.text]
+        for prompt in written
+    )
+    assert module.words(f"{DRAW[-1]} Edema.") == [
+        i for i in module.draw_prompt("Edema.") if i < module.vocabulary.text
+    ]
 
 
-def test_the_condition_is_dropped_as_often_as_said_down_to_what_guidance_starts_from(llama: Path, tokens: Path) -> None:
+def test_the_condition_is_dropped_as_often_as_said_down_to_what_guidance_starts_from(
+    llama: Path, tokens: Path
+) -> None:
     module = made(llama, tokens, condition_dropout=0.3)
     given = batch(400)
     for chance, study in enumerate(given["studies"]):
@@ -165,6 +226,8 @@ def test_the_condition_is_dropped_as_often_as_said_down_to_what_guidance_starts_
     free = module.draw_prompt(None)
     assert 0.23 < sum(prefix == free for prefix in prefixes) / 400 < 0.37
     assert all(prefix == free or len(prefix) > len(free) for prefix in prefixes)
-    some = {name: value[100:110] for name, value in given.items()}  # the same, in whatever batch they come
+    some = {
+        name: value[100:110] for name, value in given.items()
+    }  # the same, in whatever batch they come
     assert [tree.prefix for tree in module.trees(some, training=True)[1]] == prefixes[100:110]
     assert all(tree.prefix != free for tree in module.trees(given, training=False)[1])

@@ -1,4 +1,6 @@
-"""Branches share their prefix where that changes nothing, and read it anew where it would: windows, states, convolutions."""
+"""Branches share their prefix where that changes nothing, and read it anew where it would: windows,
+states, convolutions.
+"""
 
 from __future__ import annotations
 
@@ -15,29 +17,53 @@ from mavilt_pl.language.stage2 import Stage2
 
 CODES = [1, 2, 3, 4, 5, 6, 7, 8, 9]
 USUAL = {
-    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48,
-    "max_position_embeddings": 256, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None,
-}  # fmt: skip
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 48,
+    "max_position_embeddings": 256,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "window": ("MistralConfig", {"sliding_window": 8}),
-    "some windows": ("Gemma3TextConfig", {"head_dim": 8, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}),
+    "some windows": (
+        "Gemma3TextConfig",
+        {
+            "head_dim": 8,
+            "sliding_window": 8,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+    ),
     "convolutions": ("Lfm2Config", {"layer_types": ["conv", "full_attention"], "block_ff_dim": 48}),
     "states": (
         "JambaConfig",
-        {"num_experts": 2, "attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 4, "use_mamba_kernels": False},
+        {
+            "num_experts": 2,
+            "attn_layer_period": 2,
+            "attn_layer_offset": 1,
+            "mamba_d_state": 4,
+            "use_mamba_kernels": False,
+        },
     ),
     "a window wider than any sequence": ("MistralConfig", {"sliding_window": 200}),
     "experts": ("MixtralConfig", {"num_local_experts": 2, "num_experts_per_tok": 1}),
-}  # fmt: skip
+}
 SHARING = {"a window wider than any sequence", "experts"}
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_a_branch_is_read_as_it_is_alone(kind: str, llama: Path, tokens: Path, tmp_path: Path) -> None:
+def test_a_branch_is_read_as_it_is_alone(
+    kind: str, llama: Path, tokens: Path, tmp_path: Path
+) -> None:
     name, special = CONFIGS[kind]
     tokenizer = AutoTokenizer.from_pretrained(llama)
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(getattr(transformers, name)(vocab_size=len(tokenizer), **USUAL | special))
+    model = AutoModelForCausalLM.from_config(
+        getattr(transformers, name)(vocab_size=len(tokenizer), **USUAL | special)
+    )
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -57,7 +83,10 @@ def test_many_questions_are_answered_in_parts_of_bounded_size() -> None:
     branches = [Branch([1] * 5, [2] * (1 + k % 3)) for k in range(300)]
     trees = [Tree([3] * 60, branches), Tree([4] * 30, branches[:2])]
     groups = [*at_once(trees, 2**18)]
-    assert [branch for group in groups for part in group for branch in part.branches] == [*branches, *branches[:2]]
+    assert [branch for group in groups for part in group for branch in part.branches] == [
+        *branches,
+        *branches[:2],
+    ]
     assert all(part.prefix in ([3] * 60, [4] * 30) for group in groups for part in group)
     assert all(len(group) * max(map(length_of, group)) ** 2 <= 2**18 for group in groups)
     assert len(groups) == 6  # of five parts, the last with the other tree

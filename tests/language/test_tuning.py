@@ -1,4 +1,6 @@
-"""Drift of adapters against autograd of the materialised norm; settings; checkpointing and kernels against plain runs."""
+"""Drift of adapters against autograd of the materialised norm; settings; checkpointing and kernels
+against plain runs.
+"""
 
 from __future__ import annotations
 
@@ -20,15 +22,24 @@ CODES = torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8, 9], [11, 0, 0, 3, 19, 5, 5, 5, 2]
 
 def made(backbone: Path, tokens: Path, **settings: Any) -> Stage2:
     torch.manual_seed(0)
-    return Stage2(str(backbone), str(tokens), **{"max_words": 12, "condition_dropout": 0.0, "drift": 0.1, **settings})
+    return Stage2(
+        str(backbone),
+        str(tokens),
+        **{"max_words": 12, "condition_dropout": 0.0, "drift": 0.1, **settings},
+    )
 
 
 def adapted(backbone: Path, tokens: Path, **settings: Any) -> Stage2:
-    return made(backbone, tokens, tuning="lora", lora={"r": 4, "alpha": 6, "dropout": 0.0}, **settings)
+    return made(
+        backbone, tokens, tuning="lora", lora={"r": 4, "alpha": 6, "dropout": 0.0}, **settings
+    )
 
 
 def batch() -> dict[str, Any]:
-    ask = [Question(f"Is there {what}?", "no", what, ("yes", "no")) for what in ("edema", "an effusion")]
+    ask = [
+        Question(f"Is there {what}?", "no", what, ("yes", "no"))
+        for what in ("edema", "an effusion")
+    ]
     texts = ("No effusion.", "The heart is enlarged.")
     return {"codes": CODES, "studies": [{"text": t, "study": t, "questions": ask} for t in texts]}
 
@@ -55,17 +66,25 @@ def shake(module: Stage2) -> None:
 def test_the_drift_of_adapters_is_autograd_of_the_whole_weights(
     any_backbone: Path, tokens: Path, tmp_path: Path, since: str
 ) -> None:
-    """λ/2 ‖W − W₀‖² of weights that peft merges itself, θ₀ the backbone or an earlier stage's adapters."""
+    """λ/2 ‖W − W₀‖² of weights that peft merges itself, θ₀ the backbone or an earlier stage's
+    adapters.
+    """
     earlier = adapted(any_backbone, tokens)
     shake(earlier)
     checkpoint = {"state_dict": earlier.state_dict(), "hyper_parameters": dict(earlier.hparams)}
     earlier.on_save_checkpoint(checkpoint)
     torch.save(checkpoint, tmp_path / "earlier.ckpt")
-    module = adapted(any_backbone, tokens, drift_from=since, init_from=str(tmp_path / "earlier.ckpt"))
+    module = adapted(
+        any_backbone, tokens, drift_from=since, init_from=str(tmp_path / "earlier.ckpt")
+    )
 
     def delta(owner: Stage2, name: str) -> torch.Tensor:
         layer = owner.model.get_submodule(name)
-        return layer.scaling["default"] * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+        return (
+            layer.scaling["default"]
+            * layer.lora_B["default"].weight
+            @ layer.lora_A["default"].weight
+        )
 
     names = [name for name, *_ in adapters(module.model)]
     assert len(names) >= 8 and not any("head" in name or "embed" in name for name in names)
@@ -91,7 +110,9 @@ def _merged(layer: Any) -> torch.Tensor:
     return added.T if layer.fan_in_fan_out else added
 
 
-def _named(module: Stage2, wanted: list[torch.nn.Parameter]) -> list[tuple[str, torch.nn.Parameter]]:
+def _named(
+    module: Stage2, wanted: list[torch.nn.Parameter]
+) -> list[tuple[str, torch.nn.Parameter]]:
     names = {id(p): name for name, p in module.named_parameters()}
     return [(names[id(p)], p) for p in wanted]
 
@@ -112,7 +133,9 @@ def test_adapters_that_have_not_moved_do_not_drift(llama: Path, tokens: Path) ->
         ({"targets": ["q_proj", "lm_head"]}, "takes in the head"),
     ],
 )
-def test_impossible_adapters_say_what_is_possible(llama: Path, tokens: Path, settings: dict, told: str) -> None:
+def test_impossible_adapters_say_what_is_possible(
+    llama: Path, tokens: Path, settings: dict, told: str
+) -> None:
     with pytest.raises(DataError, match=told):
         made(llama, tokens, tuning="lora", lora=settings)
 
@@ -136,7 +159,9 @@ def test_a_checkpoint_of_another_way_of_tuning_is_refused(llama: Path, tokens: P
 def test_checkpointing_changes_no_gradient(any_backbone: Path, tokens: Path, tuning: str) -> None:
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    plain = made(any_backbone, tokens, tuning=tuning, lora={"dropout": 0.0} if tuning == "lora" else None)
+    plain = made(
+        any_backbone, tokens, tuning=tuning, lora={"dropout": 0.0} if tuning == "lora" else None
+    )
     again = made(
         any_backbone,
         tokens,
@@ -146,10 +171,14 @@ def test_checkpointing_changes_no_gradient(any_backbone: Path, tokens: Path, tun
     )
     again.load_state_dict(plain.state_dict())
     runs = []
-    layer = next(part for part in again.body.modules() if isinstance(part, GradientCheckpointingLayer))
+    layer = next(
+        part for part in again.body.modules() if isinstance(part, GradientCheckpointingLayer)
+    )
     next(layer.children()).register_forward_pre_hook(lambda *_: runs.append(1))
     found, wanted = gradients(again), gradients(plain)
-    assert found.keys() == wanted.keys() and len(runs) > 2  # two passes forward, and again when going back
+    assert (
+        found.keys() == wanted.keys() and len(runs) > 2
+    )  # two passes forward, and again when going back
     for name, gradient in wanted.items():
         torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-5)
 
@@ -163,7 +192,10 @@ def test_every_kernel_gives_the_same_loss(any_backbone: Path, tokens: Path) -> N
         apart.shares_prefix = False
         packed = apart.on_before_batch_transfer(batch(), 0)["packed"]
         assert eager.model.config._attn_implementation == "eager"
-        assert all(group.segments_BT is None for group in packed) and sum(len(group.ids_BT) for group in packed) == 8
+        assert (
+            all(group.segments_BT is None for group in packed)
+            and sum(len(group.ids_BT) for group in packed) == 8
+        )
         torch.testing.assert_close(loss(eager), wanted, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(loss(apart), wanted, atol=1e-5, rtol=1e-5)
 
@@ -182,7 +214,9 @@ def test_a_kernel_that_is_not_there_is_told(llama: Path, tokens: Path) -> None:
 def test_a_stage_trained_in_full_is_tuned_on_with_fixed_weights(
     any_backbone: Path, tokens: Path, tmp_path: Path, tuning: str
 ) -> None:
-    """It starts at that stage's losses, its old weights are that stage's, and only what is added is trained."""
+    """It starts at that stage's losses, its old weights are that stage's, and only what is added is
+    trained.
+    """
     earlier = made(any_backbone, tokens).eval()
     with torch.no_grad():
         for parameter in earlier.parameters():
@@ -191,12 +225,16 @@ def test_a_stage_trained_in_full_is_tuned_on_with_fixed_weights(
     earlier.on_save_checkpoint(checkpoint)
     path = tmp_path / "full.ckpt"
     torch.save(checkpoint, path)
-    module = made(any_backbone, tokens, tuning=tuning, init_from=str(path), drift_from="stage").eval()
+    module = made(
+        any_backbone, tokens, tuning=tuning, init_from=str(path), drift_from="stage"
+    ).eval()
     torch.testing.assert_close(loss(module), loss(earlier), atol=1e-5, rtol=1e-5)
     old = earlier.model.get_input_embeddings().weight
     v = module.vocabulary
     assert torch.equal(module.model.get_input_embeddings().weight, old[: v.text])
-    assert torch.equal(module.new_rows.embedding, old[v.text :]) and torch.equal(module.place, earlier.place)
+    assert torch.equal(module.new_rows.embedding, old[v.text :]) and torch.equal(
+        module.place, earlier.place
+    )
     assert module.drift.term() == 0
     if tuning == "lora":
         with pytest.raises(DataError, match="set drift_from to stage, or drift to 0"):
@@ -211,29 +249,46 @@ def test_a_stage_trained_in_full_is_tuned_on_with_fixed_weights(
 
 
 @pytest.mark.parametrize("tuning", ["full", "lora", "new_rows"])
-def test_the_plain_folder_is_the_same_model(any_backbone: Path, tokens: Path, tmp_path: Path, tuning: str) -> None:
+def test_the_plain_folder_is_the_same_model(
+    any_backbone: Path, tokens: Path, tmp_path: Path, tuning: str
+) -> None:
     """Loaded by transformers alone, it gives the logits of the module over words, marks and codes."""
     module = made(any_backbone, tokens, tuning=tuning).eval()
     shake(module)
     torch.nn.init.normal_(module.place, std=0.2)
     kept = {name: value.clone() for name, value in module.state_dict().items()}
     module.save_plain(tmp_path)
-    assert all(torch.equal(value, kept[name]) for name, value in module.state_dict().items())  # it is a copy
-    plain, facts = AutoModelForCausalLM.from_pretrained(tmp_path), json.loads((tmp_path / "visual.json").read_text())
+    assert all(
+        torch.equal(value, kept[name]) for name, value in module.state_dict().items()
+    )  # it is a copy
+    plain, facts = (
+        AutoModelForCausalLM.from_pretrained(tmp_path),
+        json.loads((tmp_path / "visual.json").read_text()),
+    )
     v = module.vocabulary
-    assert (facts["first_code"], facts["codes"], facts["marks"]["<end>"]) == (v.first_code, 20, v.text)
+    assert (facts["first_code"], facts["codes"], facts["marks"]["<end>"]) == (
+        v.first_code,
+        20,
+        v.text,
+    )
     ids = torch.tensor([[*module.words("No edema."), *module.image_prefix(CODES[0].tolist())]])
     embedded = plain.get_input_embeddings()(ids)
     where = int((ids[0] >= v.first_code).int().argmax())
     embedded[:, where : where + 9] += load_file(tmp_path / "places.safetensors")["place"]
     with torch.no_grad():
         hidden = module.body(inputs_embeds=module.embed(ids)).last_hidden_state
-        wanted = torch.cat([module.text_logits(hidden)[..., : v.text + 1], module.code_logits(hidden)], -1)
+        wanted = torch.cat(
+            [module.text_logits(hidden)[..., : v.text + 1], module.code_logits(hidden)], -1
+        )
         found = plain(inputs_embeds=embedded).logits
     assert found.shape[-1] == v.total
     torch.testing.assert_close(
-        torch.cat([found[..., : v.text + 1], found[..., v.first_code :]], -1), wanted, atol=1e-4, rtol=1e-4
+        torch.cat([found[..., : v.text + 1], found[..., v.first_code :]], -1),
+        wanted,
+        atol=1e-4,
+        rtol=1e-4,
     )
     assert (
-        AutoTokenizer.from_pretrained(tmp_path)("No edema.")["input_ids"] == module.tokenizer("No edema.")["input_ids"]
+        AutoTokenizer.from_pretrained(tmp_path)("No edema.")["input_ids"]
+        == module.tokenizer("No edema.")["input_ids"]
     )

@@ -1,4 +1,6 @@
-"""Several views of a study in one prompt: from a prepared corpus to sequences, reports and drawings."""
+"""Several views of a study in one prompt: from a prepared corpus to sequences, reports and
+drawings.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,22 @@ def corpus_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "1",
     ]
     assert main(["phantom", "mimic", str(folder / "raw"), *arguments]) == 0
-    assert main(["prepare", "mimic-cxr-jpg", str(folder / "raw"), "--out", str(folder / "corpus"), "--size", "16", "--workers", "1"]) == 0  # fmt: skip
+    assert (
+        main(
+            [
+                "prepare",
+                "mimic-cxr-jpg",
+                str(folder / "raw"),
+                "--out",
+                str(folder / "corpus"),
+                "--size",
+                "16",
+                "--workers",
+                "1",
+            ]
+        )
+        == 0
+    )
     return folder / "corpus"
 
 
@@ -51,14 +68,26 @@ def cache(corpus_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     corpus, out = Corpus(corpus_path), tmp_path_factory.mktemp("codes")
     codes = np.random.default_rng(0).integers(0, 20, (corpus.n_images, 9))
     write_tokens(
-        out, corpus.fingerprint, "tokenizer-a", np.random.default_rng(1).normal(size=(20, 4)), 3, len(codes), [codes]
+        out,
+        corpus.fingerprint,
+        "tokenizer-a",
+        np.random.default_rng(1).normal(size=(20, 4)),
+        3,
+        len(codes),
+        [codes],
     )
     return out
 
 
 def batches(corpus: Path, cache: Path, **settings: Any) -> list[dict[str, Any]]:
     data = CXRDataModule(
-        [str(corpus)], [str(cache)], "instructions", batch_size=4, eval_batch_size=4, findings=["edema"], **settings
+        [str(corpus)],
+        [str(cache)],
+        "instructions",
+        batch_size=4,
+        eval_batch_size=4,
+        findings=["edema"],
+        **settings,
     )
     data.setup("fit")
     return [*data.val_dataloader()[0]]
@@ -66,13 +95,17 @@ def batches(corpus: Path, cache: Path, **settings: Any) -> list[dict[str, Any]]:
 
 def made(backbone: Path, tokens: Path, kind: type = Stage2, **settings: Any) -> LanguageModule:
     torch.manual_seed(0)
-    module = kind(str(backbone), str(tokens), max_words=48, **{"views": True, "drift": 0.0, **settings}).eval()
+    module = kind(
+        str(backbone), str(tokens), max_words=48, **{"views": True, "drift": 0.0, **settings}
+    ).eval()
     torch.nn.init.normal_(module.place, std=0.2)
     return module
 
 
 def batch(*views: dict[str, list[int]]) -> dict[str, Any]:
-    studies = [{"text": "No effusion.", "study": f"s{i}", "questions": ()} for i in range(len(views))]
+    studies = [
+        {"text": "No effusion.", "study": f"s{i}", "questions": ()} for i in range(len(views))
+    ]
     first = torch.tensor([next(iter(shown.values())) for shown in views])
     return {"codes": first, "views": [*views], "studies": studies}
 
@@ -88,16 +121,24 @@ def test_the_corpus_brings_each_view_once_and_frontal_first(corpus_path: Path, c
     codes = np.load(cache / "codes.npy")
     for found in batches(corpus_path, cache, each_view=True):
         for study, views, first, row in zip(
-            found["studies"], found["views"], found["codes"], [s["image_row"] for s in found["studies"]]
+            found["studies"],
+            found["views"],
+            found["codes"],
+            [s["image_row"] for s in found["studies"]],
         ):
             images = corpus.image_rows(rows[study["study"]])
             for view, shown in views.items():
                 wanted = next(number for number, name in images if SIDES.get(name) == view)
                 assert shown == codes[wanted].tolist()
-            assert list(views) == sorted(views) and first.tolist() == next(iter(views.values())) == codes[row].tolist()
+            assert (
+                list(views) == sorted(views)
+                and first.tolist() == next(iter(views.values())) == codes[row].tolist()
+            )
             assert "views" not in study
             seen.add(tuple(views))
-    assert ("frontal", "lateral") in seen and len(seen) > 1  # studies with both, and studies that lack one
+    assert ("frontal", "lateral") in seen and len(
+        seen
+    ) > 1  # studies with both, and studies that lack one
 
 
 def test_without_it_a_batch_is_what_it_was(corpus_path: Path, cache: Path) -> None:
@@ -130,10 +171,22 @@ def test_a_report_reads_each_view_behind_its_mark(llama: Path, tokens: Path, kin
     reading, drawing = module.trees(batch(BOTH, {"lateral": LATERAL}), training=False)
     prefix = reading[0].prefix
     assert codes_in(module, prefix) == FRONTAL + LATERAL
-    assert [i for i in prefix if i >= v.last_code] == [v.view_mark("frontal"), v.view_mark("lateral")]
-    assert codes_in(module, reading[1].prefix) == LATERAL and v.view_mark("frontal") not in reading[1].prefix
-    assert codes_in(module, drawing[0].prefix) == LATERAL and codes_in(module, drawing[0].branches[0].target) == FRONTAL
-    assert codes_in(module, drawing[1].prefix) == [] and codes_in(module, drawing[1].branches[0].target) == LATERAL
+    assert [i for i in prefix if i >= v.last_code] == [
+        v.view_mark("frontal"),
+        v.view_mark("lateral"),
+    ]
+    assert (
+        codes_in(module, reading[1].prefix) == LATERAL
+        and v.view_mark("frontal") not in reading[1].prefix
+    )
+    assert (
+        codes_in(module, drawing[0].prefix) == LATERAL
+        and codes_in(module, drawing[0].branches[0].target) == FRONTAL
+    )
+    assert (
+        codes_in(module, drawing[1].prefix) == []
+        and codes_in(module, drawing[1].branches[0].target) == LATERAL
+    )
     assert drawing[0].prefix[-2:] == [v.mark("<image>"), v.view_mark("frontal")]
 
 
@@ -144,18 +197,25 @@ def test_views_are_dropped_by_chance_and_one_always_stays(llama: Path, tokens: P
         read.append(tuple(codes_in(module, reading[0].prefix)))
         given.append(len(codes_in(module, drawing[0].prefix)))
         targets.append(tuple(codes_in(module, drawing[0].branches[0].target)))
-        assert targets[-1] != tuple(codes_in(module, drawing[0].prefix))  # never shown what it is to draw
+        assert targets[-1] != tuple(
+            codes_in(module, drawing[0].prefix)
+        )  # never shown what it is to draw
     counts = {views: read.count(views) for views in set(read)}
     assert set(counts) == {tuple(FRONTAL), tuple(LATERAL), tuple(FRONTAL + LATERAL)}
     assert 0.35 < counts[tuple(FRONTAL + LATERAL)] / 200 < 0.63  # 0.7² = 0.49
     assert 0.58 < given.count(9) / 200 < 0.82 and 0.4 < targets.count(tuple(FRONTAL)) / 200 < 0.6
     with_all = made(llama, tokens, view_dropout=0.0)
-    assert {len(codes_in(with_all, with_all.trees(batch(BOTH), training=True)[0][0].prefix)) for _ in range(20)} == {18}
+    assert {
+        len(codes_in(with_all, with_all.trees(batch(BOTH), training=True)[0][0].prefix))
+        for _ in range(20)
+    } == {18}
 
 
 def test_nothing_leaks_from_what_is_not_shown(llama: Path, tokens: Path) -> None:
-    """A code of the target changes only what comes after it; a change in a given view changes every code drawn from it; a
-    code of one view stands in its own place of the grid, whatever stands before it."""
+    """A code of the target changes only what comes after it; a change in a given view changes every
+    code drawn from it; a code of one view stands in its own place of the grid, whatever stands
+    before it.
+    """
     module = made(llama, tokens)
 
     def losses(shown: dict[str, list[int]]) -> torch.Tensor:
@@ -177,7 +237,9 @@ def test_nothing_leaks_from_what_is_not_shown(llama: Path, tokens: Path) -> None
     trees = module.trees(batch(BOTH, {"lateral": LATERAL}), training=False)[0]
     with torch.no_grad():
         together = module.token_losses(pack(trees))
-        alone = torch.cat([module.token_losses(pack([Tree(tree.prefix, tree.branches)])) for tree in trees])
+        alone = torch.cat(
+            [module.token_losses(pack([Tree(tree.prefix, tree.branches)])) for tree in trees]
+        )
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
 
 
@@ -186,21 +248,31 @@ def test_a_missing_view_is_drawn_from_the_other_and_the_report(llama: Path, toke
     text, v = "No effusion.", module.vocabulary
     with torch.no_grad():  # so that what is shown is heard
         module.model.get_input_embeddings().weight[v.text :] *= 3
-    drawn = module.draw([text] * 3, views=["lateral", "lateral", "frontal"], given=[{"frontal": FRONTAL}, {}, {}])
-    assert drawn.shape == (3, 9) and not torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[1], drawn[2])
+    drawn = module.draw(
+        [text] * 3, views=["lateral", "lateral", "frontal"], given=[{"frontal": FRONTAL}, {}, {}]
+    )
+    assert (
+        drawn.shape == (3, 9)
+        and not torch.equal(drawn[0], drawn[1])
+        and not torch.equal(drawn[1], drawn[2])
+    )
     assert torch.equal(module.draw([text]), drawn[2:])  # frontal where nothing is said
     ids, free = (
         module.draw_prompt(text, view="lateral", given={"frontal": FRONTAL}),
         module.draw_prompt(None, view="lateral"),
     )
-    assert codes_in(module, ids) == FRONTAL and codes_in(module, free) == [] and free[-1] == v.view_mark("lateral")
+    assert (
+        codes_in(module, ids) == FRONTAL
+        and codes_in(module, free) == []
+        and free[-1] == v.view_mark("lateral")
+    )
     for _ in range(9):  # without a cache
         with torch.no_grad():
             scores = [
                 module.code_logits(
-                    module.body(inputs_embeds=module.embed(torch.tensor([line])), use_cache=False).last_hidden_state[
-                        0, -1
-                    ]
+                    module.body(
+                        inputs_embeds=module.embed(torch.tensor([line])), use_cache=False
+                    ).last_hidden_state[0, -1]
                 )
                 for line in (ids, free)
             ]
@@ -208,10 +280,15 @@ def test_a_missing_view_is_drawn_from_the_other_and_the_report(llama: Path, toke
         ids.append(chosen), free.append(chosen)
     assert codes_in(module, ids)[-9:] == drawn[0].tolist()
     both, one = module.write_reports([BOTH, {"frontal": FRONTAL}])
-    assert both == module.write_reports([BOTH])[0] and one == module.write_reports(torch.tensor([FRONTAL]))[0]
+    assert (
+        both == module.write_reports([BOTH])[0]
+        and one == module.write_reports(torch.tensor([FRONTAL]))[0]
+    )
     ask = [[("Is there edema?", ("yes", "no"))]] * 2
     answers = module.answer([BOTH, {"lateral": LATERAL}], ask)
-    torch.testing.assert_close(torch.tensor(module.answer([{"lateral": LATERAL}], ask[:1])), torch.tensor(answers[1:]))
+    torch.testing.assert_close(
+        torch.tensor(module.answer([{"lateral": LATERAL}], ask[:1])), torch.tensor(answers[1:])
+    )
 
 
 def test_data_and_model_must_agree(llama: Path, tokens: Path) -> None:
@@ -220,10 +297,15 @@ def test_data_and_model_must_agree(llama: Path, tokens: Path) -> None:
         views.trees({k: v for k, v in batch(BOTH).items() if k != "views"}, training=False)
     with pytest.raises(DataError, match=r"views is False and data\.each_view True"):
         codes.trees(batch(BOTH), training=False)
-    for wrong in (lambda: codes.write_reports([BOTH]), lambda: codes.draw(["No edema."], views=["lateral"])):
+    for wrong in (
+        lambda: codes.write_reports([BOTH]),
+        lambda: codes.draw(["No edema."], views=["lateral"]),
+    ):
         with pytest.raises(DataError, match=r"one image without a name"):
             wrong()
     with pytest.raises(DataError, match="9 codes in"):
         views.trees(batch({**BOTH, "lateral": [20, *LATERAL[1:]]}), training=False)
-    with pytest.raises(DataError, match=r"two images of 9 codes and a text of max_words = 105 need 132"):
+    with pytest.raises(
+        DataError, match=r"two images of 9 codes and a text of max_words = 105 need 132"
+    ):
         Stage1(str(llama), str(tokens), views=True, max_words=105)

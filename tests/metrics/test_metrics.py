@@ -46,7 +46,9 @@ def test_bleu_against_nltk_and_sacrebleu() -> None:
     found = metric.compute()
     said, wanted = [words(p) for p, _ in TEXTS], [[words(r)] for _, r in TEXTS]
     for n in range(1, 5):
-        assert found[f"bleu_{n}"].value == pytest.approx(nltk_bleu(wanted, said, weights=(1 / n,) * n), abs=1e-9)
+        assert found[f"bleu_{n}"].value == pytest.approx(
+            nltk_bleu(wanted, said, weights=(1 / n,) * n), abs=1e-9
+        )
     joined = [" ".join(p) for p in said], [[" ".join(r[0]) for r in wanted]]
     other = BLEU(tokenize="none", smooth_method="none").corpus_score(*joined).score / 100
     assert found["bleu_4"].value == pytest.approx(other, abs=1e-6)
@@ -83,13 +85,18 @@ def test_auroc_against_sklearn() -> None:
     score, truth = random.integers(0, 9, 200) / 9, random.integers(0, 2, 200)
     assert auroc(score, truth) == pytest.approx(roc_auc_score(truth, score))
     weights = random.integers(0, 4, 200)
-    assert auroc(score, truth, weights) == pytest.approx(roc_auc_score(truth, score, sample_weight=weights))
+    assert auroc(score, truth, weights) == pytest.approx(
+        roc_auc_score(truth, score, sample_weight=weights)
+    )
     assert math.isnan(auroc(score, np.ones(200)))
 
 
 def test_grouped_auroc_and_accuracy() -> None:
     random = np.random.default_rng(1)
-    scores, truths = torch.tensor(random.random((60, 3))), torch.tensor(random.integers(0, 2, (60, 3))).float()
+    scores, truths = (
+        torch.tensor(random.random((60, 3))),
+        torch.tensor(random.integers(0, 2, (60, 3))).float(),
+    )
     truths[:, 2] = 1  # one class only: no figure, not in the mean
     truths[5, 0] = torch.nan
     metric = GroupedAUROC(["x", "y", "z"])
@@ -103,23 +110,33 @@ def test_grouped_auroc_and_accuracy() -> None:
     assert found["auroc_macro"].low < found["auroc_macro"].value < found["auroc_macro"].high
     right = GroupedMean("accuracy", ["x", "y"])
     right.update([True, False, True, True], [0, 0, 1, 1], list("abcd"))
-    assert {k: v.value for k, v in right.compute().items()} == {"accuracy": 0.75, "accuracy/x": 0.5, "accuracy/y": 1.0}
+    assert {k: v.value for k, v in right.compute().items()} == {
+        "accuracy": 0.75,
+        "accuracy/x": 0.5,
+        "accuracy/y": 1.0,
+    }
 
 
 def test_open_answers_against_squad() -> None:
     """Whatever the words: torchmetrics' SQuAD of the same pairs, a pair at a time."""
     words = ["the", "a", "left", "right", "lower", "lobe,", "Lobe", "effusion.", "none", "-"]
     random = np.random.default_rng(0)
-    pairs = [[" ".join(random.choice(words, random.integers(1, 5))) for _ in range(2)] for _ in range(200)]
+    pairs = [
+        [" ".join(random.choice(words, random.integers(1, 5))) for _ in range(2)]
+        for _ in range(200)
+    ]
     for said, answer in pairs:
         theirs = SQuAD()
         theirs.update(
-            [{"prediction_text": said, "id": "1"}], [{"answers": {"text": [answer], "answer_start": [0]}, "id": "1"}]
+            [{"prediction_text": said, "id": "1"}],
+            [{"answers": {"text": [answer], "answer_start": [0]}, "id": "1"}],
         )
         found = {name: value.item() / 100 for name, value in theirs.compute().items()}
         assert exact_match(said, answer) == pytest.approx(found["exact_match"])
         assert word_f1(said, answer) == pytest.approx(found["f1"])
-    assert {exact_match(*pair) for pair in pairs} == {0.0, 1.0} and len({word_f1(*pair) for pair in pairs} - {0, 1}) > 0
+    assert {exact_match(*pair) for pair in pairs} == {0.0, 1.0} and len(
+        {word_f1(*pair) for pair in pairs} - {0, 1}
+    ) > 0
 
 
 @pytest.mark.parametrize(
@@ -127,8 +144,14 @@ def test_open_answers_against_squad() -> None:
     [
         ("The heart is enlarged.", {"cardiomegaly": "present"}),
         ("Heart size is normal.", {}),
-        ("No pleural effusion or pneumothorax.", {"pleural effusion": "absent", "pneumothorax": "absent"}),
-        ("No edema, but a small left effusion.", {"edema": "absent", "pleural effusion": "present"}),
+        (
+            "No pleural effusion or pneumothorax.",
+            {"pleural effusion": "absent", "pneumothorax": "absent"},
+        ),
+        (
+            "No edema, but a small left effusion.",
+            {"edema": "absent", "pleural effusion": "present"},
+        ),
         ("Possible pneumonia.", {"pneumonia": "uncertain"}),
         ("Pneumothorax is not seen.", {"pneumothorax": "absent"}),
         ("Lungs are hyperexpanded.", {"hyperinflation": "present"}),
@@ -144,7 +167,12 @@ def test_labeller(text: str, found: dict[str, str]) -> None:
 
 def test_findings_f1_against_sklearn() -> None:
     names = ["cardiomegaly", "pleural effusion"]
-    written = ["The heart is enlarged.", "Small effusion.", "No effusion.", "The heart is enlarged. Large effusion."]
+    written = [
+        "The heart is enlarged.",
+        "Small effusion.",
+        "No effusion.",
+        "The heart is enlarged. Large effusion.",
+    ]
     truth = [(1, 0), (0, 1), (0, 1), (0, 1)]
     metric = FindingsF1(names)
     labels = [{n: "present" if v else "absent" for n, v in zip(names, row)} for row in truth]
@@ -152,9 +180,14 @@ def test_findings_f1_against_sklearn() -> None:
     said = [(1, 0), (0, 1), (0, 0), (1, 1)]
     found = metric.compute()
     for average in ("macro", "micro"):
-        assert found[f"findings_f1_{average}"].value == pytest.approx(f1_score(truth, said, average=average))
+        assert found[f"findings_f1_{average}"].value == pytest.approx(
+            f1_score(truth, said, average=average)
+        )
     # Chance: the expectation over all ways of dealing the four reports to the four patients.
-    dealt = [f1_score(truth, [said[i] for i in order], average=None) for order in itertools.permutations(range(4))]
+    dealt = [
+        f1_score(truth, [said[i] for i in order], average=None)
+        for order in itertools.permutations(range(4))
+    ]
     assert found["findings_f1_macro_chance"].value == pytest.approx(np.mean(dealt), abs=0.02)
     metric = FindingsF1(names)
     metric.update(written, [{"cardiomegaly": "uncertain"}] * 4, list("abcd"))
@@ -180,7 +213,9 @@ def test_frechet_against_pytorch_fid() -> None:
     other = calculate_frechet_distance(
         real.mean(0), np.cov(real, rowvar=False), made.mean(0), np.cov(made, rowvar=False)
     )
-    assert found.value == pytest.approx(other, rel=1e-4) and found.low < found.high and found.n == 250
+    assert (
+        found.value == pytest.approx(other, rel=1e-4) and found.low < found.high and found.n == 250
+    )
     metric = FrechetDistance("fid_cxr", 8, "test")
     metric.update(torch.tensor(real), True, [str(i) for i in range(300)])
     assert metric.compute() == {}  # never silently 0
@@ -190,16 +225,24 @@ def test_codebook_use_and_perplexity() -> None:
     use = CodebookUse(8)
     use.update(torch.tensor([[0, 1, 2, 3]]))
     found = use.compute()
-    assert found["codebook_used"].value == 0.5 and found["codebook_perplexity"].value == pytest.approx(4)
+    assert found["codebook_used"].value == 0.5 and found[
+        "codebook_perplexity"
+    ].value == pytest.approx(4)
     text = Perplexity()
     text.update([2.0, 4.0], [2, 2], ["a", "b"])
-    assert text.compute()["perplexity"].value == pytest.approx(math.exp(6 / 4)) and len(text.compute()) == 1
+    assert (
+        text.compute()["perplexity"].value == pytest.approx(math.exp(6 / 4))
+        and len(text.compute()) == 1
+    )
     text = Perplexity()
     text.update([2.0, 4.0], [2, 2], ["a", "b"], before=[1.0, 2.0])
     found = text.compute()
     assert found["perplexity_before"].value == pytest.approx(math.exp(3 / 4))
     ratio = found["perplexity_ratio"]
-    assert ratio.value == pytest.approx(math.exp(6 / 4) / math.exp(3 / 4)) and ratio.low < ratio.value < ratio.high
+    assert (
+        ratio.value == pytest.approx(math.exp(6 / 4) / math.exp(3 / 4))
+        and ratio.low < ratio.value < ratio.high
+    )
 
 
 @pytest.mark.slow
@@ -209,7 +252,9 @@ def test_inception_from_a_local_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     made = {}
     monkeypatch.setattr(inception, "load_state_dict_from_url", lambda *_, **__: made)
-    monkeypatch.setattr(torch.nn.Module, "load_state_dict", lambda self, state, **_: made.update(self.state_dict()))
+    monkeypatch.setattr(
+        torch.nn.Module, "load_state_dict", lambda self, state, **_: made.update(self.state_dict())
+    )
     inception.fid_inception_v3()
     monkeypatch.undo()
     torch.save(made, tmp_path / "inception.pth")
@@ -234,13 +279,19 @@ def test_lpips_against_torchmetrics_on_the_same_weights(
     other = LearnedPerceptualImagePatchSimilarity(kind)  # type: ignore[arg-type]
     wanted = other(real.expand(-1, 3, -1, -1), made.expand(-1, 3, -1, -1))
     found = metric.compute()
-    assert found["lpips"].value == pytest.approx(float(wanted), rel=1e-5) and found["lpips"].value > 1e-3
+    assert (
+        found["lpips"].value == pytest.approx(float(wanted), rel=1e-5)
+        and found["lpips"].value > 1e-3
+    )
     assert lpips_distance(tmp_path / "backbone.pth")(real, real).abs().max() == 0
     assert "LPIPS" in metric.protocol and "LPIPS" not in ReconstructionScores().protocol
 
 
 def test_lpips_says_which_weights_it_wants(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"nowhere.pth do not exist; expected torchvision's alexnet-owt-7be5be79\.pth"):
+    with pytest.raises(
+        ValueError,
+        match=r"nowhere.pth do not exist; expected torchvision's alexnet-owt-7be5be79\.pth",
+    ):
         lpips_distance(tmp_path / "nowhere.pth")
     torch.save({"features.0.weight": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match="neither AlexNet's nor VGG-16's"):

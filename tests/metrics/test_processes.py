@@ -29,12 +29,19 @@ def figures(rows: range) -> dict[str, tuple]:
         torch.randint(0, 2, (STUDIES, 2), generator=random).float(),
     )
     texts = [
-        " ".join(["no effusion", "the heart is enlarged", "small pneumothorax"][: 1 + i % 3]) for i in range(STUDIES)
+        " ".join(["no effusion", "the heart is enlarged", "small pneumothorax"][: 1 + i % 3])
+        for i in range(STUDIES)
     ]
     metrics: dict[str, Metric] = {
-        "text": TextScores(), "f1": FindingsF1(["cardiomegaly"]), "auroc": GroupedAUROC(["x", "y"]), "right": GroupedMean("accuracy", ["x"]),
-        "image": ReconstructionScores(), "codes": CodebookUse(16), "fid": FrechetDistance("fid", 3, "t"), "text nats": Perplexity(),
-    }  # fmt: skip
+        "text": TextScores(),
+        "f1": FindingsF1(["cardiomegaly"]),
+        "auroc": GroupedAUROC(["x", "y"]),
+        "right": GroupedMean("accuracy", ["x"]),
+        "image": ReconstructionScores(),
+        "codes": CodebookUse(16),
+        "fid": FrechetDistance("fid", 3, "t"),
+        "text nats": Perplexity(),
+    }
     for i in rows:
         patient = [f"p{i // 2}"]
         metrics["text"].update([texts[i]], [texts[-1 - i]], patient)
@@ -46,7 +53,11 @@ def figures(rows: range) -> dict[str, tuple]:
         metrics["fid"].update(features[0, i : i + 1], True, patient)
         metrics["fid"].update(features[1, i : i + 1], False, patient)
         metrics["text nats"].update([float(i)], [i + 1], patient)
-    return {name: tuple(value) for metric in metrics.values() for name, value in metric.compute().items()}
+    return {
+        name: tuple(value)
+        for metric in metrics.values()
+        for name, value in metric.compute().items()
+    }
 
 
 def process(rank: int, world: int, out: str, studies: int) -> None:

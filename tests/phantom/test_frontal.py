@@ -13,7 +13,9 @@ from mavilt_pl.phantom.frontal import Frontal
 
 
 def cardiothoracic_ratio(projection: str, enlarged: bool, seed: int) -> float:
-    """Greatest width of the central shadow over that of the rib cage, measured on the shadow itself."""
+    """Greatest width of the central shadow over that of the rib cage, measured on the shadow
+    itself.
+    """
     random = np.random.default_rng(seed)
     findings = [make_finding("cardiomegaly", random)] if enlarged else []
     body = dataclasses.replace(draw_body(random, findings), shift=(0.0, 0.0))
@@ -37,12 +39,18 @@ def test_ap_magnifies_the_heart_but_never_into_cardiomegaly() -> None:
 
 def test_ap_is_a_shallower_breath() -> None:
     body = draw_body(np.random.default_rng(0), [])
-    lungs = [sum(a.sum() for a in Frontal(body, 64, np.random.default_rng(1), p).air.values()) for p in ("PA", "AP")]  # type: ignore[arg-type]
+    lungs = [
+        sum(a.sum() for a in Frontal(body, 64, np.random.default_rng(1), p).air.values())
+        for p in ("PA", "AP")
+    ]  # type: ignore[arg-type]
     assert 0.80 < lungs[1] / lungs[0] < 0.97
 
 
 def test_ap_lays_the_scapulae_over_the_lungs() -> None:
     body = dataclasses.replace(draw_body(np.random.default_rng(0), []), shift=(0.0, 0.0))
     pa, ap = (render(body, [], 128, np.random.default_rng(1), p) for p in ("PA", "AP"))  # type: ignore[arg-type]
-    upper_outer = (slice(38, 50), slice(106, 112))  # the left lung beside the rib cage, below the clavicle
+    upper_outer = (
+        slice(38, 50),
+        slice(106, 112),
+    )  # the left lung beside the rib cage, below the clavicle
     assert ap[upper_outer].mean() > pa[upper_outer].mean() + 0.02

@@ -20,7 +20,9 @@ def patient(*findings: Finding) -> Body:
 def change(finding: Finding, projection: Projection = "LATERAL") -> np.ndarray:
     """What the finding adds to the image of one and the same patient, [H,W]."""
     body = patient(finding)
-    with_it, without = (render(body, f, SIZE, np.random.default_rng(2), projection) for f in ([finding], []))
+    with_it, without = (
+        render(body, f, SIZE, np.random.default_rng(2), projection) for f in ([finding], [])
+    )
     return with_it - without
 
 
@@ -52,5 +54,10 @@ def test_an_effusion_fills_the_posterior_angle() -> None:
 def test_the_heart_lies_in_front_and_air_before_and_behind_it() -> None:
     image = render(patient(), [], SIZE, np.random.default_rng(2), "LATERAL")
     rows = {"retrosternal": (0.36, 0.32), "heart": (0.62, 0.36), "retrocardiac": (0.60, 0.62)}
-    at = {name: image[int(y * SIZE) - 2 : int(y * SIZE) + 3, int(x * SIZE) - 2 : int(x * SIZE) + 3].mean() for name, (y, x) in rows.items()}  # fmt: skip
+    at = {
+        name: image[
+            int(y * SIZE) - 2 : int(y * SIZE) + 3, int(x * SIZE) - 2 : int(x * SIZE) + 3
+        ].mean()
+        for name, (y, x) in rows.items()
+    }
     assert at["heart"] > at["retrosternal"] + 0.15 and at["heart"] > at["retrocardiac"] + 0.15

@@ -1,4 +1,6 @@
-"""Every layout on disk: the dataset's own names, columns and pixel formats, decoded by the one decoder."""
+"""Every layout on disk: the dataset's own names, columns and pixel formats, decoded by the one
+decoder.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,11 @@ def phantom(layout: str, out: Path, *options: str) -> Path:
 
 def table(path: Path) -> list[dict[str, str]]:
     data = path.read_bytes()
-    return list(csv.DictReader((gzip.decompress(data) if path.suffix == ".gz" else data).decode().splitlines()))
+    return list(
+        csv.DictReader(
+            (gzip.decompress(data) if path.suffix == ".gz" else data).decode().splitlines()
+        )
+    )
 
 
 @pytest.fixture(scope="module")
@@ -43,24 +49,38 @@ def dcm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_mimic_cxr_jpg_has_its_tables(jpg: Path) -> None:
-    metadata, split = (table(jpg / f"mimic-cxr-2.0.0-{name}.csv.gz") for name in ("metadata", "split"))
+    metadata, split = (
+        table(jpg / f"mimic-cxr-2.0.0-{name}.csv.gz") for name in ("metadata", "split")
+    )
     assert set(metadata[0]) == set(METADATA) and len(metadata) == len(split) > 12
     assert all(value for row in metadata for value in row.values())
     views = [row["ViewPosition"] for row in metadata]
     assert views.count("LATERAL") == len(metadata) - 12 and {"PA", "AP"} < set(views)
     for name in ("chexpert", "negbio"):
-        assert set(table(jpg / f"mimic-cxr-2.0.0-{name}.csv.gz")[0]) == {"subject_id", "study_id", *CHEXPERT}
+        assert set(table(jpg / f"mimic-cxr-2.0.0-{name}.csv.gz")[0]) == {
+            "subject_id",
+            "study_id",
+            *CHEXPERT,
+        }
     tested = table(jpg / "mimic-cxr-2.1.0-test-set-labeled.csv")
     assert set(tested[0]) == {"study_id", *CHEXPERT}
-    assert {row["study_id"] for row in tested} == {row["study_id"] for row in split if row["split"] == "test"}
+    assert {row["study_id"] for row in tested} == {
+        row["study_id"] for row in split if row["split"] == "test"
+    }
 
 
-def test_laterals_change_neither_the_frontal_images_nor_the_words(jpg: Path, tmp_path: Path) -> None:
+def test_laterals_change_neither_the_frontal_images_nor_the_words(
+    jpg: Path, tmp_path: Path
+) -> None:
     alone = phantom("mimic", tmp_path / "out", "--studies", "12", "--validate", "2", "--test", "3")
     images = {path.relative_to(alone) for path in alone.rglob("*.jpg")}
-    assert len(images) == 12 and all((jpg / path).read_bytes() == (alone / path).read_bytes() for path in images)
+    assert len(images) == 12 and all(
+        (jpg / path).read_bytes() == (alone / path).read_bytes() for path in images
+    )
     for path in alone.rglob("s*.txt"):
-        words = [text.read_text().split("FINDINGS:")[1] for text in (path, jpg / path.relative_to(alone))]
+        words = [
+            text.read_text().split("FINDINGS:")[1] for text in (path, jpg / path.relative_to(alone))
+        ]
         assert words[0] == words[1]
 
 
@@ -74,7 +94,11 @@ def test_mimic_cxr_dicom_shows_the_same_pictures_as_mimic_cxr_jpg(jpg: Path, dcm
     for row in records:
         path = dcm / row["path"]
         header = pydicom.dcmread(path, stop_before_pixels=True)
-        assert (header.BitsStored, header.PatientID, header.StudyID) == (12, row["subject_id"], row["study_id"])
+        assert (header.BitsStored, header.PatientID, header.StudyID) == (
+            12,
+            row["subject_id"],
+            row["study_id"],
+        )
         seen.add((header.PhotometricInterpretation, header.file_meta.TransferSyntaxUID))
         rendered = images[row["dicom_id"]]
         expected = (rendered - rendered.min()) / (rendered.max() - rendered.min())
@@ -90,12 +114,18 @@ def test_mimic_cxr_dicom_lists_its_reports(jpg: Path, dcm: Path) -> None:
     with zipfile.ZipFile(dcm / "mimic-cxr-reports.zip") as archive:
         reports = {name: archive.read(name).decode() for name in archive.namelist()}
     assert [row["path"] for row in table(dcm / "cxr-study-list.csv.gz")] == list(reports)
-    assert reports == {name: (jpg / name).read_text() for name in reports} and not list(dcm.rglob("*.txt"))
+    assert reports == {name: (jpg / name).read_text() for name in reports} and not list(
+        dcm.rglob("*.txt")
+    )
 
 
 @pytest.mark.parametrize("number", range(6))
-def test_a_dicom_variety_is_wrong_without_its_grey_scale_transformation(number: int, tmp_path: Path) -> None:
-    """Each variety comes back as the image it was made from, and does not once its window or VOI LUT is taken away."""
+def test_a_dicom_variety_is_wrong_without_its_grey_scale_transformation(
+    number: int, tmp_path: Path
+) -> None:
+    """Each variety comes back as the image it was made from, and does not once its window or VOI
+    LUT is taken away.
+    """
     image = np.linspace(0, 1, 64 * 48, dtype=np.float32).reshape(64, 48) ** 2
     kind = variety(number)
     path = tmp_path / "a.dcm"
@@ -113,7 +143,9 @@ def test_a_dicom_variety_is_wrong_without_its_grey_scale_transformation(number: 
 def test_varieties_cover_what_hospitals_send() -> None:
     kinds = [variety(number) for number in range(2 * len(GREY) * len(writable()))]
     assert {kind.photometric for kind in kinds[:8]} == {"MONOCHROME1", "MONOCHROME2"}
-    assert {kind.grey for kind in kinds[:8]} == set(GREY) and {kind.syntax for kind in kinds[:8]} == set(writable())
+    assert {kind.grey for kind in kinds[:8]} == set(GREY) and {
+        kind.syntax for kind in kinds[:8]
+    } == set(writable())
     assert len(set(kinds)) == 2 * len(GREY) * len(writable())
     assert (JPEGLSLossless in writable()) == get_encoder(JPEGLSLossless).is_available
     assert (JPEG2000Lossless in writable()) == get_encoder(JPEG2000Lossless).is_available
@@ -133,7 +165,10 @@ def test_the_three_indiana_layouts_show_the_same_pictures(tmp_path: Path) -> Non
         pictures[f"{study.removeprefix('CXR')}_{series}"] = path.read_bytes()
     rows = table(kaggle / "indiana_projections.csv")
     folder = kaggle / "images" / "images_normalized"
-    copies = {row["filename"].removesuffix(".dcm.png"): (folder / row["filename"]).read_bytes() for row in rows}
+    copies = {
+        row["filename"].removesuffix(".dcm.png"): (folder / row["filename"]).read_bytes()
+        for row in rows
+    }
     assert pictures == copies and len(copies) > 10
     assert {row["projection"] for row in rows} == {"Frontal", "Lateral"}
     reports = table(kaggle / "indiana_reports.csv")

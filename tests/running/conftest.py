@@ -10,9 +10,14 @@ import pytest
 
 @pytest.fixture(scope="session")
 def real_slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[one_node.Slurm]:
-    """A SLURM of one node; skips where it is not installed (Debian: apt-get install slurm-wlm munge)."""
+    """A SLURM of one node; skips where it is not installed (Debian: apt-get install slurm-wlm
+    munge).
+    """
     if absent := one_node.missing():
-        pytest.skip(f"SLURM is not installed: no {', '.join(absent)} (Debian: apt-get install slurm-wlm munge)")
+        pytest.skip(
+            f"SLURM is not installed: no {', '.join(absent)} (Debian: apt-get install slurm-wlm "
+            f"munge)"
+        )
     with one_node.slurm(tmp_path_factory.mktemp("slurm")) as cluster:
         yield cluster
 

@@ -1,4 +1,6 @@
-"""A callback with which one rank of a training dies; named on the command line of processes that the tests start."""
+"""A callback with which one rank of a training dies; named on the command line of processes that
+the tests start.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,9 @@ from lightning import Callback, Trainer
 
 
 class Dies(Callback):
-    """Rank `rank` raises an error, or is killed, within the step after `step`; it writes the time into `mark` before."""
+    """Rank `rank` raises an error, or is killed, within the step after `step`; it writes the time
+    into `mark` before.
+    """
 
     def __init__(self, rank: int, how: str, mark: str, step: int = 2):
         self.rank, self.how, self.mark, self.step = rank, how, mark, step

@@ -1,4 +1,6 @@
-"""A real SLURM of one node, run by the user of the tests: munged, slurmctld and slurmd with ports and folders of their own."""
+"""A real SLURM of one node, run by the user of the tests: munged, slurmctld and slurmd with ports
+and folders of their own.
+"""
 
 from __future__ import annotations
 
@@ -68,22 +70,42 @@ class Slurm:
         self.environment = {"SLURM_CONF": str(folder / "slurm.conf")}
 
     def said(self, *words: str) -> str:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=60, env={**os.environ, **self.environment})
+        done = subprocess.run(
+            words,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env={**os.environ, **self.environment},
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout
 
     def state(self, job: str) -> str:
-        """PENDING, RUNNING, COMPLETED, FAILED, …; of an array the first state of its tasks that is not COMPLETED."""
-        lines = self.said("squeue", "--noheader", "--all", "--states=all", f"--jobs={job}", "--format=%T").split()
+        """PENDING, RUNNING, COMPLETED, FAILED, …; of an array the first state of its tasks that is
+        not COMPLETED.
+        """
+        lines = self.said(
+            "squeue", "--noheader", "--all", "--states=all", f"--jobs={job}", "--format=%T"
+        ).split()
         return next((line for line in lines if line != "COMPLETED"), "COMPLETED")
 
     def wait(self, job: str, *states: str, seconds: float = 240) -> str:
-        """Until a job has one of the states; a requeued one is not left to wait for its minute or two."""
+        """Until a job has one of the states; a requeued one is not left to wait for its minute or
+        two.
+        """
         end = time.monotonic() + seconds
         while (state := self.state(job)) not in states:
-            assert time.monotonic() < end, f"job {job} is {state}: {self.said('scontrol', 'show', 'job', job)}"
-            if state == "PENDING" and "BeginTime" in self.said("squeue", "--noheader", f"--jobs={job}", "--format=%r"):
-                subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], capture_output=True, env={**os.environ, **self.environment})  # fmt: skip
+            assert time.monotonic() < end, (
+                f"job {job} is {state}: {self.said('scontrol', 'show', 'job', job)}"
+            )
+            if state == "PENDING" and "BeginTime" in self.said(
+                "squeue", "--noheader", f"--jobs={job}", "--format=%r"
+            ):
+                subprocess.run(
+                    ["scontrol", "update", f"JobId={job}", "StartTime=now"],
+                    capture_output=True,
+                    env={**os.environ, **self.environment},
+                )
             time.sleep(0.2)
         return state
 
@@ -94,13 +116,26 @@ def slurm(folder: Path) -> Iterator[Slurm]:
         (folder / name).mkdir()
     folder.chmod(0o711)
     host = socket.gethostname().partition(".")[0]
-    (folder / "slurm.conf").write_text(CONF.format(host=host, ports=_free_ports(2), folder=folder, user=getpass.getuser()))  # fmt: skip
+    (folder / "slurm.conf").write_text(
+        CONF.format(host=host, ports=_free_ports(2), folder=folder, user=getpass.getuser())
+    )
     key = folder / "munge.key"
     key.write_bytes(os.urandom(128))
     key.chmod(0o400)
-    files = {"key-file": key, "socket": folder / "munge.socket", "pid-file": folder / "munge.pid", "log-file": folder / "munge.log", "seed-file": folder / "munge.seed"}  # fmt: skip
+    files = {
+        "key-file": key,
+        "socket": folder / "munge.socket",
+        "pid-file": folder / "munge.pid",
+        "log-file": folder / "munge.log",
+        "seed-file": folder / "munge.seed",
+    }
     commands = [
-        ["munged", "--foreground", "--force", *(f"--{option}={path}" for option, path in files.items())],
+        [
+            "munged",
+            "--foreground",
+            "--force",
+            *(f"--{option}={path}" for option, path in files.items()),
+        ],
         ["slurmctld", "-D"],
         ["slurmd", "-D", "-N", host],
     ]
@@ -110,17 +145,29 @@ def slurm(folder: Path) -> Iterator[Slurm]:
         for command in commands:
             log = (folder / f"{command[0]}.out").open("w")
             program = _program(command[0])
-            running.append(subprocess.Popen([program, *command[1:]], stdout=log, stderr=log, env=environment))  # type: ignore[list-item]
+            running.append(
+                subprocess.Popen([program, *command[1:]], stdout=log, stderr=log, env=environment)
+            )  # type: ignore[list-item]
             log.close()
             time.sleep(1)  # each asks the one before
         end = time.monotonic() + 30
-        while "idle" not in subprocess.run(["sinfo", "--noheader"], capture_output=True, text=True, env=environment).stdout:  # fmt: skip
+        while (
+            "idle"
+            not in subprocess.run(
+                ["sinfo", "--noheader"], capture_output=True, text=True, env=environment
+            ).stdout
+        ):
             logs = "".join(path.read_text()[-2000:] for path in folder.glob("*.out"))
             assert time.monotonic() < end and all(one.poll() is None for one in running), logs
             time.sleep(0.3)
         yield cluster
     finally:
-        subprocess.run(["scancel", f"--user={getpass.getuser()}"], capture_output=True, timeout=30, env=environment)
+        subprocess.run(
+            ["scancel", f"--user={getpass.getuser()}"],
+            capture_output=True,
+            timeout=30,
+            env=environment,
+        )
         for one in reversed(running):
             one.terminate()
             try:

@@ -1,4 +1,6 @@
-"""Checkpoints: damaged ones are noticed and the one before is used, a full disk harms none, and the wanted ones stay."""
+"""Checkpoints: damaged ones are noticed and the one before is used, a full disk harms none, and the
+wanted ones stay.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ from mavilt_pl.running.sealed import (
 
 
 def saved(folder: Path, name: str = "step=1.ckpt", size: int = 300) -> Path:
-    SealedCheckpointIO().save_checkpoint({"weights": torch.arange(size), "empty": torch.empty(0), "step": 1}, folder / name)  # fmt: skip
+    SealedCheckpointIO().save_checkpoint(
+        {"weights": torch.arange(size), "empty": torch.empty(0), "step": 1}, folder / name
+    )
     return folder / name
 
 
@@ -54,9 +58,13 @@ def test_the_seal_survives_names_and_copies_and_other_readers(tmp_path: Path) ->
     shutil.copyfile(path, copy)
     check(copy)
     for mapped in (False, True):
-        assert torch.equal(torch.load(copy, weights_only=True, mmap=mapped)["weights"], torch.arange(300))
+        assert torch.equal(
+            torch.load(copy, weights_only=True, mmap=mapped)["weights"], torch.arange(300)
+        )
     assert zipfile.ZipFile(copy).testzip() is None
-    torch.save({"weights": torch.ones(3)}, tmp_path / "plain.ckpt")  # not ours: checked as far as it can be
+    torch.save(
+        {"weights": torch.ones(3)}, tmp_path / "plain.ckpt"
+    )  # not ours: checked as far as it can be
     check(tmp_path / "plain.ckpt")
     assert [generation(p) for p in (path, copy, tmp_path / "plain.ckpt")] == [0, 0, -1]
 
@@ -73,7 +81,18 @@ def test_the_newest_is_the_last_saved_whatever_clocks_and_names_say(tmp_path: Pa
 @pytest.fixture(scope="module")
 def trained(corpus_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("trained")
-    assert main(vqgan(corpus_path, out, "--trainer.max_steps=4", "--checkpoint_keep=3", "--checkpoint_best=max:val/phantom_mimic/psnr")) == 0  # fmt: skip
+    assert (
+        main(
+            vqgan(
+                corpus_path,
+                out,
+                "--trainer.max_steps=4",
+                "--checkpoint_keep=3",
+                "--checkpoint_best=max:val/phantom_mimic/psnr",
+            )
+        )
+        == 0
+    )
     return out
 
 
@@ -131,10 +150,15 @@ def test_where_all_are_damaged_nothing_is_trained(
     shutil.copytree(trained, tmp_path / "run")
     for path in (tmp_path / "run/checkpoints").glob("*.ckpt"):
         truncate(path)
-    assert main(vqgan(corpus_path, tmp_path / "run", "--trainer.max_steps=5", "--ckpt_path=last")) == 1
+    assert (
+        main(vqgan(corpus_path, tmp_path / "run", "--trainer.max_steps=5", "--ckpt_path=last")) == 1
+    )
     assert "no checkpoint in" in capsys.readouterr().err
     bad = tmp_path / "run/checkpoints/step=3.ckpt"
-    assert main(vqgan(corpus_path, tmp_path / "run", "--trainer.max_steps=5", f"--ckpt_path={bad}")) == 1
+    assert (
+        main(vqgan(corpus_path, tmp_path / "run", "--trainer.max_steps=5", f"--ckpt_path={bad}"))
+        == 1
+    )
     assert "step=3.ckpt is damaged" in capsys.readouterr().err
 
 
@@ -142,7 +166,9 @@ def test_where_all_are_damaged_nothing_is_trained(
 def test_saved_while_training_goes_on(
     trained: Path, corpus_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first save is written only when the second step is made; what is saved is the first step all the same."""
+    """The first save is written only when the second step is made; what is saved is the first step
+    all the same.
+    """
     made, save, ended = threading.Event(), torch.save, StepCheckpoints.on_train_batch_end
 
     def late(*args: Any) -> None:
@@ -156,27 +182,44 @@ def test_saved_while_training_goes_on(
 
     monkeypatch.setattr(torch, "save", late)
     monkeypatch.setattr(StepCheckpoints, "on_train_batch_end", end)
-    more = ["--trainer.max_steps=4", "--checkpoint_keep=9", "--checkpoint_async=true", "--checkpoint_every=1"]
+    more = [
+        "--trainer.max_steps=4",
+        "--checkpoint_keep=9",
+        "--checkpoint_async=true",
+        "--checkpoint_every=1",
+    ]
     assert main(vqgan(corpus_path, tmp_path / "run", *more)) == 0
     monkeypatch.undo()
     assert main(vqgan(corpus_path, tmp_path / "one", "--trainer.max_steps=1")) == 0
     folder = tmp_path / "run/checkpoints"
-    assert sorted(path.name for path in folder.iterdir()) == ["last.ckpt", *(f"step={n}.ckpt" for n in range(1, 5))]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "last.ckpt",
+        *(f"step={n}.ckpt" for n in range(1, 5)),
+    ]
     assert_same(checkpoint(trained), checkpoint(tmp_path / "run"))
     first = torch.load(folder / "step=1.ckpt", weights_only=True)
-    assert_same({**checkpoint(tmp_path / "one"), "lr_schedulers": []}, {**first, "lr_schedulers": []})
+    assert_same(
+        {**checkpoint(tmp_path / "one"), "lr_schedulers": []}, {**first, "lr_schedulers": []}
+    )
     assert first["state_dict"].keys() == checkpoint(trained)["state_dict"].keys()
 
 
 def test_what_is_one_tensor_is_saved_once_in_the_background_too(tmp_path: Path) -> None:
     weight = torch.arange(50_000.0)
-    tied = {"state_dict": OrderedDict(a=weight, b=weight.view_as(weight), c=torch.empty(0), d=torch.empty(0, 2))}
+    tied = {
+        "state_dict": OrderedDict(
+            a=weight, b=weight.view_as(weight), c=torch.empty(0), d=torch.empty(0, 2)
+        )
+    }
     files = BackgroundCheckpointIO()
     files.save_checkpoint(tied, tmp_path / "step=1.ckpt")
     weight.zero_()
     files.wait()
     found = torch.load(tmp_path / "step=1.ckpt", weights_only=True)["state_dict"]
-    assert isinstance(found, OrderedDict) and [value.shape for value in found.values()][2:] == [(0,), (0, 2)]
+    assert isinstance(found, OrderedDict) and [value.shape for value in found.values()][2:] == [
+        (0,),
+        (0, 2),
+    ]
     assert torch.equal(found["a"], torch.arange(50_000.0)) and torch.equal(found["a"], found["b"])
     assert (tmp_path / "step=1.ckpt").stat().st_size < 1.5 * 4 * len(weight)
 
@@ -184,9 +227,15 @@ def test_what_is_one_tensor_is_saved_once_in_the_background_too(tmp_path: Path) 
 @pytest.mark.slow
 @pytest.mark.parametrize("background", ["false", "true"])
 def test_a_full_disk_leaves_the_one_before_whole(
-    background: str, trained: Path, corpus_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    background: str,
+    trained: Path,
+    corpus_path: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Files may not grow beyond half a checkpoint: the write itself fails, as it does on a full disk."""
+    """Files may not grow beyond half a checkpoint: the write itself fails, as it does on a full
+    disk.
+    """
     shutil.copytree(trained, tmp_path / "run")
     last = tmp_path / "run/checkpoints/last.ckpt"
     before, limits = last.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -204,5 +253,10 @@ def test_a_full_disk_leaves_the_one_before_whole(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     said = capsys.readouterr().err
-    assert code == 1 and "step=5.ckpt" in said and said.count("mavilt:") == 1 and "Traceback" not in said
+    assert (
+        code == 1
+        and "step=5.ckpt" in said
+        and said.count("mavilt:") == 1
+        and "Traceback" not in said
+    )
     assert last.read_bytes() == before and not list(last.parent.glob(".*"))

@@ -16,7 +16,14 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "kill.py"
 @pytest.mark.slow
 def test_killed_at_a_random_moment(tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPT), "--kills", "1", "--verbs", "vqgan"]
-    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, env={**os.environ, "TMPDIR": str(tmp_path)})  # fmt: skip
+    running = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )
     try:
         said, _ = running.communicate(timeout=600)
     finally:

@@ -15,7 +15,12 @@ from mavilt_pl import recipes
 from mavilt_pl.cli import main
 from mavilt_pl.running.queue import job
 
-SEVEN = ["--trainer.max_steps=7", "--data.batch_size=8", "--checkpoint_every=100", "--ckpt_path=last"]
+SEVEN = [
+    "--trainer.max_steps=7",
+    "--data.batch_size=8",
+    "--checkpoint_every=100",
+    "--ckpt_path=last",
+]
 
 
 @pytest.fixture
@@ -32,7 +37,9 @@ def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def signalled(monkeypatch: pytest.MonkeyPatch, at: dict[int, signal.Signals]) -> None:
-    """Stands where the learning-rate monitor stands, and sends this process a signal within the step after N."""
+    """Stands where the learning-rate monitor stands, and sends this process a signal within the
+    step after N.
+    """
 
     class Sender(Callback):
         def __init__(self, interval: str):
@@ -47,7 +54,11 @@ def signalled(monkeypatch: pytest.MonkeyPatch, at: dict[int, signal.Signals]) ->
 
 @pytest.mark.slow
 def test_broken_off_by_signals_and_gone_on_by_the_same_command(
-    corpus_path: Path, tmp_path: Path, queue: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    corpus_path: Path,
+    tmp_path: Path,
+    queue: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     signalled(monkeypatch, {})
     assert main(vqgan(corpus_path, tmp_path / "whole", *SEVEN)) == 0
@@ -59,11 +70,16 @@ def test_broken_off_by_signals_and_gone_on_by_the_same_command(
     assert main(command) == 128 + signal.SIGUSR1
     said = capsys.readouterr().err
     assert "SIGUSR1: saved " in said and "at step 3; job 4711 is back in the queue" in said
-    assert checkpoint(tmp_path / "run")["global_step"] == 3 and queue.read_text() == "requeue 4711\n"
+    assert (
+        checkpoint(tmp_path / "run")["global_step"] == 3 and queue.read_text() == "requeue 4711\n"
+    )
 
     assert main(command) == 128 + signal.SIGTERM
     said = capsys.readouterr().err
-    assert "SIGTERM: saved " in said and "at step 5; the same command with --ckpt_path last goes on" in said
+    assert (
+        "SIGTERM: saved " in said
+        and "at step 5; the same command with --ckpt_path last goes on" in said
+    )
     assert queue.read_text() == "requeue 4711\n"  # who ends a job does not want it back
     assert signal.getsignal(signal.SIGTERM) == before
 
@@ -74,21 +90,38 @@ def test_broken_off_by_signals_and_gone_on_by_the_same_command(
 
 @pytest.mark.slow
 def test_where_requeueing_fails_it_is_told_and_nothing_is_lost(
-    corpus_path: Path, tmp_path: Path, queue: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    corpus_path: Path,
+    tmp_path: Path,
+    queue: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    (tmp_path / "bin" / "scontrol").write_text("#!/bin/sh\necho 'Requested operation is presently disabled' >&2\nexit 1\n")  # fmt: skip
+    (tmp_path / "bin" / "scontrol").write_text(
+        "#!/bin/sh\necho 'Requested operation is presently disabled' >&2\nexit 1\n"
+    )
     signalled(monkeypatch, {0: signal.SIGUSR1})
     assert main(vqgan(corpus_path, tmp_path / "run", *SEVEN)) == 128 + signal.SIGUSR1
     said = capsys.readouterr().err
-    assert "job 4711 could not be put back in the queue (Requested operation is presently disabled)" in said
+    assert (
+        "job 4711 could not be put back in the queue (Requested operation is presently disabled)"
+        in said
+    )
     assert checkpoint(tmp_path / "run")["global_step"] == 1
 
 
 @pytest.mark.slow
-def test_one_rank_hears_it_and_all_leave_at_the_same_step(corpus_path: Path, tmp_path: Path, queue: Path) -> None:
+def test_one_rank_hears_it_and_all_leave_at_the_same_step(
+    corpus_path: Path, tmp_path: Path, queue: Path
+) -> None:
     out = tmp_path / "run"
-    ranks = ["--trainer.devices=2", "--trainer.strategy=ddp_find_unused_parameters_true", "--trainer.max_steps=100000"]
-    running = started(vqgan(corpus_path, out, *ranks, "--trainer.limit_val_batches=0", "--ckpt_path=last"))
+    ranks = [
+        "--trainer.devices=2",
+        "--trainer.strategy=ddp_find_unused_parameters_true",
+        "--trainer.max_steps=100000",
+    ]
+    running = started(
+        vqgan(corpus_path, out, *ranks, "--trainer.limit_val_batches=0", "--ckpt_path=last")
+    )
     while running.poll() is None and not (out / "checkpoints" / "step=2.ckpt").exists():
         pass
     os.kill(running.pid, signal.SIGUSR1)
@@ -110,10 +143,15 @@ def test_a_task_of_an_array_is_named_as_such(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("verb", ["tokenize", "prepare", "reading", "test"])
 def test_a_step_that_is_no_training_goes_back_where_it_goes_on(
-    tmp_path: Path, queue: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], verb: str
+    tmp_path: Path,
+    queue: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    verb: str,
 ) -> None:
-    """What is done in pieces is queued again; what would begin anew, and meet its limit again, is not: a test, and a corpus
-    whose tables are still being read."""
+    """What is done in pieces is queued again; what would begin anew, and meet its limit again, is
+    not: a test, and a corpus whose tables are still being read.
+    """
 
     def asked_to_leave(words: list[str]) -> int:
         if verb == "prepare":
@@ -124,14 +162,25 @@ def test_a_step_that_is_no_training_goes_back_where_it_goes_on(
 
     monkeypatch.setattr("mavilt_pl.cli._dispatch", asked_to_leave)
     recipe = tmp_path / "r.yaml"
-    recipe.write_text(f"steps: [{{name: step, run: {verb.replace('reading', 'prepare')} x, writes: made}}]")
+    recipe.write_text(
+        f"steps: [{{name: step, run: {verb.replace('reading', 'prepare')} x, writes: made}}]"
+    )
     before = signal.getsignal(signal.SIGUSR1)
     parser = argparse.ArgumentParser()
     recipes.add_arguments(parser)
-    assert recipes.run(parser.parse_args([str(recipe), "--out", str(tmp_path / "run"), "--only=step"])) == 128 + signal.SIGUSR1  # fmt: skip
+    assert (
+        recipes.run(parser.parse_args([str(recipe), "--out", str(tmp_path / "run"), "--only=step"]))
+        == 128 + signal.SIGUSR1
+    )
     said = capsys.readouterr().err
-    assert signal.getsignal(signal.SIGUSR1) == before and not (tmp_path / "run/.steps/step.json").exists()
+    assert (
+        signal.getsignal(signal.SIGUSR1) == before
+        and not (tmp_path / "run/.steps/step.json").exists()
+    )
     if verb in ("tokenize", "prepare"):
-        assert "SIGUSR1: what is finished is kept; job 4711 is back in the queue" in said and queue.exists()
+        assert (
+            "SIGUSR1: what is finished is kept; job 4711 is back in the queue" in said
+            and queue.exists()
+        )
     else:
         assert "give it more time (--time)" in said and not queue.exists()

@@ -16,16 +16,25 @@ TWO = ["--trainer.devices=2", "--trainer.strategy=ddp_find_unused_parameters_tru
 
 def alive(session: int) -> list[str]:
     """What still runs of a session, zombies aside."""
-    listed = subprocess.run(["ps", "-o", "stat=,args=", "-s", str(session)], capture_output=True, text=True).stdout
+    listed = subprocess.run(
+        ["ps", "-o", "stat=,args=", "-s", str(session)], capture_output=True, text=True
+    ).stdout
     return [line for line in listed.splitlines() if not line.startswith("Z")]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("how", ["raises", "killed"])
-def test_a_rank_that_dies_ends_the_others(corpus_path: Path, tmp_path: Path, rank: int, how: str) -> None:
+def test_a_rank_that_dies_ends_the_others(
+    corpus_path: Path, tmp_path: Path, rank: int, how: str
+) -> None:
     mark, words = tmp_path / "mark", ["--trainer.max_steps=100000", "--trainer.limit_val_batches=0"]
-    dies = ["--trainer.callbacks+=dying.Dies", f"--trainer.callbacks.rank={rank}", f"--trainer.callbacks.how={how}", f"--trainer.callbacks.mark={mark}"]  # fmt: skip
+    dies = [
+        "--trainer.callbacks+=dying.Dies",
+        f"--trainer.callbacks.rank={rank}",
+        f"--trainer.callbacks.how={how}",
+        f"--trainer.callbacks.mark={mark}",
+    ]
     paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     running = started(vqgan(corpus_path, tmp_path / "run", *words, *TWO, *dies), PYTHONPATH=paths)
     try:
@@ -45,11 +54,18 @@ def test_a_rank_that_dies_ends_the_others(corpus_path: Path, tmp_path: Path, ran
 
 @pytest.mark.slow
 def test_two_ranks_learn_what_one_learns(chain: Path, corpus_path: Path, tmp_path: Path) -> None:
-    """Fifty steps of Stage 1 on the same global batches, whose ranks have texts of other lengths: the same loss at each to 1e-5."""
+    """Fifty steps of Stage 1 on the same global batches, whose ranks have texts of other lengths:
+    the same loss at each to 1e-5.
+    """
     more = [
-        "--trainer.max_steps=50", "--checkpoint_every=50", "--model.init_args.condition_dropout=0.5", "--trainer.log_every_n_steps=1",
-        "--model.init_args.optimizer=adamw", "--model.init_args.learning_rate=1e-3", "--trainer.limit_val_batches=0",
-    ]  # fmt: skip
+        "--trainer.max_steps=50",
+        "--checkpoint_every=50",
+        "--model.init_args.condition_dropout=0.5",
+        "--trainer.log_every_n_steps=1",
+        "--model.init_args.optimizer=adamw",
+        "--model.init_args.learning_rate=1e-3",
+        "--trainer.limit_val_batches=0",
+    ]
     one = started(stage1(chain, corpus_path, tmp_path / "one", *more, "--data.batch_size=4"))
     two = started(stage1(chain, corpus_path, tmp_path / "two", *more, "--data.batch_size=2", *TWO))
     ended(one)

@@ -1,4 +1,6 @@
-"""Broken off anywhere and gone on: the same weights, the same order of studies, one history without gap or overlap."""
+"""Broken off anywhere and gone on: the same weights, the same order of studies, one history without
+gap or overlap.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ def drawn(loaders: list[ResumableLoader], batches: int | None = None) -> list[in
 
 @pytest.mark.parametrize("before", [(1, 6), (2, 3), (3, 4)])
 @pytest.mark.parametrize("after", [(1, 5), (2, 6), (4, 2)])
-def test_another_number_of_ranks_goes_on_at_the_same_item(before: tuple[int, int], after: tuple[int, int]) -> None:
+def test_another_number_of_ranks_goes_on_at_the_same_item(
+    before: tuple[int, int], after: tuple[int, int]
+) -> None:
     (world, batch), (later, other) = before, after
     order = drawn([loader(1, 0, 1)])
     first = [loader(world, rank, batch) for rank in range(world)]
@@ -58,9 +62,16 @@ SEVEN = ["--trainer.max_steps=7", "--data.batch_size=8", "--checkpoint_keep=9"]
 
 
 @pytest.fixture(scope="module", params=[3, 5])
-def whole(request: pytest.FixtureRequest, corpus_path: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:  # fmt: skip
-    """7 steps, never broken off; 5 are an epoch. Validated after each 3, so within an epoch, or after each epoch."""
-    out, more = tmp_path_factory.mktemp("whole"), [*SEVEN, f"--trainer.val_check_interval={request.param}"]
+def whole(
+    request: pytest.FixtureRequest, corpus_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[str]]:
+    """7 steps, never broken off; 5 are an epoch. Validated after each 3, so within an epoch, or
+    after each epoch.
+    """
+    out, more = (
+        tmp_path_factory.mktemp("whole"),
+        [*SEVEN, f"--trainer.val_check_interval={request.param}"],
+    )
     assert main(vqgan(corpus_path, out, *more)) == 0
     return out, more
 
@@ -70,7 +81,9 @@ def whole(request: pytest.FixtureRequest, corpus_path: Path, tmp_path_factory: p
 def test_going_on_from_any_step_is_as_never_broken_off(
     whole: tuple[Path, list[str]], corpus_path: Path, tmp_path: Path, step: int
 ) -> None:
-    """In the middle of an epoch, before a validation, at the epoch's end; with a history that had run ahead."""
+    """In the middle of an epoch, before a validation, at the epoch's end; with a history that had
+    run ahead.
+    """
     (tmp_path / "checkpoints").mkdir()
     shutil.copy(whole[0] / f"checkpoints/step={step}.ckpt", tmp_path / "checkpoints/last.ckpt")
     shutil.copytree(whole[0] / "tensorboard", tmp_path / "tensorboard")
@@ -91,9 +104,20 @@ def test_augmented_images_of_workers_go_on_too(corpus_path: Path, tmp_path: Path
     assert_same(checkpoint(whole), checkpoint(broken))
     assert main(vqgan(corpus_path, tmp_path / "none", *more, "--data.num_workers=0")) == 0
     assert_same(checkpoint(whole), checkpoint(tmp_path / "none"))
-    assert main(vqgan(corpus_path, tmp_path / "plain", *SEVEN, "--trainer.limit_val_batches=0")) == 0
-    names = [name for name, value in checkpoint(whole)["state_dict"].items() if name.endswith("out.weight")]
-    assert any(not torch.equal(checkpoint(whole)["state_dict"][n], checkpoint(tmp_path / "plain")["state_dict"][n]) for n in names)  # fmt: skip
+    assert (
+        main(vqgan(corpus_path, tmp_path / "plain", *SEVEN, "--trainer.limit_val_batches=0")) == 0
+    )
+    names = [
+        name
+        for name, value in checkpoint(whole)["state_dict"].items()
+        if name.endswith("out.weight")
+    ]
+    assert any(
+        not torch.equal(
+            checkpoint(whole)["state_dict"][n], checkpoint(tmp_path / "plain")["state_dict"][n]
+        )
+        for n in names
+    )
 
 
 @pytest.mark.slow
@@ -114,14 +138,20 @@ def test_stage1_goes_on_from_any_step(chain: Path, corpus_path: Path, tmp_path: 
 
 @pytest.mark.slow
 def test_the_last_validation_is_made_up_for(corpus_path: Path, tmp_path: Path) -> None:
-    """Broken off between the last step and its validation; a third time there is nothing to do, and nothing is lost."""
+    """Broken off between the last step and its validation; a third time there is nothing to do, and
+    nothing is lost.
+    """
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert main(vqgan(corpus_path, whole, "--trainer.max_steps=3")) == 0
     again = vqgan(corpus_path, broken, "--trainer.max_steps=3", "--ckpt_path=last")
     with pytest.raises(RuntimeError, match="the machine is gone"):
         main([*again, "--trainer.callbacks+=dying.FailsInValidation"])
-    assert checkpoint(broken)["global_step"] == 3 and not any(tag.startswith("val/") for tag in history(broken))
-    assert main([*again, "--trainer.limit_val_batches=0"]) == 0  # what is not wanted is not waited for
+    assert checkpoint(broken)["global_step"] == 3 and not any(
+        tag.startswith("val/") for tag in history(broken)
+    )
+    assert (
+        main([*again, "--trainer.limit_val_batches=0"]) == 0
+    )  # what is not wanted is not waited for
     assert checkpoint(broken)["global_step"] == 3
     for _ in range(2):
         assert main(again) == 0
@@ -130,7 +160,9 @@ def test_the_last_validation_is_made_up_for(corpus_path: Path, tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_what_was_told_before_the_first_save_is_not_told_twice(corpus_path: Path, tmp_path: Path) -> None:
+def test_what_was_told_before_the_first_save_is_not_told_twice(
+    corpus_path: Path, tmp_path: Path
+) -> None:
     words = vqgan(corpus_path, tmp_path, "--trainer.max_steps=2", "--ckpt_path=last")
     with pytest.raises(OSError, match="no space"):
         main([*words, "--trainer.callbacks+=dying.FillsTheDisk"])
@@ -142,12 +174,22 @@ def test_what_was_told_before_the_first_save_is_not_told_twice(corpus_path: Path
 
 @pytest.mark.slow
 @pytest.mark.parametrize("module", ["vqgan", "stage1"])
-def test_two_ranks_killed_and_resumed(module: str, chain: Path, corpus_path: Path, tmp_path: Path) -> None:
-    ranks = ["--trainer.devices=2", "--trainer.strategy=ddp_find_unused_parameters_true", "--trainer.max_steps=8"]
+def test_two_ranks_killed_and_resumed(
+    module: str, chain: Path, corpus_path: Path, tmp_path: Path
+) -> None:
+    ranks = [
+        "--trainer.devices=2",
+        "--trainer.strategy=ddp_find_unused_parameters_true",
+        "--trainer.max_steps=8",
+    ]
 
     def command(out: Path) -> list[str]:
         more = [*ranks, "--ckpt_path=last", "--trainer.limit_val_batches=0"]
-        return vqgan(corpus_path, out, *more) if module == "vqgan" else stage1(chain, corpus_path, out, *more)
+        return (
+            vqgan(corpus_path, out, *more)
+            if module == "vqgan"
+            else stage1(chain, corpus_path, out, *more)
+        )
 
     ended(started(command(tmp_path / "whole")))
     broken = tmp_path / "broken"
@@ -163,19 +205,34 @@ def test_two_ranks_killed_and_resumed(module: str, chain: Path, corpus_path: Pat
 
 @pytest.mark.slow
 def test_two_ranks_go_on_from_one(corpus_path: Path, tmp_path: Path) -> None:
-    """One rank with batches of 8, then two with 4: the same studies, so the same weights but for rounding."""
-    more = ["--trainer.max_steps=8", "--trainer.limit_val_batches=0", "--checkpoint_keep=9", "--ckpt_path=last"]
+    """One rank with batches of 8, then two with 4: the same studies, so the same weights but for
+    rounding.
+    """
+    more = [
+        "--trainer.max_steps=8",
+        "--trainer.limit_val_batches=0",
+        "--checkpoint_keep=9",
+        "--ckpt_path=last",
+    ]
     assert main(vqgan(corpus_path, tmp_path / "one", *more, "--data.batch_size=8")) == 0
     (tmp_path / "two" / "checkpoints").mkdir(parents=True)
     shutil.copy(tmp_path / "one/checkpoints/step=3.ckpt", tmp_path / "two/checkpoints/last.ckpt")
-    two = ["--trainer.devices=2", "--trainer.strategy=ddp_find_unused_parameters_true", "--data.batch_size=4"]
+    two = [
+        "--trainer.devices=2",
+        "--trainer.strategy=ddp_find_unused_parameters_true",
+        "--data.batch_size=4",
+    ]
     ended(started(vqgan(corpus_path, tmp_path / "two", *more, *two)))
     one, other = checkpoint(tmp_path / "one"), checkpoint(tmp_path / "two")
     assert one["global_step"] == other["global_step"] == 8 and one["epoch"] == other["epoch"]
-    assert one["loops"]["fit_loop"]["state_dict"] == other["loops"]["fit_loop"]["state_dict"]  # where in the epoch
+    assert (
+        one["loops"]["fit_loop"]["state_dict"] == other["loops"]["fit_loop"]["state_dict"]
+    )  # where in the epoch
     for name, value in one["state_dict"].items():
         if not name.endswith("_extra_state"):
-            torch.testing.assert_close(value, other["state_dict"][name], atol=1e-4, rtol=1e-3, msg=name)
+            torch.testing.assert_close(
+                value, other["state_dict"][name], atol=1e-4, rtol=1e-3, msg=name
+            )
 
 
 RANKS = """
@@ -208,5 +265,8 @@ if rank == 1:  # a third rank that there was not draws what no other draws, and 
 
 
 def test_every_rank_draws_on_with_its_own_state(tmp_path: Path) -> None:
-    ranks = [subprocess.Popen([sys.executable, "-c", RANKS, str(rank), str(tmp_path)]) for rank in range(2)]
+    ranks = [
+        subprocess.Popen([sys.executable, "-c", RANKS, str(rank), str(tmp_path)])
+        for rank in range(2)
+    ]
     assert [rank.wait(timeout=600) for rank in ranks] == [0, 0]

@@ -26,12 +26,17 @@ with claimed(Path(sys.argv[1])):
 def test_a_second_job_is_refused_and_a_dead_one_is_no_obstacle(
     corpus_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
     try:
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"
         assert main(vqgan(corpus_path, tmp_path, "--trainer.max_steps=1")) == 1
         said = capsys.readouterr().err
-        assert f"the run's folder {tmp_path} is in use by another job (process {holder.pid} on " in said
+        assert (
+            f"the run's folder {tmp_path} is in use by another job (process {holder.pid} on "
+            in said
+        )
         assert f"since {time.strftime('%Y-')}" in said
         assert not (tmp_path / "checkpoints").exists()
     finally:
@@ -41,7 +46,10 @@ def test_a_second_job_is_refused_and_a_dead_one_is_no_obstacle(
 
 
 def test_the_terminal_counts_the_steps_of_the_run_and_says_where_it_lies(
-    corpus_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    corpus_path: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A resumed run's too, whose epochs are of one step each."""
     monkeypatch.setenv("COLUMNS", "120")
@@ -63,7 +71,10 @@ def test_a_folder_that_cannot_be_written_is_told(
     (tmp_path / "file").write_text("")
     assert main(vqgan(corpus_path, tmp_path / "file" / "run", "--trainer.max_steps=1")) == 1
     said = capsys.readouterr().err
-    assert said.startswith("mavilt: the run's folder") and "cannot be written (Not a directory)" in said
+    assert (
+        said.startswith("mavilt: the run's folder")
+        and "cannot be written (Not a directory)" in said
+    )
 
 
 @pytest.mark.slow
@@ -73,4 +84,7 @@ def test_checkpoints_that_cannot_be_written_are_told_before_the_first_step(
     (tmp_path / "checkpoints").write_text("a file where the folder should be")
     assert main(vqgan(corpus_path, tmp_path, "--trainer.max_steps=1")) == 1
     said = capsys.readouterr().err
-    assert said.count("mavilt:") == 1 and f"checkpoints cannot be written to {tmp_path / 'checkpoints'}" in said
+    assert (
+        said.count("mavilt:") == 1
+        and f"checkpoints cannot be written to {tmp_path / 'checkpoints'}" in said
+    )

@@ -1,4 +1,6 @@
-"""`--trainer.strategy fsdp2` learns what DDP learns, from and to the same checkpoints; what it cannot do is refused."""
+"""`--trainer.strategy fsdp2` learns what DDP learns, from and to the same checkpoints; what it
+cannot do is refused.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    DeepSpeedStrategy,
+    FSDPStrategy,
+    ModelParallelStrategy,
+)
 from tiny_runs import assert_same, checkpoint, ended, history, logged, stage1, started, vqgan
 
 from mavilt_pl.data.study import DataError
@@ -22,14 +29,26 @@ SHARDED, DDP = "--trainer.strategy=fsdp2", "--trainer.strategy=ddp_find_unused_p
 
 
 @pytest.mark.slow
-def test_shards_learn_what_ddp_learns_and_go_on(chain: Path, corpus_path: Path, tmp_path: Path) -> None:
-    """Six steps on two ranks, of which now and then one alone has a plain text to read, with drift and clipping and a validation
-    in between. The run goes on from its third step in shards to the same bits, and with DDP to the same losses."""
+def test_shards_learn_what_ddp_learns_and_go_on(
+    chain: Path, corpus_path: Path, tmp_path: Path
+) -> None:
+    """Six steps on two ranks, of which now and then one alone has a plain text to read, with drift
+    and clipping and a validation in between. The run goes on from its third step in shards to the
+    same bits, and with DDP to the same losses.
+    """
     more = [
-        "--trainer.devices=2", "--trainer.max_steps=6", "--data.batch_size=2", "--checkpoint_keep=9", "--ckpt_path=last",
-        "--model.init_args.condition_dropout=0", "--model.init_args.optimizer=adamw", "--model.init_args.learning_rate=1e-3",
-        "--model.init_args.warmup=0", "--model.init_args.drift=0.1", f"--data.replay={corpus_path}",
-    ]  # fmt: skip
+        "--trainer.devices=2",
+        "--trainer.max_steps=6",
+        "--data.batch_size=2",
+        "--checkpoint_keep=9",
+        "--ckpt_path=last",
+        "--model.init_args.condition_dropout=0",
+        "--model.init_args.optimizer=adamw",
+        "--model.init_args.learning_rate=1e-3",
+        "--model.init_args.warmup=0",
+        "--model.init_args.drift=0.1",
+        f"--data.replay={corpus_path}",
+    ]
 
     def fit(name: str, strategy: str, begun: Path | None = None) -> Path:
         out = tmp_path / name
@@ -62,15 +81,27 @@ def unborn(kind: type[Any]) -> Any:
 @pytest.mark.parametrize(
     ("kind", "settings", "fitting", "said"),
     [
-        (DeepSpeedStrategy, {}, True, "model.init_args.drift would be left out .* set trainer.strategy to fsdp2"),
+        (
+            DeepSpeedStrategy,
+            {},
+            True,
+            "model.init_args.drift would be left out .* set trainer.strategy to fsdp2",
+        ),
         (FSDPStrategy, {}, True, "set it to fsdp2"),
         (ModelParallelStrategy, {}, True, "set it to fsdp2"),
         (Sharded, {}, False, "for `mavilt fit`"),
         (Sharded, {"tuning": "lora"}, True, "tuning lora: set it to full"),
-        (Sharded, {"optimizer": "muon"}, True, "muon needs whole ones: set model.init_args.optimizer to adamw"),
+        (
+            Sharded,
+            {"optimizer": "muon"},
+            True,
+            "muon needs whole ones: set model.init_args.optimizer to adamw",
+        ),
     ],
 )
-def test_what_would_be_wrong_is_refused(kind: Any, settings: dict[str, str], fitting: bool, said: str) -> None:
+def test_what_would_be_wrong_is_refused(
+    kind: Any, settings: dict[str, str], fitting: bool, said: str
+) -> None:
     module: Any = SimpleNamespace(hparams={"tuning": "full", "optimizer": "adamw", **settings})
     with pytest.raises(DataError, match=said):
         refuse(module, unborn(kind), fitting)
@@ -78,13 +109,17 @@ def test_what_would_be_wrong_is_refused(kind: Any, settings: dict[str, str], fit
 
 
 def test_half_weights_are_refused(corpus_path: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"trainer.precision: found bf16-true, .* set it to bf16-mixed"):
+    with pytest.raises(
+        DataError, match=r"trainer.precision: found bf16-true, .* set it to bf16-mixed"
+    ):
         run(vqgan(corpus_path, tmp_path, "--trainer.precision=bf16-true"))
 
 
 def test_the_strategy_is_of_the_language_stages(
     corpus_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "environ", {**os.environ})  # Lightning's launcher leaves a rank and a port in it
+    monkeypatch.setattr(
+        os, "environ", {**os.environ}
+    )  # Lightning's launcher leaves a rank and a port in it
     with pytest.raises(DataError, match="fsdp2 is for the language stages, found VQGAN"):
         run(vqgan(corpus_path, tmp_path, SHARDED, "--trainer.devices=1"))

@@ -13,36 +13,70 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from words import DATA, QUIET
 
 VQGAN = {
-    "autoencoder": "{image_size: 32, channels: 8, multipliers: [1, 2], blocks: 1, attention: [], latent: 8}",
+    "autoencoder": "{image_size: 32, channels: 8, multipliers: [1, 2], blocks: 1, attention: [], "
+    "latent: 8}",
     "quantizer": "{codes: 16, code_width: 4}",
-    "gan_weight": 0, "lambda_feat": 0, "lambda_finding": 0, "focus": 0, "clinical_input": "false",
-}  # fmt: skip
+    "gan_weight": 0,
+    "lambda_feat": 0,
+    "lambda_finding": 0,
+    "focus": 0,
+    "clinical_input": "false",
+}
 
 
 def vqgan(corpus: Path, out: Path, *more: str) -> list[str]:
     return [
-        "fit", "--config=demo/vqgan.yaml", *QUIET, f"--data.corpora=[{corpus}]", "--data.weights=null",
-        "--data.batch_size=4", *(f"--model.init_args.{k}={v}" for k, v in VQGAN.items()),
-        f"--trainer.default_root_dir={out}", "--trainer.log_every_n_steps=1", "--trainer.limit_val_batches=1",
-        "--trainer.val_check_interval=3", "--trainer.callbacks=[]", "--checkpoint_every=1", *more,
-    ]  # fmt: skip
+        "fit",
+        "--config=demo/vqgan.yaml",
+        *QUIET,
+        f"--data.corpora=[{corpus}]",
+        "--data.weights=null",
+        "--data.batch_size=4",
+        *(f"--model.init_args.{k}={v}" for k, v in VQGAN.items()),
+        f"--trainer.default_root_dir={out}",
+        "--trainer.log_every_n_steps=1",
+        "--trainer.limit_val_batches=1",
+        "--trainer.val_check_interval=3",
+        "--trainer.callbacks=[]",
+        "--checkpoint_every=1",
+        *more,
+    ]
 
 
 def stage1(chain: Path, corpus: Path, out: Path, *more: str) -> list[str]:
     return [
-        "fit", "--config=demo/stage1.yaml", *QUIET, DATA, f"--data.corpora=[{corpus}]", "--data.weights=null",
-        "--data.batch_size=4", f"--data.tokens=[{chain}/tokens]", f"--model.init_args.tokens={chain}/tokens",
-        f"--model.init_args.backbone={chain}/backbone/backbone", "--model.init_args.condition_dropout=0.5",
-        f"--trainer.default_root_dir={out}", "--trainer.log_every_n_steps=1", "--trainer.limit_val_batches=1",
-        "--trainer.val_check_interval=3", "--checkpoint_every=1", *more,
-    ]  # fmt: skip
+        "fit",
+        "--config=demo/stage1.yaml",
+        *QUIET,
+        DATA,
+        f"--data.corpora=[{corpus}]",
+        "--data.weights=null",
+        "--data.batch_size=4",
+        f"--data.tokens=[{chain}/tokens]",
+        f"--model.init_args.tokens={chain}/tokens",
+        f"--model.init_args.backbone={chain}/backbone/backbone",
+        "--model.init_args.condition_dropout=0.5",
+        f"--trainer.default_root_dir={out}",
+        "--trainer.log_every_n_steps=1",
+        "--trainer.limit_val_batches=1",
+        "--trainer.val_check_interval=3",
+        "--checkpoint_every=1",
+        *more,
+    ]
 
 
 def started(arguments: list[str], **environment: str) -> subprocess.Popen[str]:
     """The command as a process group of its own."""
     command = [sys.executable, "-m", "mavilt_pl.cli", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True)  # fmt: skip
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
 
 
 def ended(process: subprocess.Popen[str]) -> str:
@@ -57,19 +91,27 @@ def checkpoint(out: Path) -> dict[str, Any]:
 
 def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
     """Weights, optimizers and schedules, bit for bit."""
-    assert one["global_step"] == other["global_step"] and one["lr_schedulers"] == other["lr_schedulers"]
+    assert (
+        one["global_step"] == other["global_step"]
+        and one["lr_schedulers"] == other["lr_schedulers"]
+    )
     for name, value in one["state_dict"].items():
         assert torch.equal(value, other["state_dict"][name]), name
     for mine, theirs in zip(one["optimizer_states"], other["optimizer_states"], strict=True):
         for key, state in mine["state"].items():
-            assert all(torch.equal(torch.as_tensor(v), torch.as_tensor(theirs["state"][key][k])) for k, v in state.items())  # fmt: skip
+            assert all(
+                torch.equal(torch.as_tensor(v), torch.as_tensor(theirs["state"][key][k]))
+                for k, v in state.items()
+            )
 
 
 def history(out: Path) -> dict[str, list[int]]:
     """The steps at which each tag was logged, ascending: files of one second come in any order."""
     events = EventAccumulator(str(out / "tensorboard"), purge_orphaned_data=False)
     events.Reload()
-    return {tag: sorted(event.step for event in events.Scalars(tag)) for tag in events.Tags()["scalars"]}
+    return {
+        tag: sorted(event.step for event in events.Scalars(tag)) for tag in events.Tags()["scalars"]
+    }
 
 
 def logged(out: Path, tag: str = "train/loss") -> list[float]:

@@ -1,4 +1,6 @@
-"""Published VQ-GANs through the front door, against torchxrayvision's classes; and every file that is refused."""
+"""Published VQ-GANs through the front door, against torchxrayvision's classes; and every file that
+is refused.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,14 @@ from mavilt_pl.vqgan.quantizer import Quantizer
 vqgan = pytest.importorskip("torchxrayvision.baseline_models.ieee8023.vqgan")
 ieee8023 = pytest.importorskip("torchxrayvision.baseline_models.ieee8023")
 
-SMALL = {"image_size": 16, "channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": [8], "latent": 8}
+SMALL = {
+    "image_size": 16,
+    "channels": 8,
+    "multipliers": [1, 2],
+    "blocks": 1,
+    "attention": [8],
+    "latent": 8,
+}
 CASES = {
     "grey": {"in_channels": 1, "out_ch": 1},
     "colour": {},
@@ -34,7 +43,9 @@ CASES = {
 
 
 def published(**changes: Any) -> tuple[nn.Module, dict[str, Any]]:
-    """A VQ-GAN of torchxrayvision's code with random weights: norms and biases too, codes where latents lie."""
+    """A VQ-GAN of torchxrayvision's code with random weights: norms and biases too, codes where
+    latents lie.
+    """
     torch.manual_seed(1)
     shape = {
         "ch": 32,
@@ -55,7 +66,9 @@ def published(**changes: Any) -> tuple[nn.Module, dict[str, Any]]:
     first = config["ddconfig"]["in_channels"]
     latents_BDhw = net.quant_conv(net.encoder(images(8).repeat(1, first, 1, 1)))
     rows_ND = latents_BDhw.permute(0, 2, 3, 1).flatten(0, 2)
-    net.quantize.embedding.weight.copy_(rows_ND[torch.randperm(len(rows_ND))[:64]] + 0.01 * torch.randn(64, embed_dim))
+    net.quantize.embedding.weight.copy_(
+        rows_ND[torch.randperm(len(rows_ND))[:64]] + 0.01 * torch.randn(64, embed_dim)
+    )
     return net, config
 
 
@@ -64,7 +77,9 @@ def images(count: int = 3, size: int = 32) -> Tensor:
     return torch.rand(count, 1, size, size, generator=generator) * 2 - 1
 
 
-def assert_same(tokenizer: Tokenizer, net: nn.Module, pixels: Tensor, first_channel: bool = False) -> None:
+def assert_same(
+    tokenizer: Tokenizer, net: nn.Module, pixels: Tensor, first_channel: bool = False
+) -> None:
     channels = net.encoder.in_channels  # type: ignore[union-attr]
     quantised, _, (_, _, codes) = net.encode(pixels.repeat(1, channels, 1, 1))  # type: ignore[operator]
     made = net.decode(quantised)  # type: ignore[operator]
@@ -78,18 +93,30 @@ def assert_same(tokenizer: Tokenizer, net: nn.Module, pixels: Tensor, first_chan
 @pytest.mark.parametrize("case", CASES)
 def test_a_taming_file_tokenizes_as_its_own_network(case: str, tmp_path: Path) -> None:
     net, _ = published(**CASES[case])
-    state = {**net.state_dict(), "loss.perceptual_loss.lin0.model.1.weight": torch.zeros(1, 64, 1, 1)}
+    state = {
+        **net.state_dict(),
+        "loss.perceptual_loss.lin0.model.1.weight": torch.zeros(1, 64, 1, 1),
+    }
     torch.save({"state_dict": state, "epoch": 3, "global_step": 9}, path := tmp_path / "last.ckpt")
     tokenizer = load_tokenizer(path, image_size=32)
     assert tokenizer.codes == 64 and not any(p.requires_grad for p in tokenizer.parameters())
     assert_same(tokenizer, net, images())
 
 
-def test_torchxrayvision_tokenizes_as_its_own_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its wrapper class, from a checkpoint and a yaml as it publishes them, on its own range [-1024, 1024]."""
+def test_torchxrayvision_tokenizes_as_its_own_class(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its wrapper class, from a checkpoint and a yaml as it publishes them, on its own range
+    [-1024, 1024].
+    """
     net, config = published()
     torch.save({"state_dict": net.state_dict()}, tmp_path / "theirs.ckpt")
-    lines = ["model:", "  params:", f"    n_embed: {config['n_embed']}", f"    embed_dim: {config['embed_dim']}"]
+    lines = [
+        "model:",
+        "  params:",
+        f"    n_embed: {config['n_embed']}",
+        f"    embed_dim: {config['embed_dim']}",
+    ]
     lines.append("    ddconfig:")
     for key, value in config["ddconfig"].items():
         lines += (
@@ -98,7 +125,9 @@ def test_torchxrayvision_tokenizes_as_its_own_class(tmp_path: Path, monkeypatch:
             else [f"      {key}: {value}"]
         )
     (tmp_path / "theirs.yaml").write_text("\n".join(lines) + "\n")
-    theirs = ieee8023.VQGAN(ckpt_path=str(tmp_path / "theirs.ckpt"), yaml_path=str(tmp_path / "theirs.yaml"))
+    theirs = ieee8023.VQGAN(
+        ckpt_path=str(tmp_path / "theirs.ckpt"), yaml_path=str(tmp_path / "theirs.yaml")
+    )
     torch.save(theirs.state_dict(), path := tmp_path / "vqgan.pt")
 
     tokenizer = load_tokenizer(path, image_size=32)
@@ -107,7 +136,10 @@ def test_torchxrayvision_tokenizes_as_its_own_class(tmp_path: Path, monkeypatch:
     with torch.no_grad():
         made = theirs.decode(theirs.encode(pixels * 1024)) / 1024
     torch.testing.assert_close(tokenizer.decode(tokenizer.encode(pixels)), made, atol=1e-4, rtol=0)
-    assert published_shape(path)[0]["image_size"] == 768 and load_tokenizer(path, otherwise=32).grid == 384
+    assert (
+        published_shape(path)[0]["image_size"] == 768
+        and load_tokenizer(path, otherwise=32).grid == 384
+    )
 
 
 def test_safetensors_and_a_stored_image_size(tmp_path: Path) -> None:
@@ -115,7 +147,9 @@ def test_safetensors_and_a_stored_image_size(tmp_path: Path) -> None:
 
     net, _ = published()
     save_file(net.state_dict(), path := tmp_path / "vqgan.safetensors")
-    with pytest.raises(DataError, match=r"vqgan.safetensors .*does not say its image size.*--image-size"):
+    with pytest.raises(
+        DataError, match=r"vqgan.safetensors .*does not say its image size.*--image-size"
+    ):
         load_tokenizer(path)
     assert_same(load_tokenizer(path, otherwise=32), net, images())
     torch.save({"state_dict": net.state_dict(), "image_size": 32}, path := tmp_path / "vqgan.pt")
@@ -130,7 +164,15 @@ def test_a_corpus_is_tokenized_by_a_published_net(
 ) -> None:
     net, _ = published()
     torch.save(net.state_dict(), path := tmp_path / "vqgan.pt")
-    arguments = ["tokenize", "--corpus", str(corpus_path), "--tokenizer", str(path), "--out", str(tmp_path / "tokens")]
+    arguments = [
+        "tokenize",
+        "--corpus",
+        str(corpus_path),
+        "--tokenizer",
+        str(path),
+        "--out",
+        str(tmp_path / "tokens"),
+    ]
     assert main([*arguments, "--image-size", "64"]) == 1
     assert "holds 32² images" in (said := capsys.readouterr().err) and "takes 64²" in said
     assert main([*arguments, "--device", "cpu"]) == 0
@@ -155,7 +197,9 @@ def test_training_goes_on_from_a_published_net(tmp_path: Path) -> None:
     torch.testing.assert_close(before, net.quantize.embedding.weight, atol=0, rtol=0)
     made, _, commitment = module(images())
     (made.square().mean() + commitment).backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in module.tokenizer.parameters())
+    assert all(
+        p.grad is not None and p.grad.isfinite().all() for p in module.tokenizer.parameters()
+    )
     moved = (module.tokenizer.quantizer.codebook - before).norm(dim=1) / before.norm(dim=1)
     assert 0 < moved.max() < 0.3
 
@@ -189,7 +233,9 @@ def test_the_defaults_are_what_they_were() -> None:
 @pytest.fixture
 def ours(tmp_path: Path) -> Iterator[tuple[Path, VQGAN]]:
     module = VQGAN(SMALL, {"codes": 16, "code_width": 4, "kmeans": False}, gan_weight=0)
-    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    trainer = Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
+    )
     trainer.strategy.connect(module)
     trainer.save_checkpoint(tmp_path / "ours.ckpt")
     yield tmp_path / "ours.ckpt", module
@@ -223,12 +269,18 @@ def test_a_checkpoint_of_other_settings_is_refused_in_words(ours: tuple[Path, VQ
     assert "codebook of 16 codes in the checkpoint, codebook of 2,048 codes in the config" in text
     assert "(model.init_args.quantizer.codes)" in text
     # Neither of these two changes the shape of a weight.
-    assert "image size of 16 pixels in the checkpoint, image size of 32 pixels in the config" in said(
-        {"image_size": 32, "attention": [16]}, {}
+    assert (
+        "image size of 16 pixels in the checkpoint, image size of 32 pixels in the config"
+        in said({"image_size": 32, "attention": [16]}, {})
     )
-    assert "group norm of None groups in the checkpoint, group norm of 1 groups" in said({"groups": 1}, {})
+    assert "group norm of None groups in the checkpoint, group norm of 1 groups" in said(
+        {"groups": 1}, {}
+    )
     text = said({"channels": 16}, {"code_width": 8})
-    assert "8 channels at the first level in the checkpoint, 16 channels" in text and "codes of width 4" in text
+    assert (
+        "8 channels at the first level in the checkpoint, 16 channels" in text
+        and "codes of width 4" in text
+    )
     assert "weights differ" in said({"attention": []}, {})
     refuse_others(checkpoint, ours[1])
 
@@ -244,7 +296,8 @@ def test_files_that_are_no_tokenizer(tmp_path: Path) -> None:
     refused(path, match="do not exist")
     torch.save({"state_dict": {"layer.weight": torch.zeros(2), "layer.bias": torch.zeros(2)}}, path)
     refused(
-        path, match=r"found weights such as layer.weight, layer.bias\); expected one of VQGAN .*taming.*torchxrayvision"
+        path,
+        match=r"found weights such as layer.weight, layer.bias\); expected one of VQGAN .*taming.*torchxrayvision",
     )
     torch.save(torch.zeros(3), path)
     refused(path, match="holds a Tensor; expected a state dict")
@@ -256,9 +309,14 @@ def test_files_that_are_no_tokenizer(tmp_path: Path) -> None:
 
 
 def test_pickled_objects_are_not_opened(tmp_path: Path) -> None:
-    """The published checkpoints hold Lightning's callbacks; the message says how to make a file without."""
+    """The published checkpoints hold Lightning's callbacks; the message says how to make a file
+    without.
+    """
     torch.save({"state_dict": {}, "callbacks": {"x": Trap()}}, path := tmp_path / "last.ckpt")
-    refused(path, match=r"pickled objects \(\S*Trap\).*torchxrayvision as xrv; torch.save\(xrv.baseline_models")
+    refused(
+        path,
+        match=r"pickled objects \(\S*Trap\).*torchxrayvision as xrv; torch.save\(xrv.baseline_models",
+    )
     assert not Trap.opened
 
 
@@ -280,7 +338,13 @@ def test_damaged_and_foreign_networks(prefix: str, tmp_path: Path) -> None:
 
     def without(*keys: str, **more: Tensor) -> dict[str, Tensor]:
         kept = (
-            {k: v for k, v in state.items() if not k.startswith(tuple(prefix + key for key in keys))} if keys else state
+            {
+                k: v
+                for k, v in state.items()
+                if not k.startswith(tuple(prefix + key for key in keys))
+            }
+            if keys
+            else state
         )
         return {**kept, **{prefix + k.replace("__", "."): v for k, v in more.items()}}
 
@@ -289,7 +353,10 @@ def test_damaged_and_foreign_networks(prefix: str, tmp_path: Path) -> None:
     refused(path, match="not a readable checkpoint")
     for keys, match in [
         (["quantize.embedding"], "lacks quantize.embedding.weight.*codebook"),
-        (["encoder.down.0.block.0.norm2.bias"], "lacks encoder.down.0.block.0.norm2.bias; the file is incomplete"),
+        (
+            ["encoder.down.0.block.0.norm2.bias"],
+            "lacks encoder.down.0.block.0.norm2.bias; the file is incomplete",
+        ),
         (["encoder.down"], "lacks encoder.down.0.block.0.conv1.weight"),
         (["encoder.down.0.downsample"], "lacks encoder.down.0.downsample.conv.weight"),
         (["decoder.up.1.attn"], "lacks decoder.up.1.attn.0.norm.weight"),
@@ -308,16 +375,32 @@ def test_damaged_and_foreign_networks(prefix: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_training_starts_from_a_published_net(corpus_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
-    """One step at no learning rate: the checkpoint is the published net, and loads without the file it started from."""
+def test_training_starts_from_a_published_net(
+    corpus_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One step at no learning rate: the checkpoint is the published net, and loads without the file
+    it started from.
+    """
     net, config = published()
     torch.save(net.state_dict(), start := tmp_path / "vqgan.pt")
-    settings = {"start": start, "autoencoder": "{image_size: 32}", "learning_rate": 1e-30, "gan_weight": 0}
+    settings = {
+        "start": start,
+        "autoencoder": "{image_size: 32}",
+        "learning_rate": 1e-30,
+        "gan_weight": 0,
+    }
     words = [
-        "fit", "--config=vqgan.yaml", *QUIET, f"--data.corpora=[{corpus_path}]", "--data.augment=false",
-        "--data.num_workers=0", "--trainer.max_steps=1", "--trainer.limit_val_batches=0",
-        f"--trainer.default_root_dir={tmp_path}", *(f"--model.init_args.{key}={value}" for key, value in settings.items()),
-    ]  # fmt: skip
+        "fit",
+        "--config=vqgan.yaml",
+        *QUIET,
+        f"--data.corpora=[{corpus_path}]",
+        "--data.augment=false",
+        "--data.num_workers=0",
+        "--trainer.max_steps=1",
+        "--trainer.limit_val_batches=0",
+        f"--trainer.default_root_dir={tmp_path}",
+        *(f"--model.init_args.{key}={value}" for key, value in settings.items()),
+    ]
     held = "--model.init_args.quantizer={decay: 1.0, revive_below: 0}"
     assert main([*words, held]) == 0
     start.unlink()

@@ -27,11 +27,21 @@ def test_rotation_against_the_library() -> None:
 
 @pytest.mark.parametrize("cosine", [True, False])
 def test_thirty_steps_against_the_library(cosine: bool) -> None:
-    """Same codes, quantised latents, gradients and codebook as vector-quantize-pytorch (draws of revived codes aside)."""
+    """Same codes, quantised latents, gradients and codebook as vector-quantize-pytorch (draws of
+    revived codes aside).
+    """
     torch.manual_seed(0)
-    ours = Quantizer(codes=12, latent=6, code_width=4, cosine=cosine, decay=0.8, revive_below=0, kmeans=False)
+    ours = Quantizer(
+        codes=12, latent=6, code_width=4, cosine=cosine, decay=0.8, revive_below=0, kmeans=False
+    )
     theirs = VectorQuantize(
-        dim=6, codebook_size=12, codebook_dim=4, use_cosine_sim=cosine, decay=0.8, eps=1e-9, accept_image_fmap=True
+        dim=6,
+        codebook_size=12,
+        codebook_dim=4,
+        use_cosine_sim=cosine,
+        decay=0.8,
+        eps=1e-9,
+        accept_image_fmap=True,
     )
     for name in ("project_in", "project_out"):
         getattr(theirs, name).load_state_dict(getattr(ours, name).state_dict())
@@ -98,10 +108,14 @@ def test_what_is_saved_draws_on_as_if_never_stopped() -> None:
 def _train(rank: int, size: int, folder: str) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    quantizer = Quantizer(codes=32, latent=6, code_width=4)  # built before the processes know each other
+    quantizer = Quantizer(
+        codes=32, latent=6, code_width=4
+    )  # built before the processes know each other
     latents = torch.randn(20, 8, 6, 4, 4)
     if size > 1:
-        dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=size)
+        dist.init_process_group(
+            "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=size
+        )
         torch.manual_seed(rank)  # the processes' random states are of no account
     for batch in latents:
         quantizer(batch[rank::size])

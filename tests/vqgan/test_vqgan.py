@@ -21,7 +21,14 @@ from mavilt_pl.vqgan.clinical import blurred
 from mavilt_pl.vqgan.loading import load_tokenizer
 from mavilt_pl.vqgan.module import VQGAN, Tokenizer
 
-SMALL = {"image_size": 16, "channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": [8], "latent": 8}
+SMALL = {
+    "image_size": 16,
+    "channels": 8,
+    "multipliers": [1, 2],
+    "blocks": 1,
+    "attention": [8],
+    "latent": 8,
+}
 
 
 def test_loss_terms_by_hand() -> None:
@@ -32,7 +39,9 @@ def test_loss_terms_by_hand() -> None:
     assert losses.reconstruction_term(real, made, weight) == pytest.approx(2.5 / 4)
     # Across: 1 against 0, 0 against 0.5. Down: 0 against 0, -1 against 0.5.
     assert losses.gradient_term(real, made) == pytest.approx((1 + 0.25) / 2 + (0 + 2.25) / 2)
-    assert losses.feature_term([real, real[..., :1]], [made, made[..., :1]]) == pytest.approx(1.25 / 4 / 2)
+    assert losses.feature_term([real, real[..., :1]], [made, made[..., :1]]) == pytest.approx(
+        1.25 / 4 / 2
+    )
     logits = torch.tensor([2.0, 0.5]), torch.tensor([-3.0, 0.0])
     assert losses.hinge_discriminator(*logits) == pytest.approx(0.5 * (0.25 + 0.5))
 
@@ -47,7 +56,12 @@ def test_adaptive_weight_by_hand() -> None:
 def test_shapes_and_refusals(patch: int) -> None:
     net = Autoencoder(**{**SMALL, "patch": patch})
     latents = net.encode(torch.zeros(2, 1, 16, 16))
-    assert latents.shape == (2, 8, 8 // patch, 8 // patch) and net.decode(latents).shape == (2, 1, 16, 16)
+    assert latents.shape == (2, 8, 8 // patch, 8 // patch) and net.decode(latents).shape == (
+        2,
+        1,
+        16,
+        16,
+    )
     with pytest.raises(ValueError, match="--size 16"):
         net.encode(torch.zeros(2, 1, 32, 32))
     with pytest.raises(ValueError, match="not a multiple of 4"):
@@ -69,7 +83,9 @@ def test_clinical_terms_need_an_encoder() -> None:
 
 @pytest.mark.slow
 def test_every_count_is_of_generator_steps(chain: Path) -> None:
-    """Six steps with the discriminator from step 2 on: global_step, the file names and both schedules say six."""
+    """Six steps with the discriminator from step 2 on: global_step, the file names and both
+    schedules say six.
+    """
     checkpoint = torch.load(chain / "vqgan/checkpoints/last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 6 and (chain / "vqgan/checkpoints/step=6.ckpt").exists()
     generator, critic = checkpoint["lr_schedulers"]
@@ -94,10 +110,24 @@ def test_the_saved_tokenizer_is_the_trained_one(chain: Path) -> None:
 def test_an_encoder_without_findings_has_no_term_of_findings(tmp_path: Path) -> None:
     from transformers import ViTConfig, ViTModel
 
-    config = ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, image_size=32)
+    config = ViTConfig(
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        intermediate_size=8,
+        image_size=32,
+    )
     ViTModel(config).save_pretrained(tmp_path)
-    with pytest.raises(DataError, match=r"lambda_finding 0.1: the encoder .* has no outputs for findings"):
-        VQGAN(SMALL, {"codes": 16}, encoder=str(tmp_path), encoder_kind="huggingface", lambda_finding=0.1)
+    with pytest.raises(
+        DataError, match=r"lambda_finding 0.1: the encoder .* has no outputs for findings"
+    ):
+        VQGAN(
+            SMALL,
+            {"codes": 16},
+            encoder=str(tmp_path),
+            encoder_kind="huggingface",
+            lambda_finding=0.1,
+        )
 
 
 def test_blur_against_scipy() -> None:
@@ -112,18 +142,42 @@ def test_blur_against_scipy() -> None:
 
 
 def test_the_gradient_is_that_of_the_loss_as_written(chain: Path) -> None:
-    """What `training_step` leaves at the weights against autograd of the sum of all terms, with the discriminator on."""
-    shape = {"image_size": 64, "channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": [], "latent": 8}
+    """What `training_step` leaves at the weights against autograd of the sum of all terms, with the
+    discriminator on.
+    """
+    shape = {
+        "image_size": 64,
+        "channels": 8,
+        "multipliers": [1, 2],
+        "blocks": 1,
+        "attention": [],
+        "latent": 8,
+    }
     phi = str(chain / "encoder/checkpoints/last.ckpt")
-    shared = {"encoder": phi, "lambda_feat": 1.0, "lambda_finding": 0.5, "gan_start": 0, "clip": 1e9}
+    shared = {
+        "encoder": phi,
+        "lambda_feat": 1.0,
+        "lambda_finding": 0.5,
+        "gan_start": 0,
+        "clip": 1e9,
+    }
 
     def built() -> VQGAN:
-        return VQGAN(shape, {"codes": 16, "kmeans": False}, discriminator={"channels": 8, "layers": 1}, **shared)  # type: ignore[arg-type]
+        return VQGAN(
+            shape,
+            {"codes": 16, "kmeans": False},
+            discriminator={"channels": 8, "layers": 1},
+            **shared,
+        )  # type: ignore[arg-type]
 
     class Spy(lightning.Callback):
         def on_before_optimizer_step(self, trainer: Any, module: Any, optimizer: Any) -> None:
             found.update(
-                {name: p.grad.clone() for name, p in module.tokenizer.named_parameters() if p.grad is not None}
+                {
+                    name: p.grad.clone()
+                    for name, p in module.tokenizer.named_parameters()
+                    if p.grad is not None
+                }
             )
 
     found: dict[str, torch.Tensor] = {}
@@ -132,9 +186,15 @@ def test_the_gradient_is_that_of_the_loss_as_written(chain: Path) -> None:
     plain.load_state_dict(module.state_dict())
     pixels = torch.rand(2, 1, 64, 64) * 2 - 1
     trainer = lightning.Trainer(
-        accelerator="cpu", max_steps=1, logger=False, callbacks=[Spy()], log_every_n_steps=1,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-    )  # fmt: skip
+        accelerator="cpu",
+        max_steps=1,
+        logger=False,
+        callbacks=[Spy()],
+        log_every_n_steps=1,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
     trainer.fit(module, DataLoader([{"pixels": pixels, "studies": []}], batch_size=None))
 
     plain.train()

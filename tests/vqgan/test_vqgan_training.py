@@ -1,4 +1,6 @@
-"""The training of the tokenizer through the command line: ranks, a killed run, accumulation, precision, bad batches."""
+"""The training of the tokenizer through the command line: ranks, a killed run, accumulation,
+precision, bad batches.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,14 @@ from words import DATA, QUIET
 from mavilt_pl.cli import main
 from mavilt_pl.vqgan.module import VQGAN
 
-SMALL = {"image_size": 16, "channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": [8], "latent": 8}
+SMALL = {
+    "image_size": 16,
+    "channels": 8,
+    "multipliers": [1, 2],
+    "blocks": 1,
+    "attention": [8],
+    "latent": 8,
+}
 EMA = [
     "--trainer.callbacks+=lightning.pytorch.callbacks.EMAWeightAveraging",
     "--trainer.callbacks.decay=0.9",
@@ -28,26 +37,46 @@ EMA = [
 
 def words(chain: Path, corpus: Path, out: Path, batch: int, *more: str) -> list[str]:
     model = {
-        "autoencoder": "{image_size: 32, channels: 8, multipliers: [1, 2], blocks: 1, attention: [16], latent: 16}",
+        "autoencoder": "{image_size: 32, channels: 8, multipliers: [1, 2], blocks: 1, attention: "
+        "[16], latent: 16}",
         "quantizer": "{codes: 32, code_width: 4}",
         "encoder": f"{chain}/encoder/checkpoints/last.ckpt",
         "gan_start": "4",
-        "lambda_feat": "0.05",  # at the demo's 3, rounding alone grows to 2e-4 of the loss within 20 steps
+        # At the demo's 3, rounding alone grows to 2e-4 of the loss within 20 steps
+        "lambda_feat": "0.05",
         "lambda_finding": "0.03",
         "discriminator": "{channels: 8, layers: 1}",
     }
     return [
-        "fit", "--config=demo/vqgan.yaml", *QUIET, DATA, f"--data.corpora=[{corpus}]", "--data.weights=null",
-        "--data.num_workers=0", f"--data.batch_size={batch}", *(f"--model.init_args.{k}={v}" for k, v in model.items()),
-        f"--trainer.default_root_dir={out}", "--trainer.log_every_n_steps=1", "--trainer.val_check_interval=3",
-        "--trainer.limit_val_batches=1", "--trainer.num_sanity_val_steps=0", *more,
-    ]  # fmt: skip
+        "fit",
+        "--config=demo/vqgan.yaml",
+        *QUIET,
+        DATA,
+        f"--data.corpora=[{corpus}]",
+        "--data.weights=null",
+        "--data.num_workers=0",
+        f"--data.batch_size={batch}",
+        *(f"--model.init_args.{k}={v}" for k, v in model.items()),
+        f"--trainer.default_root_dir={out}",
+        "--trainer.log_every_n_steps=1",
+        "--trainer.val_check_interval=3",
+        "--trainer.limit_val_batches=1",
+        "--trainer.num_sanity_val_steps=0",
+        *more,
+    ]
 
 
 def elsewhere(arguments: list[str]) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "mavilt_pl.cli", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True)  # fmt: skip
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
 
 
 def checkpoint(out: Path) -> dict[str, Any]:
@@ -69,7 +98,17 @@ def test_two_ranks_train_as_one_does(chain: Path, corpus_path: Path, tmp_path: P
         ("two", 4, ("--trainer.devices=2", "--trainer.strategy=ddp_find_unused_parameters_true")),
     ):
         out = tmp_path / name
-        running = elsewhere(words(chain, corpus_path, out, batch, "--trainer.max_steps=20", "--trainer.limit_val_batches=0", *more))  # fmt: skip
+        running = elsewhere(
+            words(
+                chain,
+                corpus_path,
+                out,
+                batch,
+                "--trainer.max_steps=20",
+                "--trainer.limit_val_batches=0",
+                *more,
+            )
+        )
         said, _ = running.communicate(timeout=240)
         assert running.returncode == 0, said[-3000:]
         runs[name] = (
@@ -86,11 +125,20 @@ def test_two_ranks_train_as_one_does(chain: Path, corpus_path: Path, tmp_path: P
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_is_bit_for_bit_as_never_killed(chain: Path, corpus_path: Path, tmp_path: Path) -> None:
-    """kill -9 between two steps, then the same command again: weights, averages, both optimizers, schedules, codebook."""
+def test_killed_and_resumed_is_bit_for_bit_as_never_killed(
+    chain: Path, corpus_path: Path, tmp_path: Path
+) -> None:
+    """kill -9 between two steps, then the same command again: weights, averages, both optimizers,
+    schedules, codebook.
+    """
 
     def command(out: Path) -> list[str]:
-        more = ["--trainer.max_steps=12", "--model.init_args.accumulate=2", "--checkpoint_every=1", "--ckpt_path=last"]
+        more = [
+            "--trainer.max_steps=12",
+            "--model.init_args.accumulate=2",
+            "--checkpoint_every=1",
+            "--ckpt_path=last",
+        ]
         return words(chain, corpus_path, out, 4, *more, *EMA)
 
     whole, broken = tmp_path / "whole", tmp_path / "broken"
@@ -112,8 +160,14 @@ def test_killed_and_resumed_is_bit_for_bit_as_never_killed(chain: Path, corpus_p
     for key in ("state_dict", "current_model_state"):
         for name, value in first[key].items():
             assert torch.equal(value, second[key][name]), (key, name)
-    changed = [n for n, v in first["state_dict"].items() if not torch.equal(v, first["current_model_state"][n])]
-    assert changed and not any("codebook" in name for name in changed)  # weights are averaged, codes are what they are
+    changed = [
+        n
+        for n, v in first["state_dict"].items()
+        if not torch.equal(v, first["current_model_state"][n])
+    ]
+    assert changed and not any(
+        "codebook" in name for name in changed
+    )  # weights are averaged, codes are what they are
     for mine, other in zip(first["optimizer_states"], second["optimizer_states"]):
         for number, state in mine["state"].items():
             for name, value in state.items():
@@ -124,22 +178,38 @@ def test_killed_and_resumed_is_bit_for_bit_as_never_killed(chain: Path, corpus_p
 
 @pytest.mark.slow
 def test_accumulated_batches_are_one_batch(corpus_path: Path, tmp_path: Path) -> None:
-    """Codes held still: three steps of 2 × 4 images and of 8 end at the same weights, and both say three steps."""
+    """Codes held still: three steps of 2 × 4 images and of 8 end at the same weights, and both say
+    three steps.
+    """
     ends = []
     for name, batch, each in (("whole", 8, 1), ("parts", 4, 2)):
         out = tmp_path / name
         plain = {
-            "autoencoder": "{image_size: 32, channels: 8, multipliers: [1, 2], blocks: 1, attention: [], latent: 8}",
+            "autoencoder": "{image_size: 32, channels: 8, multipliers: [1, 2], blocks: 1, "
+            "attention: [], latent: 8}",
             "quantizer": "{codes: 16, code_width: 4, decay: 1.0, revive_below: 0, kmeans: false}",
-            "accumulate": each, "gan_weight": 0, "warmup": 0, "lambda_feat": 0, "lambda_finding": 0, "focus": 0,
+            "accumulate": each,
+            "gan_weight": 0,
+            "warmup": 0,
+            "lambda_feat": 0,
+            "lambda_finding": 0,
+            "focus": 0,
             "clinical_input": "false",
-        }  # fmt: skip
+        }
         arguments = [
-            "fit", "--config=demo/vqgan.yaml", *QUIET, DATA, f"--data.corpora=[{corpus_path}]", "--data.weights=null",
-            f"--data.batch_size={batch}", *(f"--model.init_args.{k}={v}" for k, v in plain.items()),
-            f"--trainer.default_root_dir={out}", "--trainer.log_every_n_steps=1", "--trainer.limit_val_batches=0",
+            "fit",
+            "--config=demo/vqgan.yaml",
+            *QUIET,
+            DATA,
+            f"--data.corpora=[{corpus_path}]",
+            "--data.weights=null",
+            f"--data.batch_size={batch}",
+            *(f"--model.init_args.{k}={v}" for k, v in plain.items()),
+            f"--trainer.default_root_dir={out}",
+            "--trainer.log_every_n_steps=1",
+            "--trainer.limit_val_batches=0",
             "--trainer.max_steps=3",
-        ]  # fmt: skip
+        ]
         assert main(arguments) == 0
         assert [step for step, _ in logged(out, "train/loss")] == [1, 2, 3]
         ends.append(checkpoint(out))
@@ -147,12 +217,18 @@ def test_accumulated_batches_are_one_batch(corpus_path: Path, tmp_path: Path) ->
     for name, value in ends[0]["state_dict"].items():
         if name.endswith("_extra_state"):
             continue  # how often codes were drawn: once a batch
-        torch.testing.assert_close(value, ends[1]["state_dict"][name], atol=1e-5, rtol=1e-4, msg=name)
+        torch.testing.assert_close(
+            value, ends[1]["state_dict"][name], atol=1e-5, rtol=1e-4, msg=name
+        )
 
 
 @pytest.mark.slow
 def test_bf16_keeps_the_codes_in_float32(chain: Path, corpus_path: Path, tmp_path: Path) -> None:
-    more = ["--trainer.precision=bf16-mixed", "--trainer.max_steps=6", "--model.init_args.channels_last=true"]
+    more = [
+        "--trainer.precision=bf16-mixed",
+        "--trainer.max_steps=6",
+        "--model.init_args.channels_last=true",
+    ]
     assert main(words(chain, corpus_path, tmp_path, 4, *more)) == 0
     state = checkpoint(tmp_path)["state_dict"]
     lengths = state["tokenizer.quantizer.codebook"].norm(dim=1)
@@ -164,18 +240,41 @@ def test_bf16_keeps_the_codes_in_float32(chain: Path, corpus_path: Path, tmp_pat
 def test_compiled_networks_train_as_plain_ones_and_keep_their_names(
     chain: Path, corpus_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Through AOTAutograd, which frees what a backward pass has used, with logged steps among those with the discriminator."""
+    """Through AOTAutograd, which frees what a backward pass has used, with logged steps among those
+    with the discriminator.
+    """
     compiled, whole = [], torch.nn.Module.compile
     monkeypatch.setattr(
-        torch.nn.Module, "compile", lambda self, **_: (compiled.append(self), whole(self, backend="aot_eager"))
+        torch.nn.Module,
+        "compile",
+        lambda self, **_: (compiled.append(self), whole(self, backend="aot_eager")),
     )
     more = ["--trainer.max_steps=7", "--trainer.log_every_n_steps=3"]
     assert main([*words(chain, corpus_path, tmp_path / "plain", 4, *more)]) == 0
-    assert main([*words(chain, corpus_path, tmp_path / "compiled", 4, *more, "--model.init_args.compile=true")]) == 0
+    assert (
+        main(
+            [
+                *words(
+                    chain,
+                    corpus_path,
+                    tmp_path / "compiled",
+                    4,
+                    *more,
+                    "--model.init_args.compile=true",
+                )
+            ]
+        )
+        == 0
+    )
     assert len(compiled) == 3
     plain, state = (checkpoint(tmp_path / name)["state_dict"] for name in ("plain", "compiled"))
     assert state.keys() == plain.keys()
-    torch.testing.assert_close(state["tokenizer.autoencoder.out.weight"], plain["tokenizer.autoencoder.out.weight"], atol=1e-4, rtol=0)  # fmt: skip
+    torch.testing.assert_close(
+        state["tokenizer.autoencoder.out.weight"],
+        plain["tokenizer.autoencoder.out.weight"],
+        atol=1e-4,
+        rtol=0,
+    )
 
 
 def test_a_weight_of_zero_costs_nothing() -> None:
@@ -188,7 +287,11 @@ def test_a_weight_of_zero_costs_nothing() -> None:
 
 @pytest.mark.slow
 def test_a_batch_that_is_not_finite_stops_and_leaves_the_last_checkpoint_good(
-    chain: Path, corpus_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    chain: Path,
+    corpus_path: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     plain = VQGAN.terms
 
@@ -199,8 +302,18 @@ def test_a_batch_that_is_not_finite_stops_and_leaves_the_last_checkpoint_good(
         return terms, made, codes
 
     monkeypatch.setattr(VQGAN, "terms", spoiled)
-    assert main(words(chain, corpus_path, tmp_path, 4, "--trainer.max_steps=6", "--checkpoint_every=1")) == 1
+    assert (
+        main(
+            words(chain, corpus_path, tmp_path, 4, "--trainer.max_steps=6", "--checkpoint_every=1")
+        )
+        == 1
+    )
     said = " ".join(capsys.readouterr().err.split())
-    assert "step 3: not finite: gradient; studies of the batch: " in said and "--ckpt_path last" in said
+    assert (
+        "step 3: not finite: gradient; studies of the batch: " in said
+        and "--ckpt_path last" in said
+    )
     kept = checkpoint(tmp_path)
-    assert kept["global_step"] == 3 and all(v.isfinite().all() for v in kept["state_dict"].values() if v.is_floating_point())  # fmt: skip
+    assert kept["global_step"] == 3 and all(
+        v.isfinite().all() for v in kept["state_dict"].values() if v.is_floating_point()
+    )

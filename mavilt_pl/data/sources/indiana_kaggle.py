@@ -14,17 +14,23 @@ SECTIONS = ("comparison", "indication", "findings", "impression")
 
 
 def read(root: Path, reject: Reject) -> Iterator[Study]:
-    """Studies in the order of indiana_reports; uid 1 is the study `CXR1` of the Open-i layout, and in the same split:
-    70 / 10 / 20 by patient (each report is one patient)."""
+    """Studies in the order of indiana_reports; uid 1 is the study `CXR1` of the Open-i layout, and
+    in the same split: 70 / 10 / 20 by patient (each report is one patient).
+    """
     reports = table(root, "indiana_reports", ("uid", "MeSH", *SECTIONS), key=("uid",))
-    projections = table(root, "indiana_projections", ("uid", "filename", "projection"), key=("filename",))
+    projections = table(
+        root, "indiana_projections", ("uid", "filename", "projection"), key=("filename",)
+    )
     views = view_lookup(root)
     images: dict[str, list[Image]] = {}
     known = set(reports["uid"])
     for uid, name in zip(projections["uid"], projections["filename"]):
         if uid not in known:
             reject(
-                f"CXR{uid}", name, "image", f"indiana_reports has no uid {uid}; expected each uid of the projections"
+                f"CXR{uid}",
+                name,
+                "image",
+                f"indiana_reports has no uid {uid}; expected each uid of the projections",
             )
             continue
         try:

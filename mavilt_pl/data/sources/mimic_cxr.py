@@ -1,4 +1,6 @@
-"""MIMIC-CXR 2.x: the DICOM files and the reports. Splits, views and labels come from the tables of MIMIC-CXR-JPG."""
+"""MIMIC-CXR 2.x: the DICOM files and the reports. Splits, views and labels come from the tables of
+MIMIC-CXR-JPG.
+"""
 
 from __future__ import annotations
 
@@ -22,22 +24,31 @@ _OFFICIAL = {split: name for name, split in SPLIT.items()}
 
 
 def read(
-    root: Path, reject: Reject, reports: str | None = None, labels: str = "chexpert", tables: str | None = None
+    root: Path,
+    reject: Reject,
+    reports: str | None = None,
+    labels: str = "chexpert",
+    tables: str | None = None,
 ) -> Iterator[Study]:
-    """Studies in the order of cxr-record-list; after them, those of cxr-study-list that have no image.
+    """Studies in the order of cxr-record-list; after them, those of cxr-study-list that have no
+    image.
 
-    `tables` is the folder with the tables of MIMIC-CXR-JPG, by default `root`; of these, what is there is used. Without
-    the split table, patients are split 70 / 10 / 20 by hash, with a warning; without the metadata table every view is
-    UNKNOWN. `reports` and `labels` are as for mimic-cxr-jpg.
+    `tables` is the folder with the tables of MIMIC-CXR-JPG, by default `root`; of these, what is
+    there is used. Without the split table, patients are split 70 / 10 / 20 by hash, with a warning;
+    without the metadata table every view is UNKNOWN. `reports` and `labels` are as for
+    mimic-cxr-jpg.
     """
     place = Path(tables) if tables else root
     if tables and find_table(place, "mimic-cxr-2.0.0-split") is None:
         raise DataError(
-            f"option tables: {place} holds no mimic-cxr-2.0.0-split.csv.gz; expected MIMIC-CXR-JPG's tables"
+            f"option tables: {place} holds no mimic-cxr-2.0.0-split.csv.gz; expected "
+            f"MIMIC-CXR-JPG's tables"
         )
     if labels not in LABELLERS:
         raise DataError(f"option labels is {labels!r}; expected one of {', '.join(LABELLERS)}")
-    rows = table(root, "cxr-record-list", ("subject_id", "study_id", "dicom_id", "path"), key=("dicom_id",))
+    rows = table(
+        root, "cxr-record-list", ("subject_id", "study_id", "dicom_id", "path"), key=("dicom_id",)
+    )
     listed = table(root, "cxr-study-list", ("subject_id", "study_id", "path"), key=("study_id",))
     if find_table(place, "mimic-cxr-2.0.0-split"):
         official = split_table(place)
@@ -45,11 +56,16 @@ def read(
         rows["split"] = [splits.get(dicom, "not in the table") for dicom in rows["dicom_id"]]
     else:
         warnings.warn(
-            f"{place}: no mimic-cxr-2.0.0-split table; patients are split 70 / 10 / 20 by hash, and figures on that "
-            "split compare with no published ones. Name the folder of MIMIC-CXR-JPG's tables with the option tables.",
+            f"{place}: no mimic-cxr-2.0.0-split table; patients are split 70 / 10 / 20 by hash, "
+            f"and figures on that "
+            "split compare with no published ones. Name the folder of MIMIC-CXR-JPG's tables with "
+            "the option tables.",
             stacklevel=2,
         )
-        by_hash = {subject: _OFFICIAL[hash_split("mimic-cxr", subject)] for subject in rows["subject_id"].unique()}
+        by_hash = {
+            subject: _OFFICIAL[hash_split("mimic-cxr", subject)]
+            for subject in rows["subject_id"].unique()
+        }
         rows["split"] = rows["subject_id"].map(by_hash)
     text = report_reader(root, reports)
     yield from studies(

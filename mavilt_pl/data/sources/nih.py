@@ -17,9 +17,21 @@ NAMES = {
     "pleural_thickening": "pleural other",
 }
 FINDINGS = (
-    "atelectasis", "cardiomegaly", "consolidation", "edema", "effusion", "emphysema", "fibrosis", "hernia",
-    "infiltration", "mass", "nodule", "pleural_thickening", "pneumonia", "pneumothorax",
-)  # fmt: skip
+    "atelectasis",
+    "cardiomegaly",
+    "consolidation",
+    "edema",
+    "effusion",
+    "emphysema",
+    "fibrosis",
+    "hernia",
+    "infiltration",
+    "mass",
+    "nodule",
+    "pleural_thickening",
+    "pneumonia",
+    "pneumothorax",
+)
 
 
 def _list(root: Path, name: str) -> set[str]:
@@ -27,28 +39,37 @@ def _list(root: Path, name: str) -> set[str]:
     try:
         return set(path.read_text(encoding="utf-8-sig").split()) if path.exists() else set()
     except (OSError, UnicodeError) as error:
-        raise DataError(f"{path} is not a readable list of file names ({error}): download it again") from None
+        raise DataError(
+            f"{path} is not a readable list of file names ({error}): download it again"
+        ) from None
 
 
 def _labels(row: dict[str, str]) -> dict[str, Label]:
     found = {label.strip().lower() for label in row["Finding Labels"].split("|")}
     if unknown := found - {*FINDINGS, "no finding"}:
-        raise Rejected(f"Finding Labels {', '.join(sorted(unknown))!r}; expected those of ChestX-ray14, joined by |")
+        raise Rejected(
+            f"Finding Labels {', '.join(sorted(unknown))!r}; expected those of ChestX-ray14, "
+            f"joined by |"
+        )
     labels: dict[str, Label] = {NAMES.get(name, name): "absent" for name in FINDINGS}
     labels |= {NAMES.get(name, name): "present" for name in found}
     return {"no finding": "absent", **labels}
 
 
 def read(root: Path, reject: Reject) -> Iterator[Study]:
-    """One study an image. With the official lists, test is the official test and an eighth of the other patients is
-    val; without, 70 / 10 / 20 by patient."""
+    """One study an image. With the official lists, test is the official test and an eighth of the
+    other patients is val; without, 70 / 10 / 20 by patient.
+    """
     columns = ("Image Index", "Finding Labels", "Patient ID", "View Position")
     rows = table(root, "Data_Entry_2017_v2020", columns, key=("Image Index",))
     test, train = _list(root, "test_list.txt"), _list(root, "train_val_list.txt")
-    files = {path.name: path for folder in sorted(root.glob("images*")) for path in folder.rglob("*.png")}
+    files = {
+        path.name: path for folder in sorted(root.glob("images*")) for path in folder.rglob("*.png")
+    }
     if not files:
         raise DataError(
-            f"{root}: no *.png under images*/; expected images/ or images_001/images/ … of the official layout"
+            f"{root}: no *.png under images*/; expected images/ or images_001/images/ … of the "
+            f"official layout"
         )
     for row in rows.to_dict("records"):
         name, patient = row["Image Index"], row["Patient ID"]
@@ -56,7 +77,10 @@ def read(root: Path, reject: Reject) -> Iterator[Study]:
             path = files.get(name) or inside(root / "images", name)
             labels = _labels(row)
             if test and train and name not in test and name not in train:
-                raise Rejected(f"{name} is in neither test_list.txt nor train_val_list.txt: download the lists again")
+                raise Rejected(
+                    f"{name} is in neither test_list.txt nor train_val_list.txt: download the "
+                    f"lists again"
+                )
         except Rejected as reason:
             reject(Path(name).stem, name, "read", str(reason))
             continue

@@ -1,4 +1,6 @@
-"""The annotation.json with which R2Gen and most work after it reads IU X-ray and MIMIC-CXR, and its `images/`."""
+"""The annotation.json with which R2Gen and most work after it reads IU X-ray and MIMIC-CXR, and its
+`images/`.
+"""
 
 from __future__ import annotations
 
@@ -11,29 +13,40 @@ from mavilt_pl.data.study import SPLITS, DataError, Image, Rejected, Split, Stud
 
 
 def entries(path: Path) -> Iterator[tuple[Split, dict[str, Any]]]:
-    """Each entry with its split: train, then val, then test. Raises `DataError` for a file that is no annotation."""
+    """Each entry with its split: train, then val, then test. Raises `DataError` for a file that is
+    no annotation.
+    """
     groups = read_json(path, dict)
     for split in SPLITS:
         if not isinstance(groups.get(split), list):
             raise DataError(
-                f"{path} has no list {split!r} (found {', '.join(groups) or 'nothing'}): is it R2Gen's file?"
+                f"{path} has no list {split!r} (found {', '.join(groups) or 'nothing'}): is it "
+                f"R2Gen's file?"
             )
     if not any(groups[split] for split in SPLITS):
         raise DataError(f"{path} has no entries: the annotation is empty, download it again")
     for split in SPLITS:
         for number, entry in enumerate(groups[split]):
             if not isinstance(entry, dict):
-                raise DataError(f"{path}: {split}[{number}] is a {type(entry).__name__}; expected an object with an id")
+                raise DataError(
+                    f"{path}: {split}[{number}] is a {type(entry).__name__}; expected an object "
+                    f"with an id"
+                )
             yield split, entry
 
 
 def _study(entry: dict[str, Any], split: Split, root: Path) -> Study:
     name, text, paths = entry.get("id"), entry.get("report"), entry.get("image_path")
     if not isinstance(name, str) or not name or not isinstance(text, str):
-        raise Rejected(f"id {str(name)[:80]!r}, report {str(text)[:80]!r}; expected two texts: correct the annotation")
+        raise Rejected(
+            f"id {str(name)[:80]!r}, report {str(text)[:80]!r}; expected two texts: correct the "
+            f"annotation"
+        )
     paths = [paths] if isinstance(paths, str) else paths
     if not (isinstance(paths, list) and paths and all(isinstance(path, str) for path in paths)):
-        raise Rejected(f"image_path {str(paths)[:80]!r}; expected a list of file names: correct the annotation")
+        raise Rejected(
+            f"image_path {str(paths)[:80]!r}; expected a list of file names: correct the annotation"
+        )
     mimic = "subject_id" in entry
     return Study(
         source="mimic-cxr" if mimic else "indiana",
@@ -41,23 +54,29 @@ def _study(entry: dict[str, Any], split: Split, root: Path) -> Study:
         study=str(entry.get("study_id", name)),
         split=split,
         images=tuple(
-            Image(inside(root / "images", path), "UNKNOWN", Path(path).with_suffix("").as_posix()) for path in paths
+            Image(inside(root / "images", path), "UNKNOWN", Path(path).with_suffix("").as_posix())
+            for path in paths
         ),
         findings=text.strip(),
     )
 
 
 def read(root: Path, reject: Reject) -> Iterator[Study]:
-    """Studies in the order of the file, with its splits; the report is the findings, every view is UNKNOWN.
+    """Studies in the order of the file, with its splits; the report is the findings, every view is
+    UNKNOWN.
 
-    MIMIC-CXR's flavour lists an entry an image: the entries of one study become one record with all its images."""
+    MIMIC-CXR's flavour lists an entry an image: the entries of one study become one record with all
+    its images.
+    """
     path = root / "annotation.json"
     studies: dict[tuple[Split, str], Study] = {}
     for split, entry in entries(path):
         try:
             study = _study(entry, split, root)
         except Rejected as reason:
-            reject(str(entry.get("study_id", entry.get("id", "")))[:80], str(path), "read", str(reason))
+            reject(
+                str(entry.get("study_id", entry.get("id", "")))[:80], str(path), "read", str(reason)
+            )
             continue
         first = studies.setdefault((split, study.study), study)
         if first is study:

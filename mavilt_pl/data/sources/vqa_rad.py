@@ -19,9 +19,12 @@ def _question(item: dict[str, Any]) -> Question:
     kind = str(item.get("answer_type") or "").strip().upper()
     if not question or not answer or kind not in ("OPEN", "CLOSED"):
         raise Rejected(
-            f"question {question!r}, answer {answer!r}, answer_type {kind!r}; expected texts and OPEN or CLOSED"
+            f"question {question!r}, answer {answer!r}, answer_type {kind!r}; expected texts and "
+            f"OPEN or CLOSED"
         )
-    closed = kind == "CLOSED" and answer.lower() in YES_NO  # other closed answers ("left") name no alternatives
+    closed = (
+        kind == "CLOSED" and answer.lower() in YES_NO
+    )  # other closed answers ("left") name no alternatives
     topic = str(item.get("question_type") or "").strip().lower() or kind.lower()
     return Question(question, answer.lower() if closed else answer, topic, YES_NO if closed else ())
 
@@ -29,13 +32,15 @@ def _question(item: dict[str, Any]) -> Question:
 def read(root: Path, reject: Reject) -> Iterator[Study]:
     """One study an image, in the order of the file, with all questions about it.
 
-    70 / 10 / 20 by image: the official test questions share their images with the training questions, so that split
-    cannot be kept by patient."""
+    70 / 10 / 20 by image: the official test questions share their images with the training
+    questions, so that split cannot be kept by patient.
+    """
     files = sorted(root.glob("*.json"))
     folder = next((root / name for name in _FOLDERS if (root / name).is_dir()), None)
     if len(files) != 1 or folder is None:
         raise DataError(
-            f"{root}: {len(files)} *.json and {'no' if folder is None else 'an'} image folder; expected one JSON list "
+            f"{root}: {len(files)} *.json and {'no' if folder is None else 'an'} image folder; "
+            f"expected one JSON list "
             f"and {' or '.join(repr(name) for name in _FOLDERS)}"
         )
     items: dict[str, list[dict[str, Any]]] = {}
@@ -43,7 +48,10 @@ def read(root: Path, reject: Reject) -> Iterator[Study]:
         name = item.get("image_name") if isinstance(item, dict) else None
         if not isinstance(name, str) or not name:
             reject(
-                "", str(files[0]), "question", f"item {number}: no image_name; expected an object that names its image"
+                "",
+                str(files[0]),
+                "question",
+                f"item {number}: no image_name; expected an object that names its image",
             )
             continue
         items.setdefault(name, []).append(item)
@@ -65,4 +73,11 @@ def read(root: Path, reject: Reject) -> Iterator[Study]:
                 questions.append(_question(item))
             except Rejected as reason:
                 reject(study, name, "question", str(reason))
-        yield Study("vqa-rad", study, study, hash_split("vqa-rad", study), (image,), questions=tuple(questions))
+        yield Study(
+            "vqa-rad",
+            study,
+            study,
+            hash_split("vqa-rad", study),
+            (image,),
+            questions=tuple(questions),
+        )
