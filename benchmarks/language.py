@@ -34,11 +34,11 @@ import torch
 import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessor, LogitsProcessorList
 
-from mavilt_pl.data.tokens import write_tokens
+from mavilt_pl.data.token_cache import write_tokens
 from mavilt_pl.language import Stage1, Stage2
 from mavilt_pl.language.backbone import train_tokenizer
-from mavilt_pl.language.decoding import left_padded
-from mavilt_pl.language.drift import PIECE
+from mavilt_pl.language.l2_regularization import PIECE
+from mavilt_pl.language.sampling import left_padded
 from mavilt_pl.language.sequences import Tree, by_length, length_of
 from mavilt_pl.phantom.indiana import reports_archive
 

@@ -112,7 +112,7 @@ def vqgan(row: str, encoder: str) -> dict[str, Any]:
     """Arguments of the module: the demo's, from its config, or those of the row."""
     import yaml
 
-    from mavilt_pl.shipped import find_config
+    from mavilt_pl.config_files import find_config
 
     if row != "demo, VQ-GAN":
         return {**ROWS[row][2], "gan_start": 0}
@@ -145,8 +145,8 @@ def language_run(row: str, folder: Path, small: bool) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     import mavilt_pl.language as stages
-    from mavilt_pl.data.study import Question
-    from mavilt_pl.data.tokens import write_tokens
+    from mavilt_pl.data.records import Question
+    from mavilt_pl.data.token_cache import write_tokens
     from mavilt_pl.language import module as language
     from mavilt_pl.language.backbone import train_tokenizer
 
@@ -191,7 +191,7 @@ def language_run(row: str, folder: Path, small: bool) -> None:
 def tokenizer_run(row: str, folder: Path, small: bool) -> None:
     import torch
 
-    from mavilt_pl.encoders.classifier import CXRClassifier
+    from mavilt_pl.encoders.findings import CXRClassifier
     from mavilt_pl.vqgan.module import VQGAN
 
     path = folder / "encoder.ckpt"

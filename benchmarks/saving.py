@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from mavilt_pl.running.sealed import BackgroundCheckpointIO, SealedCheckpointIO
+from mavilt_pl.trainer.checkpoint_io import BackgroundCheckpointIO, VerifiedCheckpointIO
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -37,7 +37,7 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory(dir=args.out) as folder:
         for _ in range(5):
             for name, files in (
-                ("at once", SealedCheckpointIO()),
+                ("at once", VerifiedCheckpointIO()),
                 ("in the background", BackgroundCheckpointIO()),
             ):
                 start = time.perf_counter()

@@ -27,9 +27,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mavilt_pl.cli.tokenize import images_at_once
 from mavilt_pl.vqgan.losses import adaptive_weight
 from mavilt_pl.vqgan.module import VQGAN, Tokenizer
-from mavilt_pl.vqgan.verb import images_at_once
 
 # The published network's shape (taming's custom_vqgan.yaml, factor 16) on a quarter of the pixels;
 # CHANNELS=64 is half its width.

@@ -1,12 +1,12 @@
 """Lightning callbacks: the figures of each task, forgetting, the tokenizer's health, and pictures."""
 
 from mavilt_pl.callbacks.codebook_health import CodebookHealth
-from mavilt_pl.callbacks.forgetting import Forgetting
-from mavilt_pl.callbacks.pictures import Pictures
-from mavilt_pl.callbacks.reconstruction import ReconstructionMetrics
-from mavilt_pl.callbacks.report import ReportMetrics
-from mavilt_pl.callbacks.synthesis import SynthesisMetrics
-from mavilt_pl.callbacks.vqa import VQAMetrics
+from mavilt_pl.callbacks.reconstruction_metrics import ReconstructionMetrics
+from mavilt_pl.callbacks.report_metrics import ReportMetrics
+from mavilt_pl.callbacks.synthesis_metrics import SynthesisMetrics
+from mavilt_pl.callbacks.tensorboard_images import Pictures
+from mavilt_pl.callbacks.text_perplexity import Forgetting
+from mavilt_pl.callbacks.vqa_metrics import VQAMetrics
 
 __all__ = [
     "CodebookHealth",

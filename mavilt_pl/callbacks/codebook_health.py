@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from mavilt_pl.ranks import summed
+from mavilt_pl.parallel.distributed import all_reduce_sum
 from mavilt_pl.vqgan.losses import forward_differences
 
 
@@ -97,7 +97,10 @@ class CodebookHealth(Callback):
                 self._look(trainer, pl_module)
 
     def _look(self, trainer: Trainer, module: Any) -> None:
-        counts_K, energy_2 = summed(self.counts_WK.sum(0)), summed(self.energy_W2.sum(0))
+        counts_K, energy_2 = (
+            all_reduce_sum(self.counts_WK.sum(0)),
+            all_reduce_sum(self.energy_W2.sum(0)),
+        )
         share_K = counts_K.double() / counts_K.sum()
         used = float((counts_K > 0).double().mean())
         sharpness = float(energy_2[0] / energy_2[1].clamp(min=1e-12))
@@ -113,7 +116,7 @@ class CodebookHealth(Callback):
             logger.log_metrics(figures, trainer.global_step)
         right = trainer.callback_metrics.get("train/discriminator_right")
         if right is not None:
-            now = float(summed(right.double())) / trainer.world_size
+            now = float(all_reduce_sum(right.double())) / trainer.world_size
             self.right = 0.8 * self.right + 0.2 * now
         grown, h = trainer.global_step >= self.patience, module.hparams
         quantizer = h.get("quantizer") or {}
@@ -127,8 +130,8 @@ class CodebookHealth(Callback):
                 f"{batches} (below "
                 f"{self.min_used:.0%}). Lower learning_rate ({_now(h, 'learning_rate')}), narrow "
                 f"quantizer.code_width "
-                f"({_now(quantizer, 'code_width')}), raise quantizer.revive_below "
-                f"({_now(quantizer, 'revive_below')}), or give "
+                f"({_now(quantizer, 'code_width')}), raise quantizer.dead_code_threshold "
+                f"({_now(quantizer, 'dead_code_threshold')}), or give "
                 "a batch more images (data.batch_size)."
             ),
         )
@@ -173,8 +176,8 @@ class CodebookHealth(Callback):
             "looked": self.looked,
             "right": self.right,
             "failing": dict(self.failing),
-            "counts_WK": summed(self.counts_WK).cpu(),
-            "energy_W2": summed(self.energy_W2).cpu(),
+            "counts_WK": all_reduce_sum(self.counts_WK).cpu(),
+            "energy_W2": all_reduce_sum(self.energy_W2).cpu(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ memory map.
 
 `prepare` reads the dataset's tables and reports first, into `parts/`, then decodes. Images go into
 a journal in their order: a killed run loses none, and does none twice but the few that were under
-way. Several processes may prepare one corpus together (`mavilt_pl.pieces`): one of them reads, each
+way. Several processes may prepare one corpus together (`mavilt_pl.parallel.shards`): one of them reads, each
 decodes the shards that no other has, one of them finishes.
 """
 
@@ -42,21 +42,12 @@ from rich.progress import (
 
 from mavilt_pl.data.questions import read_questions, with_questions
 from mavilt_pl.data.radiograph import Fit, read_sized
+from mavilt_pl.data.records import FRONTAL, SPLITS, Image, Question, Split, Study, View
 from mavilt_pl.data.sources import read_source
-from mavilt_pl.data.study import (
-    FRONTAL,
-    SPLITS,
-    DataError,
-    Image,
-    Question,
-    Rejected,
-    Split,
-    Study,
-    View,
-)
-from mavilt_pl.lock import held
-from mavilt_pl.pieces import names_in, open_pieces
-from mavilt_pl.workers import CarefulMap
+from mavilt_pl.errors import Rejected, UserError
+from mavilt_pl.parallel.file_lock import file_lock
+from mavilt_pl.parallel.process_pool import IsolatedMap
+from mavilt_pl.parallel.shards import claim_shards, list_names
 
 FORMAT = 2
 SHARD = 1024  # studies
@@ -183,7 +174,7 @@ def _settings(out: Path, settings: dict[str, Any]) -> bool:
     """Refuse a folder that is another's; True where the corpus is finished already with the same
     settings.
     """
-    path, there = out / "prepare.json", names_in(out)
+    path, there = out / "prepare.json", list_names(out)
     begun = "corpus.json" in there or any(out.glob("parts/*.parquet"))
     if begun and path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))
@@ -192,14 +183,14 @@ def _settings(out: Path, settings: dict[str, Any]) -> bool:
             said = "; ".join(
                 f"{k} was {before.get(k)!r} and is {settings.get(k)!r}" for k in differs
             )
-            raise DataError(
+            raise UserError(
                 f"{out} was prepared with other settings ({said}): choose another --out, or delete "
                 f"the folder"
             )
     # The second is asked after the listing: a task may have begun it now.
     elif there - {"parts", "prepare.json.part"} and not path.exists():
-        raise DataError(f"{out} is not empty and not a corpus in the making: choose another --out")
-    return "corpus.json" in names_in(out)
+        raise UserError(f"{out} is not empty and not a corpus in the making: choose another --out")
+    return "corpus.json" in list_names(out)
 
 
 def prepare(
@@ -248,16 +239,16 @@ def prepare(
     if not _settings(out, settings):
         try:
             with Progress(*columns) as progress:
-                with held(parts / ".lock"):  # who comes second finds what the first has read
+                with file_lock(parts / ".lock"):  # who comes second finds what the first has read
                     if not _settings(out, settings):
                         _replace_text(out / "prepare.json", json.dumps(settings, indent=1))
                         _read(out, settings, options or {}, progress)
                 _decode_all(out, settings, workers, progress)
-            with held(parts / ".lock"):
-                if "corpus.json" not in names_in(out):
+            with file_lock(parts / ".lock"):
+                if "corpus.json" not in list_names(out):
                     _finish(out, settings, _facts(out)["shards"])
         except FileNotFoundError:  # finished by another process, and its parts tidied away
-            if "corpus.json" not in names_in(out):
+            if "corpus.json" not in list_names(out):
                 raise
     if parts.exists():  # also what a process left that came when the corpus was just finished
         shutil.rmtree(parts, ignore_errors=True)
@@ -278,16 +269,18 @@ def _decode_all(
 
     def done() -> Container[int]:
         numbers = range(facts["shards"])
-        names = names_in(out / "parts")  # before the whole is looked for: they go once it is there
+        names = list_names(
+            out / "parts"
+        )  # before the whole is looked for: they go once it is there
         return (
             numbers
-            if "corpus.json" in names_in(out)
+            if "corpus.json" in list_names(out)
             else {n for n in numbers if _done(out, n).name in names}
         )
 
-    decoder = CarefulMap(_decode, _died, workers)
+    decoder = IsolatedMap(_decode, _died, workers)
     try:
-        for number in open_pieces(out / "parts", facts["shards"], done):
+        for number in claim_shards(out / "parts", facts["shards"], done):
             there = done()
             progress.update(
                 bar, completed=sum(count for other, count in enumerate(images) if other in there)
@@ -353,7 +346,7 @@ def _read(
 
 
 def _decode_shard(
-    out: Path, number: int, settings: Mapping[str, Any], decoder: CarefulMap, step: Any
+    out: Path, number: int, settings: Mapping[str, Any], decoder: IsolatedMap, step: Any
 ) -> None:
     """A shard's pixels, then its rows: a shard whose rows are there is done."""
     size, fit = settings["size"], settings["fit"]
@@ -486,7 +479,7 @@ def _finish(out: Path, settings: Mapping[str, Any], shards: int) -> None:
             if first
             else "the dataset is empty"
         )
-        raise DataError(
+        raise UserError(
             f"{settings['root']}: no study of {total['studies']['read']} could be used; {why}"
         )
     facts = {
@@ -529,13 +522,13 @@ class Corpus:
         try:
             facts = json.loads((self.path / "corpus.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise DataError(
+            raise UserError(
                 f"{self.path} is not a finished corpus (corpus.json: {error}); make or finish it "
                 f"with "
                 f"`mavilt prepare SOURCE ROOT --out {self.path}`"
             ) from None
         if facts["format"] != FORMAT:
-            raise DataError(
+            raise UserError(
                 f"{self.path}: corpus of format {facts['format']}, this version reads {FORMAT}: "
                 f"prepare it again"
             )
@@ -550,7 +543,7 @@ class Corpus:
                 np.load(_pixels(self.path, n), mmap_mode="r") for n in range(facts["shards"])
             ]
         except (OSError, ValueError, pa.ArrowInvalid) as error:
-            raise DataError(
+            raise UserError(
                 f"{self.path}: {error}: a part of the corpus is missing or damaged; prepare it "
                 f"again"
             ) from None
@@ -558,7 +551,7 @@ class Corpus:
         self._columns = {name: table[name] for name in SCHEMA.names}
         self._starts = np.cumsum([0, *(len(shard) for shard in self._shards)])
         if self._rows != facts["studies"] or self._starts[-1] != self.n_images:
-            raise DataError(
+            raise UserError(
                 f"{self.path}: the table or the pixel shards are not those that corpus.json "
                 f"counts: prepare it again"
             )

@@ -22,19 +22,20 @@ from torch.utils.data.distributed import DistributedSampler
 from mavilt_pl.data.corpus import Corpus
 from mavilt_pl.data.pixels import to_float
 from mavilt_pl.data.questions import from_labels
-from mavilt_pl.data.report import clean, compose
-from mavilt_pl.data.study import SIDES, DataError, Question, Side, Study, View
-from mavilt_pl.data.tokens import TokenCache
+from mavilt_pl.data.records import SIDES, Question, Side, Study, View
+from mavilt_pl.data.report_sections import clean, compose
+from mavilt_pl.data.token_cache import TokenCache
+from mavilt_pl.errors import UserError
 
-Wants = Literal["images", "pairs", "instructions", "text"]
+BatchKind = Literal["images", "pairs", "instructions", "text"]
 BESIDE = (
     "views",
-    "stranger_views",
+    "control_views",
     "replay",
 )  # what a batch has in lists, outside the studies' records
 
 
-class Draw(int):
+class SeededIndex(int):
     """The number of an item that a training draws, and the seed of what is random about it: (seed,
     epoch, place in the epoch).
 
@@ -45,7 +46,7 @@ class Draw(int):
     seed: tuple[int, ...] | None = None
 
     @classmethod
-    def at(cls, number: int, *seed: int) -> Draw:
+    def at(cls, number: int, *seed: int) -> SeededIndex:
         drawn = cls(number)
         drawn.seed = seed
         return drawn
@@ -75,7 +76,7 @@ class StudyDataset(Dataset):
                 rows[i] for i in sorted(np.random.default_rng(0).permutation(len(rows))[:limit])
             ]
         # Of images alone, with `each_view`, each view is an item of its own.
-        apart = module.hparams["wants"] == "images" and module.hparams["each_view"]
+        apart = module.hparams["batch_kind"] == "images" and module.hparams["each_view"]
         shown = [
             [*module.views_of(self.corpus, row).values()]
             if apart
@@ -93,17 +94,17 @@ class StudyDataset(Dataset):
         """What a study has not of what is wanted; None where it has all. A question is to be
         answered without a report too.
         """
-        module, wants = self.module, self.module.hparams["wants"]
-        asked = wants == "instructions"
+        module, batch_kind = self.module, self.module.hparams["batch_kind"]
+        asked = batch_kind == "instructions"
         if (
-            wants != "images"
+            batch_kind != "images"
             and not module.text_of(self.corpus.text(row))
             and not (asked and module.questions_of(self.corpus[row], self.split))
         ):
             return "a text or a question" if asked else "a text"
         return (
             "an image of the wanted views"
-            if wants != "text" and module.image_of(self.corpus, row) is None
+            if batch_kind != "text" and module.image_of(self.corpus, row) is None
             else None
         )
 
@@ -124,7 +125,7 @@ class StudyDataset(Dataset):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """An item; where `index` is a `Draw`, with its augmentation and its choice of questions."""
+        """An item; where `index` is a `SeededIndex`, with its augmentation and its choice of questions."""
         random = (
             None if (seed := getattr(index, "seed", None)) is None else np.random.default_rng(seed)
         )
@@ -139,36 +140,36 @@ class StudyDataset(Dataset):
             "label_names": dict(study.labels),
             "text": module.text_of(study),
         }
-        wants = module.hparams["wants"]
-        if wants == "text":
+        batch_kind = module.hparams["batch_kind"]
+        if batch_kind == "text":
             return item
         image = self.images[index]
         assert image is not None  # rows without an image were left out above
         item["image_row"] = image
-        if wants == "images":
+        if batch_kind == "images":
             item["pixels"] = module.pixels(self.corpus, image, random)
         else:
             assert self.tokens is not None
             item["codes"] = torch.from_numpy(self.tokens[image])
             other = self.images[self.stranger[index]]
             assert other is not None
-            item["stranger_codes"] = torch.from_numpy(self.tokens[other])
+            item["control_codes"] = torch.from_numpy(self.tokens[other])
             if module.hparams["each_view"]:
                 item["view_rows"] = module.views_of(self.corpus, row)
                 item["views"] = self._codes_of(item["view_rows"])
                 if self.split != "train":  # a control of evaluation
                     theirs = module.views_of(self.corpus, self.rows[self.stranger[index]])
-                    item["stranger_views"] = self._codes_of(theirs)
+                    item["control_views"] = self._codes_of(theirs)
             if (
                 module.replayed
                 and random is not None
                 and random.random() < module.hparams["replay_share"]
             ):
                 item["replay"] = module.replayed[int(random.integers(len(module.replayed)))]
-            if wants == "instructions":
+            if batch_kind == "instructions":
                 item["questions"] = self._drawn(module.questions_of(study, self.split), random)
             if random is not None:
-                item["chance"] = int(random.integers(2**63))
+                item["rng_seed"] = int(random.integers(2**63))
         return item
 
     def _codes_of(self, views: dict[Side, int]) -> dict[Side, list[int]]:
@@ -186,14 +187,14 @@ class StudyDataset(Dataset):
         return [questions[i] for i in sorted(random.permutation(len(questions))[:most])]
 
 
-class Mixed(ConcatDataset):
+class SeededConcatDataset(ConcatDataset):
     """The training items of all corpora, one after another."""
 
     def __getitem__(self, index: int) -> Any:
         number = bisect.bisect_right(self.cumulative_sizes, index)
         within = index - (self.cumulative_sizes[number - 1] if number else 0)
         seed = getattr(index, "seed", None)
-        return self.datasets[number][within if seed is None else Draw.at(within, *seed)]
+        return self.datasets[number][within if seed is None else SeededIndex.at(within, *seed)]
 
 
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -206,7 +207,7 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
             for item in items
         ]
     }
-    for key in ("pixels", "codes", "stranger_codes", "labels"):
+    for key in ("pixels", "codes", "control_codes", "labels"):
         if key in items[0]:
             batch[key] = torch.stack([item[key] for item in items])
     for key in BESIDE:
@@ -217,7 +218,7 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return batch
 
 
-class MixSampler(DistributedSampler):
+class WeightedSourceSampler(DistributedSampler):
     """Training order over several sources: an epoch is as long as all sources together, drawn from
     each by its weight, each source without repetition until it is used up. The order is a function
     of (seed, epoch) alone, and what is random about an item of its place in it; ranks take turns,
@@ -249,17 +250,17 @@ class MixSampler(DistributedSampler):
         order = np.concatenate(picked)
         return [int(i) for i in random.permutation(order)]
 
-    def __iter__(self) -> Iterator[Draw]:
+    def __iter__(self) -> Iterator[SeededIndex]:
         order, taken, epoch, self.taken = self._order(), self.taken, self.epoch, 0
         whole = (len(order) - taken) // self.num_replicas * self.num_replicas
         places = range(taken + self.rank, taken + whole, self.num_replicas)
-        return (Draw.at(order[place], self.seed, epoch, place) for place in places)
+        return (SeededIndex.at(order[place], self.seed, epoch, place) for place in places)
 
     def __len__(self) -> int:
         return self.num_samples
 
 
-class EveryStudyOnce(DistributedSampler):
+class UnpaddedDistributedSampler(DistributedSampler):
     """Rank r takes studies r, r + world, …: every study exactly once, none repeated to fill up a
     rank.
     """
@@ -316,7 +317,7 @@ class CXRDataModule(LightningDataModule):
 
     A batch is a dict: `pixels` float32 [B,1,H,W] in [-1, 1] or `codes` int64 [B,N]; `labels`
     float32 [B,F] (1, 0, nan); `text` and `patient`, lists of B strings; `studies`, a list of B
-    dicts (study, source, text, label_names, questions; in training `chance`, the seed of what the
+    dicts (study, source, text, label_names, questions; in training `rng_seed`, the seed of what the
     model leaves out of it at random). With `each_view`, `views`: B dicts of codes by view, frontal
     first, and in `studies` `view_rows`, the images' rows; with `replay`, in training: plain texts.
     Training mixes the corpora by weight; evaluation keeps them apart, one loader a corpus, in the
@@ -326,14 +327,14 @@ class CXRDataModule(LightningDataModule):
         corpora: folders made by `mavilt prepare`.
         tokens: folders made by `mavilt tokenize`, one a corpus, in the same order; for pairs and
             instructions.
-        wants: images | pairs | instructions | text. Pairs and texts are of studies that have a
+        batch_kind: images | pairs | instructions | text. Pairs and texts are of studies that have a
             text, instructions also of those with questions only; how many are left out is told.
         weights: how often training draws from each corpus; default: in proportion to size.
         batch_size, eval_batch_size, num_workers: as DataLoader's, per process.
         findings: order of the columns of `labels`; those asked about in questions made from labels.
         sections: findings | impression | findings+impression | whole: which part of a report is its
             text.
-        cleaning: name of a cleaning protocol of `mavilt_pl.data.report`.
+        cleaning: name of a cleaning protocol of `mavilt_pl.data.report_sections`.
         views: images of these views only, e.g. [PA, AP]; default: the first image of a study.
         each_view: bring the first frontal and the first lateral image of a study, as `views`;
             `codes` are then the first of them, and a study with neither is left out. Of `images`
@@ -356,7 +357,7 @@ class CXRDataModule(LightningDataModule):
         self,
         corpora: list[str],
         tokens: list[str] | None = None,
-        wants: Wants = "images",
+        batch_kind: BatchKind = "images",
         weights: list[float] | None = None,
         batch_size: int = 16,
         eval_batch_size: int = 32,
@@ -378,25 +379,27 @@ class CXRDataModule(LightningDataModule):
     ):
         super().__init__()
         self.save_hyperparameters(logger=False)
-        if wants in ("pairs", "instructions") and (tokens is None or len(tokens) != len(corpora)):
-            raise DataError(
-                f"data.wants: {wants} needs one token cache a corpus in data.tokens; found "
+        if batch_kind in ("pairs", "instructions") and (
+            tokens is None or len(tokens) != len(corpora)
+        ):
+            raise UserError(
+                f"data.batch_kind: {batch_kind} needs one token cache a corpus in data.tokens; found "
                 f"{tokens} for {corpora}"
             )
         if weights is not None and (
             len(weights) != len(corpora) or min(weights) < 0 or sum(weights) <= 0
         ):
-            raise DataError(
+            raise UserError(
                 f"data.weights: one weight of 0 or more a corpus, not all 0; found {weights} for "
                 f"{corpora}"
             )
-        if replay is not None and wants not in ("pairs", "instructions"):
-            raise DataError(
-                f"data.replay: {wants} are not trained beside texts; it is for pairs and "
+        if replay is not None and batch_kind not in ("pairs", "instructions"):
+            raise UserError(
+                f"data.replay: {batch_kind} are not trained beside texts; it is for pairs and "
                 f"instructions"
             )
         if not 0 <= replay_share <= 1:
-            raise DataError(
+            raise UserError(
                 f"data.replay_share {replay_share}: expected a part of the studies, from 0 to 1"
             )
         self.findings = tuple(findings or ())
@@ -416,7 +419,7 @@ class CXRDataModule(LightningDataModule):
         self.opened = [Corpus(path) for path in self.hparams["corpora"]]
         if self.hparams["replay"] and stage == "fit":
             self.replayed = self._replayed(Path(self.hparams["replay"]))
-        if self.hparams["tokens"] and self.hparams["wants"] in ("pairs", "instructions"):
+        if self.hparams["tokens"] and self.hparams["batch_kind"] in ("pairs", "instructions"):
             self.caches = [
                 TokenCache(p, c.fingerprint) for p, c in zip(self.hparams["tokens"], self.opened)
             ]
@@ -442,7 +445,7 @@ class CXRDataModule(LightningDataModule):
             try:
                 texts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
             except UnicodeDecodeError as error:
-                raise DataError(
+                raise UserError(
                     f"data.replay: {path} is not UTF-8 text ({error.reason} at byte "
                     f"{error.start}); convert it"
                 ) from None
@@ -450,7 +453,7 @@ class CXRDataModule(LightningDataModule):
             corpus = Corpus(path)
             texts = [self.text_of(corpus.text(row)) for row in corpus.rows("train")]
         if not (texts := [text for text in texts if text]):
-            raise DataError(
+            raise UserError(
                 f"data.replay: found no text in {path}; expected a prepared corpus with reports, "
                 f"or a text file with a text "
                 "on each line"
@@ -508,9 +511,9 @@ class CXRDataModule(LightningDataModule):
         for dataset in datasets:
             if not dataset.rows:
                 h = self.hparams
-                raise DataError(
-                    f"corpus {dataset.corpus.path}: no {split} study has what is wanted (wants "
-                    f"{h['wants']}, sections "
+                raise UserError(
+                    f"corpus {dataset.corpus.path}: no {split} study has what is needed (batch_kind "
+                    f"{h['batch_kind']}, sections "
                     f"{h['sections']}, views {h['views']}): found "
                     f"{dataset.left or 'none of that split'}; look at its studies.parquet and "
                     f"rejects.csv"
@@ -540,15 +543,15 @@ class CXRDataModule(LightningDataModule):
         weights = self.hparams["weights"] or sizes
         rank, world = self._rank()
         if sum(sizes) // world < self.hparams["batch_size"]:
-            raise DataError(
+            raise UserError(
                 f"data.batch_size {self.hparams['batch_size']}: {sum(sizes)} training studies over "
                 f"{world} process"
                 f"{'es' * (world > 1)} do not fill one batch; take a smaller batch_size"
             )
         return ResumableLoader(
-            Mixed(datasets),
+            SeededConcatDataset(datasets),
             batch_size=self.hparams["batch_size"],
-            sampler=MixSampler(sizes, weights, self._seed(), rank, world),
+            sampler=WeightedSourceSampler(sizes, weights, self._seed(), rank, world),
             num_workers=self.hparams["num_workers"],
             collate_fn=collate,
             drop_last=True,
@@ -565,7 +568,7 @@ class CXRDataModule(LightningDataModule):
             DataLoader(
                 dataset,
                 batch_size=self.hparams["eval_batch_size"],
-                sampler=EveryStudyOnce(len(dataset), rank, world),
+                sampler=UnpaddedDistributedSampler(len(dataset), rank, world),
                 num_workers=self.hparams["num_workers"],
                 collate_fn=collate,
                 pin_memory=torch.cuda.is_available(),
@@ -578,7 +581,7 @@ class CXRDataModule(LightningDataModule):
         loaders, world = self._evaluation("val"), self._rank()[1]
         for name, loader in zip(self.names, loaders):
             if 0 < (count := len(loader.dataset)) < world:  # type: ignore[arg-type]
-                raise DataError(
+                raise UserError(
                     f"{name}: {count} validation stud{'y' if count == 1 else 'ies'} for {world} "
                     f"processes, which wait for one "
                     "another's figures: expected one each. Raise limit_val, or prepare more of "

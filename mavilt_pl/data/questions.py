@@ -12,8 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mavilt_pl.data.records import Question, Study
 from mavilt_pl.data.sources import Reject, find_table, read_json, read_table
-from mavilt_pl.data.study import DataError, Question, Rejected, Study
+from mavilt_pl.errors import Rejected, UserError
 
 # All but the last train; the last is kept for validation and test, so that a model is asked in
 # words it was not trained on.
@@ -175,7 +176,7 @@ def _items(path: Path, counts: Counter[str]) -> Iterator[tuple[Path, str, Any]]:
         else [f for name in ("train", "valid", "test") if (f := folder / f"{name}.json").exists()]
     )
     if not files:
-        raise DataError(
+        raise UserError(
             f"{path}: no questions found; expected a .json file or the folder of MIMIC-CXR-VQA "
             f"(dataset/train.json, "
             "valid.json, test.json), or mimic_pair_questions.csv of Medical-Diff-VQA"
@@ -183,7 +184,7 @@ def _items(path: Path, counts: Counter[str]) -> Iterator[tuple[Path, str, Any]]:
     for file in files:
         items = read_json(file, list)
         if not items:
-            raise DataError(f"{file} holds an empty list: download it again")
+            raise UserError(f"{file} holds an empty list: download it again")
         for number, item in enumerate(items):
             yield file, f"item {number}", item
 
@@ -195,11 +196,11 @@ def read_questions(path: Path, reject: Reject) -> dict[str, tuple[Question, ...]
     The files' own splits are not used: a question is in the split of its study. Sets of answers are
     one text in alphabetical order, the empty set is "none". What is left out goes to `reject` with
     stage `question`: items that are not what they should be, questions asked a second time about a
-    study, and, in one line with their number, difference questions. Raises `DataError` for a file
+    study, and, in one line with their number, difference questions. Raises `UserError` for a file
     that cannot be read or has nothing to read.
     """
     if not path.exists():
-        raise DataError(f"{path} does not exist; expected a file or folder of questions")
+        raise UserError(f"{path} does not exist; expected a file or folder of questions")
     found: dict[str, dict[str, Question]] = {}
     counts: Counter[str] = Counter()
     for file, place, item in _items(path, counts):

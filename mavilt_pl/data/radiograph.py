@@ -30,7 +30,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from mavilt_pl.data.study import Rejected
+from mavilt_pl.errors import Rejected
 
 LARGEST = 12_000  # pixels a side; detectors make at most 4,000 to 5,000
 SMALLEST = 16

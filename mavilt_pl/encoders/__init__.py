@@ -2,7 +2,7 @@
 here.
 """
 
-from mavilt_pl.encoders.classifier import CXRClassifier, FindingsNet
-from mavilt_pl.encoders.frozen import Encoder, load_encoder
+from mavilt_pl.encoders.findings import CXRClassifier, FindingsNet
+from mavilt_pl.encoders.loading import Encoder, load_encoder
 
 __all__ = ["CXRClassifier", "Encoder", "FindingsNet", "load_encoder"]

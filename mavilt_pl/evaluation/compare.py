@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from mavilt_pl.data.study import DataError
-from mavilt_pl.evaluation.report import HEADLINES, TITLES, samples_below, tested, write_page
+from mavilt_pl.errors import UserError
+from mavilt_pl.evaluation.html_report import HEADLINES, TITLES, samples_below, tested, write_page
 from mavilt_pl.evaluation.results import read_results, write_json
 from mavilt_pl.evaluation.tradeoff import tradeoffs
 
@@ -53,7 +53,7 @@ def _read(folder: Path) -> _Tests:
         for figure in content["figures"]:
             key = tuple(str(figure[part]) for part in ("task", "source", "metric", "control"))
             if key in made.figures:
-                raise DataError(
+                raise UserError(
                     f"{folder}: two tests below it have {' '.join(key[:3])}; name the folder of "
                     f"one run"
                 )
@@ -68,7 +68,7 @@ def _refuse_others(first: _Tests, other: _Tests) -> None:
 
     def refuse(what: str, here: Any, there: Any) -> None:
         if here != there:
-            raise DataError(
+            raise UserError(
                 f"not comparable: {first.folder} and {other.folder} differ in {what}: {here} and "
                 f"{there}. Test both in "
                 "the same way, on the same corpus"
@@ -109,7 +109,7 @@ def compare(
     ]
     called = names.split(",") if names else arms
     if len(called) != len(arms) or len(arms) < 2:
-        raise DataError(
+        raise UserError(
             f"--compare {' '.join(arms)}: expected two arms or more, and as many names; found "
             f"{len(called)} names"
         )

@@ -18,8 +18,8 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from PIL import Image as Pillow
 
-from mavilt_pl.data.study import DataError
-from mavilt_pl.vqgan.verb import sha256
+from mavilt_pl.checkpoint import sha256
+from mavilt_pl.errors import UserError
 
 TASKS = ("tokenizer", "report", "synthesis", "vqa", "text")
 KEYS = ("task", "source", "metric", "value", "low", "high", "n", "protocol", "control")
@@ -45,7 +45,7 @@ def check_figures(figures: Sequence[dict[str, Any]], where: str) -> list[dict[st
             or not figure["protocol"]
             or not math.isfinite(figure["value"])
         ):
-            raise DataError(
+            raise UserError(
                 f"{where}: figure {figure.get('metric', '?')} of task {figure.get('task', '?')}: "
                 f"missing {missing}, or a value or protocol that says nothing"
             )
@@ -58,7 +58,7 @@ def read_results(path: Path) -> dict[str, Any]:
         check_figures(content["figures"], str(path))
         return content
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
+        raise UserError(
             f"{path} is not a results file ({type(error).__name__}: {error}); run the test again"
         ) from None
 
@@ -102,7 +102,7 @@ class ResultsWriter(Callback):
         sources = [callback for callback in trainer.callbacks if hasattr(callback, "figures")]  # type: ignore[attr-defined]
         figures = [figure for callback in sources for figure in callback.figures]  # type: ignore[attr-defined]
         if not figures:
-            raise DataError(
+            raise UserError(
                 "the test computed no figure: add metric callbacks (mavilt_pl.callbacks) to "
                 "trainer.callbacks"
             )

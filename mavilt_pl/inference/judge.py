@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mavilt_pl.data.study import DataError
-from mavilt_pl.encoders.frozen import Encoder
+from mavilt_pl.encoders.loading import Encoder
+from mavilt_pl.errors import UserError
 from mavilt_pl.metrics.clinical import TERMS, findings_in
 from mavilt_pl.vqgan.module import Tokenizer
 
@@ -21,14 +21,14 @@ class Judge:
     """Scores codes and their texts, as `LanguageModule.draw` asks its scorer to.
 
     `findings` are those that the encoder has logits for and `findings_in` reads in a text. Raises
-    `DataError` where there is none.
+    `UserError` where there is none.
     """
 
     def __init__(self, encoder: Encoder, tokenizer: Tokenizer):
         self.encoder, self.tokenizer = encoder, tokenizer
         self.findings = [name for name in encoder.findings if name in TERMS]
         if not self.findings:
-            raise DataError(
+            raise UserError(
                 f"the judge: found an encoder of the findings "
                 f"{', '.join(filter(None, encoder.findings)) or 'none'}; expected "
                 f"one that reads some of {', '.join(TERMS)}. Take another encoder, or best_of 1"

@@ -13,20 +13,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mavilt_pl.checkpoint import read_weights
+from mavilt_pl.checkpoint import read_weights, resolve_checkpoint, sha256
 from mavilt_pl.data.datamodule import sample_key
 from mavilt_pl.data.pixels import to_float, to_uint8
 from mavilt_pl.data.radiograph import Fit, read_sized
-from mavilt_pl.data.study import OTHER, DataError, Side
-from mavilt_pl.data.tokens import write_tokens
+from mavilt_pl.data.records import OTHER, Side
+from mavilt_pl.data.token_cache import write_tokens
+from mavilt_pl.errors import UserError
 from mavilt_pl.inference.judge import Judge
 from mavilt_pl.language import Stage1, Stage2
 from mavilt_pl.language.backbone import NoKernel
 from mavilt_pl.language.module import LanguageModule
 from mavilt_pl.language.vocabulary import VIEW_MARKS
+from mavilt_pl.parallel.device import resolve_device
 from mavilt_pl.vqgan.loading import load_tokenizer
 from mavilt_pl.vqgan.module import Tokenizer
-from mavilt_pl.vqgan.verb import checkpoint_of, device_of, sha256
 
 BATCH = 16  # studies
 Radiograph = str | Path
@@ -64,17 +65,17 @@ class MAViLT:
         or its checkpoint; or a published one. backbone: where the language model that it began from
         lies now; its configuration and its words are read there.
 
-        Raises `DataError` where the two do not belong together, or where one is not what it should
+        Raises `UserError` where the two do not belong together, or where one is not what it should
         be.
         """
-        place = device_of(device)
-        path, seen = checkpoint_of(Path(model)), checkpoint_of(Path(tokenizer))
+        place = resolve_device(device)
+        path, seen = resolve_checkpoint(Path(model)), resolve_checkpoint(Path(tokenizer))
         checkpoint = read_weights(path)
         settings = dict(checkpoint.get("hyper_parameters", {}))
         kinds = {"Stage1": Stage1, "Stage2": Stage2}
         kind = kinds.get(str(settings.get("_class_path", "")).rpartition(".")[2])
         if kind is None:
-            raise DataError(
+            raise UserError(
                 f"{path} is a checkpoint of another module; expected one of Stage 1 or Stage 2"
             )
         eyes = load_tokenizer(seen)
@@ -119,14 +120,14 @@ class MAViLT:
         """Codes [B,N], or of each study those of its views."""
         if not self.module.vocabulary.views:
             if any(isinstance(study, Mapping) for study in studies):
-                raise DataError(NAMELESS)
+                raise UserError(NAMELESS)
             return self.codes(studies)  # type: ignore[arg-type]
         named: list[Mapping[Any, Any]] = [
             s if isinstance(s, Mapping) else {"frontal": s} for s in studies
         ]
         for study in named:
             if not study or set(study) - {*VIEW_MARKS}:
-                raise DataError(
+                raise UserError(
                     f"found the views {[*study]}; expected some of {', '.join(VIEW_MARKS)}, each "
                     f"with its image"
                 )
@@ -136,19 +137,19 @@ class MAViLT:
 
     def _check_given(self, texts: Sequence[str], view: Side | None, given: Any) -> None:
         if (view or given) and not self.module.vocabulary.views:
-            raise DataError(NAMELESS)
+            raise UserError(NAMELESS)
         drawn: Side = view or "frontal"
         if drawn not in OTHER:
-            raise DataError(f"view: found {drawn!r}; expected one of {', '.join(OTHER)}")
+            raise UserError(f"view: found {drawn!r}; expected one of {', '.join(OTHER)}")
         if given is not None and len(given) != len(texts):
-            raise DataError(
+            raise UserError(
                 f"given: found the images of {len(given)} studies for {len(texts)} texts; expected "
                 f"one each"
             )
         other = OTHER[drawn]
         for study in given or ():
             if not isinstance(study, Mapping) or set(study) != {other}:
-                raise DataError(
+                raise UserError(
                     f"given: found {study!r}; expected {{{other!r}: FILE}}, the view that the "
                     f"{drawn} one is drawn from"
                 )
@@ -178,11 +179,11 @@ class MAViLT:
         self, study: Seen, questions: Sequence[str], answers: Sequence[str] = (), seed: int = 0
     ) -> list[Any]:
         """Free text to each question, with `seed` as in `report`; or, where `answers` are given,
-        how likely each of them is (they sum to 1). Raises `DataError` for an answer that is given
+        how likely each of them is (they sum to 1). Raises `UserError` for an answer that is given
         twice.
         """
         if len({*answers}) < len(answers):
-            raise DataError(
+            raise UserError(
                 f"answers: found {[*answers]}; expected each of them once: drop what is repeated"
             )
         for number, question in enumerate(questions, 1):

@@ -22,16 +22,16 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from mavilt_pl.checkpoint import refuse_others
-from mavilt_pl.data.study import DataError
-from mavilt_pl.language.optimizer import Kind, configured
+from mavilt_pl.checkpoint import check_compatible
+from mavilt_pl.errors import UserError
+from mavilt_pl.language.optim import Kind, configured
 
 END = "<|endoftext|>"
 HARMLESS = ("masked_bias", "inv_freq")  # buffers that older transformers saved
 Attention = Literal["sdpa", "flash_attention_2", "eager"]
 
 
-class NoKernel(DataError):
+class NoKernel(UserError):
     """The architecture has no such attention."""
 
 
@@ -41,13 +41,13 @@ def load_backbone(
     """Model (float32, safetensors only) and tokenizer from a local folder or a hub name; with
     `pretrained` false a model of that shape with random weights.
 
-    Raises `DataError` where there is no model or no tokenizer that can be read, where some of its
+    Raises `UserError` where there is no model or no tokenizer that can be read, where some of its
     weights are missing (`_whole`), and where the model and its tokenizer, or its head, are not as
     the language modules need them (`_check`).
     """
     folder = name.startswith((".", "/")) or "runs/" in name or not name  # meant as a folder
     if folder and not (Path(name) / "config.json").exists():
-        raise DataError(
+        raise UserError(
             f"backbone {name}: no config.json there. Expected a folder saved by Hugging Face's "
             f"save_pretrained, such "
             "as the one that `mavilt fit --config backbone.yaml` leaves in <run>/backbone"
@@ -65,7 +65,7 @@ def load_backbone(
         else:
             model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(name), **kind)
     except ImportError as error:
-        raise DataError(
+        raise UserError(
             f"attention: {attention} cannot be had here ({_reason(error)}); use sdpa"
         ) from None
     except Exception as error:
@@ -76,7 +76,7 @@ def load_backbone(
                 f"({str(error).split()[0]}); set --model.init_args.attention eager"
             ) from error
         nowhere = isinstance(error, OSError) and not Path(name).is_dir()
-        raise DataError(
+        raise UserError(
             f"backbone {name}: "
             f"{'no folder there, and not to be had from the hub' if nowhere else 'not to be loaded'} "
             f"({_reason(error)}). Expected a causal language model, such as Llama, Qwen, Phi, "
@@ -88,7 +88,7 @@ def load_backbone(
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
     except Exception as error:
-        raise DataError(
+        raise UserError(
             f"backbone {name}: no tokenizer that can be read ({_reason(error)}). Expected "
             f"tokenizer.json beside the model, as the "
             "tokenizer's save_pretrained leaves it"
@@ -110,7 +110,7 @@ def _whole(name: str, told: Mapping[str, Any]) -> None:
         [*told.get("missing_keys", ()), *(key for key, *_ in told.get("mismatched_keys", ()))]
     )
     if wrong:
-        raise DataError(
+        raise UserError(
             f"backbone {name}: {len(wrong)} of its weights are missing, or not of the size that "
             f"config.json says (first: {wrong[0]}). "
             "Expected all of them: they would be random; download or copy the folder again, or set "
@@ -139,7 +139,7 @@ def _check(name: str, model: Any, tokenizer: Any) -> None:
         (i, word) for word, i in tokenizer.get_vocab().items() if i >= rows and word not in special
     )
     if beyond:
-        raise DataError(
+        raise UserError(
             f"backbone {name}: its tokenizer has {len(beyond)} words without a row in the model "
             f"(first: {beyond[0][1]!r}, id "
             f"{beyond[0][0]}; the model has {rows:,} rows). Grow the model with transformers' "
@@ -147,14 +147,14 @@ def _check(name: str, model: Any, tokenizer: Any) -> None:
         )
     head, training = model.get_output_embeddings(), model.training
     if head is None or head.weight.shape[0] != rows:
-        raise DataError(
+        raise UserError(
             f"backbone {name}: {type(model).__name__} has no head with a row for each of its "
             f"{rows:,} words"
         )
     model.eval()
     ids = torch.arange(min(4, rows))[None]
     if not {"past_key_values", "cache"} & model.base_model(input_ids=ids, use_cache=True).keys():
-        raise DataError(
+        raise UserError(
             f"backbone {name}: {type(model).__name__} gives no cache that writing and drawing "
             f"could go on from, which is not "
             "supported; take another model, such as Llama, Qwen, Phi, Pythia or GPT-2"
@@ -165,7 +165,7 @@ def _check(name: str, model: Any, tokenizer: Any) -> None:
     )
     model.train(training)
     if not torch.allclose(logits, linear, rtol=1e-3, atol=1e-4):
-        raise DataError(
+        raise UserError(
             f"backbone {name}: the logits of {type(model).__name__} are not a linear map of its "
             f"last hidden state (they are "
             "scaled, capped or projected), which is not supported; take a model with a plain head, "
@@ -199,7 +199,7 @@ class Backbone(LightningModule):
     """A small Llama-style language model trained on plain text, and its tokenizer: the "pretrained"
     model of the demo.
 
-    It takes batches of texts (`wants: text`). At the end of the fit it is saved, Hugging Face
+    It takes batches of texts (`batch_kind: text`). At the end of the fit it is saved, Hugging Face
     style, to `<default_root_dir>/backbone`, which is what Stage 1 takes.
 
     Args:
@@ -256,7 +256,7 @@ class Backbone(LightningModule):
         """The checkpoint's words with its rows: the tokenizer that `setup` learned may be of other
         texts.
         """
-        refuse_others(checkpoint, self)
+        check_compatible(checkpoint, self)
         self.tokenizer = _with_end(Tokenizer.from_str(checkpoint["tokenizer"]))
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:

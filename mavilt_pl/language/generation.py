@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mavilt_pl.data.study import DataError, Side
-from mavilt_pl.language import decoding
-from mavilt_pl.language.decoding import Scorer, finite
+from mavilt_pl.data.records import Side
+from mavilt_pl.errors import UserError
+from mavilt_pl.language import sampling as decoding
+from mavilt_pl.language.prompt_builder import Images, Spelling, Views
+from mavilt_pl.language.sampling import Scorer, finite
 from mavilt_pl.language.sequences import Branch, Packed, Tree, at_once, pack
-from mavilt_pl.language.spelling import Images, Spelling, Views
 
 AT_ONCE = (
     2**22
@@ -55,7 +56,7 @@ class Generation(Spelling):
 
     def _may_name_views(self, named: bool) -> None:
         if named and not self.vocabulary.views:
-            raise DataError(
+            raise UserError(
                 "found views by name (data.each_view), and this model knows one image without a "
                 "name: set data.each_view to "
                 "false, or train with model.init_args.views true"
@@ -115,7 +116,7 @@ class Generation(Spelling):
         """
         h = self.hparams
         if best_of < 1 or (best_of > 1 and scorer is None):
-            raise DataError(
+            raise UserError(
                 f"best_of: found {best_of}, {'no ' * (scorer is None)}scorer; expected 1, or more "
                 f"and a scorer"
             )
@@ -215,7 +216,7 @@ class Generation(Spelling):
 
     @torch.inference_mode()
     def text_nats(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Plain text without images: summed nats and token count of each text, float [B] and int
+        """Plain text without images: all_reduce_sum nats and token count of each text, float [B] and int
         [B].
         """
         kept = [ids for ids in (self.words(text) for text in texts) if len(ids) > 1]

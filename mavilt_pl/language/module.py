@@ -25,20 +25,11 @@ from lightning import LightningModule
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mavilt_pl.checkpoint import read_weights, refuse_others
-from mavilt_pl.data.study import DataError
-from mavilt_pl.data.tokens import TokenCache
-from mavilt_pl.language import decoding
-from mavilt_pl.language.backbone import Attention, load_backbone
-from mavilt_pl.language.decoding import TextDecoding
-from mavilt_pl.language.drift import Drift, Keep, Place
-from mavilt_pl.language.generation import Generation
-from mavilt_pl.language.loss import Rows, head_logits, linear_cross_entropy
-from mavilt_pl.language.optimizer import Kind, configured
-from mavilt_pl.language.sequences import Branch, Packed, Tree, by_length, pack
-from mavilt_pl.language.sharding import Shardable
-from mavilt_pl.language.spelling import TASKS
-from mavilt_pl.language.tuning import (
+from mavilt_pl.checkpoint import check_compatible, read_weights
+from mavilt_pl.data.token_cache import TokenCache
+from mavilt_pl.errors import UserError
+from mavilt_pl.language import sampling as decoding
+from mavilt_pl.language.adapters import (
     AdapterDrift,
     Lora,
     NewRows,
@@ -48,8 +39,17 @@ from mavilt_pl.language.tuning import (
     from_full,
     merged,
 )
+from mavilt_pl.language.backbone import Attention, load_backbone
+from mavilt_pl.language.chunked_cross_entropy import Rows, head_logits, linear_cross_entropy
+from mavilt_pl.language.fsdp import Shardable
+from mavilt_pl.language.generation import Generation
+from mavilt_pl.language.l2_regularization import Drift, Keep, Place
+from mavilt_pl.language.optim import Kind, configured
+from mavilt_pl.language.prompt_builder import TASKS
+from mavilt_pl.language.sampling import TextDecoding
+from mavilt_pl.language.sequences import Branch, Packed, Tree, by_length, pack
 from mavilt_pl.language.vocabulary import MARKS, VIEW_MARKS, VisualVocabulary, grow
-from mavilt_pl.ranks import rank_and_size, summed
+from mavilt_pl.parallel.distributed import all_reduce_sum, rank_and_size
 
 # Keys that are numbers, and the range of each, its ends included.
 RANGES = {
@@ -195,23 +195,23 @@ class LanguageModule(Generation, Shardable, LightningModule):
         h = self.hparams
         for key, (low, high) in RANGES.items():
             if not low <= h[key] <= high:
-                raise DataError(
+                raise UserError(
                     f"{key}: found {h[key]}; expected "
                     f"{f'{low} to {high}' if high < math.inf else f'{low} or more'}"
                 )
         if unknown := sorted(set(self.task_weights) - set(TASKS)):
-            raise DataError(
+            raise UserError(
                 f"task_weights: unknown task {unknown[0]}; the tasks are {', '.join(TASKS)}"
             )
         if not (min(self.task_weights.values()) >= 0 and sum(self.task_weights.values()) > 0):
-            raise DataError(
+            raise UserError(
                 f"task_weights: found {self.task_weights}; expected 0 or more of each, and one "
                 f"above 0"
             )
         decoding.text_decoding(h["text_decoding"])
         decoding.check_sampling("drawing", h["temperature"], h["top_k"], h["top_p"])
         if h["lora"] and h["tuning"] != "lora":
-            raise DataError(
+            raise UserError(
                 f"lora is set and tuning is {h['tuning']}: set tuning to lora, or drop lora"
             )
 
@@ -221,7 +221,7 @@ class LanguageModule(Generation, Shardable, LightningModule):
         # <begin> <image> codes </image> instruction <report> words <end>
         need = images * self.vocabulary.length + self.instruction_length() + max_words + marks
         if self.context is not None and need > self.context:
-            raise DataError(
+            raise UserError(
                 f"backbone {backbone}: found a context of {self.context} positions; "
                 f"{'two images' if images > 1 else 'an image'} of "
                 f"{self.vocabulary.length} codes and a text of max_words = {max_words} need "
@@ -279,13 +279,13 @@ class LanguageModule(Generation, Shardable, LightningModule):
 
     def _start_from(self, path: str) -> None:
         if not Path(path).exists():
-            raise DataError(
+            raise UserError(
                 f"init_from: {path} does not exist; expected the checkpoint of an earlier stage"
             )
         checkpoint, now = read_weights(path), self.hparams["tuning"]
         if now != "full" and _tuning_of(checkpoint) == "full" and "state_dict" in checkpoint:
             if now == "lora" and self.hparams["drift"] and self.hparams["drift_from"] == "backbone":
-                raise DataError(
+                raise UserError(
                     f"init_from: {path} was trained in full, and adapters know only what they add "
                     f"to it: set drift_from to "
                     "stage, or drift to 0"
@@ -304,12 +304,12 @@ class LanguageModule(Generation, Shardable, LightningModule):
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         made_with = checkpoint.get("visual_tokenizer")
         if made_with is None:
-            raise DataError(
+            raise UserError(
                 "the checkpoint is of another module: it has no visual tokenizer. Expected one of "
                 "Stage 1 or Stage 2"
             )
         if made_with != self.made_with_tokenizer:
-            raise DataError(
+            raise UserError(
                 f"the checkpoint was trained on the codes of tokenizer {made_with[:12]} and the "
                 f"token cache was made by "
                 f"{self.made_with_tokenizer[:12]}: its codes mean different things. Train again, "
@@ -317,12 +317,12 @@ class LanguageModule(Generation, Shardable, LightningModule):
             )
         was, now = _tuning_of(checkpoint), self.hparams["tuning"]
         if was != now:
-            raise DataError(
+            raise UserError(
                 f"the checkpoint was trained with tuning: {was}, and here it is {now}: its weights "
                 f"are others. Set tuning to "
                 f"{was}"
             )
-        refuse_others(checkpoint, self)
+        check_compatible(checkpoint, self)
 
     def save_plain(self, out: str | Path) -> None:
         """Writes a folder that plain Hugging Face loads: the grown model with its adapters merged,
@@ -512,7 +512,7 @@ class LanguageModule(Generation, Shardable, LightningModule):
 
     def _packed(self, batch: Mapping[str, Any]) -> Sequence[Packed]:
         if "packed" not in batch:
-            raise DataError(
+            raise UserError(
                 "the batch has no codes: name a token cache for each corpus (data.tokens), as "
                 "`mavilt tokenize` makes it"
             )
@@ -526,14 +526,14 @@ class LanguageModule(Generation, Shardable, LightningModule):
         total_T, count_T = self.sums(self._packed(batch))
         # A rank divides its sums by the mean of all ranks' counts: the mean of the ranks' values,
         # and of their gradients, is then that of one rank with the whole batch.
-        losses = self._means(total_T, summed(count_T) / rank_and_size()[1])
+        losses = self._means(total_T, all_reduce_sum(count_T) / rank_and_size()[1])
         loss, nothing = self._weighed(losses), 0.0 * total_T.sum()
         if loss is None:  # every study of the batch, of all ranks, was without a text
             return nothing
         told = {f"train/{task}_nats": value for task, value in losses.items()} | {
             "train/loss": loss
         }
-        means = summed(torch.stack([*told.values()]).detach()) / rank_and_size()[1]
+        means = all_reduce_sum(torch.stack([*told.values()]).detach()) / rank_and_size()[1]
         self.log_dict(dict(zip(told, means)), batch_size=len(batch["studies"]))
         self.log("loss", means[-1], prog_bar=True, logger=False)
         # In shards a pass without a share goes backward too, as others do at the same time on other
@@ -551,7 +551,9 @@ class LanguageModule(Generation, Shardable, LightningModule):
         """Nats per token of each source: of all its targets, whatever the batches and ranks they
         came in.
         """
-        for name, (total_T, count_T) in zip(self.trainer.datamodule.names, summed(self._validated)):  # type: ignore[attr-defined]
+        for name, (total_T, count_T) in zip(
+            self.trainer.datamodule.names, all_reduce_sum(self._validated)
+        ):  # type: ignore[attr-defined]
             found = self._means(total_T, count_T)
             self.log_dict(
                 {f"val/{name}/{task}_nats": value for task, value in found.items()}, sync_dist=True

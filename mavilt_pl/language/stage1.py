@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mavilt_pl.language.module import LanguageModule
+from mavilt_pl.language.prompt_builder import TASKS, Views
 from mavilt_pl.language.sequences import Branch, Tree
-from mavilt_pl.language.spelling import TASKS, Views
 
 
 class Stage1(LanguageModule):
-    """Image → report and report → image, without instructions. Batches: `wants: pairs`."""
+    """Image → report and report → image, without instructions. Batches: `batch_kind: pairs`."""
 
     def reading(
         self, shown: Sequence[int] | Views, study: Mapping[str, Any], training: bool

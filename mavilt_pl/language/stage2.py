@@ -9,15 +9,15 @@ from typing import Any
 
 from mavilt_pl.data.questions import wording
 from mavilt_pl.language.module import LanguageModule
+from mavilt_pl.language.prompt_builder import TASKS, Views
 from mavilt_pl.language.prompts import DRAW, REPORT
 from mavilt_pl.language.sequences import Branch, Tree
-from mavilt_pl.language.spelling import TASKS, Views
 
 
 class Stage2(LanguageModule):
     """Instruction and image → report; instruction and report → image; question and image → answer.
 
-    Batches: `wants: instructions`. The image of a study is read once; its report and its questions
+    Batches: `batch_kind: instructions`. The image of a study is read once; its report and its questions
     are branches that do not see each other.
     """
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mavilt_pl.data.study import DataError, Side
+from mavilt_pl.data.records import Side
+from mavilt_pl.errors import UserError
 
 MARKS = ("<end>", "<begin>", "<image>", "</image>", "<report>", "<answer>")
 VIEW_MARKS: dict[Side, str] = {"frontal": "<frontal>", "lateral": "<lateral>"}
@@ -59,7 +60,7 @@ class VisualVocabulary:
     def check(self, codes_BN: Tensor) -> None:
         """Refuse codes that are not N codes in [0, K)."""
         if codes_BN.numel() == 0:
-            raise DataError(
+            raise UserError(
                 f"codes: found {tuple(codes_BN.shape)}, an image without codes; expected "
                 f"{self.length} of them for each: "
                 "run `mavilt tokenize` on the corpus"
@@ -69,7 +70,7 @@ class VisualVocabulary:
             or int(codes_BN.min()) < 0
             or int(codes_BN.max()) >= self.codes
         ):
-            raise DataError(
+            raise UserError(
                 f"an image is {self.length} codes in [0, {self.codes}); found {codes_BN.shape[-1]} "
                 f"codes in "
                 f"[{int(codes_BN.min())}, {int(codes_BN.max())}]: the token cache is another "

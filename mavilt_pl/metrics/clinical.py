@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from mavilt_pl.metrics.estimate import Estimate, PatientRows, estimate
+from mavilt_pl.metrics.bootstrap import Estimate, PatientBootstrapMetric, estimate
 
 VERSION = "findings-v1"
 
@@ -80,7 +80,7 @@ def findings_in(text: str) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
-class FindingsF1(PatientRows):
+class FindingsF1(PatientBootstrapMetric):
     """F1 of what reports assert against known labels: `findings_f1/<finding>`, their mean
     `findings_f1_macro`, `findings_f1_micro` over all, and `findings_f1_macro_chance`, which the
     same claims would score about other patients.

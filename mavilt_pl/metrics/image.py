@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from mavilt_pl.metrics.estimate import Estimate, PatientRows, bootstrap, estimate
+from mavilt_pl.metrics.bootstrap import Estimate, PatientBootstrapMetric, bootstrap, estimate
 
 
 def psnr(real: Tensor, made: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ def gradient_psnr(real: Tensor, made: Tensor) -> Tensor:
     return 10 * torch.log10(4 / torch.cat([across, down], 1).mean(1).clamp(min=1e-10))
 
 
-class ReconstructionScores(PatientRows):
+class ReconstructionScores(PatientBootstrapMetric):
     """Mean psnr, ssim and gradient_psnr over images, and lpips with `lpips_distance` of local
     weights.
     """
@@ -114,7 +114,7 @@ def frechet_distance(real: np.ndarray, made: np.ndarray) -> float:
     )
 
 
-class FrechetDistance(PatientRows):
+class FrechetDistance(PatientBootstrapMetric):
     """Fréchet distance between features of real and of made images, under a name such as fid_cxr.
 
     Features are kept, so that there is an interval (where D ≤ 256); below two images a side there

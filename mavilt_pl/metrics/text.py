@@ -11,7 +11,7 @@ import numpy as np
 from nltk.translate.meteor_score import meteor_score
 from rouge_score.rouge_scorer import RougeScorer
 
-from mavilt_pl.metrics.estimate import Estimate, PatientRows, estimate
+from mavilt_pl.metrics.bootstrap import Estimate, PatientBootstrapMetric, estimate
 
 
 def words(text: str) -> list[str]:
@@ -32,7 +32,7 @@ def bleu_counts(prediction: Sequence[str], reference: Sequence[str]) -> list[flo
 
 
 def corpus_bleu(counts: np.ndarray, order: int) -> float:
-    """BLEU-`order` (Papineni et al., 2002) from summed `bleu_counts` [10], uniform weights, no
+    """BLEU-`order` (Papineni et al., 2002) from all_reduce_sum `bleu_counts` [10], uniform weights, no
     smoothing.
     """
     said, wanted = counts[:2]
@@ -56,7 +56,7 @@ def has_wordnet() -> bool:
     return False
 
 
-class TextScores(PatientRows):
+class TextScores(PatientBootstrapMetric):
     """bleu_1 … bleu_4 over the corpus, mean rouge_l (F, no stemmer) and mean meteor (NLTK, WordNet
     3.0).
 
@@ -101,7 +101,7 @@ class TextScores(PatientRows):
         return {name: value for name, value in found.items() if value is not None}
 
 
-class Perplexity(PatientRows):
+class Perplexity(PatientBootstrapMetric):
     """exp(nats per token) over all texts (`perplexity`); where the nats of an earlier model are
     given too, that model's (`perplexity_before`) and how many times it the later one's is
     (`perplexity_ratio`), on the same texts.

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
-from mavilt_pl.metrics.estimate import Estimate, PatientRows, estimate
+from mavilt_pl.metrics.bootstrap import Estimate, PatientBootstrapMetric, estimate
 
 
 def auroc(score: np.ndarray, positive: np.ndarray, weights: np.ndarray | None = None) -> float:
@@ -30,7 +30,7 @@ def auroc(score: np.ndarray, positive: np.ndarray, weights: np.ndarray | None = 
     return float((up * (below + 0.5 * down)).sum() / (up.sum() * down.sum()))
 
 
-class GroupedAUROC(PatientRows):
+class GroupedAUROC(PatientBootstrapMetric):
     """AUROC of each group and their mean (`<prefix>_macro`, `<prefix>/<group>`).
 
     Groups that lack one of the classes are left out of the mean. Update with scores, truths (1, 0;
@@ -85,7 +85,7 @@ class GroupedAUROC(PatientRows):
         return figures
 
 
-class GroupedMean(PatientRows):
+class GroupedMean(PatientBootstrapMetric):
     """The mean of a score over all cases and by group (`<name>`, `<name>/<group>`); of 0 and 1, the
     share that is right.
     """

@@ -1,4 +1,4 @@
-"""A chest as attenuating bodies summed along rays, exposed on a detector: from a build and its
+"""A chest as attenuating bodies all_reduce_sum along rays, exposed on a detector: from a build and its
 findings to pixels.
 
 It is a caricature: good enough that findings must be read from their place, shape and size, and far

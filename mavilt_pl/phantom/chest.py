@@ -24,7 +24,7 @@ ZONES = {
 
 
 class Chest:
-    """One projection being summed up: the grid, the build, and the attenuation so far."""
+    """One projection being all_reduce_sum up: the grid, the build, and the attenuation so far."""
 
     def __init__(self, body: Body, size: int, rng: np.random.Generator):
         axis = (np.arange(size, dtype=np.float32) + 0.5) / size * 2 - 1

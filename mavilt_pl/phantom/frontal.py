@@ -1,4 +1,4 @@
-"""The frontal projection: thorax, lungs, heart, mediastinum, diaphragm, bones, and findings, summed
+"""The frontal projection: thorax, lungs, heart, mediastinum, diaphragm, bones, and findings, all_reduce_sum
 along rays.
 
 Coordinates: x in [-1, 1] from the image's left to its right (the patient's left has x > 0), y in

@@ -20,12 +20,12 @@ import numpy as np
 from defusedxml.ElementTree import fromstring
 from rich.progress import track
 
-from mavilt_pl.data.study import DataError
+from mavilt_pl.errors import UserError
+from mavilt_pl.parallel.process_pool import process_pool
 from mavilt_pl.phantom.anatomy import Projection, draw_body, render
 from mavilt_pl.phantom.files import picture, write_table
 from mavilt_pl.phantom.findings import Finding, make_finding
 from mavilt_pl.phantom.shapes import Array
-from mavilt_pl.workers import pool
 
 Layout = Literal["open-i", "kaggle", "r2gen"]
 KAGGLE_REPORTS = (
@@ -69,7 +69,7 @@ def reports_archive() -> Path:
         Path(spec.origin).parent / "data" / "NLMCXR_reports.tgz" if spec and spec.origin else None
     )
     if path is None or not path.exists():
-        raise DataError(
+        raise UserError(
             "the phantom in the Open-i layout needs the Indiana reports that the package "
             "torchxrayvision carries, and "
             "it is not installed: pip install 'mavilt[demo]'"
@@ -261,7 +261,7 @@ def write_indiana(
         (root / folder).mkdir(parents=True, exist_ok=True)
     chosen = zip(range(studies), _reports(2 if layout == "r2gen" else 1))
     tasks = [Task(root, xml, name, seed, size, laterals, layout) for _, (name, xml) in chosen]
-    with pool(workers) as processes:
+    with process_pool(workers) as processes:
         done = list(
             track(
                 processes.map(_write_study, tasks, chunksize=32),

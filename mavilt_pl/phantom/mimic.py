@@ -12,12 +12,12 @@ import cv2
 import numpy as np
 from rich.progress import track
 
+from mavilt_pl.parallel.process_pool import process_pool
 from mavilt_pl.phantom.anatomy import Projection, draw_body, render
 from mavilt_pl.phantom.files import picture, write_archive, write_table
 from mavilt_pl.phantom.findings import MIMIC_FINDINGS, Finding, draw_findings
 from mavilt_pl.phantom.shapes import Array
 from mavilt_pl.phantom.wording import findings_text, impression_text
-from mavilt_pl.workers import pool
 
 CHEXPERT = (
     "Atelectasis",
@@ -241,7 +241,7 @@ def write_mimic(
     """
     tasks = list(_tasks(root, studies, size, seed, validate, test, laterals, pixels, zipped))
     title = "Phantoms, MIMIC-CXR-JPG" if pixels == "jpg" else "Phantoms, MIMIC-CXR"
-    with pool(workers) as processes:
+    with process_pool(workers) as processes:
         rows = list(track(processes.map(_write_study, tasks, chunksize=32), title, len(tasks)))
     if zipped:
         write_archive(root / "mimic-cxr-reports.zip", dict(row.report for row in rows))

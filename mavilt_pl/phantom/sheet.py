@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from mavilt_pl.data.radiograph import read_radiograph, resize
-from mavilt_pl.data.study import DataError, Rejected
+from mavilt_pl.errors import Rejected, UserError
 from mavilt_pl.phantom.anatomy import Projection, draw_body, render
 from mavilt_pl.phantom.findings import make_finding
 
@@ -47,7 +47,7 @@ def _radiographs(folder: Path, size: int, count: int) -> list[np.ndarray]:
     """`count` images spread evenly over the folder's files, uint8 [size,size]."""
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES)
     if not files:
-        raise DataError(
+        raise UserError(
             f"{folder}: no radiographs found; expected files ending in {', '.join(PICTURES)}"
         )
     images = []
@@ -57,7 +57,7 @@ def _radiographs(folder: Path, size: int, count: int) -> list[np.ndarray]:
         try:
             images.append(resize(read_radiograph(path), size, "crop"))
         except Rejected as error:
-            raise DataError(str(error)) from None
+            raise UserError(str(error)) from None
     return images
 
 
@@ -68,7 +68,7 @@ def write_sheet(out: Path, beside: Path | None = None, size: int = 256, seed: in
     images += real + [np.zeros((size, size), np.uint8)] * (-len(real) % 4)
     rows = [np.hstack(images[i : i + 4]) for i in range(0, len(images), 4)]
     if not cv2.imwrite(str(out), np.vstack(rows)):
-        raise DataError(
+        raise UserError(
             f"{out} could not be written: expected the path of a .png in an existing folder"
         )
     return len(real)

@@ -14,9 +14,9 @@ from typing import Any
 
 import yaml
 
-from mavilt_pl.data.study import DataError
+from mavilt_pl.config_files import find_config
+from mavilt_pl.errors import UserError
 from mavilt_pl.planning.memory import AUTOENCODER, DISCRIMINATOR, QUANTIZER
-from mavilt_pl.shipped import find_config
 
 PACKAGE = Path(__file__).parents[1]
 COUNT, NUMBER, SWITCH = "a whole number of 1 or more", "a number of 0 or more", "true or false"
@@ -80,7 +80,7 @@ def _yaml(text: str, where: str) -> Any:
     try:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
-        raise DataError(f"{where} is not YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"{where} is not YAML: {' '.join(str(error).split())}") from None
 
 
 def _merged(into: dict[str, Any], more: Mapping[str, Any]) -> None:
@@ -94,7 +94,7 @@ def _merged(into: dict[str, Any], more: Mapping[str, Any]) -> None:
 
 
 def settings(configs: Sequence[str], words: Sequence[str]) -> dict[str, Any]:
-    """The configs over one another, and the words of the command line over them. Raises `DataError`
+    """The configs over one another, and the words of the command line over them. Raises `UserError`
     for what is no setting.
     """
     found: dict[str, Any] = {}
@@ -102,7 +102,7 @@ def settings(configs: Sequence[str], words: Sequence[str]) -> dict[str, Any]:
         path = find_config(name)
         read = _yaml(path.read_text(encoding="utf-8"), str(path)) or {}
         if not isinstance(read, dict):
-            raise DataError(
+            raise UserError(
                 f"{path}: expected a mapping, as `mavilt fit --config` takes it; found {read!r}"
             )
         _merged(found, read)
@@ -110,12 +110,12 @@ def settings(configs: Sequence[str], words: Sequence[str]) -> dict[str, Any]:
     while rest:
         key, equals, value = rest.pop(0).partition("=")
         if not key.startswith("--"):
-            raise DataError(
+            raise UserError(
                 f"{key}: expected a key such as --model.init_args.drift, with its value"
             )
         if not equals:
             if not rest or rest[0].startswith("--"):
-                raise DataError(f"{key} has no value")
+                raise UserError(f"{key} has no value")
             value = rest.pop(0)
         parts = key[2:].removesuffix("+").split(".")
         if parts[:2] == [
@@ -147,7 +147,7 @@ def section(found: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     for depth, part in enumerate(key.split("."), start=1):
         here = here.get(part) or {}
         if not isinstance(here, Mapping):
-            raise DataError(
+            raise UserError(
                 f"{'.'.join(key.split('.')[:depth])}: expected a mapping of settings, found "
                 f"{here!r}"
             )
@@ -165,7 +165,7 @@ def _is(value: Any, kind: str | tuple[str, ...]) -> bool:
 
 
 def value(found: Mapping[str, Any], key: str, default: Any) -> Any:
-    """A setting by its dotted key, or its default. Raises `DataError` where it is not what
+    """A setting by its dotted key, or its default. Raises `UserError` where it is not what
     `EXPECTED` says.
     """
     above, _, last = key.rpartition(".")
@@ -173,7 +173,7 @@ def value(found: Mapping[str, Any], key: str, default: Any) -> Any:
     if given is None:
         return default
     if not _is(given, kind := EXPECTED[key]):
-        raise DataError(
+        raise UserError(
             f"{key}: expected {kind if isinstance(kind, str) else ' or '.join(kind)}, found "
             f"{given!r}"
         )
@@ -197,7 +197,7 @@ def _known(keys: Mapping[str, Any], known: Sequence[str], above: str = "") -> No
         if key not in known:
             close = difflib.get_close_matches(str(key), known, 1)
             hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
-            raise DataError(f"{above}{key}: `mavilt fit` knows no such setting; {hint}")
+            raise UserError(f"{above}{key}: `mavilt fit` knows no such setting; {hint}")
 
 
 def check(found: Mapping[str, Any], module: str) -> None:
@@ -229,6 +229,6 @@ def check(found: Mapping[str, Any], module: str) -> None:
                 isinstance(several, list) and all(_is(one, COUNT) for one in several)
             ):
                 wanted = COUNT if of_one else "a list of whole numbers of 1 or more"
-                raise DataError(
+                raise UserError(
                     f"model.init_args.{shape}.{key}: expected {wanted}, found {given[key]!r}"
                 )

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mavilt_pl.data.study import DataError
+from mavilt_pl.errors import UserError
 
 Tuning = Literal["full", "lora", "new_rows"]
 GATED = ("llama", "mistral", "qwen2", "qwen3", "phi3", "olmo2", "smollm3")
@@ -125,7 +125,7 @@ KNOWN = {
 
 
 def from_config(config: Mapping[str, Any], name: str) -> Transformer:
-    """Of a config.json as transformers writes it; `DataError` for a kind of model that is not known
+    """Of a config.json as transformers writes it; `UserError` for a kind of model that is not known
     here.
     """
     config = config.get("text_config") or config
@@ -148,7 +148,7 @@ def from_config(config: Mapping[str, Any], name: str) -> Transformer:
                 positions=config["n_positions"],
             )
         if kind not in (*GATED, "gpt_neox"):
-            raise DataError(
+            raise UserError(
                 f"{name}: model_type {kind} cannot be planned for; known are gpt2, gpt_neox, "
                 f"{', '.join(GATED)}. Take --size "
                 "with a model of about so many weights"
@@ -178,6 +178,6 @@ def from_config(config: Mapping[str, Any], name: str) -> Transformer:
             config.get("attention_bias", kind == "qwen2"),
         )
     except KeyError as error:
-        raise DataError(
+        raise UserError(
             f"{name}: its config.json has no {error.args[0]}, which a {kind} model has"
         ) from None

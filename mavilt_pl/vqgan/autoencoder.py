@@ -90,11 +90,11 @@ class Autoencoder(nn.Module):
             resolution. None: where `attention` names their resolution.
 
     The defaults are taming's `custom_vqgan.yaml` with LLM-CXR's factor 16 (arXiv 2305.11490,
-    appendix A). `shape` holds the arguments that build it again.
+    appendix A). `config` holds the arguments that build it again.
     """
 
-    # Settings that a refused checkpoint is explained with, see `checkpoint.refuse_others`.
-    settings_in_words: ClassVar[dict[str, str]] = {
+    # Settings that a refused checkpoint is explained with, see `checkpoint.check_compatible`.
+    setting_descriptions: ClassVar[dict[str, str]] = {
         "image_size": "image size of {:,} pixels",
         "channels": "{:,} channels at the first level",
         "multipliers": "multipliers {} of the channels",
@@ -128,7 +128,7 @@ class Autoencoder(nn.Module):
             )
         self.image_size, self.patch, self.latent = image_size, patch, latent
         self.grid = image_size // self.factor
-        self.shape: dict[str, Any] = {
+        self.config: dict[str, Any] = {
             "image_size": image_size,
             "channels": channels,
             "multipliers": [*multipliers],

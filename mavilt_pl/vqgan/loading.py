@@ -11,7 +11,7 @@ A file is known by its keys:
 
 All of them take [-1, 1]: torchxrayvision's [-1024, 1024] is divided by 1024 at its door, so nothing
 is to be scaled here. A net of three channels becomes one of one channel, exactly for grey images,
-which it is given three times over: the first convolution is summed over its input channels; what is
+which it is given three times over: the first convolution is all_reduce_sum over its input channels; what is
 shown of its output channels is folded into the last convolution. The 1 × 1 convolutions around the
 codebook stay linear maps (`project_in`, `project_out`): a bias folded into the padded 3 × 3
 convolution behind them would be wrong at the border.
@@ -29,8 +29,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mavilt_pl.checkpoint import load_exactly, read_weights
-from mavilt_pl.data.study import DataError
+from mavilt_pl.checkpoint import load_strict, read_weights
+from mavilt_pl.errors import UserError
 from mavilt_pl.vqgan.autoencoder import AttentionBlock, Autoencoder, ResidualBlock, Up
 from mavilt_pl.vqgan.module import Tokenizer
 
@@ -65,7 +65,7 @@ def load_tokenizer(
             ours has its own.
         otherwise: side of the images where neither `image_size` nor the file says.
 
-    Raises `DataError` where the file is none of the three, is damaged or incomplete, or the image
+    Raises `UserError` where the file is none of the three, is damaged or incomplete, or the image
     size is not known.
     """
     checkpoint = read_weights(path, CONVERT)
@@ -73,10 +73,10 @@ def load_tokenizer(
     if OURS not in state:
         autoencoder, quantizer = _shape(path, checkpoint, image_size, otherwise)
         tokenizer = Tokenizer(autoencoder, quantizer)
-        load_exactly(tokenizer, _weights(path, checkpoint), path)
+        load_strict(tokenizer, _weights(path, checkpoint), path)
         return tokenizer.eval().requires_grad_(False)
     if "hyper_parameters" not in checkpoint:
-        raise DataError(
+        raise UserError(
             f"{path} has weights of a VQGAN and not its settings (hyper_parameters); name "
             f"Lightning's checkpoint"
         )
@@ -87,12 +87,12 @@ def load_tokenizer(
     tokenizer = Tokenizer(autoencoder, quantizer, checkpoint.get("clinical"))
     own = tokenizer.autoencoder.image_size
     if image_size not in (None, own):
-        raise DataError(
+        raise UserError(
             f"{path} was trained on images of {own}² and is asked for {image_size}²; leave "
             f"image_size out"
         )
     prefix = "tokenizer."
-    load_exactly(
+    load_strict(
         tokenizer, {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}, path
     )
     return tokenizer.eval().requires_grad_(False)
@@ -104,7 +104,7 @@ def published_shape(
     """Arguments of `Autoencoder` and of `Quantizer` that build the published VQ-GAN of a file.
 
     `image_size` is needed where the file does not say (see the module's text). How the codes go on
-    learning (decay, revive_below, commitment) is not part of it: add to it what differs from
+    learning (decay, dead_code_threshold, commitment) is not part of it: add to it what differs from
     `Quantizer`'s defaults.
     """
     return _shape(path, read_weights(path, CONVERT), image_size, None)
@@ -122,7 +122,7 @@ def started_shape(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Arguments of `Autoencoder` and `Quantizer` for a training that starts from a published
     VQ-GAN: the file's shape, and what the config says of how the codes go on learning. Raises
-    `DataError` where the two disagree.
+    `UserError` where the two disagree.
     """
     found = dict(
         zip(("autoencoder", "quantizer"), published_shape(path, autoencoder.get("image_size")))
@@ -131,7 +131,7 @@ def started_shape(
         for key, value in given.items():
             there = found[part].get(key, value)
             if (list(value) if isinstance(value, (list, tuple)) else value) != there:
-                raise DataError(
+                raise UserError(
                     f"model.init_args.{part}.{key} is {value} and {there} in {path}, which "
                     f"model.init_args.start names; "
                     "leave it out of the config, or start from another file"
@@ -148,7 +148,7 @@ def start_from(tokenizer: Tokenizer, path: str | Path) -> None:
         mine = {
             k.removeprefix(f"{name}."): v for k, v in weights.items() if k.startswith(f"{name}.")
         }
-        load_exactly(getattr(tokenizer, name), mine, path)
+        load_strict(getattr(tokenizer, name), mine, path)
     if tokenizer.clinical is not None:
         for parameter in tokenizer.adapter.parameters():
             nn.init.zeros_(parameter)
@@ -175,11 +175,11 @@ def _published(path: str | Path, checkpoint: Mapping[str, Any]) -> tuple[Source,
             return source, found
     first = ", ".join([str(key) for key in (tensors or state)][:3]) or "none"
     if OURS in state:
-        raise DataError(
+        raise UserError(
             f"{path} is a checkpoint of our own VQGAN; expected a published one. Resume it with "
             f"--ckpt_path"
         )
-    raise DataError(
+    raise UserError(
         f"{path} is a checkpoint of another module (found weights such as {first}); expected one "
         f"of VQGAN (mavilt fit "
         f"--config vqgan.yaml; {OURS}), a VQ-GAN of taming-transformers ({MARKS[0]}, {MARKS[2]}) "
@@ -195,7 +195,7 @@ def _get(path: str | Path, weights: Mapping[str, Tensor], key: str) -> Tensor:
             if key.startswith("quantize.")
             else "the file is incomplete, or of another layout"
         )
-        raise DataError(f"{path} has {len(weights)} weights of a VQ-GAN and lacks {key}; {advice}")
+        raise UserError(f"{path} has {len(weights)} weights of a VQ-GAN and lacks {key}; {advice}")
     return weights[key]
 
 
@@ -215,7 +215,7 @@ def _shape(
     stored = checkpoint.get("image_size") or (XRV_SIZE if source == "torchxrayvision" else None)
     size = image_size or stored or otherwise
     if size is None:
-        raise DataError(
+        raise UserError(
             f"{path} is a VQ-GAN of taming-transformers, which does not say its image size: give "
             f"image_size (mavilt "
             'tokenize: --image-size), or store it: python -c "import torch; '
@@ -227,7 +227,7 @@ def _shape(
     channels, inside = first.shape[:2]
     shown = _get(path, weights, "decoder.conv_out.weight").shape[0]
     if inside not in (1, 3) or shown != inside:
-        raise DataError(
+        raise UserError(
             f"{path} takes {inside} channels and gives {shown}; expected 1 and 1, or 3 and 3, of a "
             f"grey image"
         )
@@ -237,13 +237,13 @@ def _shape(
         for i in range(levels)
     ]
     if ragged := [width for width in widths if width % channels]:
-        raise DataError(
+        raise UserError(
             f"{path} has a level of {ragged[0]} channels, no multiple of the first convolution's "
             f"{channels}"
         )
     factor = 2 ** (levels - 1)
     if size % factor:
-        raise DataError(
+        raise UserError(
             f"{path} halves its images {levels - 1} times and takes multiples of {factor}, not "
             f"{size}"
         )
@@ -254,7 +254,7 @@ def _shape(
         _get(path, weights, "post_quant_conv.weight").shape[0],
     )
     if entries != (latent, latent):
-        raise DataError(
+        raise UserError(
             f"{path}: the encoder ends in {latent} channels, quant_conv takes {entries[0]} and "
             f"post_quant_conv gives "
             f"{entries[1]}; expected one width"
@@ -362,7 +362,7 @@ def _weights(path: str | Path, checkpoint: Mapping[str, Any]) -> dict[str, Tenso
     # Of moving-average codebooks the averages are not needed.
     read |= {MARKS[2], "quantize.embedding.cluster_size", "quantize.embedding.embed_avg"}
     if left := sorted(published.keys() - read):
-        raise DataError(
+        raise UserError(
             f"{path} has {len(left)} weights that a VQ-GAN of taming-transformers does not have, "
             f"such as {left[0]}; "
             "expected its blocks of residuals and attention, and a plain codebook"

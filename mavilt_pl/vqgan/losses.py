@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mavilt_pl.ranks import rank_and_size, summed
+from mavilt_pl.parallel.distributed import all_reduce_sum, rank_and_size
 
 
 def forward_differences(pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
@@ -27,7 +27,7 @@ def forward_differences(pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def gradient_term(pixels_BCHW: Tensor, made_BCHW: Tensor) -> Tensor:
-    """‖∇x − ∇x̂‖²: the mean squared difference of forward differences, summed over the two axes."""
+    """‖∇x − ∇x̂‖²: the mean squared difference of forward differences, all_reduce_sum over the two axes."""
     pairs = zip(forward_differences(pixels_BCHW), forward_differences(made_BCHW))
     return sum((F.mse_loss(made, real) for real, made in pairs), start=pixels_BCHW.new_zeros(()))
 
@@ -57,7 +57,7 @@ def adaptive_weight(
     layer, over all ranks.
     """
     wanted, given = (
-        summed(torch.autograd.grad(term, last_layer, retain_graph=True)[0].float())
+        all_reduce_sum(torch.autograd.grad(term, last_layer, retain_graph=True)[0].float())
         for term in (reconstruction, adversarial)
     )
     return (wanted.norm() / (given.norm() + 1e-4 * rank_and_size()[1])).clamp(0, most).detach()

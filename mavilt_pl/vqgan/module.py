@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from lightning import LightningModule
 from torch import Tensor, nn
 
-from mavilt_pl.checkpoint import refuse_others
-from mavilt_pl.data.study import DataError
-from mavilt_pl.encoders.frozen import Classifier, Kind, load_encoder
-from mavilt_pl.ranks import rank_and_size, summed
-from mavilt_pl.schedule import warm_cosine
+from mavilt_pl.checkpoint import check_compatible
+from mavilt_pl.encoders.loading import Classifier, Kind, load_encoder
+from mavilt_pl.errors import UserError
+from mavilt_pl.parallel.distributed import all_reduce_sum, rank_and_size
+from mavilt_pl.trainer.lr_schedule import warm_cosine
 from mavilt_pl.vqgan.autoencoder import Autoencoder
-from mavilt_pl.vqgan.clinical import blurred, finding_map
+from mavilt_pl.vqgan.clinical_losses import blurred, finding_map
 from mavilt_pl.vqgan.discriminator import Discriminator
 from mavilt_pl.vqgan.losses import (
     adaptive_weight,
@@ -171,19 +171,19 @@ class VQGAN(LightningModule):
         super().__init__()
         self.save_hyperparameters()
         if accumulate < 1:
-            raise DataError(
+            raise UserError(
                 f"model.accumulate {accumulate}: expected the number of batches of a step, 1 or "
                 f"more"
             )
         ours = focus > 0 or clinical_input
         clinical = lambda_feat > 0 or lambda_finding > 0 or ours
         if clinical and encoder is None:
-            raise DataError(
+            raise UserError(
                 "model.encoder: lambda_feat, lambda_finding, focus and clinical_input need an "
                 "encoder; name its weights, or set them to 0"
             )
         if ours and encoder_kind != "classifier":
-            raise DataError(
+            raise UserError(
                 f"model.encoder_kind {encoder_kind}: focus and clinical_input need `classifier`; "
                 f"set focus to 0 and clinical_input to false"
             )
@@ -193,11 +193,11 @@ class VQGAN(LightningModule):
             [load_encoder(encoder, encoder_kind)] if clinical and encoder is not None else []
         )
         if lambda_finding > 0 and not self._phi[0].findings:
-            raise DataError(
+            raise UserError(
                 f"model.lambda_finding {lambda_finding}: the encoder {encoder} has no outputs for "
                 f"findings; set it to 0"
             )
-        shape = self._phi[0].shape if clinical_input else None
+        shape = self._phi[0].config if clinical_input else None
         autoencoder, quantizer = autoencoder or {}, quantizer or {}
         if start is not None:
             autoencoder, quantizer = started_shape(start, autoencoder, quantizer)
@@ -216,7 +216,7 @@ class VQGAN(LightningModule):
 
     def setup(self, stage: str) -> None:
         if self.trainer.precision == "16-mixed":
-            raise DataError(
+            raise UserError(
                 "trainer.precision 16-mixed overflows in the adversarial term; use bf16-mixed, or "
                 "32-true on cards without bf16"
             )
@@ -349,7 +349,7 @@ class VQGAN(LightningModule):
         counts batches here.)
         """
         means = (
-            summed(torch.stack([value.detach().float() for value in values.values()]))
+            all_reduce_sum(torch.stack([value.detach().float() for value in values.values()]))
             / rank_and_size()[1]
         )
         named = {f"train/{name}": mean for name, mean in zip(values, means)}
@@ -366,7 +366,7 @@ class VQGAN(LightningModule):
             return
         bad = [name for name, value in values.items() if not torch.isfinite(value)]
         studies = [study["study"] for study in batch["studies"]]
-        raise DataError(
+        raise UserError(
             f"step {self.global_step}: not finite: {', '.join(bad) or 'the sum of the terms'}; "
             f"studies of the batch: "
             f"{', '.join(studies[:8])}{', …' if len(studies) > 8 else ''}. The last checkpoint is "
@@ -454,10 +454,10 @@ class VQGAN(LightningModule):
         ]
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
-        refuse_others(checkpoint, self)
+        check_compatible(checkpoint, self)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         clinical = self.tokenizer.clinical
-        checkpoint["clinical"] = None if clinical is None else clinical.shape
-        checkpoint["autoencoder"] = self.tokenizer.autoencoder.shape
-        checkpoint["quantizer"] = self.tokenizer.quantizer.shape
+        checkpoint["clinical"] = None if clinical is None else clinical.config
+        checkpoint["autoencoder"] = self.tokenizer.autoencoder.config
+        checkpoint["quantizer"] = self.tokenizer.quantizer.config

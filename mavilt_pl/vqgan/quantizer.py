@@ -1,7 +1,7 @@
 """Vector quantisation with moving-average codes (arXiv 1711.00937, appendix A), in float32 whatever
 the precision.
 
-The codebook and its random draws are the same on any number of ranks: statistics are summed over
+The codebook and its random draws are the same on any number of ranks: statistics are all_reduce_sum over
 ranks, the first clustering sees the batches of all, and draws come from a counter that is saved,
 not from the process's random state.
 
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mavilt_pl.ranks import dealt, rank_and_size, summed
+from mavilt_pl.parallel.distributed import all_reduce_sum, gather_interleaved, rank_and_size
 
 
 def rotate(from_Xd: Tensor, to_Xd: Tensor) -> Tensor:
@@ -45,17 +45,17 @@ class Quantizer(nn.Module):
             2406.06525: 8).
         cosine: compare directions (codes of length 1) rather than distances.
         decay: of the moving averages that move the codes.
-        revive_below: a code whose moving count of uses falls below is set on a latent of the batch.
+        dead_code_threshold: a code whose moving count of uses falls below is set on a latent of the batch.
         commitment: β of the commitment term, on the encoder (arXiv 1711.00937, eq. 3; 0.25 there).
         kmeans: start the codes from a clustering of the first batch.
         project: a linear map from latents to codes and one back. None: where their widths differ.
             Published networks have both always (`quant_conv`, `post_quant_conv`).
 
-    `shape` holds the arguments that build it again.
+    `config` holds the arguments that build it again.
     """
 
-    # Settings that a refused checkpoint is explained with, see `checkpoint.refuse_others`.
-    settings_in_words: ClassVar[dict[str, str]] = {
+    # Settings that a refused checkpoint is explained with, see `checkpoint.check_compatible`.
+    setting_descriptions: ClassVar[dict[str, str]] = {
         "codes": "codebook of {:,} codes",
         "code_width": "codes of width {:,}",
         "cosine": "cosine similarity {}",
@@ -74,7 +74,7 @@ class Quantizer(nn.Module):
         code_width: int = 8,
         cosine: bool = True,
         decay: float = 0.99,
-        revive_below: float = 1.0,
+        dead_code_threshold: float = 1.0,
         commitment: float = 0.25,
         kmeans: bool = True,
         project: bool | None = None,
@@ -86,19 +86,19 @@ class Quantizer(nn.Module):
                 f"{latent}; set project to "
                 f"null, or code_width to {latent}"
             )
-        self.shape: dict[str, Any] = {
+        self.config: dict[str, Any] = {
             "codes": codes,
             "latent": latent,
             "code_width": code_width,
             "cosine": cosine,
             "decay": decay,
-            "revive_below": revive_below,
+            "dead_code_threshold": dead_code_threshold,
             "commitment": commitment,
             "kmeans": kmeans,
             "project": project,
         }
         self.codes, self.cosine, self.decay = codes, cosine, decay
-        self.revive_below, self.commitment = revive_below, commitment
+        self.dead_code_threshold, self.commitment = dead_code_threshold, commitment
         maps = code_width != latent if project is None else project
         self.project_in = nn.Linear(latent, code_width) if maps else nn.Identity()
         self.project_out = nn.Linear(code_width, latent) if maps else nn.Identity()
@@ -157,7 +157,7 @@ class Quantizer(nn.Module):
     @torch.no_grad()
     def _start(self, z_BNd: Tensor, rounds: int = 10) -> None:
         """k-means on the first batch, of all ranks together."""
-        z_Xd = dealt(z_BNd).flatten(0, 1)
+        z_Xd = gather_interleaved(z_BNd).flatten(0, 1)
         self.codebook.copy_(z_Xd[self._draw(len(z_Xd)).to(z_Xd.device)])
         for _ in range(rounds):
             counts_K, sums_Kd = self._tally(z_Xd, self._nearest(z_Xd, self.codebook))
@@ -179,7 +179,7 @@ class Quantizer(nn.Module):
         candidates_Kd = torch.where(
             mine_K1, z_BNd[(image_K // size).clamp(max=batch - 1), place_K], 0.0
         )
-        merged = summed(torch.cat([counts_K.unsqueeze(1), sums_Kd, candidates_Kd], 1))
+        merged = all_reduce_sum(torch.cat([counts_K.unsqueeze(1), sums_Kd, candidates_Kd], 1))
         counts_K, sums_Kd, candidates_Kd = (
             merged[:, 0],
             merged[:, 1 : 1 + width],
@@ -187,9 +187,11 @@ class Quantizer(nn.Module):
         )
         self.counts.lerp_(counts_K, 1 - self.decay)
         self.sums.lerp_(sums_Kd, 1 - self.decay)
-        dead_K = self.counts < self.revive_below
-        self.counts.copy_(torch.where(dead_K, self.revive_below, self.counts))
-        self.sums.copy_(torch.where(dead_K[:, None], candidates_Kd * self.revive_below, self.sums))
+        dead_K = self.counts < self.dead_code_threshold
+        self.counts.copy_(torch.where(dead_K, self.dead_code_threshold, self.counts))
+        self.sums.copy_(
+            torch.where(dead_K[:, None], candidates_Kd * self.dead_code_threshold, self.sums)
+        )
         self._place(self.counts, self.sums, self.counts > 0)
 
     def _tally(self, z_Xd: Tensor, codes_X: Tensor) -> tuple[Tensor, Tensor]:

@@ -194,7 +194,7 @@ def test_each_failure_is_told_once_with_its_key_and_again_after_a_recovery(tmp_p
     for key in (
         "learning_rate (now 0.1)",
         "quantizer.code_width",
-        "quantizer.revive_below",
+        "quantizer.dead_code_threshold",
         "data.batch_size",
     ):
         assert key in said[0]

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from mavilt_pl.callbacks.figures import SHUFFLED
-from mavilt_pl.callbacks.report import ReportMetrics
+from mavilt_pl.callbacks.metric_callback import SHUFFLED
+from mavilt_pl.callbacks.report_metrics import ReportMetrics
 
 
 def test_reports_are_scored_where_there_is_one() -> None:
@@ -16,7 +16,7 @@ def test_reports_are_scored_where_there_is_one() -> None:
     texts = ["No effusion.", "", "The heart is enlarged."]
     batch: dict[str, Any] = {
         "codes": torch.tensor([[0], [1], [2]]),
-        "stranger_codes": torch.tensor([[2], [0], [0]]),
+        "control_codes": torch.tensor([[2], [0], [0]]),
         "text": texts,
         "patient": ["a", "b", "c"],
         "studies": [
@@ -30,6 +30,6 @@ def test_reports_are_scored_where_there_is_one() -> None:
     callback = ReportMetrics(samples=0)
     for control, right in ((None, True), (SHUFFLED, False)):
         metrics = callback.metrics(trainer, module)
-        callback.observe(trainer, module, batch, None, control, metrics, 0)
+        callback.update_metrics(trainer, module, batch, None, control, metrics, 0)
         found = metrics["text"].compute()["rouge_l"]
         assert found.n == 2 and (found.value == 1.0) is right

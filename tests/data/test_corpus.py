@@ -21,7 +21,7 @@ from PIL import Image
 from mavilt_pl.cli import main
 from mavilt_pl.data.corpus import Corpus, _Journal
 from mavilt_pl.data.radiograph import read_radiograph, resize
-from mavilt_pl.workers import CarefulMap
+from mavilt_pl.parallel.process_pool import IsolatedMap
 
 
 def test_what_is_read_is_kept_or_rejected(mimic_root: Path, tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def work(task: str) -> str:
 
 
 def test_a_file_that_kills_or_hangs_its_decoder_costs_itself_only() -> None:
-    careful = CarefulMap(work, lambda task, why: f"{task}: {why}", workers=2, patience=6.0)
+    careful = IsolatedMap(work, lambda task, why: f"{task}: {why}", workers=2, timeout=6.0)
     tasks = ["a", "b", "die", "c", "hang", "d", "e"]
     made = list(careful(tasks))
     careful.close()

@@ -19,10 +19,15 @@ from vqa_rad import prepared
 
 from mavilt_pl.cli import main
 from mavilt_pl.data.corpus import Corpus
-from mavilt_pl.data.datamodule import CXRDataModule, Draw, EveryStudyOnce, MixSampler
+from mavilt_pl.data.datamodule import (
+    CXRDataModule,
+    SeededIndex,
+    UnpaddedDistributedSampler,
+    WeightedSourceSampler,
+)
 from mavilt_pl.data.pixels import to_float
-from mavilt_pl.data.study import DataError
-from mavilt_pl.data.tokens import TokenCache, write_tokens
+from mavilt_pl.data.token_cache import TokenCache, write_tokens
+from mavilt_pl.errors import UserError
 
 
 @pytest.fixture
@@ -66,10 +71,12 @@ def test_augmentation_moves_and_exposes_but_never_flips(
     monkeypatch.setattr(Corpus, "pixels", lambda self, image: corner)
     made = module(corpus_path, augment=True)
     train, test = made.train_dataloader().dataset, made.test_dataloader()[0].dataset
-    images = [train[Draw.at(i, 0, 0, i)]["pixels"][0] for i in range(len(train))]
-    assert torch.equal(images[3], train[Draw.at(3, 0, 0, 3)]["pixels"][0])  # whenever it is drawn
+    images = [train[SeededIndex.at(i, 0, 0, i)]["pixels"][0] for i in range(len(train))]
+    assert torch.equal(
+        images[3], train[SeededIndex.at(3, 0, 0, 3)]["pixels"][0]
+    )  # whenever it is drawn
     assert not torch.equal(
-        images[3], train[Draw.at(3, 0, 1, 3)]["pixels"][0]
+        images[3], train[SeededIndex.at(3, 0, 1, 3)]["pixels"][0]
     )  # but in another epoch
     still = test[0]["pixels"][0]
     assert sum(not torch.equal(image, still) for image in images) > 0.8 * len(images)
@@ -81,14 +88,14 @@ def test_augmentation_moves_and_exposes_but_never_flips(
 
 
 def test_instructions_and_the_control(corpus_path: Path, tokens: Path) -> None:
-    made = module(corpus_path, tokens=[str(tokens)], wants="instructions")
+    made = module(corpus_path, tokens=[str(tokens)], batch_kind="instructions")
     batches = list(made.test_dataloader()[0])
     studies = [study for batch in batches for study in batch["studies"]]
     assert len({s["study"] for s in studies}) == 11 and all(
         len(s["questions"]) == 1 for s in studies
     )
     own, other = (
-        torch.cat([batch[name] for batch in batches]) for name in ("codes", "stranger_codes")
+        torch.cat([batch[name] for batch in batches]) for name in ("codes", "control_codes")
     )
     dataset = made.test_dataloader()[0].dataset
     patient = [study["patient"] for study in studies]
@@ -158,7 +165,7 @@ def test_questions_without_reports_are_asked(mimic_root: Path, tmp_path: Path) -
     """VQA-RAD has no reports: it is for instructions, not for pairs."""
     corpus = prepared(mimic_root, tmp_path)
     tokens = [str(codes_of(corpus, tmp_path / "tokens"))]
-    made = module(corpus, tokens=tokens, wants="instructions")
+    made = module(corpus, tokens=tokens, batch_kind="instructions")
     studies = [s for loader in made.test_dataloader() for batch in loader for s in batch["studies"]]
     assert len(studies) == len(Corpus(corpus).rows("test")) > 1
     assert all(study["text"] == "" and len(study["questions"]) == 2 for study in studies)
@@ -166,9 +173,9 @@ def test_questions_without_reports_are_asked(mimic_root: Path, tmp_path: Path) -
         len(s["questions"]) == 2 for batch in made.train_dataloader() for s in batch["studies"]
     )
     with pytest.raises(
-        DataError, match=r"no train study has what is wanted .*: found \d+ without a text; look"
+        UserError, match=r"no train study has what is wanted .*: found \d+ without a text; look"
     ):
-        module(corpus, tokens=tokens, wants="pairs").train_dataloader()
+        module(corpus, tokens=tokens, batch_kind="pairs").train_dataloader()
 
 
 def test_how_many_are_left_out_is_told(
@@ -186,13 +193,14 @@ def test_how_many_are_left_out_is_told(
     with pytest.warns(
         UserWarning, match="phantom_mimic: of 43 train studies are left out 10 without a text$"
     ):
-        assert len(module(corpus_path, wants="pairs", **more).train_dataloader().dataset) == 33
+        assert len(module(corpus_path, batch_kind="pairs", **more).train_dataloader().dataset) == 33
     with pytest.warns(UserWarning, match="left out 10 without a text or a question$"):
-        module(corpus_path, wants="instructions", ask_labels=False, **more).train_dataloader()
+        module(corpus_path, batch_kind="instructions", ask_labels=False, **more).train_dataloader()
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         assert (
-            len(module(corpus_path, wants="instructions", **more).train_dataloader().dataset) == 43
+            len(module(corpus_path, batch_kind="instructions", **more).train_dataloader().dataset)
+            == 43
         )
 
 
@@ -220,20 +228,21 @@ def test_the_image_is_one_of_the_wanted_views(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("world", [1, 2, 3, 20])
 def test_every_study_once_whatever_the_world(world: int) -> None:
-    seen = [i for rank in range(world) for i in EveryStudyOnce(11, rank, world)]
+    seen = [i for rank in range(world) for i in UnpaddedDistributedSampler(11, rank, world)]
     assert sorted(seen) == list(range(11))
     assert all(
-        len(EveryStudyOnce(11, rank, world)) == len(list(EveryStudyOnce(11, rank, world)))
+        len(UnpaddedDistributedSampler(11, rank, world))
+        == len(list(UnpaddedDistributedSampler(11, rank, world)))
         for rank in range(world)
     )
 
 
 def test_mixing_by_weight_and_ranks_that_do_not_overlap() -> None:
-    ranks = [list(MixSampler([30, 10], [0.5, 0.5], 0, rank, 2)) for rank in range(2)]
+    ranks = [list(WeightedSourceSampler([30, 10], [0.5, 0.5], 0, rank, 2)) for rank in range(2)]
     assert [len(r) for r in ranks] == [20, 20]
     both = ranks[0] + ranks[1]
     assert sum(i < 30 for i in both) == 20 and len({i for i in both if i < 30}) == 20
-    later = MixSampler([30, 10], [0.5, 0.5], 0, 0, 2)
+    later = WeightedSourceSampler([30, 10], [0.5, 0.5], 0, 0, 2)
     later.epoch = 1
     assert list(later) != ranks[0]
     later.epoch, later.taken = 0, 10  # 5 of each rank
@@ -250,33 +259,33 @@ def test_a_loader_goes_on_where_it_was(corpus_path: Path) -> None:
 
 
 def test_caches_of_others_are_refused(corpus_path: Path, tokens: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="codes of another corpus"):
+    with pytest.raises(UserError, match="codes of another corpus"):
         TokenCache(tokens, "f" * 64)
-    with pytest.raises(DataError, match="one token cache a corpus"):
-        CXRDataModule([str(corpus_path)], wants="pairs")
+    with pytest.raises(UserError, match="one token cache a corpus"):
+        CXRDataModule([str(corpus_path)], batch_kind="pairs")
     write_tokens(
         tmp_path / "other", "x", "another", np.zeros((50, 2)), 2, 1, [np.zeros((1, 4), int)]
     )
-    with pytest.raises(DataError, match="different tokenizers"):
+    with pytest.raises(UserError, match="different tokenizers"):
         TokenCache(tokens).same_tokenizer(TokenCache(tmp_path / "other"))
-    with pytest.raises(DataError, match="codes of 1 images, the corpus has 2"):
+    with pytest.raises(UserError, match="codes of 1 images, the corpus has 2"):
         write_tokens(tmp_path / "short", "x", "y", np.zeros((50, 2)), 2, 2, [np.zeros((1, 4), int)])
-    with pytest.raises(DataError, match="not a finished token cache"):
+    with pytest.raises(UserError, match="not a finished token cache"):
         TokenCache(tmp_path / "short")
 
 
 def test_settings_that_cannot_be(corpus_path: Path) -> None:
-    with pytest.raises(DataError, match="one of findings"):
+    with pytest.raises(UserError, match="one of findings"):
         module(corpus_path, sections="finding").texts("train")
-    with pytest.raises(DataError, match="no train study has what is wanted"):
+    with pytest.raises(UserError, match="no train study has what is wanted"):
         module(corpus_path, views=["LATERAL"]).train_dataloader()
     with pytest.raises(
-        DataError, match="batch_size 64: 43 training studies over 1 process do not fill one batch"
+        UserError, match="batch_size 64: 43 training studies over 1 process do not fill one batch"
     ):
         few = CXRDataModule([str(corpus_path)], batch_size=64)
         few.setup("fit")
         few.train_dataloader()
-    with pytest.raises(DataError, match="one weight of 0 or more a corpus"):
+    with pytest.raises(UserError, match="one weight of 0 or more a corpus"):
         CXRDataModule([str(corpus_path)], weights=[0.5, 0.5])
 
 

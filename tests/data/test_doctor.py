@@ -13,7 +13,7 @@ import torch
 
 from mavilt_pl.cli import main
 from mavilt_pl.data.corpus import Corpus
-from mavilt_pl.data.tokens import write_tokens
+from mavilt_pl.data.token_cache import write_tokens
 
 
 def doctor(

@@ -22,10 +22,11 @@ from pydicom.uid import JPEG2000Lossless, RLELossless
 from test_radiograph import RAMP, write_dicom
 
 from mavilt_pl.data.corpus import _decode, _died
-from mavilt_pl.data.report import CLEANING, clean, sections
+from mavilt_pl.data.records import Study
+from mavilt_pl.data.report_sections import CLEANING, clean, sections
 from mavilt_pl.data.sources import read_source
-from mavilt_pl.data.study import DataError, Study
-from mavilt_pl.workers import CarefulMap
+from mavilt_pl.errors import UserError
+from mavilt_pl.parallel.process_pool import IsolatedMap
 
 ROUNDS = settings(
     max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
@@ -33,8 +34,8 @@ ROUNDS = settings(
 
 
 @pytest.fixture(scope="module")
-def decoder() -> Iterator[CarefulMap]:
-    made = CarefulMap(_decode, _died, workers=1, patience=10.0)
+def decoder() -> Iterator[IsolatedMap]:
+    made = IsolatedMap(_decode, _died, workers=1, timeout=10.0)
     yield made
     made.close()
 
@@ -105,7 +106,7 @@ def mutate(data: bytes, changes: list[tuple[str, float, bytes]]) -> bytes:
     ],
 )
 def test_images(
-    name: str, decoder: CarefulMap, originals: dict[str, bytes], tmp_path: Path
+    name: str, decoder: IsolatedMap, originals: dict[str, bytes], tmp_path: Path
 ) -> None:
     tasks = []
 
@@ -141,7 +142,7 @@ def studies_or_reason(name: str, root: Path) -> list[Study]:
     rejects: list[tuple[str, ...]] = []
     try:
         studies = list(read_source(name, root, lambda *why: rejects.append(why)))
-    except DataError as reason:
+    except UserError as reason:
         assert len(str(reason)) > 20
         return []
     assert all(len(why) == 4 and why[3] for why in rejects)

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from mavilt_pl.data.questions import YES_NO, from_labels, read_questions, with_questions
-from mavilt_pl.data.study import DataError, Question, Study
+from mavilt_pl.data.records import Question, Study
+from mavilt_pl.errors import UserError
 
 
 def read(path: Path) -> tuple[dict[str, tuple[Question, ...]], list[tuple[str, ...]]]:
@@ -165,18 +166,18 @@ def test_medical_diff_vqa(tmp_path: Path) -> None:
 )
 def test_json_that_is_not_what_it_should_be(content: str, reason: str, tmp_path: Path) -> None:
     (tmp_path / "train.json").write_text(content)
-    with pytest.raises(DataError, match=reason) as refused:
+    with pytest.raises(UserError, match=reason) as refused:
         read(tmp_path / "train.json")
     assert "train.json" in str(refused.value)
 
 
 def test_nothing_to_read(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="does not exist"):
+    with pytest.raises(UserError, match="does not exist"):
         read(tmp_path / "absent.json")
-    with pytest.raises(DataError, match="no questions found; expected"):
+    with pytest.raises(UserError, match="no questions found; expected"):
         read(tmp_path)
     (tmp_path / "mimic_pair_questions.csv").write_text("study_id,question,answer\n1,a,b\n")
-    with pytest.raises(DataError, match="no column question_type"):
+    with pytest.raises(UserError, match="no column question_type"):
         read(tmp_path)
 
 

@@ -25,7 +25,7 @@ from pydicom.uid import (
 )
 
 from mavilt_pl.data.radiograph import read_radiograph, read_sized, resize
-from mavilt_pl.data.study import Rejected
+from mavilt_pl.errors import Rejected
 
 RAMP = np.tile(np.linspace(0, 4095, 64).astype(np.uint16), (48, 1))
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from mavilt_pl.data.report import clean, compose, sections
+from mavilt_pl.data.records import Study
+from mavilt_pl.data.report_sections import clean, compose, sections
 from mavilt_pl.data.sources import read_source
-from mavilt_pl.data.study import DataError, Study
+from mavilt_pl.errors import UserError
 
 BIG, CLEAR = "The heart is big.", "Big heart."
 RULE = "_" * 78
@@ -339,7 +340,7 @@ def test_cleaning_is_named() -> None:
     )
     assert all(clean("  ", name) == "" for name in ("none", "lower", "r2gen-iu", "r2gen-mimic"))
     with pytest.raises(
-        DataError,
+        UserError,
         match="unknown protocol 'r2gen'; expected one of none, lower, r2gen-iu, r2gen-mimic",
     ):
         clean("text", "r2gen")
@@ -370,5 +371,5 @@ def test_what_serves_as_text(which: str, of: Study, text: str) -> None:
 
 @pytest.mark.parametrize("which", ["", "finding", "findings|", "findings+whole", "report"])
 def test_a_section_that_is_none(which: str) -> None:
-    with pytest.raises(DataError, match="expected one of findings"):
+    with pytest.raises(UserError, match="expected one of findings"):
         compose(study(), which)

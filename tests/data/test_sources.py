@@ -19,8 +19,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mavilt_pl.cli import main
+from mavilt_pl.data.records import Study
 from mavilt_pl.data.sources import SOURCES, hash_split, read_source, source_options
-from mavilt_pl.data.study import DataError, Study
+from mavilt_pl.errors import UserError
 
 
 def read(name: str, root: Path, **options: object) -> tuple[list[Study], list[tuple]]:
@@ -80,18 +81,18 @@ def test_mimic_damage_is_named(copied: Path) -> None:
     split = copied / "mimic-cxr-2.0.0-split.csv.gz"
     whole = split.read_bytes()
     split.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataError, match=r"split\.csv\.gz is not a readable table"):
+    with pytest.raises(UserError, match=r"split\.csv\.gz is not a readable table"):
         read("mimic-cxr-jpg", copied)
     split.write_bytes(gzip.compress(b"dicom_id,study_id,split\n1,2,train\n"))
-    with pytest.raises(DataError, match="no column subject_id"):
+    with pytest.raises(UserError, match="no column subject_id"):
         read("mimic-cxr-jpg", copied)
     split.write_bytes(gzip.compress(b"dicom_id,study_id,subject_id,split\n"))
-    with pytest.raises(DataError, match="no rows: the table is empty"):
+    with pytest.raises(UserError, match="no rows: the table is empty"):
         read("mimic-cxr-jpg", copied)
     split.write_bytes(
         gzip.compress(b"dicom_id,study_id,subject_id,split\na,2,3,train\na,2,3,train\n")
     )
-    with pytest.raises(DataError, match=r"row 3: dicom_id a is there twice"):
+    with pytest.raises(UserError, match=r"row 3: dicom_id a is there twice"):
         read("mimic-cxr-jpg", copied)
     split.write_bytes(
         gzip.compress(b"dicom_id,study_id,subject_id,split\n../../a,2,3,train\nb,3,4,holdout\n")
@@ -99,7 +100,7 @@ def test_mimic_damage_is_named(copied: Path) -> None:
     studies, rejects = read("mimic-cxr-jpg", copied)
     assert not studies and len(rejects) == 2
     split.unlink()
-    with pytest.raises(DataError, match="is missing"):
+    with pytest.raises(UserError, match="is missing"):
         read("mimic-cxr-jpg", copied)
 
 
@@ -148,9 +149,9 @@ def test_hash_split_is_stable_and_proportionate() -> None:
 
 
 def test_unknown_source_and_missing_folder(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="expected one of"):
+    with pytest.raises(UserError, match="expected one of"):
         read("chest", tmp_path)
-    with pytest.raises(DataError, match="not a folder"):
+    with pytest.raises(UserError, match="not a folder"):
         read("nih", tmp_path / "absent")
 
 
@@ -479,7 +480,7 @@ def test_each_damaged_table_is_named(name: str, kind: str, tmp_path: Path) -> No
             continue  # its tables have a row for each box
         LAYOUTS[name](tmp_path / str(number))
         expected = damage(tmp_path / str(number) / file, kind)
-        with pytest.raises(DataError, match=expected) as refused:
+        with pytest.raises(UserError, match=expected) as refused:
             read(name, tmp_path / str(number))
         assert file in str(refused.value)
 
@@ -489,7 +490,7 @@ def test_ragged_rows_are_named(row: str, tmp_path: Path) -> None:
     rsna(tmp_path)
     with (tmp_path / "stage_2_train_labels.csv").open("a") as file:
         file.write(row + "\n")
-    with pytest.raises(DataError, match=r"stage_2_train_labels\.csv, row 6: .* fields under 6"):
+    with pytest.raises(UserError, match=r"stage_2_train_labels\.csv, row 6: .* fields under 6"):
         read("rsna", tmp_path)
 
 
@@ -498,10 +499,10 @@ def test_a_column_twice_and_an_open_quote_are_named(tmp_path: Path) -> None:
     path = tmp_path / "stage_2_train_labels.csv"
     whole = path.read_text()
     path.write_text(whole.replace("Target", "x", 1))
-    with pytest.raises(DataError, match="column 'x' twice"):
+    with pytest.raises(UserError, match="column 'x' twice"):
         read("rsna", tmp_path)
     path.write_text(whole + '"d,,,,,0')
-    with pytest.raises(DataError, match="not a readable table"):
+    with pytest.raises(UserError, match="not a readable table"):
         read("rsna", tmp_path)
 
 
@@ -523,9 +524,9 @@ def test_mimic_cxr_with_and_without_the_tables_of_the_jpg_release(tmp_path: Path
     assert (studies[0].findings, studies[0].impression) == ("Effusion 50.", "Seen 50.")
     assert studies[0].report == "INDICATION: ___. FINDINGS: Effusion 50. IMPRESSION: Seen 50."
     assert studies[0].images[0].path == tmp_path / "dicom/files/p10/p10000001/s50/a-1.dcm"
-    with pytest.raises(DataError, match=r"holds no mimic-cxr-2\.0\.0-split"):
+    with pytest.raises(UserError, match=r"holds no mimic-cxr-2\.0\.0-split"):
         read("mimic-cxr", tmp_path / "dicom", tables=str(tmp_path / "dicom"))
-    with pytest.raises(DataError, match="expected one of chexpert, negbio"):
+    with pytest.raises(UserError, match="expected one of chexpert, negbio"):
         read("mimic-cxr", tmp_path / "dicom", labels="vis")
 
 
@@ -555,7 +556,7 @@ def test_mimic_cxr_report_paths_stay_in_the_folder(tmp_path: Path) -> None:
 def test_mimic_zip_that_is_none_and_a_damaged_member(copied: Path) -> None:
     archive = copied / "mimic-cxr-reports.zip"
     archive.write_bytes(b"PK no zip")
-    with pytest.raises(DataError, match=r"mimic-cxr-reports\.zip is not a readable zip"):
+    with pytest.raises(UserError, match=r"mimic-cxr-reports\.zip is not a readable zip"):
         read("mimic-cxr-jpg", copied)
     texts = sorted(copied.rglob("*.txt"))
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as opened:
@@ -634,7 +635,7 @@ def test_indiana_archive_that_is_cut(tmp_path: Path) -> None:
         "indiana", tmp_path
     )
     (tmp_path / "reports.tgz").write_bytes((tmp_path / "reports.tgz").read_bytes()[:-40])
-    with pytest.raises(DataError, match=r"reports\.tgz is not a readable archive"):
+    with pytest.raises(UserError, match=r"reports\.tgz is not a readable archive"):
         read("indiana", tmp_path, reports=str(tmp_path / "reports.tgz"))
 
 
@@ -711,7 +712,7 @@ def test_nih_official_lists(tmp_path: Path) -> None:
     table.write_text(table.read_text().replace("Hernia", "Hernya"))
     assert "Finding Labels 'hernya'" in read("nih", tmp_path)[1][0][3]
     shutil.rmtree(tmp_path / "images_001")
-    with pytest.raises(DataError, match=r"no \*\.png under images"):
+    with pytest.raises(UserError, match=r"no \*\.png under images"):
         read("nih", tmp_path)
 
 
@@ -734,7 +735,7 @@ def test_chexpert_studies_and_splits(tmp_path: Path) -> None:
         "edema": "uncertain",
     }
     assert read("chexpert", tmp_path, valid="test")[0][2].split == "test"
-    with pytest.raises(DataError, match="expected val or test"):
+    with pytest.raises(UserError, match="expected val or test"):
         read("chexpert", tmp_path, valid="no")
     path = tmp_path / "train.csv"
     path.write_text(
@@ -792,7 +793,7 @@ def test_vqa_rad_questions(tmp_path: Path) -> None:
 
 
 def test_options_that_a_source_lacks(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="source chexpert has no option reports; it has valid"):
+    with pytest.raises(UserError, match="source chexpert has no option reports; it has valid"):
         read("chexpert", tmp_path, reports="x")
 
 
@@ -896,7 +897,7 @@ def test_mutants_are_read_or_refused(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """Bytes changed, cut or doubled in any table, JSON, XML or text: studies, rejects or a
-    DataError naming a file.
+    UserError naming a file.
     """
     name = data.draw(st.sampled_from(sorted(SOURCES)))
     root = tmp_path_factory.mktemp("mutant")
@@ -914,7 +915,7 @@ def test_mutants_are_read_or_refused(
     path.write_bytes(raw[:start] + middle + raw[start + length % 16 :])
     try:
         studies, rejects = read(name, root)
-    except DataError as error:
+    except UserError as error:
         assert str(root) in str(error)
         return
     assert all(isinstance(text, str) for why in rejects for text in why)

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mavilt_pl.data.study import DataError
-from mavilt_pl.encoders.frozen import load_encoder
+from mavilt_pl.encoders.loading import load_encoder
+from mavilt_pl.errors import UserError
 
 xrv = pytest.importorskip("torchxrayvision")
 
@@ -89,7 +89,7 @@ def test_torchxrayvisions_published_form(densenet: nn.Module, tmp_path: Path) ->
     """
     torch.save(densenet, path := tmp_path / "pickled.pt")
     with pytest.raises(
-        DataError, match=r"pickled.pt holds pickled objects .*xrv.models.DenseNet\(weights="
+        UserError, match=r"pickled.pt holds pickled objects .*xrv.models.DenseNet\(weights="
     ):
         load_encoder(path, "torchxrayvision")
     thresholds = torch.full((18,), 0.1)
@@ -107,7 +107,7 @@ def test_torchxrayvisions_published_form(densenet: nn.Module, tmp_path: Path) ->
 def test_torchxrayvision_refuses(densenet: nn.Module, tmp_path: Path) -> None:
     def said(weights: Any) -> str:
         torch.save(weights, path := tmp_path / "other.pt")
-        with pytest.raises(DataError) as caught:
+        with pytest.raises(UserError) as caught:
             load_encoder(path, "torchxrayvision")
         return str(caught.value)
 
@@ -118,9 +118,9 @@ def test_torchxrayvision_refuses(densenet: nn.Module, tmp_path: Path) -> None:
     wide = {**state, "features.conv0.weight": torch.zeros(64, 3, 7, 7)}
     assert "(64, 3, 7, 7) in the file and (64, 1, 7, 7) here" in said(wide)
     (tmp_path / "cut.pt").write_bytes((tmp_path / "other.pt").read_bytes()[:100_000])
-    with pytest.raises(DataError, match=r"cut.pt is not a readable checkpoint .* 100,000 bytes"):
+    with pytest.raises(UserError, match=r"cut.pt is not a readable checkpoint .* 100,000 bytes"):
         load_encoder(tmp_path / "cut.pt", "torchxrayvision")
-    with pytest.raises(DataError, match="do not exist"):
+    with pytest.raises(UserError, match="do not exist"):
         load_encoder(tmp_path / "none.pt", "torchxrayvision")
 
 
@@ -249,7 +249,7 @@ def test_gradients_reach_the_pixels_and_not_the_weights(
 
 def test_hugging_face_refuses(tmp_path: Path) -> None:
     def said(folder: Path) -> str:
-        with pytest.raises(DataError) as caught:
+        with pytest.raises(UserError) as caught:
             load_encoder(folder, "huggingface")
         return str(caught.value)
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from mavilt_pl.cli import main
-from mavilt_pl.data.study import DataError
+from mavilt_pl.errors import UserError
 from mavilt_pl.evaluation.results import read_results, write_json
 
 FIGURE = {
@@ -75,10 +75,10 @@ def test_a_number_without_its_protocol_is_refused(tmp_path: Path) -> None:
     ):
         path = tmp_path / "results.json"
         write_json(path, {"figures": [wrong], "made_by": {}})
-        with pytest.raises(DataError, match="auroc_macro"):
+        with pytest.raises(UserError, match="auroc_macro"):
             read_results(path)
     path.write_text("{")
-    with pytest.raises(DataError, match="not a results file"):
+    with pytest.raises(UserError, match="not a results file"):
         read_results(path)
     with pytest.raises(ValueError):
         write_json(path, {"value": float("nan")})

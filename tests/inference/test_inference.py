@@ -17,9 +17,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoConfig
 from mavilt_pl.cli import main
 from mavilt_pl.data.corpus import Corpus
 from mavilt_pl.data.datamodule import sample_key
-from mavilt_pl.data.study import DataError
-from mavilt_pl.data.tokens import TokenCache
-from mavilt_pl.encoders.classifier import CXRClassifier
+from mavilt_pl.data.token_cache import TokenCache
+from mavilt_pl.encoders.findings import CXRClassifier
+from mavilt_pl.errors import UserError
 from mavilt_pl.inference.mavilt import MAViLT
 from mavilt_pl.language import Stage1
 
@@ -340,7 +340,7 @@ def test_what_cannot_be_is_told(
 
 def test_answers_are_different(chain: Path, images: list[Path]) -> None:
     model = MAViLT.from_runs(chain / "stage2", chain / "vqgan", device="cpu")
-    with pytest.raises(DataError, match="expected each of them once"):
+    with pytest.raises(UserError, match="expected each of them once"):
         model.ask(images[0], ["Is there edema?"], ["yes", "yes"])
 
 

@@ -16,9 +16,10 @@ from words import DATA
 from mavilt_pl.cli import main
 from mavilt_pl.data.corpus import Corpus
 from mavilt_pl.data.datamodule import sample_key
-from mavilt_pl.data.study import SIDES, DataError
-from mavilt_pl.data.tokens import TokenCache
-from mavilt_pl.encoders.frozen import load_encoder
+from mavilt_pl.data.records import SIDES
+from mavilt_pl.data.token_cache import TokenCache
+from mavilt_pl.encoders.loading import load_encoder
+from mavilt_pl.errors import UserError
 from mavilt_pl.inference.mavilt import MAViLT
 from mavilt_pl.language.generation import Generation
 
@@ -296,18 +297,18 @@ def test_views_that_cannot_be_are_told(
 def test_views_in_python_are_checked(chain: Path, made: Path) -> None:
     model = MAViLT.from_runs(made / "stage2", chain / "vqgan", device="cpu")
     with pytest.raises(
-        DataError, match=r"found the views \['oblique'\]; expected some of frontal, lateral"
+        UserError, match=r"found the views \['oblique'\]; expected some of frontal, lateral"
     ):
         model.report([{"oblique": "a.png"}])  # type: ignore[dict-item]
     for given in ({"frontal": "a.png"}, "frontal.png", Path("a.png"), {}):
         with pytest.raises(
-            DataError,
+            UserError,
             match=r"expected \{'lateral': FILE\}, the view that the frontal one is drawn from",
         ):
             model.draw(["Edema."], given=[given])  # type: ignore[list-item]
-    with pytest.raises(DataError, match="view: found 'oblique'; expected one of frontal, lateral"):
+    with pytest.raises(UserError, match="view: found 'oblique'; expected one of frontal, lateral"):
         model.draw(["Edema."], view="oblique")  # type: ignore[arg-type]
-    with pytest.raises(DataError, match="the images of 1 studies for 2 texts"):
+    with pytest.raises(UserError, match="the images of 1 studies for 2 texts"):
         model.draw(["Edema.", "No edema."], given=[{"lateral": "a.png"}])
 
 

@@ -21,7 +21,7 @@ from transformers import (
     Qwen2Config,
 )
 
-from mavilt_pl.data.tokens import write_tokens
+from mavilt_pl.data.token_cache import write_tokens
 
 KINDS = [
     f"{family}-{head}"

@@ -25,7 +25,8 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from mavilt_pl.data.study import DataError, Question
+from mavilt_pl.data.records import Question
+from mavilt_pl.errors import UserError
 from mavilt_pl.language import Backbone, Stage1, Stage2
 from mavilt_pl.language.vocabulary import MARKS
 
@@ -164,7 +165,7 @@ def test_it_draws_codes_writes_words_and_the_cache_changes_nothing(
             scores[v.words : v.text] = -torch.inf
             writing.append(int(scores.argmax()))
     assert (drawn[0] + v.first_code).tolist() == drawing[-v.length :]
-    from mavilt_pl.language.decoding import write
+    from mavilt_pl.language.sampling import write
 
     prompts = [module.image_prefix(CODES[0].tolist()), [5, *module.image_prefix(CODES[1].tolist())]]
     said = write(module, prompts, 12)
@@ -221,7 +222,7 @@ def test_a_tokenizer_larger_than_its_model_is_refused(
     tokenizer.add_tokens(["pneumothorax"])
     tokenizer.save_pretrained(out)
     with pytest.raises(
-        DataError, match=r"1 words without a row .*'pneumothorax'.*resize_token_embeddings"
+        UserError, match=r"1 words without a row .*'pneumothorax'.*resize_token_embeddings"
     ):
         made(Stage2, out, tokens)
 
@@ -240,7 +241,7 @@ def test_a_head_that_is_more_than_linear_is_refused(
     )
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(llama).save_pretrained(tmp_path)
-    with pytest.raises(DataError, match="CohereForCausalLM are not a linear map"):
+    with pytest.raises(UserError, match="CohereForCausalLM are not a linear map"):
         made(Stage2, tmp_path, tokens)
 
 
@@ -270,7 +271,7 @@ def test_a_folder_that_cannot_be_loaded_is_told(llama: Path, tokens: Path, tmp_p
         (unknown, r"not to be loaded .*`abacus`.*Expected a causal language model"),
         (encoder, r"not to be loaded .*T5Config.*Expected a causal language model"),
     ):
-        with pytest.raises(DataError, match=f"backbone {folder}: {said}"):
+        with pytest.raises(UserError, match=f"backbone {folder}: {said}"):
             made(Stage2, folder, tokens)
 
 
@@ -285,7 +286,7 @@ def test_weights_that_would_be_random_are_refused(
     ):
         folder = copied(llama, tmp_path / case, weights)
         with pytest.raises(
-            DataError, match=rf"1 of its weights are missing, or not of the size .*{name}"
+            UserError, match=rf"1 of its weights are missing, or not of the size .*{name}"
         ):
             made(Stage2, folder, tokens)
         assert made(Stage2, folder, tokens, pretrained=False)  # none of them is read
@@ -317,11 +318,11 @@ def test_models_that_know_eager_attention_only(
     )
     model.save_pretrained(folder)
     with pytest.raises(
-        DataError, match=r"found attention sdpa.*set --model.init_args.attention eager"
+        UserError, match=r"found attention sdpa.*set --model.init_args.attention eager"
     ):
         made(Stage2, folder, tokens)
     if kind is RwkvConfig:
-        with pytest.raises(DataError, match="RwkvForCausalLM gives no cache"):
+        with pytest.raises(UserError, match="RwkvForCausalLM gives no cache"):
             made(Stage2, folder, tokens, attention="eager")
     else:
         assert made(Stage2, folder, tokens, attention="eager").eval().draw(

@@ -19,11 +19,11 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from mavilt_pl.data.study import DataError
+from mavilt_pl.errors import UserError
 from mavilt_pl.language import Stage1, Stage2, decoding
-from mavilt_pl.language.decoding import TextDecoding, _Compiled, sample, write
+from mavilt_pl.language.prompt_builder import TASKS
+from mavilt_pl.language.sampling import TextDecoding, _Compiled, sample, write
 from mavilt_pl.language.sequences import Branch, Tree
-from mavilt_pl.language.spelling import TASKS
 
 CODES = torch.tensor(
     [[1, 2, 3, 4, 5, 6, 7, 8, 9], [11, 0, 0, 3, 19, 5, 5, 5, 2], [4, 4, 4, 4, 4, 1, 1, 1, 1]]
@@ -196,7 +196,7 @@ def test_the_best_of_several_drawings_is_the_scorer_s(llama: Path, tokens: Path)
         assert torch.equal(best[i], every[every.float().mean(2)[:, i].argmax(), i])
     alone = module.draw(texts[1:], 5, [2], 4, lambda codes, asked: codes.float().mean(1))
     assert torch.equal(alone[0], best[1])
-    with pytest.raises(DataError, match="best_of: found 4, no scorer"):
+    with pytest.raises(UserError, match="best_of: found 4, no scorer"):
         module.draw(texts, best_of=4)
 
 
@@ -253,7 +253,7 @@ def test_few_codes_are_the_likeliest(llama: Path, tokens: Path) -> None:
 def test_impossible_decoding_is_refused_at_once(
     llama: Path, tokens: Path, settings: dict, told: str
 ) -> None:
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(UserError, match=told):
         made(llama, tokens, **settings)
 
 

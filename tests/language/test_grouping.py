@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning import Trainer
 
-from mavilt_pl.data.study import Question
+from mavilt_pl.data.records import Question
 from mavilt_pl.language import Stage1, Stage2
 from mavilt_pl.language.sequences import Branch, Tree, by_length, length_of
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from mavilt_pl.data.study import DataError, Question
+from mavilt_pl.data.records import Question
+from mavilt_pl.errors import UserError
 from mavilt_pl.language import Stage1, Stage2, decoding, generation
 
 CODES = torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8, 9], [11, 0, 0, 3, 19, 5, 5, 5, 2]])
@@ -52,7 +53,7 @@ def test_a_report_of_five_thousand_words_is_cut_counted_and_told_once(stage2: St
 
 def test_a_context_too_short_for_an_image_and_a_text_is_refused(tokens: Path, llama: Path) -> None:
     with pytest.raises(
-        DataError, match=r"context of 128 positions; an image of 9 codes.*max_words = 120 need 134"
+        UserError, match=r"context of 128 positions; an image of 9 codes.*max_words = 120 need 134"
     ):
         Stage1(str(llama), str(tokens), max_words=120)
 
@@ -67,17 +68,17 @@ def test_what_exceeds_the_context_names_its_study(
     ).eval()
     question = Question(LONG, LONG, "edema")
     with pytest.raises(
-        DataError, match=r"study s7, image, prompt and target: found \d+ tokens.*context is 128"
+        UserError, match=r"study s7, image, prompt and target: found \d+ tokens.*context is 128"
     ):
         packed(module, study("No edema.", "s7", (question,)))
-    with pytest.raises(DataError, match="the model's context is 128"):
+    with pytest.raises(UserError, match="the model's context is 128"):
         module.answer(CODES[:1], [[(LONG, ("yes", LONG))]])
     assert (
         len(module.write_answers(CODES[:1], [[LONG]])[0]) == 1
     )  # the answer ends where the context does
     short = Stage2(str(tmp_path), str(tokens), max_words=20).eval()
     assert short.room(124, 4) == 4
-    with pytest.raises(DataError, match="125 tokens, and 4 more"):
+    with pytest.raises(UserError, match="125 tokens, and 4 more"):
         short.room(125, 4)
 
 
@@ -116,11 +117,11 @@ def test_an_empty_answer_is_left_out_and_counted(llama: Path, tokens: Path) -> N
 def test_images_without_codes_are_refused(stage2: Stage2) -> None:
     for codes in (torch.empty(1, 0, dtype=torch.long), torch.empty(0, 9, dtype=torch.long)):
         with pytest.raises(
-            DataError, match=r"an image without codes; expected 9 .*mavilt tokenize"
+            UserError, match=r"an image without codes; expected 9 .*mavilt tokenize"
         ):
             stage2.on_before_batch_transfer({"codes": codes, "studies": [study("No edema.")]}, 0)
     given = stage2.on_before_batch_transfer({"studies": [study("No edema.")]}, 0)
-    with pytest.raises(DataError, match=r"the batch has no codes: .*data\.tokens"):
+    with pytest.raises(UserError, match=r"the batch has no codes: .*data\.tokens"):
         stage2.training_step(given, 0)
 
 

@@ -22,9 +22,10 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from mavilt_pl.data.study import DataError, Question
+from mavilt_pl.data.records import Question
+from mavilt_pl.errors import UserError
 from mavilt_pl.language.backbone import train_tokenizer
-from mavilt_pl.language.drift import Drift
+from mavilt_pl.language.l2_regularization import Drift
 from mavilt_pl.language.sequences import Branch, Tree, pack
 from mavilt_pl.language.stage2 import Stage2
 
@@ -103,7 +104,7 @@ def test_text_that_looks_like_a_mark_stays_text(stage2: Stage2) -> None:
 
 
 def test_codes_that_look_alike_start_alike(backbone: Path, tokens: Path) -> None:
-    from mavilt_pl.data.tokens import TokenCache
+    from mavilt_pl.data.token_cache import TokenCache
 
     module = Stage2(str(backbone), str(tokens), drift=0)
     codebook = torch.from_numpy(TokenCache(tokens).codebook())
@@ -229,7 +230,7 @@ def test_drift_is_autograd_of_its_term(
     """Equal to the gradient of λ/2‖θ − θ₀‖² to 1e-6, under accumulation and clipping, in pieces
     that fit and that do not.
     """
-    monkeypatch.setattr("mavilt_pl.language.drift.PIECE", 1000)
+    monkeypatch.setattr("mavilt_pl.language.l2_regularization.PIECE", 1000)
     model = stage2.model
     stage2.drift = drift = Drift(model, 0.1, stage2.vocabulary.text, keep, place)
     assert all(kept.dtype == getattr(torch, keep) for kept in drift.reference)
@@ -240,7 +241,7 @@ def test_drift_is_autograd_of_its_term(
     batches = [pack([Tree([1, 2], [Branch([3], [4 + i, 5])])]) for i in range(2)]
     rows = stage2.vocabulary.text
 
-    def held() -> torch.Tensor:
+    def file_lock() -> torch.Tensor:
         grown = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
         parts = [
             (p[:rows] if id(p) in grown else p, r)
@@ -249,7 +250,7 @@ def test_drift_is_autograd_of_its_term(
         return sum(0.05 * (p - r.view_as(p).float()).square().sum() for p, r in parts)  # type: ignore[return-value]
 
     model.zero_grad()
-    sum((stage2.token_losses(b).mean() for b in batches), start=held()).backward()
+    sum((stage2.token_losses(b).mean() for b in batches), start=file_lock()).backward()
     wanted = [p.grad.clone() for p in drift.parameters]
     norm = clip_grad_norm_(model.parameters(), 0.5)
     clipped = [p.grad.clone() for p in drift.parameters]
@@ -262,7 +263,7 @@ def test_drift_is_autograd_of_its_term(
     assert clip_grad_norm_(model.parameters(), 0.5) == pytest.approx(norm.item(), rel=1e-5)
     for parameter, gradient in zip(drift.parameters, clipped):
         torch.testing.assert_close(parameter.grad, gradient, atol=1e-6, rtol=1e-5)
-    assert drift.term() == pytest.approx(held().item(), rel=1e-5)
+    assert drift.term() == pytest.approx(file_lock().item(), rel=1e-5)
     assert Drift(model, 0.0, rows).reference == []
 
 
@@ -321,9 +322,9 @@ def test_awkward_input_is_defined(stage2: Stage2) -> None:
         len(stage2.target_words("word " * 5000)) == 13 and stage2.counts["texts_cut"] == 1
     )  # cut, and counted
     assert stage2.target_words("") == [stage2.vocabulary.end]
-    with pytest.raises(DataError, match="9 codes in"):
+    with pytest.raises(UserError, match="9 codes in"):
         stage2.trees({"codes": CODES + 10, "studies": [study("a"), study("b")]}, training=False)
-    with pytest.raises(DataError, match="9 codes in"):
+    with pytest.raises(UserError, match="9 codes in"):
         stage2.vocabulary.check(CODES[:, :4])
 
 
@@ -345,7 +346,7 @@ def test_settings_out_of_range_are_refused_by_name(
     llama: Path, tokens: Path, key: str, value: Any
 ) -> None:
     with pytest.raises(
-        DataError, match=f"{key}: found .*{'' if isinstance(value, dict) else value}.*expected"
+        UserError, match=f"{key}: found .*{'' if isinstance(value, dict) else value}.*expected"
     ):
         Stage2(str(llama), str(tokens), **{key: value})
 
@@ -358,20 +359,20 @@ def test_a_model_of_nan_says_so_instead_of_anything_else(llama: Path, tokens: Pa
         lambda: module.write_reports(CODES),
         lambda: module.answer(CODES, ASK),
     ):
-        with pytest.raises(DataError, match="not finite"):
+        with pytest.raises(UserError, match="not finite"):
             ask()
 
 
 def test_checkpoints_of_others_are_refused(stage2: Stage2) -> None:
-    with pytest.raises(DataError, match="another module"):
+    with pytest.raises(UserError, match="another module"):
         stage2.on_load_checkpoint({"state_dict": {}})
-    with pytest.raises(DataError, match="its codes mean different things"):
+    with pytest.raises(UserError, match="its codes mean different things"):
         stage2.on_load_checkpoint({"state_dict": {}, "visual_tokenizer": "tokenizer-b"})
     state = stage2.state_dict() | {"place": torch.zeros(4, 32)}
-    with pytest.raises(DataError, match=r"place is \(4, 32\) there and \(9, 32\) here"):
+    with pytest.raises(UserError, match=r"place is \(4, 32\) there and \(9, 32\) here"):
         stage2.on_load_checkpoint({"state_dict": state, "visual_tokenizer": "tokenizer-a"})
 
 
 def test_a_missing_backbone_says_what_to_do(tokens: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"backbone\.yaml"):
+    with pytest.raises(UserError, match=r"backbone\.yaml"):
         Stage2(str(tmp_path / "absent"), str(tokens))

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mavilt_pl.language import Stage1, loss
-from mavilt_pl.language.loss import IGNORED, Rows, linear_cross_entropy
+from mavilt_pl.language.chunked_cross_entropy import IGNORED, Rows, linear_cross_entropy
 
 M, D, V = 37, 16, 101
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from mavilt_pl.language.optimizer import Muon, orthogonalised
-from mavilt_pl.schedule import warm_cosine
+from mavilt_pl.language.optim import Muon, orthogonalised
+from mavilt_pl.trainer.lr_schedule import warm_cosine
 
 
 @pytest.mark.parametrize("shape", [(3, 24, 24), (2, 40, 16), (2, 16, 40)])

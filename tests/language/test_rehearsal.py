@@ -12,8 +12,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from mavilt_pl.data.datamodule import CXRDataModule
-from mavilt_pl.data.study import DataError, Question
-from mavilt_pl.data.tokens import write_tokens
+from mavilt_pl.data.records import Question
+from mavilt_pl.data.token_cache import write_tokens
+from mavilt_pl.errors import UserError
 from mavilt_pl.language import Stage1, Stage2
 
 ASK = (Question("Is there edema?", "no", "edema", ("yes", "no")),)
@@ -136,19 +137,19 @@ def test_texts_are_replayed_from_a_corpus_or_a_file_and_in_training_only(
     assert 0 < sum(some) < 4 * len(some)  # of 8 studies a quarter, not all
     (tmp_path / "lines.txt").write_text("\n")
     with pytest.raises(
-        DataError, match=r"data\.replay: found no text in .*lines\.txt; expected a prepared corpus"
+        UserError, match=r"data\.replay: found no text in .*lines\.txt; expected a prepared corpus"
     ):
         data(str(tmp_path / "lines.txt"))
     (tmp_path / "lines.txt").write_bytes("Überlagerung.".encode("latin-1"))
     with pytest.raises(
-        DataError, match=r"data\.replay: .*lines\.txt is not UTF-8 text .* at byte 0"
+        UserError, match=r"data\.replay: .*lines\.txt is not UTF-8 text .* at byte 0"
     ):
         data(str(tmp_path / "lines.txt"))
     with pytest.raises(
-        DataError, match=r"data\.replay_share 25: expected a part of the studies, from 0 to 1"
+        UserError, match=r"data\.replay_share 25: expected a part of the studies, from 0 to 1"
     ):
         data(None, 25)
-    with pytest.raises(DataError, match=r"data\.replay: images are not trained beside texts"):
+    with pytest.raises(UserError, match=r"data\.replay: images are not trained beside texts"):
         CXRDataModule([str(corpus_path)], replay="x")
 
 
@@ -221,7 +222,7 @@ def test_the_condition_is_dropped_as_often_as_said_down_to_what_guidance_starts_
     module = made(llama, tokens, condition_dropout=0.3)
     given = batch(400)
     for chance, study in enumerate(given["studies"]):
-        study["chance"] = chance
+        study["rng_seed"] = chance
     prefixes = [tree.prefix for tree in module.trees(given, training=True)[1]]
     free = module.draw_prompt(None)
     assert 0.23 < sum(prefix == free for prefix in prefixes) / 400 < 0.37

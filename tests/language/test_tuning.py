@@ -13,9 +13,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from mavilt_pl.data.study import DataError, Question
+from mavilt_pl.data.records import Question
+from mavilt_pl.errors import UserError
 from mavilt_pl.language import Stage2
-from mavilt_pl.language.tuning import adapters
+from mavilt_pl.language.adapters import adapters
 
 CODES = torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8, 9], [11, 0, 0, 3, 19, 5, 5, 5, 2]])
 
@@ -136,14 +137,14 @@ def test_adapters_that_have_not_moved_do_not_drift(llama: Path, tokens: Path) ->
 def test_impossible_adapters_say_what_is_possible(
     llama: Path, tokens: Path, settings: dict, told: str
 ) -> None:
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(UserError, match=told):
         made(llama, tokens, tuning="lora", lora=settings)
 
 
 def test_named_targets_alone_are_adapted(llama: Path, tokens: Path) -> None:
     module = made(llama, tokens, tuning="lora", lora={"r": 2, "targets": ["v_proj"]})
     assert {name.rpartition(".")[2] for name, *_ in adapters(module.model)} == {"v_proj"}
-    with pytest.raises(DataError, match="tuning is full"):
+    with pytest.raises(UserError, match="tuning is full"):
         made(llama, tokens, lora={"r": 2})
 
 
@@ -151,7 +152,7 @@ def test_a_checkpoint_of_another_way_of_tuning_is_refused(llama: Path, tokens: P
     checkpoint: dict[str, Any] = {"state_dict": {}, "hyper_parameters": {"tuning": "lora"}}
     module = made(llama, tokens)
     module.on_save_checkpoint(checkpoint)
-    with pytest.raises(DataError, match="trained with tuning: lora, and here it is full"):
+    with pytest.raises(UserError, match="trained with tuning: lora, and here it is full"):
         module.on_load_checkpoint(checkpoint)
 
 
@@ -204,7 +205,7 @@ def test_a_kernel_that_is_not_there_is_told(llama: Path, tokens: Path) -> None:
     try:
         import flash_attn  # noqa: F401
     except ImportError:
-        with pytest.raises(DataError, match=r"flash_attention_2 cannot be had here.*use sdpa"):
+        with pytest.raises(UserError, match=r"flash_attention_2 cannot be had here.*use sdpa"):
             made(llama, tokens, attention="flash_attention_2")
     else:
         assert not made(llama, tokens, attention="flash_attention_2").shares_prefix
@@ -237,9 +238,9 @@ def test_a_stage_trained_in_full_is_tuned_on_with_fixed_weights(
     )
     assert module.drift.term() == 0
     if tuning == "lora":
-        with pytest.raises(DataError, match="set drift_from to stage, or drift to 0"):
+        with pytest.raises(UserError, match="set drift_from to stage, or drift to 0"):
             made(any_backbone, tokens, tuning=tuning, init_from=str(path))
-    with pytest.raises(DataError, match="trained with tuning: lora"):
+    with pytest.raises(UserError, match="trained with tuning: lora"):
         adapted_path = tmp_path / "adapted.ckpt"
         state = adapted(any_backbone, tokens)
         saved = {"state_dict": state.state_dict(), "hyper_parameters": dict(state.hparams)}

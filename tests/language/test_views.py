@@ -14,8 +14,9 @@ import torch
 from mavilt_pl.cli import main
 from mavilt_pl.data.corpus import Corpus
 from mavilt_pl.data.datamodule import CXRDataModule
-from mavilt_pl.data.study import SIDES, DataError
-from mavilt_pl.data.tokens import write_tokens
+from mavilt_pl.data.records import SIDES
+from mavilt_pl.data.token_cache import write_tokens
+from mavilt_pl.errors import UserError
 from mavilt_pl.language import Stage1, Stage2
 from mavilt_pl.language.module import LanguageModule
 from mavilt_pl.language.sequences import Tree, pack
@@ -293,19 +294,19 @@ def test_a_missing_view_is_drawn_from_the_other_and_the_report(llama: Path, toke
 
 def test_data_and_model_must_agree(llama: Path, tokens: Path) -> None:
     views, codes = made(llama, tokens), made(llama, tokens, views=False)
-    with pytest.raises(DataError, match=r"views is True and data\.each_view False"):
+    with pytest.raises(UserError, match=r"views is True and data\.each_view False"):
         views.trees({k: v for k, v in batch(BOTH).items() if k != "views"}, training=False)
-    with pytest.raises(DataError, match=r"views is False and data\.each_view True"):
+    with pytest.raises(UserError, match=r"views is False and data\.each_view True"):
         codes.trees(batch(BOTH), training=False)
     for wrong in (
         lambda: codes.write_reports([BOTH]),
         lambda: codes.draw(["No edema."], views=["lateral"]),
     ):
-        with pytest.raises(DataError, match=r"one image without a name"):
+        with pytest.raises(UserError, match=r"one image without a name"):
             wrong()
-    with pytest.raises(DataError, match="9 codes in"):
+    with pytest.raises(UserError, match="9 codes in"):
         views.trees(batch({**BOTH, "lateral": [20, *LATERAL[1:]]}), training=False)
     with pytest.raises(
-        DataError, match=r"two images of 9 codes and a text of max_words = 105 need 132"
+        UserError, match=r"two images of 9 codes and a text of max_words = 105 need 132"
     ):
         Stage1(str(llama), str(tokens), views=True, max_words=105)

@@ -17,10 +17,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from mavilt_pl.cli import main
-from mavilt_pl.data.study import Question
+from mavilt_pl.data.records import Question
 from mavilt_pl.language import Stage2, loss, vocabulary
+from mavilt_pl.language.prompt_builder import Spelling
 from mavilt_pl.language.sequences import pack
-from mavilt_pl.language.spelling import Spelling
 from mavilt_pl.language.vocabulary import VisualVocabulary
 from mavilt_pl.planning import memory, transformer
 from mavilt_pl.planning.memory import Step, language, tokenizer

@@ -14,9 +14,9 @@ from lightning import Trainer
 from torch import Tensor, nn
 from words import QUIET
 
-from mavilt_pl.checkpoint import refuse_others
+from mavilt_pl.checkpoint import check_compatible
 from mavilt_pl.cli import main
-from mavilt_pl.data.study import DataError
+from mavilt_pl.errors import UserError
 from mavilt_pl.vqgan import load_tokenizer, published_shape, published_weights
 from mavilt_pl.vqgan.autoencoder import Autoencoder
 from mavilt_pl.vqgan.module import VQGAN, Tokenizer
@@ -148,14 +148,14 @@ def test_safetensors_and_a_stored_image_size(tmp_path: Path) -> None:
     net, _ = published()
     save_file(net.state_dict(), path := tmp_path / "vqgan.safetensors")
     with pytest.raises(
-        DataError, match=r"vqgan.safetensors .*does not say its image size.*--image-size"
+        UserError, match=r"vqgan.safetensors .*does not say its image size.*--image-size"
     ):
         load_tokenizer(path)
     assert_same(load_tokenizer(path, otherwise=32), net, images())
     torch.save({"state_dict": net.state_dict(), "image_size": 32}, path := tmp_path / "vqgan.pt")
     assert_same(load_tokenizer(path, otherwise=64), net, images())
     assert load_tokenizer(path, image_size=64).grid == 32
-    with pytest.raises(DataError, match="multiples of 2, not 33"):
+    with pytest.raises(UserError, match="multiples of 2, not 33"):
         load_tokenizer(path, image_size=33)
 
 
@@ -246,9 +246,9 @@ def test_a_checkpoint_of_ours_has_its_own_size(ours: tuple[Path, VQGAN]) -> None
     pixels = images(size=16)
     tokenizer = load_tokenizer(path, otherwise=32)
     assert torch.equal(tokenizer.encode(pixels), module.eval().tokenizer.encode(pixels))
-    with pytest.raises(DataError, match=r"trained on images of 16².*asked for 32²"):
+    with pytest.raises(UserError, match=r"trained on images of 16².*asked for 32²"):
         load_tokenizer(path, image_size=32)
-    with pytest.raises(DataError, match="checkpoint of our own VQGAN"):
+    with pytest.raises(UserError, match="checkpoint of our own VQGAN"):
         published_shape(path)
     with pytest.raises(ValueError, match=r"1 channel.* given 3"):
         tokenizer.encode(pixels.repeat(1, 3, 1, 1))
@@ -260,9 +260,9 @@ def test_a_checkpoint_of_other_settings_is_refused_in_words(ours: tuple[Path, VQ
     checkpoint = torch.load(ours[0], weights_only=True)
 
     def said(autoencoder: dict, quantizer: dict) -> str:
-        with pytest.raises(DataError) as caught:
+        with pytest.raises(UserError) as caught:
             quantizer = {"codes": 16, "code_width": 4, "kmeans": False, **quantizer}
-            refuse_others(checkpoint, VQGAN({**SMALL, **autoencoder}, quantizer, gan_weight=0))
+            check_compatible(checkpoint, VQGAN({**SMALL, **autoencoder}, quantizer, gan_weight=0))
         return str(caught.value)
 
     text = said({}, {"codes": 2048})
@@ -282,11 +282,11 @@ def test_a_checkpoint_of_other_settings_is_refused_in_words(ours: tuple[Path, VQ
         and "codes of width 4" in text
     )
     assert "weights differ" in said({"attention": []}, {})
-    refuse_others(checkpoint, ours[1])
+    check_compatible(checkpoint, ours[1])
 
 
 def refused(path: Path, *, match: str) -> None:
-    with pytest.raises(DataError, match=match) as caught:
+    with pytest.raises(UserError, match=match) as caught:
         load_tokenizer(path, image_size=32)
     assert path.name in str(caught.value)
 
@@ -401,7 +401,7 @@ def test_training_starts_from_a_published_net(
         f"--trainer.default_root_dir={tmp_path}",
         *(f"--model.init_args.{key}={value}" for key, value in settings.items()),
     ]
-    held = "--model.init_args.quantizer={decay: 1.0, revive_below: 0}"
+    held = "--model.init_args.quantizer={decay: 1.0, dead_code_threshold: 0}"
     assert main([*words, held]) == 0
     start.unlink()
     assert_same(load_tokenizer(tmp_path / "checkpoints" / "last.ckpt"), net, images())

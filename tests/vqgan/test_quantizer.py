@@ -32,7 +32,13 @@ def test_thirty_steps_against_the_library(cosine: bool) -> None:
     """
     torch.manual_seed(0)
     ours = Quantizer(
-        codes=12, latent=6, code_width=4, cosine=cosine, decay=0.8, revive_below=0, kmeans=False
+        codes=12,
+        latent=6,
+        code_width=4,
+        cosine=cosine,
+        decay=0.8,
+        dead_code_threshold=0,
+        kmeans=False,
     )
     theirs = VectorQuantize(
         dim=6,
@@ -125,7 +131,7 @@ def _train(rank: int, size: int, folder: str) -> None:
 
 
 def test_two_ranks_move_the_codes_as_one_does(tmp_path: Path) -> None:
-    """Clustering, moving averages and revived codes of 20 batches dealt out to two processes."""
+    """Clustering, moving averages and revived codes of 20 batches gather_interleaved out to two processes."""
     _train(0, 1, str(tmp_path))
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=_train, args=(rank, 2, str(tmp_path))) for rank in range(2)]

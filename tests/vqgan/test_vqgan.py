@@ -13,11 +13,11 @@ from torch.utils.data import DataLoader
 
 from mavilt_pl.cli import main
 from mavilt_pl.data.corpus import Corpus
-from mavilt_pl.data.study import DataError
-from mavilt_pl.data.tokens import TokenCache
+from mavilt_pl.data.token_cache import TokenCache
+from mavilt_pl.errors import UserError
 from mavilt_pl.vqgan import losses
 from mavilt_pl.vqgan.autoencoder import Autoencoder
-from mavilt_pl.vqgan.clinical import blurred
+from mavilt_pl.vqgan.clinical_losses import blurred
 from mavilt_pl.vqgan.loading import load_tokenizer
 from mavilt_pl.vqgan.module import VQGAN, Tokenizer
 
@@ -77,7 +77,7 @@ def test_the_default_is_the_published_shape() -> None:
 
 
 def test_clinical_terms_need_an_encoder() -> None:
-    with pytest.raises(DataError, match="need an encoder"):
+    with pytest.raises(UserError, match="need an encoder"):
         VQGAN(SMALL, {"codes": 16}, lambda_feat=1.0)
 
 
@@ -119,7 +119,7 @@ def test_an_encoder_without_findings_has_no_term_of_findings(tmp_path: Path) -> 
     )
     ViTModel(config).save_pretrained(tmp_path)
     with pytest.raises(
-        DataError, match=r"lambda_finding 0.1: the encoder .* has no outputs for findings"
+        UserError, match=r"lambda_finding 0.1: the encoder .* has no outputs for findings"
     ):
         VQGAN(
             SMALL,

@@ -187,7 +187,7 @@ def test_accumulated_batches_are_one_batch(corpus_path: Path, tmp_path: Path) ->
         plain = {
             "autoencoder": "{image_size: 32, channels: 8, multipliers: [1, 2], blocks: 1, "
             "attention: [], latent: 8}",
-            "quantizer": "{codes: 16, code_width: 4, decay: 1.0, revive_below: 0, kmeans: false}",
+            "quantizer": "{codes: 16, code_width: 4, decay: 1.0, dead_code_threshold: 0, kmeans: false}",
             "accumulate": each,
             "gan_weight": 0,
             "warmup": 0,

@@ -25,7 +25,8 @@ from typing import Any
 
 import pandas as pd
 
-from mavilt_pl.data.study import DataError, Label, Rejected, Split, Study, View
+from mavilt_pl.data.records import Label, Split, Study, View
+from mavilt_pl.errors import Rejected, UserError
 
 SOURCES = {
     "mimic-cxr-jpg": "mavilt_pl.data.sources.mimic_cxr_jpg",
@@ -37,6 +38,14 @@ SOURCES = {
     "chexpert": "mavilt_pl.data.sources.chexpert",
     "rsna": "mavilt_pl.data.sources.rsna",
     "vqa-rad": "mavilt_pl.data.sources.vqa_rad",
+}
+# Options that some readers take; a reader that is given another's option names its own.
+READER_OPTIONS = {
+    "reports": "where the reports are, if not in the dataset's folder (mimic-cxr-jpg, mimic-cxr, "
+    "indiana)",
+    "labels": "chexpert (default) or negbio (mimic-cxr-jpg, mimic-cxr)",
+    "tables": "folder of MIMIC-CXR-JPG's tables, for splits, views and labels (mimic-cxr)",
+    "valid": "the split of the official validation set: val (default) or test (chexpert)",
 }
 Reject = Callable[[str, str, str, str], None]  # study, file, stage, reason
 
@@ -64,15 +73,15 @@ def read_source(name: str, root: Path, reject: Reject, **options: object) -> Ite
     """Studies of the dataset `name` under `root`, in a fixed order; each id once, each patient in
     one split.
 
-    Raises `DataError` for an unknown source or option, and where the dataset cannot be read at all.
+    Raises `UserError` for an unknown source or option, and where the dataset cannot be read at all.
     """
     if name not in SOURCES:
-        raise DataError(f"unknown source {name!r}; expected one of {', '.join(SOURCES)}")
+        raise UserError(f"unknown source {name!r}; expected one of {', '.join(SOURCES)}")
     if not root.is_dir():
-        raise DataError(f"{root} is not a folder; expected the root of a {name} download")
+        raise UserError(f"{root} is not a folder; expected the root of a {name} download")
     known = source_options(name)
     if unknown := [option for option in options if option not in known]:
-        raise DataError(
+        raise UserError(
             f"source {name} has no option {', '.join(unknown)}; it has {', '.join(known) or 'none'}"
         )
     return _consistent(importlib.import_module(SOURCES[name]).read(root, reject, **options), reject)
@@ -124,12 +133,12 @@ def find_table(root: Path, stem: str) -> Path | None:
 
 
 def table(root: Path, stem: str, columns: Sequence[str], key: Sequence[str] = ()) -> pd.DataFrame:
-    """The table `stem`.csv or .csv.gz under `root`, by `read_table`. Raises `DataError` where it is
+    """The table `stem`.csv or .csv.gz under `root`, by `read_table`. Raises `UserError` where it is
     missing.
     """
     path = find_table(root, stem)
     if path is None:
-        raise DataError(
+        raise UserError(
             f"{root}: {stem}.csv.gz (or .csv) is missing; it belongs to the official release, "
             f"download it there"
         )
@@ -139,7 +148,7 @@ def table(root: Path, stem: str, columns: Sequence[str], key: Sequence[str] = ()
 def read_table(path: Path, columns: Sequence[str], key: Sequence[str] = ()) -> pd.DataFrame:
     """A table, all text, with `columns` in any order and no two rows with the same `key`.
 
-    Raises `DataError` for a table that is truncated, ragged, without rows or a needed column, or
+    Raises `UserError` for a table that is truncated, ragged, without rows or a needed column, or
     with a key twice.
     """
     try:
@@ -148,33 +157,33 @@ def read_table(path: Path, columns: Sequence[str], key: Sequence[str] = ()) -> p
             header = [name.strip() for name in next(lines, [])]
             fields = [line for line in lines if line]
     except (OSError, EOFError, UnicodeError, csv.Error, zlib.error) as error:
-        raise DataError(
+        raise UserError(
             f"{path} is not a readable table ({str(error)[:120]}): download it again"
         ) from None
     for number, line in enumerate(fields, 2):
         if len(line) != len(header):  # pandas would fill or cut such a row without a word
-            raise DataError(
+            raise UserError(
                 f"{path}, row {number}: {len(line)} fields under {len(header)} columns: download "
                 f"the table again"
             )
     if twice := [name for name in header if header.count(name) > 1]:
-        raise DataError(
+        raise UserError(
             f"{path} has column {twice[0]!r} twice; expected each once: is it the official table?"
         )
     rows = pd.DataFrame(fields, columns=header, dtype=object)
     if missing := [column for column in columns if column not in rows.columns]:
-        raise DataError(
+        raise UserError(
             f"{path} has no column {', '.join(missing)} (found {', '.join(rows.columns[:12])}): is "
             f"it the official "
             "table?"
         )
     if rows.empty:
-        raise DataError(f"{path} has no rows: the table is empty, download it again")
+        raise UserError(f"{path} has no rows: the table is empty, download it again")
     doubled = rows.duplicated(list(key)) if key else None
     if doubled is not None and doubled.any():
         row = int(doubled.idxmax())
         values = ", ".join(f"{column} {rows.at[row, column]}" for column in key)
-        raise DataError(
+        raise UserError(
             f"{path}, row {row + 2}: {values} is there twice; expected once: download the table "
             f"again"
         )
@@ -194,21 +203,21 @@ def groups(rows: pd.DataFrame, *key: str) -> Iterator[list[dict[str, str]]]:
 
 
 def read_json(path: Path, kind: type) -> Any:
-    """A JSON file whose outermost value is a `kind` (list or dict). Raises `DataError` for anything
+    """A JSON file whose outermost value is a `kind` (list or dict). Raises `UserError` for anything
     else.
     """
     try:
         value = json.loads(path.read_bytes().decode("utf-8-sig"))
     except FileNotFoundError:
-        raise DataError(
+        raise UserError(
             f"{path} is missing; it belongs to the official release, download it there"
         ) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(
+        raise UserError(
             f"{path} is not readable JSON ({str(error)[:120]}): download it again"
         ) from None
     if not isinstance(value, kind):
-        raise DataError(
+        raise UserError(
             f"{path} holds a JSON {type(value).__name__}; expected a {kind.__name__}: is it the "
             f"official file?"
         )

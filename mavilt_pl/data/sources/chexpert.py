@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from mavilt_pl.data.records import Image, Split, Study
 from mavilt_pl.data.sources import Reject, certainties, groups, inside, table, view
-from mavilt_pl.data.study import DataError, Image, Rejected, Split, Study
+from mavilt_pl.errors import Rejected, UserError
 
 FINDINGS = (
     "No Finding",
@@ -74,7 +75,7 @@ def read(root: Path, reject: Reject, valid: str = "val") -> Iterator[Study]:
     evaluates.
     """
     if valid not in ("val", "test"):
-        raise DataError(f"option valid is {valid!r}; expected val or test")
+        raise UserError(f"option valid is {valid!r}; expected val or test")
     columns = ("Path", "Frontal/Lateral", "AP/PA", *FINDINGS)
     for stem, split in (("train", "train"), ("valid", valid)):
         yield from _studies(table(root, stem, columns, key=("Path",)), stem, split, root, reject)  # type: ignore[arg-type]

@@ -13,9 +13,10 @@ from pathlib import Path
 from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import ParseError, fromstring
 
+from mavilt_pl.data.records import FRONTAL, Image, Label, Split, Study, View
 from mavilt_pl.data.sources import Reject, find_table, hash_split, inside, read_table, view
 from mavilt_pl.data.sources.r2gen import entries
-from mavilt_pl.data.study import FRONTAL, DataError, Image, Label, Rejected, Split, Study, View
+from mavilt_pl.errors import Rejected, UserError
 
 # The first part of a MeSH heading → the finding's name in the label tables of MIMIC-CXR, and a few
 # of its own.
@@ -62,13 +63,13 @@ def _xml_files(root: Path, reports: str | None) -> Iterator[tuple[str, bytes]]:
                 for member in sorted(members, key=lambda m: by_number(m.name)):
                     yield member.name, archive.extractfile(member).read()  # type: ignore[union-attr]
         except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
-            raise DataError(
+            raise UserError(
                 f"{place} is not a readable archive ({error}): download it again"
             ) from None
         return
     files = sorted(place.rglob("*.xml"), key=lambda p: by_number(p.name))
     if not files:
-        raise DataError(
+        raise UserError(
             f"{place}: no *.xml found; expected the folder ecgen-radiology of the Open-i download "
             f"(or --reports "
             "NLMCXR_reports.tgz)"

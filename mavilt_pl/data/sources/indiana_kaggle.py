@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from mavilt_pl.data.records import Image, Study
 from mavilt_pl.data.sources import Reject, hash_split, inside, table
 from mavilt_pl.data.sources.indiana import mesh_labels, view_lookup, whole
 from mavilt_pl.data.sources.indiana import stem as short
-from mavilt_pl.data.study import Image, Rejected, Study
+from mavilt_pl.errors import Rejected
 
 SECTIONS = ("comparison", "indication", "findings", "impression")
 

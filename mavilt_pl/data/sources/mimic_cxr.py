@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+from mavilt_pl.data.records import Study
 from mavilt_pl.data.sources import Reject, find_table, hash_split, table
 from mavilt_pl.data.sources.mimic_cxr_jpg import (
     LABELLERS,
@@ -18,7 +19,7 @@ from mavilt_pl.data.sources.mimic_cxr_jpg import (
     studies,
     view_table,
 )
-from mavilt_pl.data.study import DataError, Study
+from mavilt_pl.errors import UserError
 
 _OFFICIAL = {split: name for name, split in SPLIT.items()}
 
@@ -40,12 +41,12 @@ def read(
     """
     place = Path(tables) if tables else root
     if tables and find_table(place, "mimic-cxr-2.0.0-split") is None:
-        raise DataError(
+        raise UserError(
             f"option tables: {place} holds no mimic-cxr-2.0.0-split.csv.gz; expected "
             f"MIMIC-CXR-JPG's tables"
         )
     if labels not in LABELLERS:
-        raise DataError(f"option labels is {labels!r}; expected one of {', '.join(LABELLERS)}")
+        raise UserError(f"option labels is {labels!r}; expected one of {', '.join(LABELLERS)}")
     rows = table(
         root, "cxr-record-list", ("subject_id", "study_id", "dicom_id", "path"), key=("dicom_id",)
     )

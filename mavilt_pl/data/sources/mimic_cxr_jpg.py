@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from mavilt_pl.data.report import sections
+from mavilt_pl.data.records import Image, Split, Study
+from mavilt_pl.data.report_sections import sections
 from mavilt_pl.data.sources import Reject, certainties, groups, inside, table, view
-from mavilt_pl.data.study import DataError, Image, Rejected, Split, Study
+from mavilt_pl.errors import Rejected, UserError
 
 SPLIT: dict[str, Split] = {"train": "train", "validate": "val", "test": "test"}
 LABELLERS = ("chexpert", "negbio")
@@ -24,12 +25,12 @@ def report_reader(root: Path, reports: str | None) -> Callable[[str], str]:
     """A function from `files/p10/p…/s….txt` to its text, "" where there is none.
 
     `reports` is mimic-cxr-reports.zip or the folder that holds it or `files/`; by default it is
-    looked for in `root` and beside it. Raises `DataError` where `reports` names nothing, and for a
+    looked for in `root` and beside it. Raises `UserError` where `reports` names nothing, and for a
     zip file that cannot be opened.
     """
     place = Path(reports) if reports else root
     if not place.exists():
-        raise DataError(
+        raise UserError(
             f"--reports {reports} does not exist; expected mimic-cxr-reports.zip or the folder "
             f"that holds files/"
         )
@@ -49,7 +50,7 @@ def report_reader(root: Path, reports: str | None) -> Callable[[str], str]:
     try:
         opened = zipfile.ZipFile(archive)
     except (OSError, zipfile.BadZipFile) as error:
-        raise DataError(
+        raise UserError(
             f"{archive} is not a readable zip file ({error}): download it again"
         ) from None
     names = set(opened.namelist())
@@ -91,9 +92,9 @@ def split_table(root: Path) -> pd.DataFrame:
 
 
 def label_table(root: Path, labels: str) -> Labels:
-    """Raises `DataError` where `labels` is not one of the release's two labellers."""
+    """Raises `UserError` where `labels` is not one of the release's two labellers."""
     if labels not in LABELLERS:
-        raise DataError(f"option labels is {labels!r}; expected one of {', '.join(LABELLERS)}")
+        raise UserError(f"option labels is {labels!r}; expected one of {', '.join(LABELLERS)}")
     key = ["subject_id", "study_id"]
     rows = table(root, f"mimic-cxr-2.0.0-{labels}", key, key=key)
     names = rows.columns.difference(key, sort=False)

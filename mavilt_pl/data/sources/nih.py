@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from mavilt_pl.data.records import Image, Label, Split, Study
 from mavilt_pl.data.sources import Reject, hash_split, inside, table, view
-from mavilt_pl.data.study import DataError, Image, Label, Rejected, Split, Study
+from mavilt_pl.errors import Rejected, UserError
 
 # The finding's name in the table → its name here, where they differ.
 NAMES = {
@@ -39,7 +40,7 @@ def _list(root: Path, name: str) -> set[str]:
     try:
         return set(path.read_text(encoding="utf-8-sig").split()) if path.exists() else set()
     except (OSError, UnicodeError) as error:
-        raise DataError(
+        raise UserError(
             f"{path} is not a readable list of file names ({error}): download it again"
         ) from None
 
@@ -67,7 +68,7 @@ def read(root: Path, reject: Reject) -> Iterator[Study]:
         path.name: path for folder in sorted(root.glob("images*")) for path in folder.rglob("*.png")
     }
     if not files:
-        raise DataError(
+        raise UserError(
             f"{root}: no *.png under images*/; expected images/ or images_001/images/ … of the "
             f"official layout"
         )

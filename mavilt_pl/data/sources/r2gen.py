@@ -8,27 +8,28 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mavilt_pl.data.records import SPLITS, Image, Split, Study
 from mavilt_pl.data.sources import Reject, inside, read_json
-from mavilt_pl.data.study import SPLITS, DataError, Image, Rejected, Split, Study
+from mavilt_pl.errors import Rejected, UserError
 
 
 def entries(path: Path) -> Iterator[tuple[Split, dict[str, Any]]]:
-    """Each entry with its split: train, then val, then test. Raises `DataError` for a file that is
+    """Each entry with its split: train, then val, then test. Raises `UserError` for a file that is
     no annotation.
     """
     groups = read_json(path, dict)
     for split in SPLITS:
         if not isinstance(groups.get(split), list):
-            raise DataError(
+            raise UserError(
                 f"{path} has no list {split!r} (found {', '.join(groups) or 'nothing'}): is it "
                 f"R2Gen's file?"
             )
     if not any(groups[split] for split in SPLITS):
-        raise DataError(f"{path} has no entries: the annotation is empty, download it again")
+        raise UserError(f"{path} has no entries: the annotation is empty, download it again")
     for split in SPLITS:
         for number, entry in enumerate(groups[split]):
             if not isinstance(entry, dict):
-                raise DataError(
+                raise UserError(
                     f"{path}: {split}[{number}] is a {type(entry).__name__}; expected an object "
                     f"with an id"
                 )

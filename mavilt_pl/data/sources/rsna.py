@@ -7,8 +7,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from mavilt_pl.data.records import Image, Label, Study
 from mavilt_pl.data.sources import Reject, find_table, groups, hash_split, inside, read_table, table
-from mavilt_pl.data.study import Image, Label, Rejected, Study
+from mavilt_pl.errors import Rejected
 
 CLASSES = {
     "lung opacity": "1",

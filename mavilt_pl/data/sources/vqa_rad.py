@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from mavilt_pl.data.questions import YES_NO
+from mavilt_pl.data.records import Image, Question, Study
 from mavilt_pl.data.sources import Reject, hash_split, inside, read_json
-from mavilt_pl.data.study import DataError, Image, Question, Rejected, Study
+from mavilt_pl.errors import Rejected, UserError
 
 _FOLDERS = ("VQA_RAD Image Folder", "images")
 
@@ -38,7 +39,7 @@ def read(root: Path, reject: Reject) -> Iterator[Study]:
     files = sorted(root.glob("*.json"))
     folder = next((root / name for name in _FOLDERS if (root / name).is_dir()), None)
     if len(files) != 1 or folder is None:
-        raise DataError(
+        raise UserError(
             f"{root}: {len(files)} *.json and {'no' if folder is None else 'an'} image folder; "
             f"expected one JSON list "
             f"and {' or '.join(repr(name) for name in _FOLDERS)}"
@@ -56,7 +57,7 @@ def read(root: Path, reject: Reject) -> Iterator[Study]:
             continue
         items.setdefault(name, []).append(item)
     if not items:
-        raise DataError(f"{files[0]} names no image: the list is empty, download it again")
+        raise UserError(f"{files[0]} names no image: the list is empty, download it again")
     for name, group in items.items():
         study = Path(name).stem
         organs = {str(item.get("image_organ") or "").strip().upper() for item in group}

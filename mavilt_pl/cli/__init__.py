@@ -1,0 +1,111 @@
+"""The command line: one file a verb, imported only when that verb is used.
+
+Importing torch, lightning and transformers takes seconds, so `mavilt --help` imports none of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+# verb → one line of help; its file defines `add_arguments` and `run`.
+VERBS = {
+    "phantom": "write a synthetic dataset in the layout of a real one",
+    "prepare": "turn a raw dataset into a prepared corpus",
+    "doctor": "check a dataset, a corpus, a token cache or a run before you train on it",
+    "tokenize": "encode a corpus with a trained VQ-GAN into a token cache",
+    "report": "write reports of radiographs with a trained model",
+    "ask": "ask a trained model questions about a radiograph",
+    "draw": "generate radiographs from texts with a trained model",
+    "export": "write a trained model as a folder that Hugging Face transformers loads",
+    "run": "run all steps of a recipe, such as `demo`; resumes an interrupted run",
+    "submit": "submit the steps of a recipe as SLURM jobs",
+    "plan": "estimate the GPU memory of a training before you start it",
+    "results": "collect the metrics of a run into results.json and report.html",
+}
+# Verbs of Lightning's own command line, all in cli/training.py.
+TRAINING_VERBS = {
+    "fit": "train a module: mavilt fit --config stage1.yaml",
+    "validate": "validate a module",
+    "test": "test a module and write its results.json",
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of `mavilt --help`; each verb parses its own arguments."""
+    top = argparse.ArgumentParser(
+        prog="mavilt",
+        description="One language model that reads chest radiographs, draws them and answers "
+        "questions about them.",
+        epilog="`mavilt VERB --help` describes a verb. Research software, no medical device.",
+    )
+    top.add_argument("--version", action="store_true", help="print the version")
+    verbs = top.add_subparsers(dest="verb", metavar="VERB")
+    for verb, line in TRAINING_VERBS.items():
+        verbs.add_parser(verb, help=line, add_help=False)
+    for verb, line in VERBS.items():
+        verbs.add_parser(verb, help=line)
+    return top
+
+
+def execute(argv: Sequence[str]) -> int:
+    """Run the verb that `argv` begins with; its exit status. Errors propagate."""
+    if argv and argv[0] in TRAINING_VERBS:
+        from mavilt_pl.cli.training import run
+
+        return run(list(argv))
+    if argv and argv[0] in VERBS:
+        verb = importlib.import_module(f"mavilt_pl.cli.{argv[0]}")
+        parser = argparse.ArgumentParser(prog=f"mavilt {argv[0]}", description=VERBS[argv[0]])
+        verb.add_arguments(parser)
+        if getattr(verb, "TAKES_FIT_ARGUMENTS", False):
+            args, args.fit_arguments = parser.parse_known_args(argv[1:])
+        else:
+            args = parser.parse_args(argv[1:])
+        return verb.run(args)
+    args = build_parser().parse_args(argv)
+    if args.version:
+        from mavilt_pl import __version__
+
+        print(__version__)
+        return 0
+    build_parser().print_help()
+    return 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb and return its exit status.
+
+    An error that the user can correct is printed as one message without a traceback;
+    MAVILT_DEBUG=1 shows the traceback.
+    """
+    from mavilt_pl.errors import UserError
+
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if os.environ.get("MAVILT_DEBUG"):
+        return execute(argv)
+    try:
+        return execute(argv)
+    except UserError as error:
+        print(f"mavilt: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(
+            "\nmavilt: interrupted. Finished work is kept; the same command continues from there.",
+            file=sys.stderr,
+        )
+        return 130
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        where = f": {error.filename}" if error.filename else ""
+        print(
+            f"mavilt: {error.strerror}{where}. Nothing half-written counts as whole: free some "
+            "space and run the same command again.",
+            file=sys.stderr,
+        )
+        return 1

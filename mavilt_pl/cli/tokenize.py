@@ -1,0 +1,71 @@
+"""`mavilt tokenize`: encode a corpus with a trained VQ-GAN into a token cache."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `mavilt tokenize`."""
+    parser.add_argument(
+        "--corpus", type=Path, required=True, help="folder written by `mavilt prepare`"
+    )
+    parser.add_argument(
+        "--tokenizer",
+        type=Path,
+        required=True,
+        help="run of the VQ-GAN, its checkpoint, or a published VQ-GAN",
+    )
+    parser.add_argument(
+        "--image-size",
+        type=int,
+        help="side of a published VQ-GAN's images (default: as its file says, else the corpus')",
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of the token cache")
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        help="default: 64 on a GPU; on a CPU as many images as its caches hold, at most 64",
+    )
+    parser.add_argument(
+        "--device", default="auto", help="cpu, cuda, … (default: a GPU if there is one)"
+    )
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="torch.compile the encoder: half a minute to start, then faster",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Encode the corpus, or report that it is encoded already."""
+    from mavilt_pl.checkpoint import resolve_checkpoint, sha256
+    from mavilt_pl.data.corpus import Corpus
+    from mavilt_pl.errors import UserError
+    from mavilt_pl.parallel.device import resolve_device
+    from mavilt_pl.vqgan.encode_corpus import CorpusEncoder, batch_size_for, is_cached
+    from mavilt_pl.vqgan.loading import load_tokenizer
+
+    checkpoint = resolve_checkpoint(args.tokenizer)
+    corpus = Corpus(args.corpus)
+    tokenizer = load_tokenizer(checkpoint, args.image_size, corpus.size)
+    checksum = sha256(checkpoint)
+    if is_cached(args.out, corpus, checksum):
+        print(f"{args.out} holds these codes already")
+        return 0
+    size = tokenizer.autoencoder.image_size
+    if corpus.size != size:
+        raise UserError(
+            f"{args.corpus} holds {corpus.size}² images and the tokenizer {checkpoint} takes "
+            f"{size}²: prepare the corpus with --size {size}"
+        )
+    device = resolve_device(args.device)
+    tokenizer.to(device)
+    if args.compile:
+        tokenizer.autoencoder.encoder.compile()
+    batch_size = args.batch_size or batch_size_for(tokenizer.autoencoder.config, device)
+    CorpusEncoder(args.out, corpus, tokenizer, checksum, batch_size, device).run()
+    codes = tokenizer.grid**2
+    print(f"{corpus.n_images:,} images of {corpus.name} as {codes} codes each: {args.out}")
+    return 0

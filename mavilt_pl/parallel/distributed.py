@@ -1,0 +1,43 @@
+"""Ranks, sums and gathers over the processes of one training.
+
+Every function asks torch.distributed when it is called: a module is built before its processes know
+each other.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def rank_and_size() -> tuple[int, int]:
+    """This process's rank and the number of processes; (0, 1) for a single process.
+
+    >>> rank_and_size()
+    (0, 1)
+    """
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def all_reduce_sum(part: Tensor) -> Tensor:
+    """Sum over all ranks, any shape; the result has the same bits on each rank."""
+    if rank_and_size()[1] > 1:
+        part = part.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(part)
+    return part
+
+
+def gather_interleaved(part_BX: Tensor) -> Tensor:
+    """Batches of all ranks in the order of a distributed sampler: rank r holds rows r, r + W, ….
+
+    [B, …] on each of W ranks → [B·W, …] on all.
+    """
+    size = rank_and_size()[1]
+    if size == 1:
+        return part_BX
+    parts = [torch.empty_like(part_BX) for _ in range(size)]
+    dist.all_gather(parts, part_BX.contiguous())
+    return torch.stack(parts, 1).flatten(0, 1)

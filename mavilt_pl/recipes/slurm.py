@@ -1,0 +1,134 @@
+"""The steps of a recipe as SLURM jobs, each after the jobs whose output it reads.
+
+A job runs `mavilt run RECIPE --only STEP`, so finished steps are skipped as usual and a preempted
+job continues where it was. Trainings and tests take all tasks of all nodes; jobs of an array share
+sharded steps. Scripts and logs lie in DIR/slurm; the template is `configs/slurm/step.sbatch.jinja`.
+"""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mavilt_pl.config_files import CONFIGS
+from mavilt_pl.errors import UserError
+from mavilt_pl.recipes.recipe import SHARDED_COMMANDS, TRAINING_COMMANDS, Step
+
+
+@dataclass(frozen=True)
+class JobOptions:
+    """What a user chooses for all jobs.
+
+    Args:
+        recipe, seed, settings: as of `mavilt run`.
+        partition: of the cluster.
+        time: limit of each job, in SLURM's notation.
+        gpus: GPUs of a node; 0 for CPUs only.
+        nodes: nodes of a training or a test.
+        tasks: processes of a node without GPUs.
+        array: jobs that share a sharded step.
+        cpus: cores of a process.
+        warning: seconds before the limit at which a training saves and requeues itself.
+        sbatch: further #SBATCH options.
+    """
+
+    recipe: str
+    partition: str
+    time: str
+    seed: int = 0
+    settings: tuple[str, ...] = ()
+    gpus: int = 0
+    nodes: int = 1
+    tasks: int = 1
+    array: int = 1
+    cpus: int = 4
+    warning: int = 300
+    sbatch: tuple[str, ...] = ()
+
+
+def _trainer_options(gpus: int, tasks: int, nodes: int) -> list[str]:
+    """Options of a training that say where it runs, not what it computes."""
+    options: list[str] = []
+    if gpus:
+        options.append("--trainer.accelerator=gpu")
+    if gpus or tasks * nodes > 1:
+        options += [f"--trainer.devices={tasks}", f"--trainer.num_nodes={nodes}"]
+    if tasks * nodes > 1:
+        options.append("--trainer.strategy=ddp_find_unused_parameters_true")
+    return options
+
+
+def render_job_script(step: Step, words: Sequence[str], job: JobOptions, out: Path) -> str:
+    """The text of one step's batch script.
+
+    Args:
+        step: the step.
+        words: its command, for the comment in the script.
+        job: the user's options.
+        out: the run's folder.
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    command = words[0]
+    gpus, tasks, nodes = 0, 1, 1
+    options: list[str] = []
+    if command in TRAINING_COMMANDS:
+        gpus, tasks, nodes = job.gpus, job.gpus or job.tasks, job.nodes
+        options = _trainer_options(gpus, tasks, nodes)
+    elif command == "tokenize":
+        gpus = min(job.gpus, 1)
+    array = job.array if command in SHARDED_COMMANDS else 1
+    run = [sys.executable, "-m", "mavilt_pl.cli", "run", job.recipe, "--out", str(out)]
+    run += ["--seed", str(job.seed)]
+    run += [f"--set={setting}" for setting in job.settings]
+    run += ["--only", step.name]
+    if options:
+        run.append(f"--extra-args={shlex.join(options)}")
+    template = (CONFIGS / "slurm" / "step.sbatch.jinja").read_text(encoding="utf-8")
+    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
+    job_number = "%A_%a" if array > 1 else "%j"
+    return environment.from_string(template).render(
+        name=step.name,
+        recipe=job.recipe,
+        partition=job.partition,
+        time=job.time,
+        nodes=nodes,
+        tasks=tasks,
+        cpus=job.cpus,
+        gpus=gpus,
+        array=array,
+        log=out / "slurm" / f"{step.name}-{job_number}.log",
+        warning=job.warning,
+        sbatch=job.sbatch,
+        words=shlex.join(words),
+        command=shlex.join(run),
+    )
+
+
+def submit_job(script: Path, step: str, after: Sequence[str], submitted: Sequence[str]) -> str:
+    """Submit a script; the number of its job.
+
+    Args:
+        script: path of the batch script.
+        step: name of its step.
+        after: jobs that have to succeed first.
+        submitted: jobs already in the queue, for the message if this one is refused.
+
+    Raises:
+        UserError: SLURM refused the script.
+    """
+    dependency = [f"--dependency=afterok:{':'.join(after)}"] if after else []
+    done = subprocess.run(
+        ["sbatch", "--parsable", *dependency, str(script)], capture_output=True, text=True
+    )
+    if done.returncode:
+        reason = " ".join(done.stderr.replace("sbatch: error: ", "").split())
+        queued = ""
+        if submitted:
+            queued = f" Already in the queue: {' '.join(submitted)} (scancel removes them)."
+        raise UserError(f"SLURM refused step {step} ({script}): {reason}{queued}")
+    return done.stdout.strip().partition(";")[0]

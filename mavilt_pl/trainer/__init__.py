@@ -1,0 +1,1 @@
+"""Extensions of the Lightning Trainer: checkpoints, resuming, preemption, SLURM, FSDP2."""

@@ -1,0 +1,100 @@
+"""Save and leave when the cluster asks for the machine.
+
+SIGUSR1 (sent by SLURM some time before the limit or at preemption, if the job asked for it): save
+at the end of the step, requeue the job under SLURM, leave. SIGTERM: save at the end of the step and
+leave. The command that resumes is the command that was given, with `--ckpt_path last`.
+
+This replaces Lightning's requeueing, which saves to a second place that `--ckpt_path last` does not
+search and `--ckpt_path hpc` does not find on a first run (Lightning-AI/pytorch-lightning#20347),
+saves inside the signal handler wherever the step is, and on each rank by itself (#16639).
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+from mavilt_pl.parallel.distributed import rank_and_size
+from mavilt_pl.trainer.checkpoint_callbacks import StepCheckpoints
+from mavilt_pl.trainer.slurm import PreemptedExit, requeue, slurm_job
+
+SIGNALS = (signal.SIGUSR1, signal.SIGTERM)  # a later one takes precedence
+
+
+class Preemption(Checkpoint):
+    """Listens for `SIGNALS`; all ranks act on them at the end of the same optimizer step.
+
+    It is a `Checkpoint` by name so that Lightning calls it after all other callbacks. A signal
+    during validation waits for its end: ask SLURM for a warning time (`--signal=USR1@…`) that is
+    longer than a validation.
+
+    Args:
+        checkpoints: saves the step.
+    """
+
+    def __init__(self, checkpoints: StepCheckpoints):
+        self.checkpoints = checkpoints
+        self.received = 0  # 1 + index into SIGNALS
+        self.step = 0
+        self.previous_handlers: dict[int, Any] = {}
+
+    def _handle(self, number: int, _: Any) -> None:
+        self.received = max(self.received, 1 + SIGNALS.index(signal.Signals(number)))
+
+    def _listen(self) -> None:
+        for number in SIGNALS:
+            previous = signal.signal(number, self._handle)
+            self.previous_handlers.setdefault(number, previous)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._listen()
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._listen()  # again: Lightning puts a handler of its own before this one
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._listen()
+        self.step = trainer.global_step
+
+    def restore_handlers(self) -> None:
+        """Restore the handlers from before. Not in `teardown`, which an early exit skips."""
+        for number, handler in self.previous_handlers.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        self.previous_handlers.clear()
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            return  # between two batches of one optimizer step
+        self.step = trainer.global_step
+        received = self.received
+        if rank_and_size()[1] > 1:
+            highest = torch.tensor(received, device=trainer.strategy.root_device)
+            dist.all_reduce(highest, dist.ReduceOp.MAX)
+            received = int(highest)
+        if received:
+            self._save_and_leave(trainer, SIGNALS[received - 1])
+
+    def _save_and_leave(self, trainer: Trainer, number: signal.Signals) -> None:
+        self.checkpoints.finish(trainer)
+        path, step = self.checkpoints.last_model_path, trainer.global_step
+        text = f"{number.name}: saved {path} at step {step}"
+        job = slurm_job() if number == signal.SIGUSR1 else None
+        if job is None:
+            text += "; the same command with --ckpt_path last continues from there"
+        elif trainer.is_global_zero:
+            text += f"; {requeue(job, text)}"
+        # Ranks that Lightning started exit with 0: their status would end the first one too early.
+        raise PreemptedExit(number, text, 128 + number if trainer.is_global_zero else 0)
+
+
+def report_exit(preempted: PreemptedExit) -> int:
+    """Print why the run left; return its exit status."""
+    if preempted.status:
+        print(f"mavilt: {preempted}", file=sys.stderr, flush=True)
+    return preempted.status

@@ -1,0 +1,159 @@
+"""Encode the images of a corpus into a token cache, in shards that several processes share.
+
+Finished shards of `SHARD` images lie in OUT/parts until the cache is whole, so a killed run keeps
+them. `parts/encoder.json` says which corpus and tokenizer they belong to.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections.abc import Container
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import Progress
+
+from mavilt_pl.data.corpus import Corpus
+from mavilt_pl.data.pixels import to_float
+from mavilt_pl.data.token_cache import TokenCache, write_tokens
+from mavilt_pl.errors import UserError
+from mavilt_pl.parallel.atomic_write import atomic_write_bytes, atomic_write_text
+from mavilt_pl.parallel.file_lock import file_lock
+from mavilt_pl.parallel.shards import claim_shards, list_names
+from mavilt_pl.vqgan.module import Tokenizer
+
+SHARD = 1024  # images
+CPU_CACHE = 2**19  # numbers of a feature map that a CPU's cache holds
+LARGEST_BATCH = 64
+
+
+def batch_size_for(config: dict[str, Any], device: str) -> int:
+    """Images encoded at a time by an `Autoencoder` of this config.
+
+    On a CPU, a batch whose first feature maps leave the cache is slower than one image at a time
+    (benchmarks/README.md).
+    """
+    if device != "cpu":
+        return LARGEST_BATCH
+    widest = config["channels"] * (config["image_size"] // config["patch"]) ** 2
+    return min(max(CPU_CACHE // widest, 1), LARGEST_BATCH)
+
+
+def is_cached(out: Path, corpus: Corpus, tokenizer_sha256: str) -> bool:
+    """Whether a finished cache of this corpus and tokenizer lies in `out`, from a fresh listing."""
+    if "tokens.json" not in list_names(out):
+        return False
+    try:
+        cache = TokenCache(out)
+    except UserError:
+        return False
+    return (cache.corpus, cache.tokenizer) == (corpus.fingerprint, tokenizer_sha256)
+
+
+class CorpusEncoder:
+    """Writes the token cache of a corpus, alone or with other processes that do the same.
+
+    Args:
+        out: folder of the cache.
+        corpus: images of the tokenizer's size.
+        tokenizer: on its device.
+        tokenizer_sha256: of the checkpoint, recorded in the cache.
+        batch_size: images encoded at a time.
+        device: of the tokenizer.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        corpus: Corpus,
+        tokenizer: Tokenizer,
+        tokenizer_sha256: str,
+        batch_size: int,
+        device: str,
+    ):
+        self.out, self.corpus, self.tokenizer = out, corpus, tokenizer
+        self.tokenizer_sha256, self.batch_size, self.device = tokenizer_sha256, batch_size, device
+        self.parts = out / "parts"
+        self.count = -(-corpus.n_images // SHARD)
+
+    def run(self) -> None:
+        """Encode the shards that no other process has, and write the cache when all are there."""
+        try:
+            with file_lock(self.parts / ".lock"):
+                if not self._is_cached():
+                    self._drop_stale_shards()
+            self._encode_shards()
+            with file_lock(self.parts / ".lock"):
+                if not self._is_cached():
+                    self._join_shards()
+        except FileNotFoundError:  # another process has finished and removed the parts
+            if not self._is_cached():
+                raise
+        shutil.rmtree(self.parts, ignore_errors=True)
+
+    def _is_cached(self) -> bool:
+        return is_cached(self.out, self.corpus, self.tokenizer_sha256)
+
+    def _path(self, number: int) -> Path:
+        return self.parts / f"{number:05d}.npy"
+
+    def _finished(self) -> Container[int]:
+        # List the parts before looking for the cache: they are removed once it is there.
+        names = list_names(self.parts)
+        if self._is_cached():
+            return range(self.count)
+        return {number for number in range(self.count) if self._path(number).name in names}
+
+    def _drop_stale_shards(self) -> None:
+        """Remove shards of another corpus or tokenizer."""
+        record = self.parts / "encoder.json"
+        encoder = {"corpus": self.corpus.fingerprint, "tokenizer": self.tokenizer_sha256}
+        try:
+            if json.loads(record.read_text(encoding="utf-8")) == encoder:
+                return
+        except (OSError, ValueError):
+            pass
+        for number in range(self.count):
+            self._path(number).unlink(missing_ok=True)
+        atomic_write_text(record, json.dumps(encoder))
+
+    def _encode_shards(self) -> None:
+        with Progress() as progress:
+            bar = progress.add_task(f"Tokenizing {self.corpus.name}", total=self.corpus.n_images)
+            for number in claim_shards(self.parts, self.count, self._finished):
+                first = number * SHARD
+                last = min(first + SHARD, self.corpus.n_images)
+                progress.update(bar, completed=first)
+                codes = []
+                for start in range(first, last, self.batch_size):
+                    codes.append(self._encode(start, min(start + self.batch_size, last)))
+                    progress.advance(bar, len(codes[-1]))
+                # Through memory: np.save to a file reports a full disk without its error number.
+                buffer = io.BytesIO()
+                np.save(buffer, np.concatenate(codes))
+                atomic_write_bytes(self._path(number), buffer.getbuffer())
+            progress.update(bar, completed=self.corpus.n_images)
+
+    def _encode(self, start: int, end: int) -> np.ndarray:
+        """Codes int64 [B,N] of the images from `start` up to `end`."""
+        images = np.stack([self.corpus.pixels(row) for row in range(start, end)])
+        pixels = to_float(torch.from_numpy(images).to(self.device))
+        with torch.inference_mode():
+            return self.tokenizer.encode(pixels[:, None]).cpu().numpy()
+
+    def _join_shards(self) -> None:
+        codebook = self.tokenizer.quantizer.codebook.detach().cpu().numpy()
+        shards = (np.load(self._path(number)) for number in range(self.count))
+        write_tokens(
+            self.out,
+            self.corpus.fingerprint,
+            self.tokenizer_sha256,
+            codebook,
+            self.tokenizer.grid,
+            self.corpus.n_images,
+            shards,
+        )
