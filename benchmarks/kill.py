@@ -82,7 +82,7 @@ def commands(base: Path) -> dict[str, list[str]]:
         "quantizer": "{codes: 32, code_width: 4}",
         "lambda_feat": 0,
         "lambda_finding": 0,
-        "focus": 0,
+        "finding_weight": 0,
         "clinical_input": "false",
         "gan_start": 3,
         "discriminator": "{channels: 8, layers: 1}",

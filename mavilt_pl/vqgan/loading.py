@@ -133,7 +133,7 @@ def started_shape(
             if (list(value) if isinstance(value, (list, tuple)) else value) != there:
                 raise UserError(
                     f"model.init_args.{part}.{key} is {value} and {there} in {path}, which "
-                    f"model.init_args.start names; "
+                    f"model.init_args.init_from names; "
                     "leave it out of the config, or start from another file"
                 )
     return found["autoencoder"], {**quantizer, **found["quantizer"]}

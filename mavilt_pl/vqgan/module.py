@@ -108,10 +108,10 @@ class VQGAN(LightningModule):
     Args:
         autoencoder: arguments of `Autoencoder`.
         quantizer: arguments of `Quantizer` (all but `latent`).
-        start: a local file of a published VQ-GAN (see `loading`) whose shape and weights training
+        init_from: a local file of a published VQ-GAN (see `loading`) whose shape and weights training
             starts from. Give autoencoder.image_size where the file does not say it; fine-tuning:
             learning_rate 4.5e-6, betas (0.5, 0.9) (LLM-CXR, arXiv 2305.11490).
-        encoder: weights of φ; needed where lambda_feat, lambda_finding, focus or clinical_input is
+        encoder: weights of φ; needed where lambda_feat, lambda_finding, finding_weight or clinical_input is
             set.
         encoder_kind: classifier | torchxrayvision | huggingface.
         lambda_grad: λ_grad, 1.0; no chest-radiograph source exists (swept 0.1 to 10 in the paper's
@@ -120,20 +120,20 @@ class VQGAN(LightningModule):
             (EXPERIMENTS.md); 100 on pooled torchxrayvision features in LLM-CXR (arXiv 2305.11490).
         lambda_finding: of the cross-entropy between φ's findings on x and on x̂: the end of φ's
             features that a radiologist would name; 0.3 keeps small findings (EXPERIMENTS.md).
-        focus: how much more |x − x̂| counts where φ reads a finding (`clinical.finding_map`); needs
+        finding_weight: how much more |x − x̂| counts where φ reads a finding (`clinical.finding_map`); needs
             our classifier.
         clinical_input: let the tokenizer's encoder see φ's last map; needs our classifier.
-        blur: φ compares both images through one Gaussian blur of a random deviation up to so many
+        feature_blur_sigma: φ compares both images through one Gaussian blur of a random deviation up to so many
             pixels, so that no pattern too fine to be a finding pleases it (EXPERIMENTS.md); about
             the half of the smallest finding's width.
         gan_weight: of the adversarial term, times its adaptive weight (taming: 0.8); 0 builds no
             discriminator.
         gan_start: the generator step at which the discriminator starts.
         discriminator: arguments of `Discriminator`.
-        learning_rate, betas, clip: of both optimizers; from scratch 1e-4, (0.9, 0.95), 1 (LlamaGen,
+        learning_rate, betas, gradient_clip_norm: of both optimizers; from scratch 1e-4, (0.9, 0.95), 1 (LlamaGen,
             arXiv 2406.06525).
         warmup: steps of linear warm-up, then a cosine down to a hundredth.
-        accumulate: batches whose gradients make one step. (Lightning's own key is for automatic
+        accumulate_grad_batches: batches whose gradients make one step. (Lightning's own key is for automatic
             optimisation only.)
         compile: torch.compile for encoder, decoder and discriminator; worth its minutes on a GPU.
         channels_last: memory format of images and convolutions; faster with bf16 on a GPU, slower
@@ -151,41 +151,41 @@ class VQGAN(LightningModule):
         lambda_grad: float = 1.0,
         lambda_feat: float = 0.0,
         lambda_finding: float = 0.0,
-        focus: float = 0.0,
+        finding_weight: float = 0.0,
         clinical_input: bool = False,
-        blur: float = 0.0,
+        feature_blur_sigma: float = 0.0,
         gan_weight: float = 0.8,
         gan_start: int = 10_000,
         discriminator: dict[str, Any] | None = None,
         learning_rate: float = 1e-4,
         betas: tuple[float, float] = (0.9, 0.95),
-        clip: float = 1.0,
+        gradient_clip_norm: float = 1.0,
         warmup: int = 100,
-        accumulate: int = 1,
+        accumulate_grad_batches: int = 1,
         compile: bool = False,
         channels_last: bool = False,
-        start: str | None = None,
+        init_from: str | None = None,
     ):
         from mavilt_pl.vqgan.loading import start_from, started_shape  # which builds on this file
 
         super().__init__()
         self.save_hyperparameters()
-        if accumulate < 1:
+        if accumulate_grad_batches < 1:
             raise UserError(
-                f"model.accumulate {accumulate}: expected the number of batches of a step, 1 or "
+                f"model.accumulate_grad_batches {accumulate_grad_batches}: expected the number of batches of a step, 1 or "
                 f"more"
             )
-        ours = focus > 0 or clinical_input
+        ours = finding_weight > 0 or clinical_input
         clinical = lambda_feat > 0 or lambda_finding > 0 or ours
         if clinical and encoder is None:
             raise UserError(
-                "model.encoder: lambda_feat, lambda_finding, focus and clinical_input need an "
+                "model.encoder: lambda_feat, lambda_finding, finding_weight and clinical_input need an "
                 "encoder; name its weights, or set them to 0"
             )
         if ours and encoder_kind != "classifier":
             raise UserError(
-                f"model.encoder_kind {encoder_kind}: focus and clinical_input need `classifier`; "
-                f"set focus to 0 and clinical_input to false"
+                f"model.encoder_kind {encoder_kind}: finding_weight and clinical_input need `classifier`; "
+                f"set finding_weight to 0 and clinical_input to false"
             )
         # φ is kept out of the state dict and of Lightning's sight; the tokenizer owns a copy where
         # it needs one.
@@ -199,11 +199,11 @@ class VQGAN(LightningModule):
             )
         shape = self._phi[0].config if clinical_input else None
         autoencoder, quantizer = autoencoder or {}, quantizer or {}
-        if start is not None:
-            autoencoder, quantizer = started_shape(start, autoencoder, quantizer)
+        if init_from is not None:
+            autoencoder, quantizer = started_shape(init_from, autoencoder, quantizer)
         self.tokenizer = Tokenizer(autoencoder, quantizer, shape)
-        if start is not None:
-            start_from(self.tokenizer, start)
+        if init_from is not None:
+            start_from(self.tokenizer, init_from)
         if clinical_input:
             self.tokenizer.clinical.load_state_dict(self._phi[0].state_dict())  # type: ignore[union-attr]
             self._phi = [self.tokenizer.clinical]
@@ -222,7 +222,7 @@ class VQGAN(LightningModule):
             )
         # Lightning takes its own key for automatic optimisation only; its loops count steps by it
         # all the same.
-        self.trainer.accumulate_grad_batches = self.hparams["accumulate"]
+        self.trainer.accumulate_grad_batches = self.hparams["accumulate_grad_batches"]
         networks = [self.tokenizer.autoencoder.encoder, self.tokenizer.autoencoder.decoder]
         if self.discriminator is not None:
             networks.append(self.discriminator.net)
@@ -247,12 +247,14 @@ class VQGAN(LightningModule):
         """
         h, phi = self.hparams, self.phi
         maps: Any = None
-        if phi is not None and (h["blur"] == 0 or h["focus"] > 0 or h["clinical_input"]):
+        if phi is not None and (
+            h["feature_blur_sigma"] == 0 or h["finding_weight"] > 0 or h["clinical_input"]
+        ):
             with torch.no_grad():
                 maps = phi.maps(pixels_BCHW)
         weight = None
-        if h["focus"] > 0:
-            weight = 1 + h["focus"] * finding_map(phi, maps, pixels_BCHW.shape[-1])
+        if h["finding_weight"] > 0:
+            weight = 1 + h["finding_weight"] * finding_map(phi, maps, pixels_BCHW.shape[-1])
             weight = weight / weight.mean((1, 2, 3), keepdim=True)
         made_BCHW, codes_BN, commitment = self(pixels_BCHW, maps)
         terms = {
@@ -263,8 +265,8 @@ class VQGAN(LightningModule):
             terms["gradient"] = h["lambda_grad"] * gradient_term(pixels_BCHW, made_BCHW)
         if h["lambda_feat"] > 0 or h["lambda_finding"] > 0:
             eyed: tuple[Tensor, ...] = (pixels_BCHW, made_BCHW)
-            if h["blur"] > 0:
-                eyed = blurred(eyed, h["blur"], self.global_step)
+            if h["feature_blur_sigma"] > 0:
+                eyed = blurred(eyed, h["feature_blur_sigma"], self.global_step)
                 with torch.no_grad():
                     maps = phi.maps(eyed[0])
             seen = phi.maps(eyed[1])
@@ -278,7 +280,7 @@ class VQGAN(LightningModule):
         return terms, made_BCHW, codes_BN
 
     def training_step(self, batch: dict, index: int) -> dict[str, Tensor]:
-        """One batch through both networks; the optimizers step at every `accumulate`-th. For the
+        """One batch through both networks; the optimizers step at every `accumulate_grad_batches`-th. For the
         callbacks: codes and reconstruction.
         """
         generator, critic = [*self._as_list(self.optimizers()), None][:2]
@@ -311,7 +313,7 @@ class VQGAN(LightningModule):
             if log_now:
                 told |= self._shares(pulls, made_BCHW)
             loss = terms["commitment"] + (made_BCHW * pull_BCHW).sum()
-            self.manual_backward(loss / self.hparams["accumulate"])
+            self.manual_backward(loss / self.hparams["accumulate_grad_batches"])
             if stepping:
                 told["gradient_norm/generator"] = self._clip(generator, "generator", batch)
                 generator.step()
@@ -334,7 +336,7 @@ class VQGAN(LightningModule):
             self.discriminator(made).float(),
         )  # type: ignore[misc]
         loss = hinge_discriminator(real_logits, made_logits)
-        self.manual_backward(loss / self.hparams["accumulate"])
+        self.manual_backward(loss / self.hparams["accumulate_grad_batches"])
         right = 0.5 * ((real_logits > 0).float().mean() + (made_logits < 0).float().mean())
         told = {"discriminator": loss, "discriminator_right": right}
         if stepping:
@@ -375,9 +377,9 @@ class VQGAN(LightningModule):
         )
 
     def _clip(self, optimizer: Any, name: str, batch: dict) -> Tensor:
-        """Bring the gradient's norm down to `clip`; returns it as it was."""
+        """Bring the gradient's norm down to `gradient_clip_norm`; returns it as it was."""
         weights = [p for group in optimizer.param_groups for p in group["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(weights, self.hparams["clip"])
+        norm = torch.nn.utils.clip_grad_norm_(weights, self.hparams["gradient_clip_norm"])
         self._refuse_non_finite({f"gradient of the {name}": norm}, batch)
         return norm
 

@@ -19,7 +19,7 @@ VQGAN = {
     "gan_weight": 0,
     "lambda_feat": 0,
     "lambda_finding": 0,
-    "focus": 0,
+    "finding_weight": 0,
     "clinical_input": "false",
 }
 

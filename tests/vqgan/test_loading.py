@@ -384,7 +384,7 @@ def test_training_starts_from_a_published_net(
     net, config = published()
     torch.save(net.state_dict(), start := tmp_path / "vqgan.pt")
     settings = {
-        "start": start,
+        "init_from": start,
         "autoencoder": "{image_size: 32}",
         "learning_rate": 1e-30,
         "gan_weight": 0,

@@ -159,7 +159,7 @@ def test_the_gradient_is_that_of_the_loss_as_written(chain: Path) -> None:
         "lambda_feat": 1.0,
         "lambda_finding": 0.5,
         "gan_start": 0,
-        "clip": 1e9,
+        "gradient_clip_norm": 1e9,
     }
 
     def built() -> VQGAN:

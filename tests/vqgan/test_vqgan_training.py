@@ -135,7 +135,7 @@ def test_killed_and_resumed_is_bit_for_bit_as_never_killed(
     def command(out: Path) -> list[str]:
         more = [
             "--trainer.max_steps=12",
-            "--model.init_args.accumulate=2",
+            "--model.init_args.accumulate_grad_batches=2",
             "--checkpoint_every=1",
             "--ckpt_path=last",
         ]
@@ -188,12 +188,12 @@ def test_accumulated_batches_are_one_batch(corpus_path: Path, tmp_path: Path) ->
             "autoencoder": "{image_size: 32, channels: 8, multipliers: [1, 2], blocks: 1, "
             "attention: [], latent: 8}",
             "quantizer": "{codes: 16, code_width: 4, decay: 1.0, dead_code_threshold: 0, kmeans: false}",
-            "accumulate": each,
+            "accumulate_grad_batches": each,
             "gan_weight": 0,
             "warmup": 0,
             "lambda_feat": 0,
             "lambda_finding": 0,
-            "focus": 0,
+            "finding_weight": 0,
             "clinical_input": "false",
         }
         arguments = [
