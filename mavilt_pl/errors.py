@@ -8,7 +8,17 @@ class UserError(Exception):
 
     Its text names the file, row or key, what was found, what was expected, and what to do. The
     command line prints the text without a traceback and exits with status 1.
+
+    >>> str(UserError("corpora/mimic: no such folder; run `mavilt prepare` first"))
+    'corpora/mimic: no such folder; run `mavilt prepare` first'
     """
+
+    def __init__(self, text: str):
+        # A DataLoader worker sends an error as the text of its traceback; keep the message alone.
+        marker = f"{type(self).__module__}.{type(self).__qualname__}: "
+        if text.startswith("Caught ") and marker in text:
+            text = text.rpartition(marker)[2].strip()
+        super().__init__(text)
 
 
 class Rejected(UserError):

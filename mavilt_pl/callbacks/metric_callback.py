@@ -43,7 +43,7 @@ def originals(
     """The prepared images of studies of a source, float32 [B,1,H,W] in [-1,1]; with several views
     (`data.each_view`), of the named one of each.
     """
-    corpus = trainer.datamodule.opened[source]  # type: ignore[attr-defined]
+    corpus = trainer.datamodule.corpora[source]  # type: ignore[attr-defined]
     rows = [study["image_row"] for study in studies]
     if views is not None:
         rows = [study["view_rows"][view] for study, view in zip(studies, views)]
@@ -203,7 +203,7 @@ class MetricCallback(Callback):
     def sample(
         trainer: Trainer, study: Mapping[str, Any], source: int, **rest: Any
     ) -> dict[str, Any]:
-        corpus = trainer.datamodule.opened[source]  # type: ignore[attr-defined]
+        corpus = trainer.datamodule.corpora[source]  # type: ignore[attr-defined]
         return {
             "source": corpus.name,
             "study": hidden_name(study["study"], corpus.fingerprint),

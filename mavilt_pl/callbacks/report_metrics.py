@@ -10,7 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from mavilt_pl.callbacks.metric_callback import SHUFFLED, MetricCallback, originals, shown
-from mavilt_pl.data.datamodule import sample_key
+from mavilt_pl.data.collate import sample_key
 from mavilt_pl.data.pixels import to_uint8
 from mavilt_pl.metrics.clinical import FindingsF1
 from mavilt_pl.metrics.text import TextScores
@@ -53,7 +53,7 @@ class ReportMetrics(MetricCallback):
         if not batch["text"]:
             return
         keys = [sample_key(study["study"]) for study in batch["studies"]]
-        written = module.write_reports(shown(batch, control), keys=keys)
+        written = module.generator.generate_reports(shown(batch, control), keys=keys)
         metrics["text"].update(written, batch["text"], batch["patient"])
         metrics["findings"].update(
             written, [study["label_names"] for study in batch["studies"]], batch["patient"]

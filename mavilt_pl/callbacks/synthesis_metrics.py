@@ -12,7 +12,7 @@ from torchmetrics import Metric
 
 from mavilt_pl.callbacks.metric_callback import MetricCallback, originals
 from mavilt_pl.callbacks.report_metrics import with_text
-from mavilt_pl.data.datamodule import sample_key
+from mavilt_pl.data.collate import sample_key
 from mavilt_pl.data.pixels import to_uint8
 from mavilt_pl.data.records import Side
 from mavilt_pl.encoders.loading import Kind, load_encoder
@@ -153,7 +153,9 @@ class SynthesisMetrics(MetricCallback):
         device, studies, patients = module.device, batch["studies"], batch["patient"]
         real = originals(trainer, studies, source, views).to(device)
         keys = [sample_key(study["study"]) for study in studies]
-        codes = module.draw(batch["text"], self.seed, keys, views=views, given=given)
+        codes = module.generator.generate_images(
+            batch["text"], self.seed, keys, views=views, given=given
+        )
         self.tokenizer.to(device), self.judge.to(device)
         with torch.inference_mode():
             drawn = self.tokenizer.decode(codes)

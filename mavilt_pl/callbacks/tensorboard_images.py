@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from mavilt_pl.callbacks.metric_callback import originals, shown
-from mavilt_pl.data.datamodule import sample_key
+from mavilt_pl.data.collate import sample_key
 from mavilt_pl.vqgan.loading import load_tokenizer
 from mavilt_pl.vqgan.losses import forward_differences
 
@@ -91,7 +91,7 @@ class Pictures(Callback):
     ) -> None:
         studies = batch["studies"][: self.count]
         keys = [sample_key(study["study"]) for study in studies]
-        written = module.write_reports(shown(batch)[: self.count], keys=keys)
+        written = module.generator.generate_reports(shown(batch)[: self.count], keys=keys)
         lines = [
             f"| {_cell(text)} | {_cell(study['text'])} |" for text, study in zip(written, studies)
         ]
@@ -102,7 +102,7 @@ class Pictures(Callback):
             return
         if self.tokenizer is None:
             self.tokenizer = load_tokenizer(self.path)
-        codes = module.draw([study["text"] for study in studies], keys=keys)
+        codes = module.generator.generate_images([study["text"] for study in studies], keys=keys)
         with torch.inference_mode():
             drawn = self.tokenizer.to(module.device).decode(codes)
         board.add_image(

@@ -78,8 +78,8 @@ class Forgetting(Callback):
         for start in range(0, len(mine), 32):
             part = mine[start : start + 32]
             texts = [text for _, text in part]
-            nats, tokens = module.text_nats(texts)
-            before = None if earlier is None else earlier.text_nats(texts)[0].tolist()
+            nats, tokens = module.generator.plain_text_nats(texts)
+            before = None if earlier is None else earlier.plain_text_nats(texts)[0].tolist()
             metric.update(nats.tolist(), tokens.tolist(), [patient for patient, _ in part], before)
         module.train(training)
         return metric
@@ -91,7 +91,7 @@ class Forgetting(Callback):
                 {
                     "val/text_perplexity": value.value,
                     "val/text_nats": math.log(value.value),
-                    "val/lambda_reg": module.drift.weight,
+                    "val/lambda_reg": module.regularizer.lambda_reg,
                 },
                 trainer.global_step,
             )
@@ -105,10 +105,8 @@ class Forgetting(Callback):
             self._log(trainer, pl_module)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        earlier = pl_module.at_start() if self.before else None
-        metric = self.measure(
-            trainer, pl_module, None if earlier is None else earlier.to(pl_module.device).eval()
-        )
+        earlier = pl_module.initial_generator() if self.before else None
+        metric = self.measure(trainer, pl_module, earlier)
         self.figures = [
             {
                 "task": "text",

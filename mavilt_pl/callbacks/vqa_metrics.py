@@ -12,7 +12,7 @@ from lightning import Trainer
 from torchmetrics import Metric
 
 from mavilt_pl.callbacks.metric_callback import SHUFFLED, MetricCallback, originals, shown
-from mavilt_pl.data.datamodule import sample_key
+from mavilt_pl.data.collate import sample_key
 from mavilt_pl.data.pixels import to_uint8
 from mavilt_pl.metrics.vqa import GroupedAUROC, GroupedMean, exact_match, word_f1
 
@@ -58,7 +58,9 @@ class VQAMetrics(MetricCallback):
         seen = shown(batch, control)
         seen = seen[rows] if isinstance(seen, torch.Tensor) else [seen[row] for row in rows]
         asked = [[(q.question, q.candidates) for q in study["questions"]] for study in studies]
-        answers = module.answer(seen, asked, keys=[sample_key(study["study"]) for study in studies])
+        answers = module.generator.answer_questions(
+            seen, asked, keys=[sample_key(study["study"]) for study in studies]
+        )
         cases = [
             (question, said, patient)
             for study, patient, given in zip(studies, patients, answers)

@@ -1,45 +1,41 @@
-"""`mavilt draw TEXT…`: radiographs that a trained model draws. Each says in its file that it is
-synthetic, and of what text.
-"""
+"""`mavilt draw TEXT…`: generate radiographs; each file says that it is synthetic."""
 
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
+from typing import Any
 
-from mavilt_pl.checkpoint import resolve_checkpoint
-from mavilt_pl.cli.model_arguments import add_model, loaded, make_folder
+from mavilt_pl.cli.model_arguments import add_model, load_model, make_writable
 from mavilt_pl.data.records import OTHER
 from mavilt_pl.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("texts", nargs="+", metavar="TEXT", help="a report, or what should be seen")
+    """Arguments of `mavilt draw`."""
+    parser.add_argument("texts", nargs="+", metavar="TEXT", help="a report, or findings")
     parser.add_argument(
         "--out", type=Path, required=True, help="folder for 1.png, 2.png, …, one a text"
     )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="another seed, another image (default 0)"
-    )
+    parser.add_argument("--seed", type=int, default=0, help="another seed gives another image")
     parser.add_argument(
         "--view",
         choices=[*OTHER],
-        help="what to draw, of a model of several views (default frontal)",
+        help="what to generate with a model of several views (default frontal)",
     )
     parser.add_argument(
         "--given",
         nargs="+",
         default=[],
         metavar="IMAGE",
-        help="of each text's study the other view, to draw from too",
+        help="the other view of each text's study, to generate from as well",
     )
     parser.add_argument(
         "--best-of",
         type=int,
         default=1,
         metavar="N",
-        help="draw N, keep the judge's choice (default 1)",
+        help="generate N images, keep the judge's choice (default 1)",
     )
     parser.add_argument(
         "--judge", type=Path, help="run of an encoder that reads findings, or its checkpoint"
@@ -50,39 +46,52 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
 
 
-def run(args: argparse.Namespace) -> int:
-    from PIL import Image
-    from PIL.PngImagePlugin import PngInfo
-
-    from mavilt_pl.encoders.loading import load_encoder
-
+def _check(args: argparse.Namespace) -> None:
     if args.best_of < 1 or (args.best_of > 1) != (args.judge is not None):
+        found = "with" if args.judge else "without"
         raise UserError(
-            f"--best-of: found {args.best_of}, {'with' if args.judge else 'without'} --judge; "
-            f"expected 1 without a judge, "
-            "or 2 or more with one"
+            f"--best-of: found {args.best_of}, {found} --judge; expected 1 without a judge, or 2 or "
+            "more with one"
         )
     if args.given and len(args.given) != len(args.texts):
         raise UserError(
-            f"--given: found {len(args.given)} for {len(args.texts)} "
-            f"TEXT{'S' * (len(args.texts) > 1)}; expected the other view of each text's study, in "
-            f"their order"
+            f"--given: found {len(args.given)} for {len(args.texts)} TEXTs; expected the other view "
+            "of each text's study, in their order"
         )
-    make_folder(args.out, args.out)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write a PNG for each text and print its path."""
+    from mavilt_pl.checkpoint import resolve_checkpoint
+    from mavilt_pl.encoders.loading import load_encoder
+
+    _check(args)
+    make_writable(args.out, args.out)
     other = OTHER[args.view or "frontal"]
     given = [{other: image} for image in args.given] or None
-    judge = load_encoder(resolve_checkpoint(args.judge), args.judge_kind) if args.judge else None
-    pictures = loaded(args).draw(args.texts, args.seed, args.best_of, judge, args.view, given)
-    made = f", {args.view} view" if args.view else ""
-    made += f", from the {other} image" if given else ""
-    made += f", best of {args.best_of} by {args.judge}" if args.judge else ""
-    for number, (text, pixels) in enumerate(zip(args.texts, pictures), 1):
-        path, said = args.out / f"{number}.png", PngInfo()
-        said.add_itxt(
-            "Comment", f"Synthetic: drawn by mavilt, seed {args.seed}{made}, from the text: {text}"
-        )
-        part = path.with_suffix(".part")
-        Image.fromarray(pixels).save(part, format="png", pnginfo=said)
-        os.replace(part, path)
+    judge = None
+    if args.judge:
+        judge = load_encoder(resolve_checkpoint(args.judge), args.judge_kind)
+    model = load_model(args)
+    images = model.draw(args.texts, args.seed, args.best_of, judge, args.view, given)
+    how = f", {args.view} view" if args.view else ""
+    how += f", from the {other} image" if given else ""
+    how += f", best of {args.best_of} by {args.judge}" if args.judge else ""
+    for number, (text, pixels) in enumerate(zip(args.texts, images), 1):
+        path = args.out / f"{number}.png"
+        comment = f"Synthetic: generated by mavilt, seed {args.seed}{how}, from the text: {text}"
+        _save_png(path, pixels, comment)
         print(path)
     return 0
+
+
+def _save_png(path: Path, pixels: Any, comment: str) -> None:
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    from mavilt_pl.parallel.atomic_write import atomic_open
+
+    info = PngInfo()
+    info.add_itxt("Comment", comment)
+    with atomic_open(path, "wb") as file:
+        Image.fromarray(pixels).save(file, format="png", pnginfo=info)

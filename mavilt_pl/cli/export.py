@@ -1,34 +1,37 @@
-"""`mavilt export`: a trained model as a folder that plain Hugging Face loads."""
+"""`mavilt export`: write a trained model as a folder that Hugging Face transformers loads."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
-from mavilt_pl.cli.model_arguments import add_model, loaded, make_folder
+from mavilt_pl.cli.model_arguments import add_model, load_model, make_writable
 from mavilt_pl.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `mavilt export`."""
     parser.add_argument("--out", type=Path, required=True, help="a new folder")
     add_model(parser)
 
 
 def run(args: argparse.Namespace) -> int:
+    """Write the folder whole or not at all."""
     if os.path.lexists(args.out):
         raise UserError(f"{args.out} exists; name a new folder with --out")
-    part = args.out.with_name(args.out.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    make_folder(part, args.out)
+    make_writable(args.out.parent, args.out)
+    # A folder of our own, next to the target so that it can be renamed.
+    part = Path(tempfile.mkdtemp(prefix=f".{args.out.name}.", dir=args.out.parent))
     try:
-        loaded(args).module.save_plain(part)
+        load_model(args).save_language_model(part)
+        part.chmod(0o755)
         os.replace(part, args.out)
     finally:
         shutil.rmtree(part, ignore_errors=True)
     print(
-        f"{args.out}: AutoModelForCausalLM and AutoTokenizer load it; what images need stands in "
-        f"visual.json"
+        f"{args.out}: AutoModelForCausalLM and AutoTokenizer load it; visual.json describes images"
     )
     return 0

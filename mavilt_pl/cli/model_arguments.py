@@ -14,6 +14,7 @@ from mavilt_pl.errors import UserError
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
+    """Arguments that name the model."""
     parser.add_argument(
         "--model", type=Path, required=True, help="run of Stage 1 or Stage 2, or its checkpoint"
     )
@@ -22,14 +23,15 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--backbone",
-        help="where the language model lies now that it began from (default: where it lay)",
+        help="path of the base language model (default: the path used in training)",
     )
     parser.add_argument(
-        "--device", default="auto", help="cpu, cuda, … (default: a GPU where there is one)"
+        "--device", default="auto", help="cpu, cuda, … (default: a GPU if there is one)"
     )
 
 
 def add_images(parser: argparse.ArgumentParser) -> None:
+    """Arguments of verbs that read images."""
     parser.add_argument(
         "--fit",
         choices=["pad", "crop"],
@@ -37,53 +39,64 @@ def add_images(parser: argparse.ArgumentParser) -> None:
         help="as the corpus was prepared (default pad)",
     )
     parser.add_argument(
-        "--seed", type=int, default=0, help="of text that is sampled (text_decoding; default 0)"
+        "--seed", type=int, default=0, help="of sampled text (sampling.text; default 0)"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
 
 
-def studies_of(images: Sequence[str], laterals: Sequence[str]) -> list[Any]:
-    """Each study as `MAViLT` takes it. Raises `UserError` where their numbers differ."""
+def pair_views(images: Sequence[str], laterals: Sequence[str]) -> list[Any]:
+    """Each study as `MAViLT` takes it.
+
+    Raises:
+        UserError: frontal and lateral images differ in number.
+    """
     if not laterals:
         return [*images]
     if len(laterals) != len(images):
         raise UserError(
-            f"--lateral: found {len(laterals)} for {len(images)} IMAGE{'S' * (len(images) > 1)}; "
-            f"expected the lateral image of each, in their order"
+            f"--lateral: found {len(laterals)} for {len(images)} IMAGEs; expected the lateral image "
+            "of each, in their order"
         )
-    return [{"frontal": image, "lateral": lateral} for image, lateral in zip(images, laterals)]
+    studies = []
+    for image, lateral in zip(images, laterals):
+        studies.append({"frontal": image, "lateral": lateral})
+    return studies
 
 
-def named(image: str, lateral: str | None) -> dict[str, str]:
-    """What was read, for a line of JSON."""
-    return {"image": image} | ({"lateral": lateral} if lateral else {})
+def image_record(image: str, lateral: str | None) -> dict[str, str]:
+    """The files that were read, for a line of JSON."""
+    record = {"image": image}
+    if lateral:
+        record["lateral"] = lateral
+    return record
 
 
-def make_folder(folder: Path, out: Path) -> None:
-    """Before the model is read. Raises `UserError` that names `out`, where it cannot be made or
-    written to.
+def make_writable(folder: Path, out: Path) -> None:
+    """Create a folder before the model is loaded.
+
+    Raises:
+        UserError: it cannot be created or written; the message names `out`.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise UserError(
-            f"--out {out} cannot be made or written to ({error.strerror}); name another folder"
+            f"--out {out} cannot be created or written ({error.strerror}); name another folder"
         ) from None
 
 
-def _in_a_line(message: Warning | str, *_: Any, **__: Any) -> None:
+def _print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     print("mavilt:", *str(message).split(), file=sys.stderr)
 
 
-def loaded(args: argparse.Namespace) -> Any:
+def load_model(args: argparse.Namespace) -> Any:
+    """The model that the arguments name."""
     from mavilt_pl.inference.mavilt import MAViLT
 
-    warnings.showwarning = _in_a_line
-    warnings.filterwarnings(
-        "ignore", message=".*further ones are only counted"
-    )  # MAViLT names each text that is cut
+    warnings.showwarning = _print_warning
+    # MAViLT names each text that is truncated.
+    warnings.filterwarnings("ignore", message=".*later ones are only counted")
     print("Research software, no medical device.", file=sys.stderr)
-    return MAViLT.from_runs(
-        args.model, args.tokenizer, args.backbone, args.device, getattr(args, "fit", "pad")
-    )
+    fit = getattr(args, "fit", "pad")
+    return MAViLT.from_runs(args.model, args.tokenizer, args.backbone, args.device, fit)

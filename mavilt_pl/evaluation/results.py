@@ -141,21 +141,21 @@ class ResultsWriter(Callback):
     def _made_by(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
         data = trainer.datamodule  # type: ignore[attr-defined]
         path = Path(str(trainer.ckpt_path)) if trainer.ckpt_path else None
-        decoding = {
-            k: module.hparams[k]
-            for k in ("guidance", "temperature", "top_p", "max_words")
-            if k in module.hparams
-        }
+        decoding = {}
+        if "sampling" in module.hparams:
+            decoding = dict(module.hparams["sampling"])
+            decoding["max_text_tokens"] = module.hparams["model"]["max_text_tokens"]
         return {
             "checkpoint_sha256": sha256(path) if path is not None and path.is_file() else None,
-            "corpus": {corpus.name: corpus.fingerprint for corpus in data.opened},
+            "corpus": {corpus.name: corpus.fingerprint for corpus in data.corpora},
             "judges": {
                 callback.task: sha256(Path(callback.judge_path))  # type: ignore[attr-defined]
                 for callback in trainer.callbacks  # type: ignore[attr-defined]
                 if Path(getattr(callback, "judge_path", None) or "").is_file()
             },
             "tokens": {
-                corpus.name: cache.tokenizer for corpus, cache in zip(data.opened, data.caches)
+                corpus.name: cache.tokenizer
+                for corpus, cache in zip(data.corpora, data.token_caches)
             },
             "config": {"model": _plain(module.hparams), "data": _plain(data.hparams)},
             "decoding": decoding,

@@ -1,6 +1,6 @@
-"""Which of several drawings shows best what its text states, by an encoder that reads findings.
+"""Choose, among several generated images, the one that best shows the findings its text states.
 
-Shape legend: B drawings, N codes an image, F findings of the encoder.
+Shape legend: B images, N codes an image, F findings of the encoder.
 """
 
 from __future__ import annotations
@@ -18,42 +18,46 @@ from mavilt_pl.vqgan.module import Tokenizer
 
 
 class Judge:
-    """Scores codes and their texts, as `LanguageModule.draw` asks its scorer to.
+    """Scores codes for their texts, as `Generator.generate_images` asks its scorer to.
 
-    `findings` are those that the encoder has logits for and `findings_in` reads in a text. Raises
-    `UserError` where there is none.
+    Args:
+        encoder: reads findings in images.
+        tokenizer: decodes the codes.
+
+    Raises:
+        UserError: the encoder reads no finding that `findings_in` reads in a text.
     """
 
     def __init__(self, encoder: Encoder, tokenizer: Tokenizer):
         self.encoder, self.tokenizer = encoder, tokenizer
         self.findings = [name for name in encoder.findings if name in TERMS]
         if not self.findings:
+            names = ", ".join(filter(None, encoder.findings)) or "none"
             raise UserError(
-                f"the judge: found an encoder of the findings "
-                f"{', '.join(filter(None, encoder.findings)) or 'none'}; expected "
-                f"one that reads some of {', '.join(TERMS)}. Take another encoder, or best_of 1"
+                f"the judge: found an encoder of the findings {names}; expected one that reads some "
+                f"of {', '.join(TERMS)}. Use another encoder, or best_of 1"
             )
 
-    def states(self, text: str) -> dict[str, bool]:
-        """Whether each of `findings` is there, of those that the text says present or absent."""
-        read = findings_in(text)
-        return {
-            name: read[name] == "present"
-            for name in self.findings
-            if read.get(name) in ("present", "absent")
-        }
+    def stated_findings(self, text: str) -> dict[str, bool]:
+        """Findings that a text states, True for present and False for absent."""
+        labels = findings_in(text)
+        stated = {}
+        for name in self.findings:
+            if labels.get(name) in ("present", "absent"):
+                stated[name] = labels[name] == "present"
+        return stated
 
     def __call__(self, codes_BN: Tensor, texts: Sequence[str]) -> Tensor:
-        """Mean log-likelihood of what each text states, nats [B]; 0 where it states nothing."""
+        """Mean log-likelihood of what each text states, nats [B]; 0 if it states nothing."""
         logits_BF = self.encoder.logits(self.encoder.maps(self.tokenizer.decode(codes_BN)))
         scores = []
         for logits_F, text in zip(logits_BF, texts):
-            stated = self.states(text)
-            signed = [
-                logits_F[self.encoder.findings.index(name)] * (1 if there else -1)
-                for name, there in stated.items()
-            ]
-            scores.append(
-                F.logsigmoid(torch.stack(signed)).mean() if signed else logits_F.new_zeros(())
-            )
+            signed = []
+            for name, present in self.stated_findings(text).items():
+                logit = logits_F[self.encoder.findings.index(name)]
+                signed.append(logit if present else -logit)
+            if signed:
+                scores.append(F.logsigmoid(torch.stack(signed)).mean())
+            else:
+                scores.append(logits_F.new_zeros(()))
         return torch.stack(scores)

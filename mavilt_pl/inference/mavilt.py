@@ -1,56 +1,69 @@
-"""A trained language model and the tokenizer that it was trained with, as one thing to call."""
+"""A trained language model and its visual tokenizer as one object: report, ask, draw.
+
+Shape legend: B studies, N codes an image, H W pixels.
+"""
 
 from __future__ import annotations
 
-import tempfile
+import json
 import warnings
 from collections.abc import Mapping, Sequence
-from inspect import signature
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
-from mavilt_pl.checkpoint import read_weights, resolve_checkpoint, sha256
-from mavilt_pl.data.datamodule import sample_key
+from mavilt_pl.checkpoint import resolve_checkpoint, sha256
+from mavilt_pl.data.collate import sample_key
 from mavilt_pl.data.pixels import to_float, to_uint8
 from mavilt_pl.data.radiograph import Fit, read_sized
 from mavilt_pl.data.records import OTHER, Side
-from mavilt_pl.data.token_cache import write_tokens
 from mavilt_pl.errors import UserError
 from mavilt_pl.inference.judge import Judge
-from mavilt_pl.language import Stage1, Stage2
-from mavilt_pl.language.backbone import NoKernel
-from mavilt_pl.language.module import LanguageModule
-from mavilt_pl.language.vocabulary import VIEW_MARKS
+from mavilt_pl.language.adapters import merge_adapters
+from mavilt_pl.language.generation import Generator
+from mavilt_pl.language.model import VisualLanguageModel
+from mavilt_pl.language.options import SamplingOptions, as_options
+from mavilt_pl.language.prompt_builder import PromptBuilder
+from mavilt_pl.language.vocabulary import SPECIAL_TOKENS, VIEW_TOKENS
+from mavilt_pl.parallel.atomic_write import atomic_write_text
 from mavilt_pl.parallel.device import resolve_device
 from mavilt_pl.vqgan.loading import load_tokenizer
 from mavilt_pl.vqgan.module import Tokenizer
 
-BATCH = 16  # studies
+BATCH = 16  # studies at a time
 Radiograph = str | Path
-Seen = Radiograph | Mapping[Side, Radiograph]  # what is shown of a study: its image, or each view's
-NAMELESS = (
+StudyImages = Radiograph | Mapping[Side, Radiograph]  # the image of a study, or each view's
+INSTRUCTED_STAGES = ("Stage2",)
+NO_VIEWS = (
     "a view is named, and this model was trained on one image of a study without a name: give that "
-    "image alone, or use a model "
-    "trained with views (model.init_args.views, data.each_view)"
+    "image alone, or use a model trained with views (model.init_args.model.multi_view, "
+    "data.each_view)"
 )
 
 
 class MAViLT:
     """Reads radiographs, answers questions about them, and draws them.
 
-    Images are files, DICOM, PNG or JPEG, framed as `mavilt prepare` does. To a model of several
-    views (`views`) a study may be shown as `{"frontal": FILE, "lateral": FILE}`, of which either
-    may be absent; an image without a view's name is taken for a frontal one. What is sampled
-    depends on the seed and on what it is made from, not on its place in the call or on what stands
-    beside it. A text of more than `max_words` tokens is cut, with a warning that names it.
+    Images are DICOM, PNG or JPEG files, framed as `mavilt prepare` does. To a model of several
+    views a study may be given as `{"frontal": FILE, "lateral": FILE}`, either of which may be
+    absent; an image without a view's name counts as frontal. A sample depends on the seed and its
+    inputs, not on its position in the call or on the other inputs. A text of more than
+    `max_text_tokens` tokens is truncated with a warning.
+
+    Args:
+        generator: decodes with the language model.
+        vqgan: the visual tokenizer that the language model was trained with.
+        fit: framing of images, `pad` or `crop`.
     """
 
-    def __init__(self, module: LanguageModule, tokenizer: Tokenizer, fit: Fit = "pad"):
-        self.module, self.tokenizer, self.fit = module, tokenizer, fit
+    def __init__(self, generator: Generator, vqgan: Tokenizer, fit: Fit = "pad"):
+        self.generator, self.vqgan, self.fit = generator, vqgan, fit
+        self.multi_view = generator.model.vocabulary.multi_view
 
     @classmethod
     def from_runs(
@@ -61,143 +74,135 @@ class MAViLT:
         device: str = "auto",
         fit: Fit = "pad",
     ) -> MAViLT:
-        """Args: model: a run of Stage 1 or Stage 2, or a checkpoint. tokenizer: the VQ-GAN's run,
-        or its checkpoint; or a published one. backbone: where the language model that it began from
-        lies now; its configuration and its words are read there.
+        """Load the runs of a training.
 
-        Raises `UserError` where the two do not belong together, or where one is not what it should
-        be.
+        Args:
+            model: a run of Stage 1 or Stage 2, or its checkpoint.
+            tokenizer: the VQ-GAN's run or its checkpoint, or a published one.
+            backbone: path of the base language model (default: the path used in training); its
+                config and tokenizer are read there.
+            device: cpu, cuda, …; auto for a GPU if there is one.
+            fit: framing of images, `pad` or `crop`.
+
+        Raises:
+            UserError: the two do not belong together, or a file is not what it should be.
         """
-        place = resolve_device(device)
-        path, seen = resolve_checkpoint(Path(model)), resolve_checkpoint(Path(tokenizer))
-        checkpoint = read_weights(path)
-        settings = dict(checkpoint.get("hyper_parameters", {}))
-        kinds = {"Stage1": Stage1, "Stage2": Stage2}
-        kind = kinds.get(str(settings.get("_class_path", "")).rpartition(".")[2])
-        if kind is None:
+        target = resolve_device(device)
+        model_path = resolve_checkpoint(Path(model))
+        tokenizer_path = resolve_checkpoint(Path(tokenizer))
+        name = None if backbone is None else str(backbone)
+        language_model, checkpoint = VisualLanguageModel.from_checkpoint(model_path, name)
+        vqgan = load_tokenizer(tokenizer_path)
+        trained_with, given = checkpoint["visual_tokenizer"], sha256(tokenizer_path)
+        if trained_with != given:
             raise UserError(
-                f"{path} is a checkpoint of another module; expected one of Stage 1 or Stage 2"
+                f"{model_path} was trained on the codes of tokenizer {trained_with[:12]} and "
+                f"{tokenizer_path} is {given[:12]}: its codes mean different things. Name the "
+                "tokenizer of that training"
             )
-        eyes = load_tokenizer(seen)
-        given = {
-            key: settings[key]
-            for key in signature(LanguageModule.__init__).parameters
-            if key in settings
-        }
-        # All weights come from the checkpoint: neither the backbone's nor an earlier stage's are
-        # read. How it was trained to be fast does not bind its use: another machine may lack the
-        # kernel, and one image is not worth a compilation.
-        given |= {
-            "init_from": None,
-            "drift": 0.0,
-            "pretrained": False,
-            "backbone": str(backbone or given["backbone"]),
-        }
-        given |= {"attention": "sdpa", "compile_drawing": False}
-        # Shape and codebook are told as a token cache tells them, of no image.
-        with tempfile.TemporaryDirectory() as folder:
-            book = eyes.quantizer.codebook.detach().cpu().numpy()
-            write_tokens(Path(folder), "", sha256(seen), book, eyes.grid, 0, [])
-            given["tokens"] = folder
-            try:
-                module = kind(**given)
-            except NoKernel:
-                module = kind(**{**given, "attention": "eager"})
-        module.on_load_checkpoint(checkpoint)
-        module.load_state_dict(checkpoint["state_dict"])
-        return cls(module.to(place).eval(), eyes.to(place), fit)
+        settings = checkpoint["hyper_parameters"]
+        prompts = PromptBuilder(
+            language_model.vocabulary,
+            language_model.tokenizer,
+            language_model.max_context,
+            instructed=settings["_class_path"].rpartition(".")[2] in INSTRUCTED_STAGES,
+            model=language_model.options,
+        )
+        sampling = as_options(SamplingOptions, settings["sampling"], "sampling")
+        # One image is not worth a compilation.
+        sampling = replace(sampling, image=replace(sampling.image, compile=False))
+        shares_prefix = language_model.can_share_prefix(
+            prompts.longest_pair() + prompts.max_text_tokens
+        )
+        generator = Generator(language_model.to(target), prompts, sampling, shares_prefix)
+        return cls(generator, vqgan.to(target), fit)
 
     @torch.inference_mode()
-    def codes(self, images: Sequence[str | Path]) -> Tensor:
-        """int64 [B,N]."""
-        size = self.tokenizer.autoencoder.image_size
+    def codes(self, images: Sequence[Radiograph]) -> Tensor:
+        """Codes int64 [B,N] of image files."""
+        size = self.vqgan.autoencoder.image_size
         pixels_BHW = np.stack([read_sized(Path(image), size, self.fit) for image in images])
-        return self.tokenizer.encode(
-            to_float(torch.from_numpy(pixels_BHW).to(self.module.device))[:, None]
-        )
+        pixels = to_float(torch.from_numpy(pixels_BHW).to(self.generator.device))
+        return self.vqgan.encode(pixels[:, None])
 
-    def _shown(self, studies: Sequence[Seen]) -> Any:
-        """Codes [B,N], or of each study those of its views."""
-        if not self.module.vocabulary.views:
+    def _study_codes(self, studies: Sequence[StudyImages]) -> Any:
+        """Codes [B,N], or the codes of each study's views."""
+        if not self.multi_view:
             if any(isinstance(study, Mapping) for study in studies):
-                raise UserError(NAMELESS)
+                raise UserError(NO_VIEWS)
             return self.codes(studies)  # type: ignore[arg-type]
-        named: list[Mapping[Any, Any]] = [
-            s if isinstance(s, Mapping) else {"frontal": s} for s in studies
-        ]
-        for study in named:
-            if not study or set(study) - {*VIEW_MARKS}:
+        named: list[dict[Side, Radiograph]] = []
+        for study in studies:
+            views = study if isinstance(study, Mapping) else {"frontal": study}
+            if not views or set(views) - set(VIEW_TOKENS):
                 raise UserError(
-                    f"found the views {[*study]}; expected some of {', '.join(VIEW_MARKS)}, each "
-                    f"with its image"
+                    f"found the views {[*views]}; expected some of {', '.join(VIEW_TOKENS)}, each "
+                    "with its image"
                 )
-        in_order = [{view: study[view] for view in VIEW_MARKS if view in study} for study in named]
-        rows = iter(self.codes([image for study in in_order for image in study.values()]).tolist())
-        return [{view: next(rows) for view in study} for study in in_order]
+            named.append({view: views[view] for view in VIEW_TOKENS if view in views})
+        files = [file for views in named for file in views.values()]
+        codes = iter(self.codes(files).tolist())
+        return [{view: next(codes) for view in views} for views in named]
 
-    def _check_given(self, texts: Sequence[str], view: Side | None, given: Any) -> None:
-        if (view or given) and not self.module.vocabulary.views:
-            raise UserError(NAMELESS)
-        drawn: Side = view or "frontal"
-        if drawn not in OTHER:
-            raise UserError(f"view: found {drawn!r}; expected one of {', '.join(OTHER)}")
-        if given is not None and len(given) != len(texts):
-            raise UserError(
-                f"given: found the images of {len(given)} studies for {len(texts)} texts; expected "
-                f"one each"
-            )
-        other = OTHER[drawn]
-        for study in given or ():
-            if not isinstance(study, Mapping) or set(study) != {other}:
-                raise UserError(
-                    f"given: found {study!r}; expected {{{other!r}: FILE}}, the view that the "
-                    f"{drawn} one is drawn from"
-                )
-
-    def _tell_cut(self, name: str, text: str) -> None:
-        found, most = len(self.module.words(text)), self.module.hparams["max_words"]
-        if found > most:
+    def _warn_if_truncated(self, name: str, text: str) -> None:
+        prompts = self.generator.prompts
+        found, limit = len(prompts.tokenize(text)), prompts.max_text_tokens
+        if found > limit:
             warnings.warn(
-                f"{name}: found {found:,} tokens as the model reads it; it was cut to max_words = "
-                f"{most}",
+                f"{name}: its {found:,} tokens were truncated to max_text_tokens = {limit}",
                 stacklevel=4,
             )
 
     @torch.inference_mode()
-    def report(self, studies: Sequence[Seen], seed: int = 0) -> list[str]:
-        """A report of each study. `seed` matters where the model's `text_decoding` samples."""
-        written: list[str] = []
+    def report(self, studies: Sequence[StudyImages], seed: int = 0) -> list[str]:
+        """A report of each study.
+
+        Args:
+            studies: image files, or views by name.
+            seed: of text that is sampled (`sampling.text.temperature`).
+        """
+        reports: list[str] = []
         for start in range(0, len(studies), BATCH):
-            shown = self._shown(studies[start : start + BATCH])
-            written += self.module.write_reports(
-                shown, seed, [sample_key(_spelled(codes)) for codes in shown]
-            )
-        return written
+            codes = self._study_codes(studies[start : start + BATCH])
+            keys = [sample_key(_codes_text(one)) for one in codes]
+            reports += self.generator.generate_reports(codes, seed, keys)
+        return reports
 
     @torch.inference_mode()
     def ask(
-        self, study: Seen, questions: Sequence[str], answers: Sequence[str] = (), seed: int = 0
+        self,
+        study: StudyImages,
+        questions: Sequence[str],
+        answers: Sequence[str] = (),
+        seed: int = 0,
     ) -> list[Any]:
-        """Free text to each question, with `seed` as in `report`; or, where `answers` are given,
-        how likely each of them is (they sum to 1). Raises `UserError` for an answer that is given
-        twice.
+        """Answer questions about a study.
+
+        Args:
+            study: an image file, or views by name.
+            questions: one or more.
+            answers: possible answers; without, answers are free text.
+            seed: as for `report`.
+
+        Returns:
+            For each question a text, or with `answers` the probability of each (they sum to 1).
+
+        Raises:
+            UserError: an answer is given twice.
         """
         if len({*answers}) < len(answers):
             raise UserError(
-                f"answers: found {[*answers]}; expected each of them once: drop what is repeated"
+                f"answers: found {[*answers]}; expected each of them once: drop repeated ones"
             )
         for number, question in enumerate(questions, 1):
-            self._tell_cut(f"question {number}", question)
-        shown = self._shown([study])
+            self._warn_if_truncated(f"question {number}", question)
+        codes = self._study_codes([study])
         if not answers:
-            keys = [sample_key(f"{_spelled(shown[0])} {question}") for question in questions]
-            return self.module.write_answers(shown, [questions], seed, [keys])[0]
-        return [
-            dict(zip(answers, shares))
-            for shares in self.module.answer(
-                shown, [[(question, answers) for question in questions]]
-            )[0]
-        ]
+            keys = [sample_key(f"{_codes_text(codes[0])} {question}") for question in questions]
+            return self.generator.generate_answers(codes, [questions], seed, [keys])[0]
+        asked = [(question, answers) for question in questions]
+        probabilities = self.generator.answer_questions(codes, [asked])[0]
+        return [dict(zip(answers, row)) for row in probabilities]
 
     @torch.inference_mode()
     def draw(
@@ -209,47 +214,101 @@ class MAViLT:
         view: Side | None = None,
         given: Sequence[Mapping[Side, Radiograph]] | None = None,
     ) -> np.ndarray:
-        """An image for each text, uint8 [B,H,W]; the same text under the same seed is the same
-        image, also within one call.
+        """Generate an image for each text, uint8 [B,H,W].
 
-        A model of several views draws the `view` (default: frontal), of each study from its text
-        and the other view's image where that is `given`, one mapping a text.
+        The same text under the same seed is the same image, also within one call.
 
-        Of `best_of` drawn it is the one that `judge`, an encoder with findings (`load_encoder`),
-        finds likeliest to show what the text states (`Judge`); a text that states none of its
-        findings gets the first, with a warning that names it.
+        Args:
+            texts: reports, or findings.
+            seed: of the samples.
+            best_of: images generated for each text, of which the judge's choice is kept; a text
+                that states none of its findings gets the first, with a warning.
+            judge: an encoder with findings (`load_encoder`).
+            view: of a model of several views, what to generate (default: frontal).
+            given: of a model of several views, the other view's image of each text's study.
         """
-        scorer = None if judge is None else Judge(judge.to(self.module.device), self.tokenizer)
+        scorer = None
+        if judge is not None:
+            scorer = Judge(judge.to(self.generator.device), self.vqgan)
+        self._check_texts(texts, scorer, best_of)
+        self._check_given(texts, view, given)
+        size = self.vqgan.autoencoder.image_size
+        images = [np.empty((0, size, size), np.uint8)]
+        for start in range(0, len(texts), BATCH):
+            part = texts[start : start + BATCH]
+            names, views, other = list(part), None, None
+            if self.multi_view:
+                views = [view or "frontal"] * len(part)
+            if given is not None:
+                other = self._study_codes(given[start : start + BATCH])
+                names = [f"{text} {_codes_text(codes)}" for text, codes in zip(part, other)]
+            keys = [sample_key(name) for name in names]
+            codes_BN = self.generator.generate_images(
+                part, seed, keys, best_of, scorer, views, other
+            )
+            # One at a time: within a batch, a pixel may round to the other side.
+            images += [to_uint8(self.vqgan.decode(codes_N[None])) for codes_N in codes_BN]
+        return np.concatenate(images)
+
+    def _check_texts(self, texts: Sequence[str], scorer: Judge | None, best_of: int) -> None:
+        """Warn of truncated texts, and of texts that the judge cannot score."""
         for number, text in enumerate(texts, 1):
-            self._tell_cut(f"text {number}", self.module.draw_words(text, "", training=False))
-            if scorer and best_of > 1 and not scorer.states(text):
+            prompt = self.generator.prompts.synthesis_text(text)
+            self._warn_if_truncated(f"text {number}", prompt)
+            if scorer and best_of > 1 and not scorer.stated_findings(text):
                 warnings.warn(
-                    f"text {number}: states none of the judge's findings "
-                    f"({', '.join(scorer.findings)}); the first of its "
-                    f"{best_of} drawings was taken",
+                    f"text {number} states none of the judge's findings "
+                    f"({', '.join(scorer.findings)}); the first of its {best_of} images was kept",
                     stacklevel=3,
                 )
-        self._check_given(texts, view, given)
-        several = self.module.vocabulary.views
-        size = self.tokenizer.autoencoder.image_size
-        drawn = [np.empty((0, size, size), np.uint8)]
-        for start in range(0, len(texts), BATCH):
-            some = texts[start : start + BATCH]
-            views: Any = [view or "frontal"] * len(some) if several else None
-            seen = None if given is None else self._shown(given[start : start + BATCH])
-            names = (
-                some
-                if seen is None
-                else [f"{text} {_spelled(codes)}" for text, codes in zip(some, seen)]
+
+    def _check_given(self, texts: Sequence[str], view: Side | None, given: Any) -> None:
+        if (view or given) and not self.multi_view:
+            raise UserError(NO_VIEWS)
+        generated: Side = view or "frontal"
+        if generated not in OTHER:
+            raise UserError(f"view: found {generated!r}; expected one of {', '.join(OTHER)}")
+        if given is not None and len(given) != len(texts):
+            raise UserError(
+                f"given: found the images of {len(given)} studies for {len(texts)} texts; expected "
+                "one each"
             )
-            codes_BN = self.module.draw(
-                some, seed, [*map(sample_key, names)], best_of, scorer, views, seen
-            )
-            # One at a time: in a batch a pixel now and then is rounded to the other side.
-            drawn += [to_uint8(self.tokenizer.decode(row_N[None])) for row_N in codes_BN]
-        return np.concatenate(drawn)
+        other = OTHER[generated]
+        for study in given or ():
+            if not isinstance(study, Mapping) or set(study) != {other}:
+                raise UserError(
+                    f"given: found {study!r}; expected {{{other!r}: FILE}}, the view that the "
+                    f"{generated} one is generated from"
+                )
+
+    def save_language_model(self, out: Path) -> None:
+        """Write a folder that plain Hugging Face transformers loads.
+
+        It holds the grown model with its adapters merged, its tokenizer, `visual.json` (ids of
+        special tokens and codes), and `grid_positions.safetensors` ([N,D], added to the embeddings
+        of an image's codes in order), if the model has them.
+        """
+        model = self.generator.model
+        vocabulary = model.vocabulary
+        merge_adapters(model.backbone, vocabulary, model.new_rows).save_pretrained(out)
+        model.tokenizer.save_pretrained(out)
+        special = {name: vocabulary.special_token_id(name) for name in SPECIAL_TOKENS}
+        if vocabulary.multi_view:
+            for view, name in VIEW_TOKENS.items():
+                special[name] = vocabulary.view_token_id(view)
+        facts = {
+            "special_tokens": special,
+            "first_code": vocabulary.first_code,
+            "codebook_size": vocabulary.codebook_size,
+            "codes_per_image": vocabulary.codes_per_image,
+            "num_used_rows": vocabulary.num_used_rows,
+        }
+        atomic_write_text(out / "visual.json", json.dumps(facts, indent=1))
+        if model.grid_positions is not None:
+            positions = model.grid_positions.detach().cpu().contiguous()
+            save_file({"grid_positions": positions}, out / "grid_positions.safetensors")
 
 
-def _spelled(shown: Any) -> str:
-    """What a study is shown by, as a text that is the same for the same codes."""
-    return str(shown.tolist() if isinstance(shown, Tensor) else shown)
+def _codes_text(codes: Any) -> str:
+    """Codes of a study as a text that is the same for the same codes."""
+    return str(codes.tolist() if isinstance(codes, Tensor) else codes)

@@ -1,9 +1,8 @@
-"""A language model in shards (FSDP2): a layer's weights are gathered from all ranks when it runs,
-and given back after it.
+"""Shard a language module with FSDP2: a layer's weights are gathered when it runs, then released.
 
-Every gathering is a meeting of all ranks, so all must make the same passes. In training a rank with
-fewer of them makes up for it. Evaluation is not even, since texts end where they end: a module in
-evaluation mode holds its weights whole, until the next training batch.
+Every gather is a collective, so all ranks must make the same passes. In training, a rank with fewer
+passes makes up for it. Evaluation is not even, since texts end where they end: a module in
+evaluation mode holds its weights whole until the next training batch.
 """
 
 from __future__ import annotations
@@ -18,26 +17,28 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
 from mavilt_pl.errors import UserError
+from mavilt_pl.language.options import TuningOptions
 from mavilt_pl.language.sequences import Branch, Tree, pack
 from mavilt_pl.trainer.fsdp_strategy import FSDP2Strategy
 
 
-def refuse(module: Any, strategy: Any, fitting: bool = True) -> None:
-    """Raise `UserError` for a strategy under which the module would fail, or train something else
-    than it says.
+def check_strategy(tuning: TuningOptions, strategy: Any, fitting: bool = True) -> None:
+    """Refuse a strategy that would fail, or train something else than it says.
+
+    Raises:
+        UserError: names the key to change.
     """
     if isinstance(strategy, DeepSpeedStrategy):
         raise UserError(
-            "trainer.strategy: found DeepSpeed, which steps from gradients of its own, so that the "
-            "pull of model.init_args.drift would "
-            "be left out without a word, and whose checkpoints are folders without a seal, which "
-            "--ckpt_path last does not find; "
-            "set trainer.strategy to fsdp2, which shards the same"
+            "trainer.strategy: found DeepSpeed, which steps from gradients of its own, so the "
+            "gradient of regularization.lambda_reg would be lost silently, and whose checkpoints "
+            "are folders without a checksum, which --ckpt_path last does not find; set "
+            "trainer.strategy to fsdp2, which shards the same"
         )
     if isinstance(strategy, FSDPStrategy):
         raise UserError(
-            "trainer.strategy: found FSDP's first version, which takes the weights away from "
-            "model.init_args.drift; set it to fsdp2"
+            "trainer.strategy: found FSDP's first version, which hides the weights from "
+            "regularization.lambda_reg; set it to fsdp2"
         )
     if not isinstance(strategy, ModelParallelStrategy):
         return
@@ -51,88 +52,99 @@ def refuse(module: Any, strategy: Any, fitting: bool = True) -> None:
             "trainer.strategy: fsdp2 is for `mavilt fit`; its checkpoints are whole: drop the key, "
             "or set it to ddp"
         )
-    if module.hparams["tuning"] != "full":
+    if tuning.method != "full":
         raise UserError(
-            f"trainer.strategy: fsdp2 shards weights that are all trained; found "
-            f"model.init_args.tuning {module.hparams['tuning']}: set "
-            "it to full, or trainer.strategy to ddp"
+            "trainer.strategy: fsdp2 shards weights that are all trained; found tuning.method "
+            f"{tuning.method}: set it to full, or trainer.strategy to ddp"
         )
-    if module.hparams["optimizer"] != "adamw":
+    if tuning.optimizer != "adamw":
         raise UserError(
-            f"trainer.strategy: under fsdp2 a rank has parts of matrices, and "
-            f"{module.hparams['optimizer']} needs whole ones: set "
-            "model.init_args.optimizer to adamw, or trainer.strategy to ddp"
+            "trainer.strategy: under fsdp2 a rank has parts of matrices, and "
+            f"{tuning.optimizer} needs whole ones: set tuning.optimizer to adamw, or "
+            "trainer.strategy to ddp"
         )
 
 
-class Shardable:
-    """The part of a language module that cuts it into shards, where the strategy is
-    `running.sharded.FSDP2Strategy`.
-    """
+class FSDPMixin:
+    """Shards a language module if the strategy is `FSDP2Strategy`."""
 
     model: Any
-    drift: Any
-    vocabulary: Any
+    regularizer: Any
+    tuning: TuningOptions
     training: bool
+    device: Any
     device_mesh: Any
     _trainer: Any
 
     @property
-    def in_shards(self) -> bool:
+    def is_sharded(self) -> bool:
+        """Whether the module's weights are sharded."""
         return isinstance(self, FSDPModule)
 
     def configure_model(self) -> None:
-        """Each layer is one unit; the rest (embedding, head, places, last norm) is the module's
-        own, whose forward is a training step.
+        """Make each layer a unit; the rest belongs to the module, whose forward is a training step.
+
+        The rest is embedding, head, grid positions and last norm.
         """
         if self._trainer is not None:
-            refuse(self, self._trainer.strategy, self._trainer.state.fn == TrainerFn.FITTING)
-        if self.device_mesh is None or self.in_shards:
+            fitting = self._trainer.state.fn == TrainerFn.FITTING
+            check_strategy(self.tuning, self._trainer.strategy, fitting)
+        if self.device_mesh is None or self.is_sharded:
             return
-        mesh, kinds = self.device_mesh["data_parallel"], set(self.model._no_split_modules or ())
-        for layer in [part for part in self.model.modules() if type(part).__name__ in kinds]:
+        backbone, mesh = self.model.backbone, self.device_mesh["data_parallel"]
+        layer_types = set(backbone._no_split_modules or ())
+        layers = [part for part in backbone.modules() if type(part).__name__ in layer_types]
+        for layer in layers:
             fully_shard(layer, mesh=mesh)
         fully_shard(self, mesh=mesh)  # type: ignore[call-overload]
-        for method in ("training_step", "begin"):
+        for method in ("training_step", "dummy_forward"):
             register_fsdp_forward_method(self, method)  # type: ignore[arg-type]
-        self.drift.shard(self.model, mesh)
+        self.regularizer.shard(backbone, mesh)
 
     def _units(self) -> list[Any]:
         return [part for part in self.modules() if isinstance(part, FSDPModule)]  # type: ignore[attr-defined]
 
-    def begin(self) -> None:
-        """A forward of nothing: FSDP2 takes the first module that runs for the root."""
+    def dummy_forward(self) -> None:
+        """Do nothing: FSDP2 takes the first module that runs for the root."""
 
     def train(self, mode: bool = True) -> Any:
-        """Evaluation mode gathers the weights: all ranks must begin it together."""
-        if not mode and self.in_shards:
-            with (
-                torch.inference_mode(False),
-                torch.no_grad(),
-            ):  # tensors that are made here are trained with later
-                self.begin()
+        """Switch the mode; evaluation gathers the weights, so all ranks must switch together."""
+        if not mode and self.is_sharded:
+            # Tensors created here are trained with later, so they must not be inference tensors.
+            with torch.inference_mode(False), torch.no_grad():
+                self.dummy_forward()
                 for unit in self._units():
                     unit.set_reshard_after_forward(False, recurse=False)
                     unit.unshard()
         return super().train(mode)  # type: ignore[misc]
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        if self.in_shards:
+        if self.is_sharded:
             for unit in self._units():
                 unit.set_reshard_after_forward(unit is not self, recurse=False)
                 unit.reshard()
 
-    def nothing(self, passes: int) -> Tensor | float:
-        """Zero, as a function of the weights where this rank would have none. In shards it is made
-        of as many passes as this rank has fewer than another, and of one where no rank has any.
+    def zero_loss(self, passes: int) -> Tensor | float:
+        """Zero, as a function of the weights if this rank makes no pass.
+
+        With shards it consists of as many passes as this rank makes fewer than another, and of one
+        if no rank makes any.
+
+        Args:
+            passes: passes that this rank makes through the model.
         """
-        if not self.in_shards:
+        if not self.is_sharded:
+            if passes:
+                return 0.0
             trained = (p for p in self.parameters() if p.requires_grad)  # type: ignore[attr-defined]
-            return 0.0 if passes else sum(0.0 * p.sum() for p in trained)
+            return sum(0.0 * parameter.sum() for parameter in trained)
         if not self.training:
             return 0.0
-        most = torch.tensor(passes, device=self.device)  # type: ignore[attr-defined]
+        most = torch.tensor(passes, device=self.device)
         dist.all_reduce(most, dist.ReduceOp.MAX)
-        v = self.vocabulary
-        idle = pack([Tree([v.mark("<begin>")], [Branch([], [v.end])])], v.end).to(self.device)  # type: ignore[attr-defined]
-        return sum(0.0 * self.token_losses(idle).sum() for _ in range(passes, max(int(most), 1)))  # type: ignore[attr-defined]
+        vocabulary = self.model.vocabulary
+        begin = vocabulary.special_token_id("<begin>")
+        smallest = Tree([begin], [Branch([], [vocabulary.end])])
+        idle = pack([smallest], vocabulary.end).to(self.device)
+        missing = range(passes, max(int(most), 1))
+        return sum(0.0 * self.model.token_losses(idle).sum() for _ in missing)

@@ -1,14 +1,15 @@
-"""What a language module can do: write reports and answers, draw, weigh answers, read plain text.
+"""Generate reports, answers and images with a trained model, and score texts under it.
 
-Images are codes, int64 [B,N], or with several views each study's by name. Keys make sampling
-independent of the batch that a study is in. Shape legend: B studies, N codes an image, M target
-positions.
+Images are codes int64 [B,N], or with several views each study's by name. Sampled outputs depend on
+the seed and the sample's key, not on the batch.
+
+Shape legend: B studies, N codes an image, M target positions.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,91 +17,156 @@ from torch import Tensor
 
 from mavilt_pl.data.records import Side
 from mavilt_pl.errors import UserError
-from mavilt_pl.language import sampling as decoding
-from mavilt_pl.language.prompt_builder import Images, Spelling, Views
-from mavilt_pl.language.sampling import Scorer, finite
-from mavilt_pl.language.sequences import Branch, Packed, Tree, at_once, pack
+from mavilt_pl.language.beam_search import beam_search
+from mavilt_pl.language.cached_forward import check_finite
+from mavilt_pl.language.model import VisualLanguageModel
+from mavilt_pl.language.options import SamplingOptions, check_image_sampling, check_text_sampling
+from mavilt_pl.language.prompt_builder import Images, PromptBuilder, Views
+from mavilt_pl.language.sampling import noise_streams, sample_image, sample_text
+from mavilt_pl.language.sequences import (
+    Branch,
+    PackedBatch,
+    Tree,
+    pack,
+    separate_branches,
+    split_by_mask_size,
+)
 
-AT_ONCE = (
-    2**22
-)  # entries of the mask of one pass: 16 MB in float32, and as many scores in each head of a layer
-CACHED = 2**15  # positions whose keys and values are kept at once while texts are written
+Scorer = Callable[[Tensor, Sequence[str]], Tensor]  # codes [B,N], texts → scores [B], high is good
+Candidates = Sequence[str]  # possible answers; empty for an open question
+
+MASK_ENTRIES = 2**22  # of the mask of one pass: 16 MB in float32, and as many scores in each head
+CACHED_POSITIONS = 2**15  # positions whose keys and values are kept at once while text is written
 
 
-class Generation(Spelling):
-    """The part of a language module that decodes and scores."""
+class Generator:
+    """Decodes and scores with a model.
 
-    device: Any
-    context: int | None
+    Args:
+        model: in evaluation mode when a method is called.
+        prompts: builds the model's prompts.
+        sampling: how images and text are generated.
+        shares_prefix: whether the model keeps branches of one prefix apart.
+    """
 
-    def pack(self, trees: Sequence[Tree]) -> Packed:
-        raise NotImplementedError
+    def __init__(
+        self,
+        model: VisualLanguageModel,
+        prompts: PromptBuilder,
+        sampling: SamplingOptions | None = None,
+        shares_prefix: bool = True,
+    ):
+        self.model, self.prompts = model, prompts
+        self.sampling, self.shares_prefix = sampling or SamplingOptions(), shares_prefix
 
-    def token_losses(self, packed: Packed) -> Tensor:
-        raise NotImplementedError
+    @property
+    def device(self) -> torch.device:
+        """The device of the model."""
+        return self.model.device
 
-    def _write(
-        self, prompts: Sequence[Sequence[int]], seed: int = 0, keys: Sequence[int] | None = None
-    ) -> list[str]:
-        """The text after each prompt, of as many prompts at a time as `CACHED` allows."""
-        h, numbers = self.hparams, range(len(prompts)) if keys is None else keys
-        each = max(map(len, prompts), default=0) + h["max_words"]
-        rows = max(CACHED // (each * decoding.text_decoding(h["text_decoding"])["beams"]), 1)
-        ids: list[list[int]] = []
-        for start in range(0, len(prompts), rows):
-            part = slice(start, start + rows)
-            ids += decoding.write(
-                self, prompts[part], h["max_words"], h["text_decoding"], seed, numbers[part]
-            )  # type: ignore[arg-type]
-        return self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+    def pack(self, trees: Sequence[Tree]) -> PackedBatch:
+        """Pack trees as the model can read them, on its device."""
+        readable = trees if self.shares_prefix else separate_branches(trees)
+        return pack(readable, self.model.vocabulary.end).to(self.device)
 
-    def _may_name_views(self, named: bool) -> None:
-        if named and not self.vocabulary.views:
-            raise UserError(
-                "found views by name (data.each_view), and this model knows one image without a "
-                "name: set data.each_view to "
-                "false, or train with model.init_args.views true"
-            )
+    # Text.
 
-    def _prefixes(self, images: Images) -> list[list[int]]:
-        self._may_name_views(not isinstance(images, Tensor))
-        if isinstance(images, Tensor):
-            self.vocabulary.check(images)
-            return [self.image_prefix(shown) for shown in images.tolist()]
-        self._check_views(images)
-        return [self.image_prefix(shown) for shown in images]
-
-    def _check_views(self, images: Sequence[Views]) -> None:
-        for codes in (codes for shown in images for codes in shown.values()):
-            self.vocabulary.check(torch.as_tensor(codes))
-
-    def write_reports(
+    def generate_reports(
         self, images: Images, seed: int = 0, keys: Sequence[int] | None = None
     ) -> list[str]:
-        """A report for each study, as `text_decoding` says."""
-        prompts = [
-            prefix + self.report_prompt("", training=False) for prefix in self._prefixes(images)
-        ]
-        return self._write(prompts, seed, keys)
+        """A report for each study.
 
-    def write_answers(
+        Args:
+            images: codes of B studies.
+            seed: of sampled text.
+            keys: of the studies, for sampled text.
+        """
+        report = self.prompts.report_prompt()
+        prompts = [prefix + report for prefix in self._prefixes(images)]
+        return self._generate_texts(prompts, seed, keys)
+
+    def generate_answers(
         self,
         images: Images,
         questions: Sequence[Sequence[str]],
         seed: int = 0,
         keys: Sequence[Sequence[int]] | None = None,
     ) -> list[list[str]]:
-        """An answer in free text to each question about each study; `keys` as `questions`."""
-        prompts = [
-            [*prefix, *self.question_prompt(question)]
-            for prefix, asked in zip(self._prefixes(images), questions, strict=True)
-            for question in asked
-        ]
-        flat = None if keys is None else [key for row in keys for key in row]
-        said = iter(self._write(prompts, seed, flat))
-        return [[next(said) for _ in asked] for asked in questions]
+        """An answer in free text to each question about each study.
 
-    def draw(
+        Args:
+            images: codes of B studies.
+            questions: of each study.
+            seed: of sampled text.
+            keys: of the questions of each study.
+        """
+        prompts: list[list[int]] = []
+        for prefix, asked in zip(self._prefixes(images), questions, strict=True):
+            for question in asked:
+                prompts.append(prefix + self.prompts.question_prompt(question))
+        flat_keys = None
+        if keys is not None:
+            flat_keys = [key for study_keys in keys for key in study_keys]
+        answers = self._generate_texts(prompts, seed, flat_keys)
+        grouped: list[list[str]] = []
+        start = 0
+        for asked in questions:
+            grouped.append(answers[start : start + len(asked)])
+            start += len(asked)
+        return grouped
+
+    @torch.inference_mode()
+    def _generate_texts(
+        self, prompts: Sequence[Sequence[int]], seed: int, keys: Sequence[int] | None
+    ) -> list[str]:
+        """The text after each prompt, as many at a time as `CACHED_POSITIONS` allows."""
+        sampling, limit = self.sampling.text, self.prompts.max_text_tokens
+        keys = range(len(prompts)) if keys is None else keys
+        positions = max(map(len, prompts), default=0) + limit
+        rows = max(CACHED_POSITIONS // (positions * sampling.num_beams), 1)
+        ids: list[list[int]] = []
+        for start in range(0, len(prompts), rows):
+            part = slice(start, start + rows)
+            ids += self.generate_ids(prompts[part], limit, seed, keys[part])
+        return self.prompts.tokenizer.batch_decode(ids, skip_special_tokens=True)
+
+    @torch.inference_mode()
+    def generate_ids(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_tokens: int,
+        seed: int = 0,
+        keys: Sequence[int] | None = None,
+    ) -> list[list[int]]:
+        """Text ids after each prompt, up to `<end>`, `max_tokens`, or the end of the context.
+
+        Sampled text i is a function of (seed, keys[i]) and its prompt alone; keys default to 0, 1,
+        …. Texts that the context cuts short are counted.
+        """
+        sampling = self.sampling.text
+        check_text_sampling(sampling)
+        if not prompts:
+            return []
+        limits = []
+        for prompt in prompts:
+            limits.append(min(max_tokens, self.prompts.remaining_context(len(prompt), 1)))
+        if sampling.num_beams > 1:
+            beams, penalty = sampling.num_beams, sampling.length_penalty
+            texts = beam_search(self.model, prompts, limits, beams, penalty)
+        else:
+            streams = noise_streams(seed, keys, len(prompts))
+            texts = sample_text(self.model, prompts, limits, sampling, streams)
+        for text, limit in zip(texts, limits):
+            if len(text) == limit < max_tokens:
+                self.prompts.count_and_warn(
+                    "texts_cut_by_context",
+                    f"a generated text ended after {limit} tokens, at the end of the model's context",
+                )
+        return texts
+
+    # Images.
+
+    def generate_images(
         self,
         texts: Sequence[str],
         seed: int = 0,
@@ -110,125 +176,174 @@ class Generation(Spelling):
         views: Sequence[Side] | None = None,
         given: Sequence[Views] | None = None,
     ) -> Tensor:
-        """Codes int64 [B,N] of an image for each text: of `best_of` drawn, the one that `scorer`
-        (codes [B,N] and texts → scores [B]) gives the highest score. With several views, of `views`
-        (default: frontal), from those that are `given` of each study too.
+        """Codes int64 [B,N] of an image for each text.
+
+        Args:
+            texts: reports, or findings.
+            seed, keys: image i is a function of (seed, keys[i]) and its prompt alone.
+            best_of: images generated for each text, of which `scorer` chooses one.
+            scorer: scores codes [B,N] for their texts; the highest score is kept.
+            views: with several views, the view of each image (default: frontal).
+            given: with several views, the codes of each study's other views.
+
+        Raises:
+            UserError: settings contradict the model or one another.
         """
-        h = self.hparams
         if best_of < 1 or (best_of > 1 and scorer is None):
+            found = "no scorer" if scorer is None else "a scorer"
             raise UserError(
-                f"best_of: found {best_of}, {'no ' * (scorer is None)}scorer; expected 1, or more "
-                f"and a scorer"
+                f"best_of: found {best_of} and {found}; expected 1, or more and a scorer"
             )
-        self._may_name_views(bool(views or given))
-        sides = [*views] if views else [None] * len(texts)
-        self._check_views(given or [])
-        seen = [*given] if given else [None] * len(texts)
-        prompts = [
-            self.draw_prompt(text, view=side, given=other)
-            for text, side, other in zip(texts, sides, seen, strict=True)
-        ]
-        free = [self.draw_prompt(None, view=side) for side in sides]
-        drawn = [
-            decoding.draw(
-                self,  # type: ignore[arg-type]
-                prompts,
-                free,
-                h["guidance"],
-                h["temperature"],
-                h["top_p"],
-                seed,
-                keys,
-                h["top_k"],
-                number,
+        check_image_sampling(self.sampling.image)
+        self._check_named_views(bool(views or given))
+        self._check_view_codes(given or [])
+        sides: list[Any] = [*views] if views else [None] * len(texts)
+        others: list[Any] = [*given] if given else [None] * len(texts)
+        prompts: list[list[int]] = []
+        unconditional: list[list[int]] = []
+        for text, side, other in zip(texts, sides, others, strict=True):
+            prompts.append(self.prompts.synthesis_prompt(text, view=side, given=other))
+            unconditional.append(self.prompts.synthesis_prompt(None, view=side))
+        longest = max(map(len, prompts), default=0)
+        self.prompts.remaining_context(longest, self.model.vocabulary.codes_per_image)
+        drawn = []
+        for number in range(best_of):
+            drawn.append(
+                sample_image(
+                    self.model, prompts, self.sampling.image, unconditional, seed, keys, number
+                )
             )
-            for number in range(best_of)
-        ]
         if scorer is None:
             return drawn[0]
-        best_B = torch.stack(
-            [scorer(codes_BN, texts).to(self.device) for codes_BN in drawn]
-        ).argmax(0)
+        scores = [scorer(codes_BN, texts).to(self.device) for codes_BN in drawn]
+        best_B = torch.stack(scores).argmax(0)
         return torch.stack(drawn)[best_B, torch.arange(len(texts), device=self.device)]
 
+    # Likelihoods.
+
     @torch.inference_mode()
-    def answer(
+    def answer_questions(
         self,
         images: Images,
-        questions: Sequence[Sequence[tuple[str, Sequence[str]]]],
+        questions: Sequence[Sequence[tuple[str, Candidates]]],
         seed: int = 0,
         keys: Sequence[int] | None = None,
     ) -> list[list[Any]]:
-        """For each study and question, the likelihood of each candidate answer, per token and
-        normalised over the candidates; free text (`write_answers`) for an open question, which has
-        no candidates. The closed questions about a study read it once, as many at a time as
-        `AT_ONCE` allows. `keys` are the studies'; free text is sampled by them and the question's
-        words.
+        """Probabilities of the candidate answers of closed questions, text for open ones.
+
+        A candidate's score is its mean log-likelihood per token; scores are normalised over the
+        candidates. All closed questions about a study read its image once, as many at a time as
+        `MASK_ENTRIES` allows.
+
+        Args:
+            images: codes of B studies.
+            questions: of each study, each with its candidates; none for an open question.
+            seed: of sampled text.
+            keys: of the studies; free text is sampled by them and the question's words.
+
+        Returns:
+            For each study and question a list of probabilities, or a text.
         """
         trees = []
         for prefix, asked in zip(self._prefixes(images), questions, strict=True):
-            branches = [
-                Branch(
-                    self.question_prompt(question), [*self.words(candidate), self.vocabulary.end]
-                )
-                for question, candidates in asked
-                for candidate in candidates
-            ]
+            branches = self._candidate_branches(asked)
             if branches:
-                trees.append(
-                    self._fits(Tree(prefix, branches), f"unknown, questions {asked[0][0]!r} …")
-                )
-        open_questions = [
-            [question for question, candidates in asked if not candidates] for asked in questions
-        ]
-        names = range(len(questions)) if keys is None else keys
-        each = [
-            [zlib.crc32(f"{key} {q}".encode()) for q in row]
-            for key, row in zip(names, open_questions, strict=True)
-        ]
-        said = iter(
-            text for row in self.write_answers(images, open_questions, seed, each) for text in row
-        )
-        likelihood = iter(self._likelihoods(trees) if trees else [])
-        return [
-            [
-                torch.tensor([next(likelihood) for _ in candidates]).softmax(0).tolist()
-                if candidates
-                else next(said)
-                for _, candidates in asked
-            ]
-            for asked in questions
-        ]
+                trees.append(self.prompts.check_length(Tree(prefix, branches)))
+        likelihoods = self._branch_log_likelihoods(trees)
+        texts = self._answer_open_questions(images, questions, seed, keys)
+        answers: list[list[Any]] = []
+        for asked in questions:
+            row: list[Any] = []
+            for _, candidates in asked:
+                if candidates:
+                    scores = [next(likelihoods) for _ in candidates]
+                    row.append(torch.tensor(scores).softmax(0).tolist())
+                else:
+                    row.append(next(texts))
+            answers.append(row)
+        return answers
 
-    def _likelihoods(self, trees: Sequence[Tree]) -> list[float]:
-        """Nats per token, negative, of each branch in order."""
-        return [value for some in at_once(trees, AT_ONCE) for value in self._likelihoods_of(some)]
+    def _candidate_branches(self, asked: Sequence[tuple[str, Candidates]]) -> list[Branch]:
+        end = self.model.vocabulary.end
+        branches = []
+        for question, candidates in asked:
+            prompt = self.prompts.question_prompt(question) if candidates else []
+            for candidate in candidates:
+                branches.append(Branch(prompt, [*self.prompts.tokenize(candidate), end]))
+        return branches
 
-    def _likelihoods_of(self, trees: Sequence[Tree]) -> list[float]:
-        packed = self.pack(trees).to(self.device)
-        losses_M = finite(self.token_losses(packed))
-        branches_count = int(packed.branch_M.max()) + 1
-        total = losses_M.new_zeros(branches_count).index_add_(0, packed.branch_M, losses_M)
-        length = losses_M.new_zeros(branches_count).index_add_(
-            0, packed.branch_M, torch.ones_like(losses_M)
-        )
-        return (-total / length).tolist()
+    def _answer_open_questions(
+        self,
+        images: Images,
+        questions: Sequence[Sequence[tuple[str, Candidates]]],
+        seed: int,
+        keys: Sequence[int] | None,
+    ) -> Iterator[str]:
+        """Texts of all open questions, in order."""
+        study_keys = range(len(questions)) if keys is None else keys
+        open_questions, question_keys = [], []
+        for key, asked in zip(study_keys, questions, strict=True):
+            texts = [question for question, candidates in asked if not candidates]
+            open_questions.append(texts)
+            question_keys.append([zlib.crc32(f"{key} {text}".encode()) for text in texts])
+        for answers in self.generate_answers(images, open_questions, seed, question_keys):
+            yield from answers
+
+    def _branch_log_likelihoods(self, trees: Sequence[Tree]) -> Iterator[float]:
+        """Mean log-likelihood per token of each branch, in order."""
+        for group in split_by_mask_size(trees, MASK_ENTRIES):
+            packed = self.pack(group)
+            losses_M = check_finite(self.model.token_losses(packed))
+            count = int(packed.branch_M.max()) + 1
+            total = losses_M.new_zeros(count).index_add_(0, packed.branch_M, losses_M)
+            ones_M = torch.ones_like(losses_M)
+            length = losses_M.new_zeros(count).index_add_(0, packed.branch_M, ones_M)
+            yield from (-total / length).tolist()
 
     @torch.inference_mode()
-    def text_nats(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Plain text without images: all_reduce_sum nats and token count of each text, float [B] and int
-        [B].
+    def plain_text_nats(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Summed nats float [B] and token counts int [B] of plain texts, without images.
+
+        Texts of fewer than two tokens are skipped; texts beyond the context are truncated.
         """
-        kept = [ids for ids in (self.words(text) for text in texts) if len(ids) > 1]
+        kept = []
+        for text in texts:
+            ids = self.prompts.tokenize(text)
+            if len(ids) > 1:
+                kept.append(ids)
         if not kept:
             return torch.zeros(0, device=self.device), torch.zeros(0, dtype=torch.long)
-        if self.context is not None and (longest := max(map(len, kept))) >= self.context:
-            self.tell(
-                "texts_cut",
-                f"a plain text of {longest:,} tokens was cut to the context of {self.context}",
+        context, longest = self.model.max_context, max(map(len, kept))
+        if context is not None and longest >= context:
+            self.prompts.count_and_warn(
+                "texts_truncated",
+                f"a plain text of {longest:,} tokens was truncated to the context of {context}",
             )
-            kept = [ids[: self.context - 1] for ids in kept]
-        packed = pack([self.plain(ids) for ids in kept], self.vocabulary.end).to(self.device)
-        losses_M = self.token_losses(packed)
+            kept = [ids[: context - 1] for ids in kept]
+        packed = self.pack([self.prompts.plain_text_tree(ids) for ids in kept])
+        losses_M = self.model.token_losses(packed)
         total = losses_M.new_zeros(len(kept)).index_add_(0, packed.branch_M, losses_M)
         return total, torch.tensor([len(ids) - 1 for ids in kept])
+
+    # Images as prefixes.
+
+    def _prefixes(self, images: Images) -> list[list[int]]:
+        self._check_named_views(not isinstance(images, Tensor))
+        if isinstance(images, Tensor):
+            self.model.vocabulary.check_codes(images)
+            return [self.prompts.image_prefix(codes) for codes in images.tolist()]
+        self._check_view_codes(images)
+        return [self.prompts.image_prefix(views) for views in images]
+
+    def _check_named_views(self, named: bool) -> None:
+        if named and not self.model.vocabulary.multi_view:
+            raise UserError(
+                "found views by name (data.each_view), and this model knows one image without a "
+                "name: set data.each_view to false, or train with "
+                "model.init_args.model.multi_view true"
+            )
+
+    def _check_view_codes(self, images: Sequence[Views]) -> None:
+        for views in images:
+            for codes in views.values():
+                self.model.vocabulary.check_codes(torch.as_tensor(codes))

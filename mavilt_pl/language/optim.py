@@ -1,140 +1,159 @@
-"""Optimizers of the language models: AdamW for pretrained ones, Muon for those that are trained
-from little or nothing.
+"""Optimizers: AdamW for pretrained models, Muon for models trained from little or nothing.
 
 Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) steps along the orthogonalised momentum
-of each weight matrix, so that rare directions learn as fast as common ones. On the demo a step of
-it teaches as much as two to three of AdamW (EXPERIMENTS.md). torch.optim.Muon orthogonalises in
-bfloat16, which a CPU does not do in useful time, and takes matrices only; here embeddings, norms
-and head are AdamW's, in one optimizer with one state and one schedule.
+of each weight matrix, so rare directions learn as fast as common ones. On the demo one of its steps
+is worth two to three of AdamW's (EXPERIMENTS.md). torch.optim.Muon orthogonalises in bfloat16,
+which is slow on a CPU, and takes matrices only; here embeddings, norms and head are AdamW's, in one
+optimizer with one state and one schedule.
+
+Shape legend: N matrices of one shape, R rows, C columns.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning import LightningModule
 from torch import Tensor, nn
 
+from mavilt_pl.language.options import TuningOptions
 from mavilt_pl.trainer.lr_schedule import warm_cosine
 
-Kind = Literal["adamw", "muon"]
-BETAS, DECAY = (0.9, 0.95), 0.01
+BETAS = (0.9, 0.95)
+WEIGHT_DECAY = 0.01
 
 
-def orthogonalised(stack_NRC: Tensor, rounds: int = 5) -> Tensor:
-    """Matrices [N,R,C] with their singular values drawn to about 1 (0.7 to 1.2), by the quintic
-    Newton-Schulz iteration with the coefficients of the Muon post.
+def orthogonalise(stack_NRC: Tensor, rounds: int = 5) -> Tensor:
+    """Matrices [N,R,C] with singular values near 1 (0.7 to 1.2).
+
+    The quintic Newton-Schulz iteration with the coefficients of the Muon post.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    tall = stack_NRC.shape[1] > stack_NRC.shape[2]
-    x = stack_NRC.mT if tall else stack_NRC
+    is_tall = stack_NRC.shape[1] > stack_NRC.shape[2]
+    x = stack_NRC.mT if is_tall else stack_NRC
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(rounds):
         square = x @ x.mT
         x = a * x + (b * square + c * square @ square) @ x
-    return x.mT if tall else x
+    return x.mT if is_tall else x
 
 
 class Muon(torch.optim.AdamW):
     """Muon for `matrices`, AdamW (0.9, 0.95) for `others`.
 
     Args:
-        matrices: two-dimensional weights within the transformer.
+        matrices: two-dimensional weights of the transformer.
         others: everything else that is trained.
-        matrix_rate: how far a matrix moves in a step, as a share of its spectral norm scale; 0.02
-            as published.
-        rate: AdamW's.
-        momentum: Nesterov's; 0.95 as published.
+        matrix_learning_rate: step of a matrix as a share of its spectral norm scale; 0.02 as
+            published.
+        learning_rate: of AdamW.
+        momentum: Nesterov momentum; 0.95 as published.
+        weight_decay: of both.
     """
 
     def __init__(
         self,
         matrices: Iterable[nn.Parameter],
         others: Iterable[nn.Parameter],
-        matrix_rate: float = 0.02,
-        rate: float = 2e-3,
+        matrix_learning_rate: float = 0.02,
+        learning_rate: float = 2e-3,
         momentum: float = 0.95,
-        weight_decay: float = DECAY,
+        weight_decay: float = WEIGHT_DECAY,
     ):
         groups = [
-            {"params": list(others), "lr": rate, "momentum": None},
-            {"params": list(matrices), "lr": matrix_rate, "momentum": momentum},
+            {"params": list(others), "lr": learning_rate, "momentum": None},
+            {"params": list(matrices), "lr": matrix_learning_rate, "momentum": momentum},
         ]
-        super().__init__(groups, rate, betas=BETAS, weight_decay=weight_decay, foreach=True)
+        super().__init__(
+            groups, learning_rate, betas=BETAS, weight_decay=weight_decay, foreach=True
+        )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """One step of both; returns the closure's loss."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        every = self.param_groups
+        all_groups = self.param_groups
         try:
-            self.param_groups = [group for group in every if group["momentum"] is None]
+            # AdamW sees its own groups only.
+            self.param_groups = [group for group in all_groups if group["momentum"] is None]
             super().step()
         finally:
-            self.param_groups = every
-        for group in every:
+            self.param_groups = all_groups
+        for group in all_groups:
             if group["momentum"] is not None:
-                self._matrices(group)
+                self._step_matrices(group)
         return loss
 
-    def _matrices(self, group: dict[str, Any]) -> None:
-        same: dict[torch.Size, list[nn.Parameter]] = {}
+    def _step_matrices(self, group: dict[str, Any]) -> None:
+        # Matrices of one shape are orthogonalised together.
+        by_shape: dict[torch.Size, list[nn.Parameter]] = {}
         for parameter in group["params"]:
             if parameter.grad is not None:
-                same.setdefault(parameter.shape, []).append(parameter)
-        for shape, parameters in same.items():
-            heading = []
+                by_shape.setdefault(parameter.shape, []).append(parameter)
+        for shape, parameters in by_shape.items():
+            directions = []
             for parameter in parameters:
-                state = self.state[parameter]
-                if not state:
-                    state["momentum"] = torch.zeros_like(parameter)
-                    state["step"] = torch.zeros(())  # AdamW looks for it when a state is loaded
-                momentum = state["momentum"]
-                momentum.mul_(group["momentum"]).add_(parameter.grad)
-                heading.append(parameter.grad + group["momentum"] * momentum)
-            moves = (
-                orthogonalised(torch.stack(heading).float()) * max(1.0, shape[0] / shape[1]) ** 0.5
-            )
-            for parameter, move in zip(parameters, moves):
+                directions.append(self._nesterov_direction(parameter, group["momentum"]))
+            scale = max(1.0, shape[0] / shape[1]) ** 0.5
+            steps = orthogonalise(torch.stack(directions).float()) * scale
+            for parameter, step in zip(parameters, steps):
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(move.to(parameter.dtype), alpha=-group["lr"])
+                parameter.add_(step.to(parameter.dtype), alpha=-group["lr"])
+
+    def _nesterov_direction(self, parameter: nn.Parameter, momentum: float) -> Tensor:
+        state = self.state[parameter]
+        if not state:
+            state["momentum"] = torch.zeros_like(parameter)
+            state["step"] = torch.zeros(())  # AdamW looks for it when a state is loaded
+        state["momentum"].mul_(momentum).add_(parameter.grad)
+        return parameter.grad + momentum * state["momentum"]
 
 
-def configured(
-    module: LightningModule,
-    transformer: nn.Module,
-    kind: Kind,
-    rate: float,
-    matrix_rate: float,
-    warmup: int,
+def configure_optimizer(
+    module: LightningModule, transformer: nn.Module, tuning: TuningOptions
 ) -> dict[str, Any]:
-    """What `configure_optimizers` gives: the optimizer of `kind` over all that is trained in
-    `module`, with linear warm-up and a cosine down to a hundredth over the trainer's steps. Muon's
-    matrices are those of `transformer`, the body without embeddings and head.
+    """The value of `configure_optimizers`: optimizer and schedule for all trained parameters.
+
+    Linear warm-up, then a cosine down to a hundredth over the trainer's steps.
+
+    Args:
+        module: whose parameters are trained; attached to a trainer.
+        transformer: the body without its head; its matrices are Muon's, its embeddings are not.
+        tuning: optimizer, learning rates and warm-up.
     """
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer: torch.optim.Optimizer
-    if kind == "adamw":
+    if tuning.optimizer == "adamw":
         optimizer = torch.optim.AdamW(
-            trained, lr=rate, betas=BETAS, weight_decay=DECAY, foreach=True
+            trained,
+            lr=tuning.learning_rate,
+            betas=BETAS,
+            weight_decay=WEIGHT_DECAY,
+            foreach=True,
         )
     else:
-        embedding = {
-            id(p)
-            for m in transformer.modules()
-            if isinstance(m, nn.Embedding)
-            for p in m.parameters()
-        }
-        matrices = [
-            p
-            for p in transformer.parameters()
-            if p.ndim == 2 and p.requires_grad and id(p) not in embedding
-        ]
-        chosen = {id(parameter) for parameter in matrices}
-        optimizer = Muon(matrices, [p for p in trained if id(p) not in chosen], matrix_rate, rate)
-    schedule = warm_cosine(optimizer, warmup, int(module.trainer.estimated_stepping_batches))
+        matrices = _trained_matrices(transformer)
+        ids = {id(matrix) for matrix in matrices}
+        others = [parameter for parameter in trained if id(parameter) not in ids]
+        optimizer = Muon(matrices, others, tuning.matrix_learning_rate, tuning.learning_rate)
+    steps = int(module.trainer.estimated_stepping_batches)
+    schedule = warm_cosine(optimizer, tuning.warmup_steps, steps)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def _trained_matrices(transformer: nn.Module) -> list[nn.Parameter]:
+    """Trained two-dimensional weights that are no embeddings."""
+    embeddings = set()
+    for part in transformer.modules():
+        if isinstance(part, nn.Embedding):
+            embeddings |= {id(parameter) for parameter in part.parameters()}
+    matrices = []
+    for parameter in transformer.parameters():
+        if parameter.ndim == 2 and parameter.requires_grad and id(parameter) not in embeddings:
+            matrices.append(parameter)
+    return matrices

@@ -1,5 +1,13 @@
-"""How studies are spelled as ids: texts, images, views and instructions as the sequences that a
-language module reads.
+"""Build the sequences of ids that the language model reads, from texts, codes and questions.
+
+A `PromptBuilder` needs a vocabulary and a tokenizer, no weights, so it works in the loader's worker
+processes (`prompt_collate`). A text that exceeds a limit is truncated and counted; each kind of event
+warns once. Messages never name a study: identifiers are patient data.
+
+What is shown of a study is the codes of one image, or with several views each view's codes by name:
+`{"frontal": [N], "lateral": [N]}`, either of which may be absent.
+
+Shape legend: B studies, N codes an image.
 """
 
 from __future__ import annotations
@@ -14,123 +22,161 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mavilt_pl.data.questions import wording
 from mavilt_pl.data.records import Side
 from mavilt_pl.errors import UserError
+from mavilt_pl.language.options import TASKS, ModelOptions, RegularizationOptions, TuningOptions
+from mavilt_pl.language.prompts import REPORT_INSTRUCTIONS, SYNTHESIS_INSTRUCTIONS
 from mavilt_pl.language.sequences import Branch, Tree
-from mavilt_pl.language.vocabulary import VIEW_MARKS, VisualVocabulary
+from mavilt_pl.language.vocabulary import VIEW_TOKENS, VisualVocabulary
 
-TASKS = ("report", "image", "answer", "text")
 Views = Mapping[Side, Sequence[int]]  # codes [N] of each view
-Images = Tensor | Sequence[Views]  # of B studies: codes [B,N], or views
+Images = Tensor | Sequence[Views]  # of B studies: codes int64 [B,N], or views
+UNLIMITED = 2**31
 
 
-class Spelling:
-    """The part of a language module that makes sequences; what a subclass says is `reading`, and
-    how it asks.
+class PromptBuilder:
+    """Prompts and targets of all tasks as ids.
 
-    What does not fit is told: a text of more than `max_words` tokens is cut, a pair without a text
-    has nothing to learn from and is left out, both counted by each process (`train/texts_cut`,
-    `train/texts_empty`: how often, in targets and prompts, validation included) and warned of once;
-    whatever then exceeds the model's context is a `UserError` that names the study.
-
-    What is shown of a study is the codes of one image, or with `views` each view's codes by name:
-    `{frontal: [N], lateral: [N]}`, where either may be absent.
+    Args:
+        vocabulary: ids of special tokens and codes.
+        tokenizer: of the language model, from transformers.
+        max_context: positions that the model can read; None for no limit.
+        instructed: put an instruction before each report and image (Stage 2).
+        model: `max_text_tokens` and `multi_view`.
+        tuning: `directions`.
+        regularization: `condition_dropout` and `view_dropout`.
     """
 
-    vocabulary: VisualVocabulary
-    tokenizer: Any
-    hparams: Any
-    context: int | None
-    counts: Counter[str]
+    def __init__(
+        self,
+        vocabulary: VisualVocabulary,
+        tokenizer: Any,
+        max_context: int | None = None,
+        instructed: bool = False,
+        model: ModelOptions | None = None,
+        tuning: TuningOptions | None = None,
+        regularization: RegularizationOptions | None = None,
+    ):
+        self.vocabulary, self.tokenizer, self.max_context = vocabulary, tokenizer, max_context
+        self.instructed = instructed
+        self.max_text_tokens = (model or ModelOptions()).max_text_tokens
+        self.directions = (tuning or TuningOptions()).directions
+        self.regularization = regularization or RegularizationOptions()
+        self.counts: Counter[str] = Counter()  # events since the last batch
+        self._warned: set[str] = set()
 
-    def tell(self, count: str, text: str) -> None:
-        """Count what was not used as it came, and warn of the first of its kind."""
-        self.counts[count] += 1
-        if self.counts[count] == 1:
-            warnings.warn(f"{text}; further ones are only counted, in train/{count}", stacklevel=3)
+    def count_and_warn(self, event: str, text: str) -> None:
+        """Count an event, and warn of the first of its kind."""
+        self.counts[event] += 1
+        if event not in self._warned:
+            self._warned.add(event)
+            warnings.warn(f"{text}; later ones are only counted, in train/{event}", stacklevel=3)
 
-    def words(self, text: str) -> list[int]:
-        """Ids of a text, all of them below V: what looks like a mark, or like a special token of
-        the tokenizer, is spelled out like any other text.
+    # Texts.
+
+    def tokenize(self, text: str) -> list[int]:
+        """Ids of a text, all below V.
+
+        Text that looks like a special token, ours or the tokenizer's, is spelled out like any
+        other.
         """
-        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)[
-            "input_ids"
-        ]
+        encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
+        return encoded["input_ids"]
 
-    def cut_words(self, text: str, key: str = "") -> list[int]:
-        """At most `max_words` tokens of a text; what is cut is counted. `key` names the text's
-        study.
-        """
-        ids, most = self.words(text), self.hparams["max_words"]
-        if len(ids) > most:
-            whose = f"study {key}: " if key else ""
-            self.tell(
-                "texts_cut", f"{whose}a text of {len(ids):,} tokens was cut to max_words = {most}"
+    def truncate(self, text: str) -> list[int]:
+        """The first `max_text_tokens` ids of a text; truncated texts are counted."""
+        ids = self.tokenize(text)
+        if len(ids) > self.max_text_tokens:
+            self.count_and_warn(
+                "texts_truncated",
+                f"a text of {len(ids):,} tokens was truncated to max_text_tokens = "
+                f"{self.max_text_tokens}",
             )
-        return ids[:most]
+        return ids[: self.max_text_tokens]
 
-    def target_words(self, text: str, key: str = "") -> list[int]:
-        """A text target: at most `max_words` tokens, and `<end>`."""
-        return [*self.cut_words(text, key), self.vocabulary.end]
+    def text_target(self, text: str) -> list[int]:
+        """A text target: at most `max_text_tokens` ids, and `<end>`."""
+        return [*self.truncate(text), self.vocabulary.end]
 
-    def has_text(self, text: str, key: str, name: str) -> bool:
-        """False, and counted, where there is nothing to be said."""
+    def has_text(self, text: str, name: str) -> bool:
+        """Whether there is a text to predict; empty ones are counted."""
         if text.strip():
             return True
-        self.tell("texts_empty", f"study {key}: its {name} is empty and was left out")
+        self.count_and_warn("texts_empty", f"an empty {name} was skipped")
         return False
 
-    def room(self, length: int, least: int, what: str = "a prompt") -> int:
-        """How many positions the model's context has left after `length`. Raises `UserError` for
-        fewer than `least`.
+    def remaining_context(self, length: int, needed: int, what: str = "a prompt") -> int:
+        """Positions that the model's context leaves after `length`.
+
+        Raises:
+            UserError: fewer than `needed`; the message begins with `what`.
         """
-        if self.context is None:
-            return 2**31
-        if self.context - length < least:
+        if self.max_context is None:
+            return UNLIMITED
+        if self.max_context - length < needed:
             raise UserError(
-                f"{what}: found {length} tokens, and {least} more are to follow; the model's "
-                f"context is {self.context} tokens. "
-                "Shorten the text, lower max_words, or take a model of longer context"
+                f"{what}: found {length} tokens, and {needed} more are to follow; the model's "
+                f"context is {self.max_context} tokens. Shorten the text, lower max_text_tokens, or "
+                "take a model of longer context"
             )
-        return self.context - length
+        return self.max_context - length
 
-    def _image(self, codes: Sequence[int], view: Side | None = None) -> list[int]:
-        v = self.vocabulary
-        return [*self._opening(view), *(v.first_code + int(c) for c in codes), v.mark("</image>")]
-
-    def _opening(self, view: Side | None) -> list[int]:
-        """What an image begins with; codes without a view's name are taken for a frontal image."""
-        v = self.vocabulary
-        return (
-            [v.mark("<image>"), v.view_mark(view or "frontal")] if v.views else [v.mark("<image>")]
-        )
+    # Prompts.
 
     def image_prefix(self, shown: Sequence[int] | Views) -> list[int]:
-        """One image, or each view behind its mark, frontal first."""
-        begin = self.vocabulary.mark("<begin>")
+        """`<begin>` and one image, or each view behind its token, frontal first."""
+        ids = [self.vocabulary.special_token_id("<begin>")]
         if not isinstance(shown, Mapping):
-            return [begin, *self._image(shown)]
-        return [
-            begin,
-            *(i for view in VIEW_MARKS if view in shown for i in self._image(shown[view], view)),
-        ]
+            return ids + self._image(shown)
+        for view in VIEW_TOKENS:
+            if view in shown:
+                ids += self._image(shown[view], view)
+        return ids
+
+    def _image(self, codes: Sequence[int], view: Side | None = None) -> list[int]:
+        first = self.vocabulary.first_code
+        closing = self.vocabulary.special_token_id("</image>")
+        return [*self._image_opening(view), *(first + int(code) for code in codes), closing]
+
+    def _image_opening(self, view: Side | None) -> list[int]:
+        """`<image>`, and with several views its token; an unnamed image counts as frontal."""
+        opening = [self.vocabulary.special_token_id("<image>")]
+        if self.vocabulary.multi_view:
+            opening.append(self.vocabulary.view_token_id(view or "frontal"))
+        return opening
 
     def instruction_length(self) -> int:
-        """Tokens of the longest instruction of a report."""
-        return 0
+        """Tokens of the longest report instruction; 0 without instructions."""
+        if not self.instructed:
+            return 0
+        return max(len(self.tokenize(instruction)) for instruction in REPORT_INSTRUCTIONS)
 
-    def report_prompt(self, key: str, training: bool) -> list[int]:
-        """What follows the image when a report is wanted."""
-        return [self.vocabulary.mark("<report>")]
+    def longest_pair(self) -> int:
+        """Positions of the longest possible pair of images and text."""
+        images, special = (2, 9) if self.vocabulary.multi_view else (1, 5)
+        # <begin> <image> codes </image> instruction <report> text <end>
+        codes = images * self.vocabulary.codes_per_image
+        return codes + self.instruction_length() + self.max_text_tokens + special
 
-    def question_prompt(self, question: str, key: str = "") -> list[int]:
-        return [*self.cut_words(question, key), self.vocabulary.mark("<answer>")]
+    def report_prompt(self, key: str = "", training: bool = False) -> list[int]:
+        """What follows the image when a report is requested. `key` chooses the wording."""
+        ids: list[int] = []
+        if self.instructed:
+            ids += self.tokenize(wording(REPORT_INSTRUCTIONS, key, training))
+        return [*ids, self.vocabulary.special_token_id("<report>")]
 
-    def draw_words(self, text: str, key: str, training: bool) -> str:
-        """What a drawing is asked for with."""
-        return text
+    def question_prompt(self, question: str) -> list[int]:
+        """What follows the image when a question is asked."""
+        return [*self.truncate(question), self.vocabulary.special_token_id("<answer>")]
 
-    def draw_prompt(
+    def synthesis_text(self, text: str, key: str = "", training: bool = False) -> str:
+        """The text that an image is generated from, with its instruction."""
+        if not self.instructed:
+            return text
+        return f"{wording(SYNTHESIS_INSTRUCTIONS, key, training)} {text}"
+
+    def synthesis_prompt(
         self,
         text: str | None,
         key: str = "",
@@ -138,106 +184,142 @@ class Spelling:
         view: Side | None = None,
         given: Views | None = None,
     ) -> list[int]:
-        """The other views that are `given`, the text (None: no condition), then the opening of the
-        image of `view`.
-        """
-        words = [] if text is None else self.cut_words(self.draw_words(text, key, training), key)
-        return [*self.image_prefix(given or {}), *words, *self._opening(view)]
+        """The given views, the text (None: no condition), and the opening of the image to generate.
 
-    def drawing(
+        Args:
+            text: a report, or findings.
+            key: chooses the wording of the instruction.
+            training: whether trained wordings are used.
+            view: of the image to generate.
+            given: codes of the study's other views.
+        """
+        ids = self.image_prefix(given or {})
+        if text is not None:
+            ids += self.truncate(self.synthesis_text(text, key, training))
+        return ids + self._image_opening(view)
+
+    # Trees: prompts with their targets.
+
+    def plain_text_tree(self, ids: Sequence[int]) -> Tree:
+        """Plain text without an image; every token but the first is a target. Two ids or more."""
+        begin = self.vocabulary.special_token_id("<begin>")
+        return Tree([begin, ids[0]], [Branch([], [*ids[1:]], TASKS.index("text"))])
+
+    def reading_tree(
+        self, shown: Sequence[int] | Views, study: Mapping[str, Any], training: bool
+    ) -> Tree | None:
+        """A study's image, and branches for its report and its questions; None without targets."""
+        key = study["study"]
+        branches: list[Branch] = []
+        if self._trains("report", key, training) and self.has_text(study["text"], "report"):
+            target = self.text_target(study["text"])
+            branches.append(
+                Branch(self.report_prompt(key, training), target, TASKS.index("report"))
+            )
+        for question in study.get("questions", ()) if self.instructed else ():
+            if self.has_text(question.answer, f"answer to {question.question!r}"):
+                prompt, target = self.question_prompt(question.question), question.answer
+                branches.append(Branch(prompt, self.text_target(target), TASKS.index("vqa")))
+        return Tree(self.image_prefix(shown), branches) if branches else None
+
+    def synthesis_tree(
         self,
         shown: Sequence[int] | Views,
         text: str,
         key: str,
         random: np.random.Generator | None = None,
     ) -> Tree:
-        """One report→image sequence, with several views to one of them (in training any, else the
-        first) from the others; in training (where there is `random`) all that it is drawn from is
-        dropped now and then.
+        """A report → image sequence; with several views, to one of them from the others.
+
+        Args:
+            shown: what there is of the study.
+            text: its report.
+            key: chooses the wording of the instruction.
+            random: in training, drops the condition at random and chooses the view to generate;
+                without it nothing is dropped and the first view is generated.
         """
         training = random is not None
-        dropped = random is not None and random.random() < self.hparams["condition_dropout"]
+        dropped = random is not None and random.random() < self.regularization.condition_dropout
         view, given = None, None
         if isinstance(shown, Mapping):
-            names = [name for name in VIEW_MARKS if name in shown]
+            names = [name for name in VIEW_TOKENS if name in shown]
             view = names[0] if random is None else names[int(random.integers(len(names)))]
             others = {name: codes for name, codes in shown.items() if name != view}
-            given = None if dropped else self._kept(others, random, least=0)
+            given = None if dropped else self._drop_views(others, random, at_least=0)
             shown = shown[view]
-        target = [self.vocabulary.first_code + int(c) for c in shown]
-        prompt = self.draw_prompt(None if dropped else text, key, training, view, given)
-        return Tree(prompt, [Branch([], target, TASKS.index("image"), image=True)])
+        target = [self.vocabulary.first_code + int(code) for code in shown]
+        prompt = self.synthesis_prompt(None if dropped else text, key, training, view, given)
+        return Tree(prompt, [Branch([], target, TASKS.index("synthesis"), is_image=True)])
 
-    def _kept(self, views: Views, random: np.random.Generator | None, least: int) -> Views:
-        """The views that are not left out by chance; at least so many stay, the first of them."""
-        if random is None or len(views) <= least:
+    def _drop_views(self, views: Views, random: np.random.Generator | None, at_least: int) -> Views:
+        """The views that survive `view_dropout`; at least this many stay, the first ones."""
+        if random is None or len(views) <= at_least:
             return views
-        stays = [random.random() >= self.hparams["view_dropout"] for _ in views]
-        kept = {name: codes for (name, codes), stay in zip(views.items(), stays) if stay}
-        return kept if len(kept) >= least else dict([*views.items()][:least])
+        kept = {}
+        for name, codes in views.items():
+            if random.random() >= self.regularization.view_dropout:
+                kept[name] = codes
+        return kept if len(kept) >= at_least else dict([*views.items()][:at_least])
 
-    def plain(self, ids: Sequence[int]) -> Tree:
-        """Plain text without an image: every word but the first is a target. Two words or more."""
-        return Tree(
-            [self.vocabulary.mark("<begin>"), ids[0]], [Branch([], [*ids[1:]], TASKS.index("text"))]
-        )
+    def _trains(self, task: str, key: str, training: bool) -> bool:
+        """Whether a study is trained in the direction of `report` or of `synthesis`."""
+        if self.directions == "both" or not training:
+            return True
+        return task == ("report", "synthesis")[zlib.crc32(key.encode()) % 2]
 
-    def reading(
-        self, shown: Sequence[int] | Views, study: Mapping[str, Any], training: bool
-    ) -> Tree | None:
-        """What is shown of a study and all that is to be said of it; None where that is nothing."""
-        raise NotImplementedError
+    def check_length(self, tree: Tree) -> Tree:
+        """The tree, if its prefix and longest branch fit the model's context.
 
-    def takes(self, task: str, key: str, training: bool) -> bool:
-        """Whether a study is trained in the direction of `report` or of `image`."""
-        return (
-            self.hparams["directions"] == "both"
-            or not training
-            or task == ("report", "image")[zlib.crc32(key.encode()) % 2]
-        )
-
-    def _fits(self, tree: Tree, study: str) -> Tree:
-        longest = max(len(branch.prompt) + len(branch.target) for branch in tree.branches)
-        self.room(len(tree.prefix) + longest, 0, f"study {study}, image, prompt and target")
+        Raises:
+            UserError: they do not.
+        """
+        longest = max(branch.length for branch in tree.branches)
+        self.remaining_context(len(tree.prefix) + longest, 0, "a study's image, prompt and target")
         return tree
 
     def trees(self, batch: Mapping[str, Any], training: bool) -> list[list[Tree]]:
-        """The batch as groups of trees; each group is one pass through the model."""
-        self.vocabulary.check(batch["codes"])
-        reading, drawing = [], []
+        """A collated batch as trees: those of reading, of synthesis, and of plain text."""
+        self.vocabulary.check_codes(batch["codes"])
+        reading: list[Tree] = []
+        synthesis: list[Tree] = []
         for shown, study in zip(self._shown(batch), batch["studies"]):
-            key = study["study"]
-            random = self._random(study) if training else None
-            seen = self._kept(shown, random, least=1) if isinstance(shown, Mapping) else shown
-            read = self.reading(seen, study, training)
-            if read is not None:
-                reading.append(self._fits(read, key))
-            if study["text"].strip() and self.takes("image", key, training):
-                drawing.append(self._fits(self.drawing(shown, study["text"], key, random), key))
-        texts = [self.cut_words(text, "replayed") for text in batch.get("replay", [])]
-        replayed = [self.plain(ids) for ids in texts if len(ids) > 1]
-        return [reading, drawing, *([replayed] if replayed else [])]
-
-    @staticmethod
-    def _random(study: Mapping[str, Any]) -> np.random.Generator:
-        """A study's own chance, so that it does not matter which rank has it; torch's where the
-        data bring none.
-        """
-        return np.random.default_rng(
-            study["rng_seed"] if "rng_seed" in study else int(torch.randint(2**62, ()))
-        )
+            key, text = study["study"], study["text"]
+            random = _study_random(study) if training else None
+            visible = shown
+            if isinstance(shown, Mapping):
+                visible = self._drop_views(shown, random, at_least=1)
+            tree = self.reading_tree(visible, study, training)
+            if tree is not None:
+                reading.append(self.check_length(tree))
+            if text.strip() and self._trains("synthesis", key, training):
+                tree = self.synthesis_tree(shown, text, key, random)
+                synthesis.append(self.check_length(tree))
+        plain: list[Tree] = []
+        for text in batch.get("replay", []):
+            ids = self.truncate(text)
+            if len(ids) > 1:
+                plain.append(self.plain_text_tree(ids))
+        return [reading, synthesis, plain] if plain else [reading, synthesis]
 
     def _shown(self, batch: Mapping[str, Any]) -> Sequence[Any]:
-        """Of each study its codes [N], or its views."""
-        if self.vocabulary.views != ("views" in batch):
+        """Codes [N] or views of each study."""
+        if self.vocabulary.multi_view != ("views" in batch):
             raise UserError(
-                f"model.init_args.views is {self.vocabulary.views} and data.each_view "
-                f"{'views' in batch}: set both to true, "
-                "or both to false"
+                f"model.init_args.model.multi_view is {self.vocabulary.multi_view} and "
+                f"data.each_view {'views' in batch}: set both to true, or both to false"
             )
-        if not self.vocabulary.views:
+        if not self.vocabulary.multi_view:
             return batch["codes"].tolist()
-        self.vocabulary.check(
-            torch.tensor([codes for views in batch["views"] for codes in views.values()])
-        )
+        for views in batch["views"]:
+            for codes in views.values():
+                self.vocabulary.check_codes(torch.as_tensor(codes))
         return batch["views"]
+
+
+def _study_random(study: Mapping[str, Any]) -> np.random.Generator:
+    """A study's own random numbers, so that it does not matter which rank has it.
+
+    Without a seed from the data, torch's global generator decides.
+    """
+    seed = study["rng_seed"] if "rng_seed" in study else int(torch.randint(2**62, ()))
+    return np.random.default_rng(seed)

@@ -1,9 +1,10 @@
-"""Instructions in several wordings. All but the last of each task train; the last is kept for
-validation and test, so that a model is asked in words that it was not trained on
-(`data.questions.wording`).
+"""Instructions in several wordings.
+
+All wordings but the last of each task are trained. The last is held out for validation and test, so
+a model is evaluated on wordings that it was not trained on (`data.questions.wording`).
 """
 
-REPORT = (
+REPORT_INSTRUCTIONS = (
     "Describe this chest radiograph.",
     "Write the findings of this radiograph.",
     "What does the radiograph show?",
@@ -15,7 +16,7 @@ REPORT = (
     "Write the report.",
     "Report the findings.",
 )
-DRAW = (
+SYNTHESIS_INSTRUCTIONS = (
     "Draw the chest radiograph of this report:",
     "Generate a radiograph that shows:",
     "Draw a radiograph with these findings:",

@@ -1,9 +1,7 @@
-"""Sequences as trees: what is read once (the prefix), and branches that each see the prefix and
-themselves only.
+"""Sequences as trees: a prefix that is read once, and branches that see the prefix and themselves.
 
 One image with its report and eight questions is one tree: the image is read once, and no branch
-sees another. A sequence with a single branch is the ordinary case, and then no mask is needed at
-all.
+sees another. A sequence with a single branch is the ordinary case and needs no mask.
 
 Shape legend: B trees, T positions, M target positions in the batch.
 """
@@ -11,177 +9,235 @@ Shape legend: B trees, T positions, M target positions in the batch.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
+SMALLEST_PART = 512  # positions that a part of a split tree may have at least
+
 
 @dataclass(frozen=True)
 class Branch:
-    """What is asked and what should be said. `image` says that the target is codes; `task` groups
-    the loss.
+    """A prompt and its target.
+
+    Args:
+        prompt: ids that follow the prefix.
+        target: ids to predict.
+        task: groups the loss; an index into `options.TASKS`.
+        is_image: the target is codes.
     """
 
     prompt: list[int]
     target: list[int]
     task: int = 0
-    image: bool = False
+    is_image: bool = False
+
+    @property
+    def length(self) -> int:
+        """Positions of prompt and target."""
+        return len(self.prompt) + len(self.target)
 
 
 @dataclass(frozen=True)
 class Tree:
+    """A prefix and its branches."""
+
     prefix: list[int]
     branches: Sequence[Branch]
 
+    @property
+    def length(self) -> int:
+        """Positions of the prefix and all branches."""
+        return len(self.prefix) + sum(branch.length for branch in self.branches)
+
 
 @dataclass
-class Packed:
-    """A batch of trees as tensors. Position m of the target arrays says: from hidden state (row[m],
-    column[m]) predict id target[m], for the task task[m], within branch branch[m] (numbered through
-    the batch).
+class PackedBatch:
+    """A batch of trees as tensors.
+
+    Entry m of the target arrays means: from hidden state (row[m], column[m]) predict id target[m]
+    of task task[m], in branch branch[m] (numbered through the batch). `segments_BT` is 0 in the
+    prefix, 1, 2, … in the branches and -1 in padding; it is None if every tree has one branch.
     """
 
     ids_BT: Tensor
     positions_BT: Tensor
-    segments_BT: Tensor | None  # 0 the prefix, 1… the branches, -1 padding; None: one branch each
+    segments_BT: Tensor | None
     row_M: Tensor
     column_M: Tensor
     target_M: Tensor
     task_M: Tensor
     branch_M: Tensor
-    image_M: Tensor
+    is_image_M: Tensor
 
-    def to(self, device: torch.device) -> Packed:
-        moved = {
-            k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v
-            for k, v in vars(self).items()
-        }
-        return Packed(**moved)
+    def to(self, device: torch.device) -> PackedBatch:
+        """Copy to a device."""
+        moved = {}
+        for name, value in vars(self).items():
+            is_tensor = isinstance(value, Tensor)
+            moved[name] = value.to(device, non_blocking=True) if is_tensor else value
+        return PackedBatch(**moved)
+
+    def pin_memory(self) -> PackedBatch:
+        """Copy to page-locked memory; the DataLoader calls this."""
+        pinned = {}
+        for name, value in vars(self).items():
+            pinned[name] = value.pin_memory() if isinstance(value, Tensor) else value
+        return PackedBatch(**pinned)
 
     def mask(self, dtype: torch.dtype) -> Tensor | None:
-        """Additive attention mask [B,1,T,T], or None where plain causal attention is right already.
+        """Additive attention mask [B,1,T,T]; None if plain causal attention is correct.
 
-        Padding stands at the end, so that causal attention alone hides it from everything before
-        it.
+        Padding stands at the end, so causal attention alone hides it from everything before it.
         """
         if self.segments_BT is None:
             return None
-        seen_BTT = self.segments_BT[:, None, :] == self.segments_BT[:, :, None]
-        seen_BTT |= self.segments_BT[:, None, :] == 0
+        visible_BTT = self.segments_BT[:, None, :] == self.segments_BT[:, :, None]
+        visible_BTT |= self.segments_BT[:, None, :] == 0
         length = self.ids_BT.shape[1]
-        seen_BTT &= torch.ones(length, length, dtype=torch.bool, device=self.ids_BT.device).tril()
-        return torch.zeros_like(seen_BTT, dtype=dtype).masked_fill_(
-            ~seen_BTT, torch.finfo(dtype).min
-        )[:, None]
+        causal = torch.ones(length, length, dtype=torch.bool, device=self.ids_BT.device).tril()
+        visible_BTT &= causal
+        mask = torch.zeros_like(visible_BTT, dtype=dtype)
+        return mask.masked_fill_(~visible_BTT, torch.finfo(dtype).min)[:, None]
 
 
-def length_of(tree: Tree) -> int:
-    return len(tree.prefix) + sum(
-        len(branch.prompt) + len(branch.target) for branch in tree.branches
-    )
+def separate_branches(trees: Sequence[Tree]) -> list[Tree]:
+    """One tree a branch, for models whose branches cannot share a prefix."""
+    return [Tree(tree.prefix, [branch]) for tree in trees for branch in tree.branches]
 
 
-def by_length(trees: Sequence[Tree], groups: int) -> list[list[Tree]]:
-    """The trees in at most so many groups, each to be padded to its own longest, so that the fewest
-    positions are padding: the best cuts of their order by length, found by dynamic programming. No
-    group more than that takes; equal lengths keep their order.
+def group_by_length(trees: Sequence[Tree], groups: int) -> list[list[Tree]]:
+    """Split trees into at most `groups` groups of similar length with the least padding.
+
+    Each group is padded to its own longest tree. The best cuts of the order by length are found by
+    dynamic programming; trees of equal length keep their order.
+
+    >>> trees = [Tree([0] * n, [Branch([], [1])]) for n in (9, 1, 8, 2)]
+    >>> [[tree.length for tree in group] for group in group_by_length(trees, 2)]
+    [[2, 3], [9, 10]]
     """
-    line = sorted(trees, key=length_of)
-    count = np.arange(len(line) + 1)
-    widths = np.array([0, *map(length_of, line)], dtype=float)
-    # [m,n]: positions of a group of the trees m to n - 1.
-    group = np.where(count[:, None] < count, (count - count[:, None]) * widths, np.inf)
-    least = np.where(count == 0, 0.0, np.inf)  # of the first n trees in so many groups
-    begins: list[np.ndarray] = []  # where the last of these begins
-    for _ in range(min(groups, len(line))):
-        total = least[:, None] + group
-        if begins and total[:, -1].min() >= least[-1]:
-            break
-        begins.append(total.argmin(0))
-        least = total.min(0)
+    ordered = sorted(trees, key=lambda tree: tree.length)
+    count = np.arange(len(ordered) + 1)
+    widths = np.array([0, *(tree.length for tree in ordered)], dtype=float)
+    # cost[m, n]: positions of one padded group of the trees m to n - 1.
+    cost = np.where(count[:, None] < count, (count - count[:, None]) * widths, np.inf)
+    best = np.where(count == 0, 0.0, np.inf)  # of the first n trees in the groups so far
+    starts: list[np.ndarray] = []  # of the last group, for each n
+    for _ in range(min(groups, len(ordered))):
+        total = best[:, None] + cost
+        if starts and total[:, -1].min() >= best[-1]:
+            break  # another group saves nothing
+        starts.append(total.argmin(0))
+        best = total.min(0)
     found: list[list[Tree]] = []
-    end = len(line)
-    for begin in reversed(begins):
-        start = int(begin[end])
-        found.insert(0, line[start:end])
+    end = len(ordered)
+    for start_of in reversed(starts):
+        start = int(start_of[end])
+        found.insert(0, ordered[start:end])
         end = start
     return found
 
 
-def at_once(trees: Sequence[Tree], most: int) -> Iterator[list[Tree]]:
-    """The trees in order, in groups whose masks [B,T,T] have at most so many entries where that can
-    be; a tree of many branches is taken apart first, each part of which reads the prefix anew.
+def split_by_mask_size(trees: Sequence[Tree], largest: int) -> Iterator[list[Tree]]:
+    """Trees in order, in groups whose masks [B,T,T] have at most `largest` entries if possible.
+
+    A tree of many branches is first split into parts, each of which reads the prefix again.
     """
     group: list[Tree] = []
-    for part in (part for tree in trees for part in _parts(tree)):
-        width = max(map(length_of, [*group, part]))
-        if group and (len(group) + 1) * width**2 > most:
-            yield group
-            group = []
-        group.append(part)
+    for tree in trees:
+        for part in _split_tree(tree):
+            width = max(member.length for member in [*group, part])
+            if group and (len(group) + 1) * width**2 > largest:
+                yield group
+                group = []
+            group.append(part)
     if group:
         yield group
 
 
-def _parts(tree: Tree) -> Iterator[Tree]:
-    alone = [Tree(tree.prefix, [branch]) for branch in tree.branches]
-    most = max(2 * max(map(length_of, alone)), 512)
-    some: list[Branch] = []
+def _split_tree(tree: Tree) -> Iterator[Tree]:
+    """A tree in parts of at most twice its longest single branch, or `SMALLEST_PART`."""
+    longest = max(len(tree.prefix) + branch.length for branch in tree.branches)
+    limit = max(2 * longest, SMALLEST_PART)
+    branches: list[Branch] = []
     for branch in tree.branches:
-        if some and length_of(Tree(tree.prefix, [*some, branch])) > most:
-            yield Tree(tree.prefix, some)
-            some = []
-        some.append(branch)
-    yield Tree(tree.prefix, some)
+        if branches and Tree(tree.prefix, [*branches, branch]).length > limit:
+            yield Tree(tree.prefix, branches)
+            branches = []
+        branches.append(branch)
+    yield Tree(tree.prefix, branches)
 
 
-def pack(trees: Sequence[Tree], pad: int = 0) -> Packed:
-    """Lay trees out side by side, padded at the end to the longest."""
-    width = max(map(length_of, trees))
-    ids, positions, segments = [], [], []
-    row, column, target, task, branch, image = [], [], [], [], [], []
-    number = 0
-    for r, tree in enumerate(trees):
-        line = list(tree.prefix)
-        place = list(range(len(line)))
-        segment = [0] * len(line)
-        for k, part in enumerate(tree.branches, start=1):
-            words = part.prompt + part.target
-            if not part.target or len(tree.prefix) + len(part.prompt) == 0:
-                raise ValueError(
-                    "a branch needs a target, and something before it to predict it from"
-                )
-            # The first target is predicted by the last prompt token, or by the prefix's last where
-            # there is no prompt.
-            first = len(line) + len(part.prompt) - 1 if part.prompt else len(tree.prefix) - 1
-            after = len(line) + len(part.prompt)
-            column += [first, *range(after, after + len(part.target) - 1)]
-            row += [r] * len(part.target)
-            target += part.target
-            task += [part.task] * len(part.target)
-            branch += [number] * len(part.target)
-            image += [part.image] * len(part.target)
-            place += range(len(tree.prefix), len(tree.prefix) + len(words))
-            segment += [k] * len(words)
-            line += words
-            number += 1
-        rest = width - len(line)
-        ids.append(line + [pad] * rest)
-        positions.append(place + [0] * rest)
-        segments.append(segment + [-1] * rest)
+@dataclass
+class _Row:
+    """One tree laid out: ids, position ids and segments, one entry a position."""
+
+    ids: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    segments: list[int] = field(default_factory=list)
+
+    def append(self, ids: Sequence[int], first_position: int, segment: int) -> None:
+        self.ids += ids
+        self.positions += range(first_position, first_position + len(ids))
+        self.segments += [segment] * len(ids)
+
+    def pad(self, width: int, pad_id: int) -> None:
+        missing = width - len(self.ids)
+        self.ids += [pad_id] * missing
+        self.positions += [0] * missing
+        self.segments += [-1] * missing
+
+
+def pack(trees: Sequence[Tree], pad_id: int = 0) -> PackedBatch:
+    """Lay trees out as rows of one batch, padded at the end to the longest.
+
+    Raises:
+        ValueError: a branch has no target, or nothing before its target to predict it from.
+    """
+    width = max(tree.length for tree in trees)
     several = any(len(tree.branches) > 1 for tree in trees)
-    if not several:  # plain causal sequences: positions simply count on
+    rows: list[_Row] = []
+    row_M: list[int] = []
+    column_M: list[int] = []
+    target_M: list[int] = []
+    task_M: list[int] = []
+    branch_M: list[int] = []
+    is_image_M: list[bool] = []
+    number = 0
+    for tree in trees:
+        row = _Row()
+        row.append(tree.prefix, 0, 0)
+        for segment, branch in enumerate(tree.branches, start=1):
+            if not branch.target or len(tree.prefix) + len(branch.prompt) == 0:
+                raise ValueError("a branch needs a target, and something before it to predict from")
+            start = len(row.ids) + len(branch.prompt)  # column of the first target
+            # The first target is predicted from the prompt's last token, or from the prefix's last
+            # if there is no prompt.
+            first = start - 1 if branch.prompt else len(tree.prefix) - 1
+            count = len(branch.target)
+            column_M += [first, *range(start, start + count - 1)]
+            row_M += [len(rows)] * count
+            target_M += branch.target
+            task_M += [branch.task] * count
+            branch_M += [number] * count
+            is_image_M += [branch.is_image] * count
+            row.append(branch.prompt + branch.target, len(tree.prefix), segment)
+            number += 1
+        row.pad(width, pad_id)
+        rows.append(row)
+    positions = [row.positions for row in rows]
+    if not several:  # plain causal sequences: positions count through the padding
         positions = [list(range(width))] * len(trees)
-    return Packed(
-        ids_BT=torch.tensor(ids),
+    return PackedBatch(
+        ids_BT=torch.tensor([row.ids for row in rows]),
         positions_BT=torch.tensor(positions),
-        segments_BT=torch.tensor(segments) if several else None,
-        row_M=torch.tensor(row),
-        column_M=torch.tensor(column),
-        target_M=torch.tensor(target),
-        task_M=torch.tensor(task),
-        branch_M=torch.tensor(branch),
-        image_M=torch.tensor(image, dtype=torch.bool),
+        segments_BT=torch.tensor([row.segments for row in rows]) if several else None,
+        row_M=torch.tensor(row_M),
+        column_M=torch.tensor(column_M),
+        target_M=torch.tensor(target_M),
+        task_M=torch.tensor(task_M),
+        branch_M=torch.tensor(branch_M),
+        is_image_M=torch.tensor(is_image_M, dtype=torch.bool),
     )

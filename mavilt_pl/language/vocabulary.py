@@ -1,10 +1,12 @@
 """How a causal language model's vocabulary grows by images.
 
-The model's embedding has V rows. Behind them stands one contiguous block: a few marks, then the K
-codes. Old ids do not move, and the tokenizer never learns the new ones: text that contains
-`<image>` literally stays text. `<end>` is the first mark, so that "the old vocabulary and `<end>`"
-is one slice of the head. Marks of views, where there are any, stand behind the codes: a model
+The model's embedding has V rows. Behind them stands one contiguous block: a few special tokens,
+then the K codes. Old ids do not move, and the tokenizer never learns the new ones: text that
+contains `<image>` literally stays text. `<end>` is the first special token, so "the old vocabulary
+and `<end>`" is one slice of the head. Tokens of views, if any, stand behind the codes: a model
 without them has the same ids.
+
+Shape legend: B studies, N codes an image, K codes of the codebook, R new rows, D width.
 """
 
 from __future__ import annotations
@@ -17,115 +19,136 @@ from torch import Tensor, nn
 from mavilt_pl.data.records import Side
 from mavilt_pl.errors import UserError
 
-MARKS = ("<end>", "<begin>", "<image>", "</image>", "<report>", "<answer>")
-VIEW_MARKS: dict[Side, str] = {"frontal": "<frontal>", "lateral": "<lateral>"}
+SPECIAL_TOKENS = ("<end>", "<begin>", "<image>", "</image>", "<report>", "<answer>")
+VIEW_TOKENS: dict[Side, str] = {"frontal": "<frontal>", "lateral": "<lateral>"}
 
 
 @dataclass(frozen=True)
 class VisualVocabulary:
-    """Ids of the marks and codes. `text` is V, the model's rows before it grew; `codes` is K;
-    `length` is N, the number of codes in an image; `words` is how many of the V rows the tokenizer
-    uses (models pad their rows); `views` says whether there are marks of views.
+    """Ids of the special tokens and codes.
+
+    Args:
+        num_text_rows: V, rows of the model before it grew.
+        num_used_rows: rows that the tokenizer uses; models pad their rows.
+        codebook_size: K.
+        codes_per_image: N.
+        multi_view: whether there are tokens of views.
+
+    >>> vocabulary = VisualVocabulary(100, 90, codebook_size=16, codes_per_image=4)
+    >>> vocabulary.end, vocabulary.first_code, vocabulary.code_stop, vocabulary.num_rows
+    (100, 106, 122, 122)
     """
 
-    text: int
-    words: int
-    codes: int
-    length: int
-    views: bool = False
+    num_text_rows: int
+    num_used_rows: int
+    codebook_size: int
+    codes_per_image: int
+    multi_view: bool = False
 
     @property
     def end(self) -> int:
-        return self.text
+        """Id of `<end>`."""
+        return self.num_text_rows
 
-    def mark(self, name: str) -> int:
-        return self.text + MARKS.index(name)
+    def special_token_id(self, name: str) -> int:
+        """Id of one of `SPECIAL_TOKENS`."""
+        return self.num_text_rows + SPECIAL_TOKENS.index(name)
 
     @property
     def first_code(self) -> int:
-        return self.text + len(MARKS)
+        """Id of code 0."""
+        return self.num_text_rows + len(SPECIAL_TOKENS)
 
     @property
-    def last_code(self) -> int:
+    def code_stop(self) -> int:
         """The id behind the last code."""
-        return self.first_code + self.codes
+        return self.first_code + self.codebook_size
 
     @property
-    def total(self) -> int:
-        return self.last_code + (len(VIEW_MARKS) if self.views else 0)
+    def num_rows(self) -> int:
+        """Rows of the grown model."""
+        return self.code_stop + (len(VIEW_TOKENS) if self.multi_view else 0)
 
-    def view_mark(self, view: Side) -> int:
-        return self.last_code + [*VIEW_MARKS].index(view)
+    def view_token_id(self, view: Side) -> int:
+        """Id of a view's token; only with `multi_view`."""
+        return self.code_stop + [*VIEW_TOKENS].index(view)
 
-    def check(self, codes_BN: Tensor) -> None:
-        """Refuse codes that are not N codes in [0, K)."""
+    def check_codes(self, codes_BN: Tensor) -> None:
+        """Refuse codes that are not N codes in [0, K) for each image.
+
+        Raises:
+            UserError: the codes are missing, or another tokenizer's.
+        """
         if codes_BN.numel() == 0:
             raise UserError(
                 f"codes: found {tuple(codes_BN.shape)}, an image without codes; expected "
-                f"{self.length} of them for each: "
-                "run `mavilt tokenize` on the corpus"
+                f"{self.codes_per_image} of them for each: run `mavilt tokenize` on the corpus"
             )
-        if (
-            codes_BN.shape[-1] != self.length
-            or int(codes_BN.min()) < 0
-            or int(codes_BN.max()) >= self.codes
-        ):
+        low, high = int(codes_BN.min()), int(codes_BN.max())
+        if codes_BN.shape[-1] != self.codes_per_image or low < 0 or high >= self.codebook_size:
             raise UserError(
-                f"an image is {self.length} codes in [0, {self.codes}); found {codes_BN.shape[-1]} "
-                f"codes in "
-                f"[{int(codes_BN.min())}, {int(codes_BN.max())}]: the token cache is another "
-                f"tokenizer's"
+                f"an image is {self.codes_per_image} codes in [0, {self.codebook_size}); found "
+                f"{codes_BN.shape[-1]} codes in [{low}, {high}]: the token cache is another "
+                "tokenizer's"
             )
 
 
 @torch.no_grad()
-def first_rows(
+def initial_rows(
     model: nn.Module, vocabulary: VisualVocabulary, codebook: Tensor | None, noise: float = 1.0
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Where the block's rows start: embedding [R,D], head [R,D] (None where it is tied), the head's
-    bias [R] (None without).
+    """Initial values of the new rows.
 
-    A new row starts at the mean of the old ones. What is added to it has `noise` times the old
-    rows' spread: random for the marks, and for the codes a random projection of the codebook [K,
-    width], so that codes which look alike start alike (measured in EXPERIMENTS.md). Without a
-    codebook the codes' part is random too.
+    A new row starts at the mean of the old ones, plus a direction of `noise` times the old rows'
+    spread. The direction is random for special tokens. For codes it is a random projection of the
+    codebook, so that codes which look alike start alike (measured in EXPERIMENTS.md); without a
+    codebook it is random too.
+
+    Args:
+        model: a Hugging Face causal language model.
+        vocabulary: the grown vocabulary.
+        codebook: float [K, width], or None.
+        noise: size of the direction.
+
+    Returns:
+        Embedding rows [R,D]; head rows [R,D], None if the head is tied; head bias [R], None if the
+        head has none.
     """
     old = model.get_input_embeddings().weight
-    words = old[: vocabulary.words].float()
-    mean, spread = words.mean(0), words.std(0).mean()
+    used = old[: vocabulary.num_used_rows].float()
+    mean, spread = used.mean(0), used.std(0).mean()
     generator = torch.Generator().manual_seed(0)
-    direction = torch.randn(vocabulary.total - vocabulary.text, len(mean), generator=generator)
+    added = vocabulary.num_rows - vocabulary.num_text_rows
+    direction = torch.randn(added, len(mean), generator=generator)
     if codebook is not None:
         code = codebook.float().cpu()
         code = (code - code.mean(0)) / (code.std() + 1e-6)
-        projection = (
-            torch.randn(code.shape[1], len(mean), generator=generator) / code.shape[1] ** 0.5
-        )
-        direction[len(MARKS) : len(MARKS) + len(code)] = code @ projection
+        projection = torch.randn(code.shape[1], len(mean), generator=generator)
+        projection = projection / code.shape[1] ** 0.5
+        first = len(SPECIAL_TOKENS)
+        direction[first : first + len(code)] = code @ projection
     embedding = (mean + noise * spread * direction.to(mean)).to(old.dtype)
     head, head_rows, bias = model.get_output_embeddings(), None, None
     if head.weight is not old:
-        known = head.weight[: vocabulary.words].float()
-        head_rows = (known.mean(0) + noise * known.std(0).mean() * direction.to(known)).to(
-            old.dtype
-        )
+        used = head.weight[: vocabulary.num_used_rows].float()
+        offset = noise * used.std(0).mean() * direction.to(used)
+        head_rows = (used.mean(0) + offset).to(old.dtype)
     if getattr(head, "bias", None) is not None:
-        bias = head.bias[: vocabulary.words].mean().repeat(len(direction))
+        bias = head.bias[: vocabulary.num_used_rows].mean().repeat(len(direction))
     return embedding, head_rows, bias
 
 
 @torch.no_grad()
-def grow(
+def grow_model(
     model: nn.Module, vocabulary: VisualVocabulary, codebook: Tensor | None, noise: float = 1.0
 ) -> None:
-    """Add the block's rows to the embedding and, where it is not tied, to the head; see
-    `first_rows`.
-    """
-    embedding, head_rows, bias = first_rows(model, vocabulary, codebook, noise)
-    model.resize_token_embeddings(vocabulary.total, mean_resizing=False)
-    model.get_input_embeddings().weight[vocabulary.text :] = embedding
+    """Append the new rows to the embedding and, if it is not tied, to the head, in place."""
+    embedding, head_rows, bias = initial_rows(model, vocabulary, codebook, noise)
+    model.resize_token_embeddings(vocabulary.num_rows, mean_resizing=False)
+    first = vocabulary.num_text_rows
+    model.get_input_embeddings().weight[first:] = embedding
     head = model.get_output_embeddings()
     if head_rows is not None:
-        head.weight[vocabulary.text :] = head_rows
+        head.weight[first:] = head_rows
     if bias is not None:
-        head.bias[vocabulary.text :] = bias
+        head.bias[first:] = bias

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoConfig
 
 from mavilt_pl.cli import main
 from mavilt_pl.data.corpus import Corpus
-from mavilt_pl.data.datamodule import sample_key
+from mavilt_pl.data.collate import sample_key
 from mavilt_pl.data.token_cache import TokenCache
 from mavilt_pl.encoders.findings import CXRClassifier
 from mavilt_pl.errors import UserError

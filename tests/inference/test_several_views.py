@@ -15,7 +15,7 @@ from words import DATA
 
 from mavilt_pl.cli import main
 from mavilt_pl.data.corpus import Corpus
-from mavilt_pl.data.datamodule import sample_key
+from mavilt_pl.data.collate import sample_key
 from mavilt_pl.data.records import SIDES
 from mavilt_pl.data.token_cache import TokenCache
 from mavilt_pl.encoders.loading import load_encoder

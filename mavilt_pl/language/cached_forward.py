@@ -1,0 +1,139 @@
+"""The model with its key-value cache: feed ids, get the last hidden state.
+
+Shape legend: B samples, T positions fed, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import StaticCache
+
+from mavilt_pl.errors import UserError
+from mavilt_pl.language.model import VisualLanguageModel
+
+UNLIMITED = 2**31
+
+
+def left_pad(
+    rows: Sequence[Sequence[int]], pad_id: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Ids [B,T] that end together, and their attention mask [B,T].
+
+    >>> left_pad([[1, 2], [3]], 0, torch.device("cpu"))[0].tolist()
+    [[1, 2], [0, 3]]
+    """
+    width = max(map(len, rows))
+    ids, mask = [], []
+    for row in rows:
+        padding = width - len(row)
+        ids.append([pad_id] * padding + list(row))
+        mask.append([0] * padding + [1] * len(row))
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+
+def check_finite(outputs: Tensor) -> Tensor:
+    """The outputs, any shape, if all are finite.
+
+    Raises:
+        UserError: one of them is NaN or infinite.
+    """
+    if not bool(outputs.isfinite().all()):
+        raise UserError(
+            "the model's outputs are not finite: its weights hold NaN or infinity. Use an earlier "
+            "checkpoint; a training that ended like this needs a lower learning_rate"
+        )
+    return outputs
+
+
+class CachedForward:
+    """A growing cache.
+
+    Args:
+        model: in evaluation mode.
+        mask_BT: attention mask of the prompt.
+    """
+
+    def __init__(self, model: VisualLanguageModel, mask_BT: Tensor):
+        self.model, self.mask_BT = model, mask_BT
+        self.cache: Any = None
+        # transformers 5.24 renamed the argument; models that live outside it keep the older name.
+        parameters = signature(model.transformer.forward).parameters
+        self.cache_name = "cache" if "cache" in parameters else "past_key_values"
+        # Finished rows are fed too, past the context if others are longer; nothing of them is read.
+        self.last_position = UNLIMITED if model.max_context is None else model.max_context - 1
+        self.position_BT = (mask_BT.cumsum(1) - 1).clamp(min=0)
+
+    def __call__(self, ids_BT: Tensor, grid_index_BT: Tensor | None = None) -> Tensor:
+        """Feed ids; the hidden state [B,D] at the last of them."""
+        if self.cache is not None:
+            new = self.mask_BT.new_ones(len(self.mask_BT), ids_BT.shape[1])
+            self.mask_BT = torch.cat([self.mask_BT, new], 1)
+            self.position_BT = (self.position_BT[:, -1:] + 1).clamp(max=self.last_position)
+        mask_BT = None if bool(self.mask_BT.all()) else self.mask_BT
+        out = self._forward(self.model.transformer, ids_BT, grid_index_BT, mask_BT)
+        self.cache = out[self.cache_name]
+        return out.last_hidden_state[:, -1]
+
+    def _forward(
+        self,
+        transformer: Any,
+        ids_BT: Tensor,
+        grid_index_BT: Tensor | None,
+        mask_BT: Tensor | None,
+    ) -> Any:
+        return transformer(
+            inputs_embeds=self.model.embed(ids_BT, grid_index_BT),
+            attention_mask=mask_BT,
+            position_ids=self.position_BT,
+            use_cache=True,
+            **{self.cache_name: self.cache},
+        )
+
+    def reorder(self, rows: Tensor) -> None:
+        """Continue with these rows of the batch, in this order; a row may repeat."""
+        self.mask_BT, self.position_BT = self.mask_BT[rows], self.position_BT[rows]
+        self.cache.reorder_cache(rows)
+
+
+class StaticCacheForward(CachedForward):
+    """A cache of fixed size, and steps of one token compiled; on a GPU they are a CUDA graph.
+
+    A new batch size, or another multiple of `BLOCK` positions, is compiled again.
+
+    Args:
+        model: in evaluation mode.
+        mask_BT: attention mask of the prompt.
+        new_positions: positions that will be fed after the prompt.
+    """
+
+    BLOCK = 128
+
+    def __init__(self, model: VisualLanguageModel, mask_BT: Tensor, new_positions: int):
+        super().__init__(model, mask_BT)
+        length = -(-(mask_BT.shape[1] + new_positions) // self.BLOCK) * self.BLOCK
+        config = model.backbone.config.get_text_config()
+        self.cache = StaticCache(config, max_cache_len=length)
+        # Future positions count as visible, so the mask keeps its shape; causality hides them.
+        future = mask_BT.new_ones(len(mask_BT), length - mask_BT.shape[1])
+        self.mask_BT = torch.cat([mask_BT, future], 1)
+        self.uses_graph = mask_BT.device.type == "cuda"
+        mode = "reduce-overhead" if self.uses_graph else "default"
+        self.compiled = torch.compile(model.transformer, mode=mode, dynamic=False)
+        self.is_first = True
+
+    def __call__(self, ids_BT: Tensor, grid_index_BT: Tensor | None = None) -> Tensor:
+        """Feed ids; the hidden state [B,D] at the last of them."""
+        transformer = self.model.transformer if self.is_first else self.compiled
+        if not self.is_first:
+            self.position_BT = self.position_BT[:, -1:] + 1
+            if self.uses_graph:
+                torch.compiler.cudagraph_mark_step_begin()
+        self.is_first = False
+        out = self._forward(transformer, ids_BT, grid_index_BT, self.mask_BT)
+        # A graph writes its next output to the same memory.
+        return out.last_hidden_state[:, -1].clone()

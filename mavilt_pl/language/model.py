@@ -1,0 +1,285 @@
+"""A causal language model with image codes in its vocabulary, as a plain `nn.Module`.
+
+It knows neither Lightning nor datasets: it embeds ids, returns hidden states, logits and losses.
+The position determines the modality, so the head is restricted: a text target is normalised over
+the old vocabulary and `<end>`, an image target over the K codes (`loss_vocabulary: full` normalises
+both over all rows, as LLM-CXR does). Only hidden states at target positions meet the head, chunk by
+chunk, so no [B,T,V] logits exist.
+
+Shape legend: B batch, T positions, N codes an image, K codes of the codebook, D width, M target
+positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mavilt_pl.checkpoint import check_format_version, load_strict, read_weights
+from mavilt_pl.errors import UserError
+from mavilt_pl.language.adapters import NewRows, add_adapters, freeze
+from mavilt_pl.language.backbone import UnsupportedAttentionError, load_backbone
+from mavilt_pl.language.chunked_cross_entropy import HeadRows, head_logits, linear_cross_entropy
+from mavilt_pl.language.options import ModelOptions, TuningOptions, as_options
+from mavilt_pl.language.sequences import Branch, PackedBatch, Tree, pack
+from mavilt_pl.language.vocabulary import VisualVocabulary, grow_model
+
+# Names of a config's attention window.
+_WINDOWS = ("sliding_window", "window_size", "attention_chunk_size")
+
+
+class VisualLanguageModel(nn.Module):
+    """A Hugging Face causal language model whose vocabulary holds special tokens and codes.
+
+    Args:
+        backbone: model from transformers; grown or given adapters in place.
+        tokenizer: the backbone's tokenizer.
+        codebook: float [K, width] of the visual tokenizer; new rows start near similar codes.
+        codes_per_image: N.
+        options: `grid_positions`, `multi_view`, `loss_vocabulary`, `attention`.
+        tuning: `method`, `lora`, `gradient_checkpointing`.
+    """
+
+    def __init__(
+        self,
+        backbone: Any,
+        tokenizer: Any,
+        codebook: Tensor,
+        codes_per_image: int,
+        options: ModelOptions | None = None,
+        tuning: TuningOptions | None = None,
+    ):
+        super().__init__()
+        self.options, tuning = options or ModelOptions(), tuning or TuningOptions()
+        self.backbone, self.tokenizer = backbone, tokenizer
+        self.backbone.train()  # transformers loads in evaluation mode, and Lightning keeps modes
+        rows = backbone.get_input_embeddings().num_embeddings
+        used = max(tokenizer.get_vocab().values()) + 1
+        self.vocabulary = VisualVocabulary(
+            num_text_rows=rows,
+            num_used_rows=min(used, rows),
+            codebook_size=len(codebook),
+            codes_per_image=codes_per_image,
+            multi_view=self.options.multi_view,
+        )
+        text_config = backbone.config.get_text_config()
+        self.max_context: int | None = getattr(text_config, "max_position_embeddings", None)
+        self.new_rows: NewRows | None = None
+        if tuning.method == "full":
+            grow_model(backbone, self.vocabulary, codebook)
+        else:
+            freeze(backbone)
+            self.new_rows = NewRows(backbone, self.vocabulary, codebook)
+        if tuning.method == "lora":
+            add_adapters(backbone, tuning.lora)
+        if tuning.gradient_checkpointing:
+            # The newer name of transformers, if there is one.
+            enable = getattr(backbone, "activation_checkpointing_enable", None)
+            (enable or backbone.gradient_checkpointing_enable)({"use_reentrant": False})
+        width = backbone.get_input_embeddings().embedding_dim
+        self.grid_positions: nn.Parameter | None = None
+        if self.options.grid_positions:
+            self.grid_positions = nn.Parameter(torch.zeros(codes_per_image, width))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str,
+        codebook: Tensor,
+        codes_per_image: int,
+        options: ModelOptions | None = None,
+        tuning: TuningOptions | None = None,
+    ) -> VisualLanguageModel:
+        """Grow a language model from a local folder or a hub name; see the class for arguments."""
+        options = options or ModelOptions()
+        backbone, tokenizer = load_backbone(name, options.attention, options.pretrained)
+        return cls(backbone, tokenizer, codebook, codes_per_image, options, tuning)
+
+    @classmethod
+    def from_checkpoint(
+        cls, path: str | Path, backbone: str | None = None
+    ) -> tuple[VisualLanguageModel, dict[str, Any]]:
+        """The model of a Stage 1 or Stage 2 checkpoint, in evaluation mode, and the checkpoint.
+
+        All weights come from the checkpoint; only config and tokenizer of the backbone are read
+        from its folder. The attention kernel is chosen for this machine, not the one it was trained
+        with.
+
+        Args:
+            path: a checkpoint.
+            backbone: path of the base language model (default: the path used in training).
+
+        Raises:
+            UserError: the file is no such checkpoint, or the backbone does not fit it.
+        """
+        checkpoint = read_weights(path)
+        check_format_version(checkpoint, str(path))
+        settings: Mapping[str, Any] = checkpoint.get("hyper_parameters", {})
+        if "visual_vocabulary" not in checkpoint or "backbone" not in settings:
+            raise UserError(
+                f"{path} is a checkpoint of another module; expected one of Stage 1 or Stage 2"
+            )
+        tuning = as_options(TuningOptions, settings["tuning"], "tuning")
+        trained = asdict(as_options(ModelOptions, settings["model"], "model"))
+        vocabulary = VisualVocabulary(**checkpoint["visual_vocabulary"])
+        # Initial values of the codes' rows are overwritten below.
+        codebook = torch.zeros(vocabulary.codebook_size, 1)
+        name = backbone or settings["backbone"]
+
+        def build(attention: str) -> VisualLanguageModel:
+            options = ModelOptions(**{**trained, "attention": attention, "pretrained": False})
+            return cls.from_pretrained(name, codebook, vocabulary.codes_per_image, options, tuning)
+
+        try:
+            model = build("sdpa")
+        except UnsupportedAttentionError:
+            model = build("eager")
+        if model.vocabulary != vocabulary:
+            raise UserError(
+                f"backbone {name}: its tokenizer and embedding are not those that {path} was "
+                f"trained with (found {model.vocabulary}, expected {vocabulary}); name the backbone "
+                "of that training"
+            )
+        prefix = "model."
+        weights = {}
+        for key, value in checkpoint["state_dict"].items():
+            weights[key.removeprefix(prefix)] = value
+        load_strict(model, weights, path)
+        return model.eval(), checkpoint
+
+    @property
+    def transformer(self) -> nn.Module:
+        """The backbone without its head."""
+        return self.backbone.base_model
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights."""
+        return next(self.parameters()).device
+
+    # Embeddings and heads.
+
+    def embed(self, ids_BT: Tensor, grid_index_BT: Tensor | None = None) -> Tensor:
+        """Embeddings [B,T,D]; codes get the vector of their position on the grid.
+
+        Args:
+            ids_BT: ids of tokens and codes.
+            grid_index_BT: position on the grid of each code; counted along each row by default.
+        """
+        vocabulary, old = self.vocabulary, self.backbone.get_input_embeddings()
+        if self.new_rows is None:
+            embedded_BTD = old(ids_BT)
+        else:
+            embedded_BTD = self.new_rows.embed(old, ids_BT, vocabulary.num_text_rows)
+        if self.grid_positions is None:
+            return embedded_BTD
+        is_code = (ids_BT >= vocabulary.first_code) & (ids_BT < vocabulary.code_stop)
+        if grid_index_BT is None:
+            grid_index_BT = (is_code.cumsum(1) - 1) % vocabulary.codes_per_image
+        positions_BTD = self.grid_positions[grid_index_BT.clamp(min=0)]
+        return embedded_BTD + positions_BTD * is_code[..., None].to(embedded_BTD.dtype)
+
+    def _head(self, start: int, stop: int) -> list[HeadRows]:
+        """The head's rows of the ids from `start` up to `stop`."""
+        head, old_rows = self.backbone.get_output_embeddings(), self.vocabulary.num_text_rows
+        bias = getattr(head, "bias", None)
+        if self.new_rows is None:
+            return [HeadRows(head.weight, bias, start, stop)]
+        parts = []
+        if start < old_rows:
+            parts.append(HeadRows(head.weight, bias, start, min(stop, old_rows)))
+        if stop > old_rows:
+            new = self.new_rows
+            weight = new.embedding if new.head is None else new.head
+            parts.append(HeadRows(weight, new.bias, max(start - old_rows, 0), stop - old_rows))
+        return parts
+
+    def text_head(self) -> list[HeadRows]:
+        """The head's rows of the old vocabulary and `<end>`."""
+        return self._head(0, self.vocabulary.end + 1)
+
+    def code_head(self) -> list[HeadRows]:
+        """The head's rows of the codes."""
+        return self._head(self.vocabulary.first_code, self.vocabulary.code_stop)
+
+    def text_logits(self, hidden: Tensor) -> Tensor:
+        """Logits over the old vocabulary and `<end>`: [..., V + 1]."""
+        return head_logits(hidden, self.text_head())
+
+    def code_logits(self, hidden: Tensor) -> Tensor:
+        """Logits over the codes: [..., K]."""
+        return head_logits(hidden, self.code_head())
+
+    # Packed sequences.
+
+    def hidden_states(self, packed: PackedBatch) -> Tensor:
+        """Hidden states at the target positions [M,D]."""
+        dtype = next(self.backbone.parameters()).dtype
+        out = self.transformer(
+            inputs_embeds=self.embed(packed.ids_BT),
+            attention_mask=packed.mask(dtype),
+            position_ids=packed.positions_BT,
+            use_cache=False,
+        )
+        return out.last_hidden_state[packed.row_M, packed.column_M]
+
+    def token_losses(self, packed: PackedBatch) -> Tensor:
+        """Cross-entropy of every target, nats float32 [M]."""
+        vocabulary = self.vocabulary
+        hidden_MD = self.hidden_states(packed)
+        if self.options.loss_vocabulary == "full":
+            head = self._head(0, vocabulary.num_rows)
+            return linear_cross_entropy(hidden_MD, head, packed.target_M)
+        losses_M = hidden_MD.new_zeros(len(hidden_MD), dtype=torch.float32)
+        is_image_M = packed.is_image_M
+        if bool(is_image_M.any()):
+            codes = packed.target_M[is_image_M] - vocabulary.first_code
+            losses_M[is_image_M] = linear_cross_entropy(
+                hidden_MD[is_image_M], self.code_head(), codes
+            )
+        if not bool(is_image_M.all()):
+            losses_M[~is_image_M] = linear_cross_entropy(
+                hidden_MD[~is_image_M], self.text_head(), packed.target_M[~is_image_M]
+            )
+        return losses_M
+
+    def can_share_prefix(self, longest: int) -> bool:
+        """Whether branches of one prefix see what they would see alone.
+
+        They do not if a layer looks back through a window shorter than a sequence, nor if a state
+        or a convolution runs on from one branch into the next (Mamba, LFM2, Qwen3-Next).
+
+        Args:
+            longest: positions of the longest sequence.
+        """
+        if self.options.attention == "flash_attention_2":
+            return False  # it takes no custom masks
+        if "position_ids" not in signature(self.transformer.forward).parameters:
+            return False
+        config = self.backbone.config.get_text_config()
+        for name in _WINDOWS:
+            window = getattr(config, name, None)
+            if isinstance(window, int) and window < longest:
+                return False
+        return self._branches_are_independent()
+
+    @torch.no_grad()
+    def _branches_are_independent(self) -> bool:
+        """Whether a branch's hidden state is the same with and without another branch."""
+        vocabulary = self.vocabulary
+        prefix = [vocabulary.special_token_id("<begin>"), 0]
+        words = min(vocabulary.num_used_rows, 5)
+        one = Branch([index % words for index in range(7)], [vocabulary.end])
+        other = Branch([index % words for index in range(4)], [vocabulary.end])
+        was_training = self.backbone.training
+        self.backbone.eval()
+        together = self.hidden_states(pack([Tree(prefix, [one, other])], vocabulary.end))[-1]
+        alone = self.hidden_states(pack([Tree(prefix, [other])], vocabulary.end))[-1]
+        self.backbone.train(was_training)
+        return bool((together - alone).abs().max() <= 1e-4 * alone.abs().max())

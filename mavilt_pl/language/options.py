@@ -1,0 +1,316 @@
+"""Settings of the language stages, in four groups: model, tuning, regularization, sampling.
+
+A config gives them as `model.init_args.<group>.<key>`; the command line as
+`--model.<group>.<key> VALUE`. Sources of defaults: LLM-CXR (arXiv 2305.11490, appendix A) unless a
+docstring names another.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, Literal, TypeVar
+
+from mavilt_pl.errors import UserError
+
+TASKS = ("report", "synthesis", "vqa", "text")
+
+Attention = Literal["sdpa", "flash_attention_2", "eager"]
+Options = TypeVar("Options")
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """How images enter the language model.
+
+    Args:
+        max_text_tokens: texts are truncated to this many tokens, in targets and in prompts; the
+            number of truncated texts is logged.
+        grid_positions: add a learned vector for a code's position on the grid, zero at the start.
+        multi_view: read a study's frontal and lateral image in one prompt, and generate either from
+            the other and the text (with `data.each_view`).
+        loss_vocabulary: `modality` normalises a text target over the old vocabulary and `<end>`,
+            and an image target over the codes; `full` normalises both over all rows (LLM-CXR).
+        attention: attention kernel of transformers. flash_attention_2 takes no custom masks, so
+            questions cannot share their image's prefix.
+        pretrained: false takes only the backbone's architecture and tokenizer, with random weights.
+    """
+
+    max_text_tokens: int = 128
+    grid_positions: bool = True
+    multi_view: bool = False
+    loss_vocabulary: Literal["modality", "full"] = "modality"
+    attention: Attention = "sdpa"
+    pretrained: bool = True
+
+
+@dataclass(frozen=True)
+class LoraOptions:
+    """Low-rank adapters (LoRA, arXiv 2106.09685); defaults of QLoRA (arXiv 2305.14314).
+
+    Args:
+        rank: r of the adapters.
+        alpha: the adapter's output is scaled by alpha / r.
+        dropout: of the adapter's input.
+        targets: layers that get an adapter, as peft's `target_modules`.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.05
+    targets: str | list[str] = "all-linear"
+
+
+@dataclass(frozen=True)
+class TuningOptions:
+    """Which weights are trained, on which tasks, and how fast.
+
+    Args:
+        method: `full`; `lora` trains adapters and the new rows; `new_rows` trains only the rows of
+            special tokens and codes. With the last two the pretrained weights stay fixed, and a
+            learning rate of 1e-4 to 2e-4 is usual.
+        lora: with `method: lora`.
+        task_weights: each task's share of a step's loss, whatever its length. Weights are
+            renormalised over the tasks present in each global batch, so a task that few batches
+            contain has less total weight. `text` is plain text from `data.replay`.
+        directions: train `both` directions of each pair, or `one`, chosen by a stable hash of the
+            study's identifier, as LLM-CXR chooses by its parity.
+        length_groups: sequences of one direction are read in up to this many passes of similar
+            length; loss and gradient equal those of one pass.
+        optimizer: adamw, or muon for a backbone that has learned little yet (`optim.py`).
+        learning_rate: of AdamW.
+        matrix_learning_rate: of Muon, for the weight matrices.
+        warmup_steps: linear warm-up, then a cosine down to a hundredth.
+        gradient_checkpointing: recompute each layer's activations in the backward pass.
+    """
+
+    method: Literal["full", "lora", "new_rows"] = "full"
+    lora: LoraOptions = field(default_factory=LoraOptions)
+    task_weights: dict[str, float] | None = None
+    directions: Literal["both", "one"] = "both"
+    length_groups: int = 2
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    learning_rate: float = 5e-6
+    matrix_learning_rate: float = 0.02
+    warmup_steps: int = 50
+    gradient_checkpointing: bool = False
+
+    def task_weight(self, task: str) -> float:
+        """Weight of a task; 1 if the setting does not name it."""
+        return (self.task_weights or {}).get(task, 1.0)
+
+
+@dataclass(frozen=True)
+class RegularizationOptions:
+    """What keeps the pretrained language, and what training drops at random.
+
+    Args:
+        lambda_reg: λ of λ/2 ‖θ − θ₀‖² over the pretrained weights (L2-SP, arXiv 1802.01483).
+            Default of Transfer-Learning-Library's `delta.py`.
+        reference: θ₀ is the `backbone`, or the weights at the start of this `stage`. With adapters
+            the term covers what they add to the weights; with new rows alone there is none.
+        reference_dtype: bfloat16 costs 2 bytes a weight and is exact for models published so;
+            float32 costs 4 bytes.
+        reference_device: keep θ₀ on the weights' `device` or in the `host`'s memory.
+        condition_dropout: probability that an image is trained without its text, so that
+            classifier-free guidance can be used (arXiv 2207.12598).
+        view_dropout: probability, in training, that a view is left out of a prompt; one view always
+            stays if there is nothing else to read.
+    """
+
+    lambda_reg: float = 0.01
+    reference: Literal["backbone", "stage"] = "backbone"
+    reference_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    reference_device: Literal["device", "host"] = "device"
+    condition_dropout: float = 0.1
+    view_dropout: float = 0.3
+
+
+@dataclass(frozen=True)
+class ImageSampling:
+    """How the codes of an image are sampled.
+
+    Args:
+        guidance_scale: s of classifier-free guidance on logits, u + s (c − u) (arXiv 2207.12598);
+            1 is off.
+        temperature: 0 takes the most likely code.
+        top_k: sample among the k most likely codes; 0 for all.
+        top_p: nucleus sampling (arXiv 1904.09751).
+        compile: sample with a key-value cache of fixed size and a compiled step, on a GPU a CUDA
+            graph: faster images, and half a minute before the first of each batch size.
+    """
+
+    guidance_scale: float = 1.0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 0.92
+    compile: bool = False
+
+
+@dataclass(frozen=True)
+class TextSampling:
+    """How text is decoded; greedy by default.
+
+    Args:
+        num_beams: beams of beam search (R2Gen and CvT2DistilGPT2 use 3 and 4). Beams are searched,
+            not sampled: set either beams or a temperature.
+        length_penalty: power of the length that a beam's log-likelihood is divided by.
+        temperature: 0 takes the most likely token.
+        top_k: sample among the k most likely tokens; 0 for all.
+        top_p: nucleus sampling (arXiv 1904.09751).
+    """
+
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How images and text are generated."""
+
+    image: ImageSampling = field(default_factory=ImageSampling)
+    text: TextSampling = field(default_factory=TextSampling)
+
+
+# Inclusive ranges of numeric settings, by group and key.
+_RANGES: dict[str, dict[str, tuple[float, float]]] = {
+    "model": {"max_text_tokens": (1, math.inf)},
+    "tuning": {
+        "length_groups": (1, math.inf),
+        "learning_rate": (0, math.inf),
+        "matrix_learning_rate": (0, math.inf),
+        "warmup_steps": (0, math.inf),
+    },
+    "regularization": {
+        "lambda_reg": (0, math.inf),
+        "condition_dropout": (0, 1),
+        "view_dropout": (0, 1),
+    },
+}
+
+
+def as_options(
+    kind: type[Options], value: Options | Mapping[str, Any] | None, name: str
+) -> Options:
+    """The settings as a dataclass, from a dataclass, a mapping of a checkpoint, or None.
+
+    Raises:
+        UserError: a key is unknown.
+    """
+    if value is None:
+        return kind()
+    if not isinstance(value, Mapping):
+        return value
+    defaults = kind()
+    known = [one.name for one in fields(kind)]  # type: ignore[arg-type]
+    given: dict[str, Any] = {}
+    for key, setting in value.items():
+        if key not in known:
+            raise UserError(f"{name}: unknown key {key}; the keys are {', '.join(known)}")
+        default = getattr(defaults, key)
+        if is_dataclass(default):
+            setting = as_options(type(default), setting, f"{name}.{key}")
+        given[key] = setting
+    return kind(**given)
+
+
+def check_options(
+    model: ModelOptions,
+    tuning: TuningOptions,
+    regularization: RegularizationOptions,
+    sampling: SamplingOptions,
+) -> None:
+    """Refuse settings that are out of range or contradict one another.
+
+    Raises:
+        UserError: names the key, what was found and what is expected.
+    """
+    groups = {"model": model, "tuning": tuning, "regularization": regularization}
+    for group, ranges in _RANGES.items():
+        for key, (low, high) in ranges.items():
+            found = getattr(groups[group], key)
+            if not low <= found <= high:
+                expected = f"{low} to {high}" if high < math.inf else f"{low} or more"
+                raise UserError(f"{group}.{key}: found {found}; expected {expected}")
+    _check_task_weights(tuning)
+    if tuning.method != "lora" and tuning.lora != LoraOptions():
+        raise UserError(
+            f"tuning.lora is set and tuning.method is {tuning.method}: set tuning.method to lora, "
+            "or drop tuning.lora"
+        )
+    check_lora(tuning.lora)
+    check_image_sampling(sampling.image)
+    check_text_sampling(sampling.text)
+
+
+def _check_task_weights(tuning: TuningOptions) -> None:
+    unknown = sorted(set(tuning.task_weights or ()) - set(TASKS))
+    if unknown:
+        raise UserError(
+            f"tuning.task_weights: unknown task {unknown[0]}; the tasks are {', '.join(TASKS)}"
+        )
+    weights = {task: tuning.task_weight(task) for task in TASKS}
+    if not (min(weights.values()) >= 0 and sum(weights.values()) > 0):
+        raise UserError(
+            f"tuning.task_weights: found {weights}; expected 0 or more of each, and one above 0"
+        )
+
+
+def check_lora(lora: LoraOptions) -> None:
+    """Refuse impossible adapters.
+
+    Raises:
+        UserError: rank, alpha or dropout is out of range.
+    """
+    if lora.rank < 1 or lora.alpha <= 0 or not 0 <= lora.dropout < 1:
+        raise UserError(
+            f"tuning.lora: found rank {lora.rank}, alpha {lora.alpha}, dropout {lora.dropout}; "
+            "expected rank of 1 or more, alpha above 0 and dropout in [0, 1)"
+        )
+
+
+def check_image_sampling(sampling: ImageSampling) -> None:
+    """Refuse settings that images cannot be sampled with.
+
+    Raises:
+        UserError: a value is out of range.
+    """
+    if not sampling.guidance_scale >= 0:
+        raise UserError(
+            f"sampling.image.guidance_scale: found {sampling.guidance_scale}; expected 0 or more"
+        )
+    _check_distribution("sampling.image", sampling.temperature, sampling.top_k, sampling.top_p)
+
+
+def check_text_sampling(sampling: TextSampling) -> None:
+    """Refuse settings that text cannot be decoded with.
+
+    Raises:
+        UserError: a value is out of range, or contradicts another.
+    """
+    name = "sampling.text"
+    if sampling.num_beams < 1:
+        raise UserError(f"{name}.num_beams: found {sampling.num_beams}; expected 1 or more")
+    if sampling.num_beams > 1 and sampling.temperature > 0:
+        raise UserError(
+            f"{name}: num_beams and temperature are both set; beams are searched, not sampled: "
+            "drop one"
+        )
+    _check_distribution(name, sampling.temperature, sampling.top_k, sampling.top_p)
+    if sampling.temperature == 0 and (sampling.top_k, sampling.top_p) != (0, 1):
+        raise UserError(
+            f"{name}: found top_k {sampling.top_k}, top_p {sampling.top_p} and temperature 0, which "
+            "samples nothing: set temperature (1 is the model's own), or drop them"
+        )
+
+
+def _check_distribution(name: str, temperature: float, top_k: int, top_p: float) -> None:
+    if not temperature >= 0 or top_k < 0 or not 0 < top_p <= 1:
+        raise UserError(
+            f"{name}: found temperature {temperature}, top_k {top_k}, top_p {top_p}; expected "
+            "temperature and top_k of 0 or more, and top_p in (0, 1]"
+        )

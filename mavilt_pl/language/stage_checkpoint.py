@@ -1,0 +1,79 @@
+"""Checkpoints of the language stages: check one, or prepare that of an earlier stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mavilt_pl.checkpoint import check_compatible, check_format_version, read_weights
+from mavilt_pl.errors import UserError
+from mavilt_pl.language.adapters import split_full_state_dict
+
+MODEL_PREFIX = "model."  # of the model's weights in a checkpoint
+
+
+def trained_method(checkpoint: Mapping[str, Any]) -> str:
+    """The `tuning.method` that a checkpoint was trained with."""
+    tuning = checkpoint.get("hyper_parameters", {}).get("tuning", {})
+    return tuning.get("method", "full") if isinstance(tuning, Mapping) else "full"
+
+
+def check_stage_checkpoint(checkpoint: dict[str, Any], module: Any) -> None:
+    """Check that a checkpoint fits a language module.
+
+    Raises:
+        UserError: it is of another module, another visual tokenizer, or another tuning method.
+    """
+    tokenizer = checkpoint.get("visual_tokenizer")
+    if tokenizer is None:
+        raise UserError(
+            "the checkpoint is of another module: it has no visual tokenizer. Expected one of "
+            "Stage 1 or Stage 2"
+        )
+    check_format_version(checkpoint, "the checkpoint")
+    if tokenizer != module.visual_tokenizer:
+        raise UserError(
+            f"the checkpoint was trained on the codes of tokenizer {tokenizer[:12]} and the token "
+            f"cache comes from {module.visual_tokenizer[:12]}: its codes mean different things. "
+            "Train again, or tokenize with the first"
+        )
+    trained, method = trained_method(checkpoint), module.tuning.method
+    if trained != method:
+        raise UserError(
+            f"the checkpoint was trained with tuning.method: {trained}, and here it is {method}: "
+            f"its weights differ. Set tuning.method to {trained}"
+        )
+    check_compatible(checkpoint, module)
+
+
+def read_earlier_stage(path: str, module: Any) -> dict[str, Any]:
+    """The checkpoint of an earlier stage, with weights under the names of `module`.
+
+    A checkpoint trained in full is split for a module that trains adapters or new rows.
+
+    Raises:
+        UserError: the file is missing, or L_reg cannot refer to its weights.
+    """
+    if not Path(path).exists():
+        raise UserError(
+            f"init_from: {path} does not exist; expected the checkpoint of an earlier stage"
+        )
+    checkpoint = read_weights(path)
+    check_format_version(checkpoint, f"init_from: {path}")
+    method = module.tuning.method
+    if method == "full" or trained_method(checkpoint) != "full" or "state_dict" not in checkpoint:
+        return checkpoint
+    options = module.regularization
+    if method == "lora" and options.lambda_reg and options.reference == "backbone":
+        raise UserError(
+            f"init_from: {path} was trained in full, and adapters know only what they add to it: "
+            "set regularization.reference to stage, or regularization.lambda_reg to 0"
+        )
+    weights = {}
+    for key, value in checkpoint["state_dict"].items():
+        weights[key.removeprefix(MODEL_PREFIX)] = value
+    split = split_full_state_dict(module.model, weights)
+    state_dict = {MODEL_PREFIX + key: value for key, value in split.items()}
+    settings = {**checkpoint.get("hyper_parameters", {}), "tuning": {"method": method}}
+    return {**checkpoint, "state_dict": state_dict, "hyper_parameters": settings}

@@ -1,0 +1,156 @@
+"""Train a small causal language model on plain text, for machines that cannot get a pretrained one.
+
+Shape legend: B rows of a batch, T positions, V rows of the vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from lightning import LightningModule
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+
+from mavilt_pl.checkpoint import check_compatible
+from mavilt_pl.language.optim import configure_optimizer
+from mavilt_pl.language.options import TuningOptions
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+def train_tokenizer(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of at most `size` tokens that can encode any text."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return _wrap(tokenizer)
+
+
+def _wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT
+    )
+
+
+class Backbone(LightningModule):
+    """A small Llama-style language model and its tokenizer, trained on plain text.
+
+    It takes batches of texts (`batch_kind: text`). At the end of the fit it is saved in Hugging
+    Face's layout to `<default_root_dir>/backbone`, the folder that Stage 1 takes.
+
+    Args:
+        vocabulary_size: tokens of the byte-level BPE tokenizer, learned from the training texts; a
+            resumed run keeps its checkpoint's tokenizer.
+        width, layers, heads: of the transformer; the MLP is 8/3 wide, as Llama's.
+        context: longest sequence in tokens.
+        optimizer, learning_rate, matrix_learning_rate, warmup_steps: as of the stages
+            (`options.TuningOptions`).
+        block: tokens of a training row; texts are joined end to end, so nothing is padding.
+    """
+
+    def __init__(
+        self,
+        vocabulary_size: int = 2048,
+        width: int = 192,
+        layers: int = 4,
+        heads: int = 4,
+        context: int = 512,
+        optimizer: Literal["adamw", "muon"] = "adamw",
+        learning_rate: float = 3e-3,
+        matrix_learning_rate: float = 0.02,
+        warmup_steps: int = 20,
+        block: int = 128,
+    ):
+        super().__init__()
+        self.save_hyperparameters()
+        self.tokenizer: Any = None
+        self.model: Any = None
+
+    def _build(self) -> None:
+        h = self.hparams
+        config = LlamaConfig(
+            vocab_size=len(self.tokenizer),
+            hidden_size=h["width"],
+            intermediate_size=h["width"] * 8 // 3 // 16 * 16,
+            num_hidden_layers=h["layers"],
+            num_attention_heads=h["heads"],
+            max_position_embeddings=h["context"],
+            bos_token_id=0,
+            eos_token_id=0,
+            pad_token_id=0,
+            tie_word_embeddings=True,
+        )
+        self.model = AutoModelForCausalLM.from_config(config)
+
+    def setup(self, stage: str) -> None:
+        if self.model is None:
+            texts = self.trainer.datamodule.texts("train")  # type: ignore[attr-defined]
+            self.tokenizer = train_tokenizer(texts, self.hparams["vocabulary_size"])
+            self._build()
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        # The tokenizer that `setup` learned may be of other texts than the checkpoint's rows.
+        check_compatible(checkpoint, self)
+        self.tokenizer = _wrap(Tokenizer.from_str(checkpoint["tokenizer"]))
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        checkpoint["tokenizer"] = self.tokenizer.backend_tokenizer.to_str()
+
+    def rows(self, texts: Sequence[str]) -> Tensor:
+        """Texts joined end to end, int64 [B, block + 1]; tokens that fill no row are dropped."""
+        ids: list[int] = []
+        for line in self.tokenizer(list(texts))["input_ids"]:
+            ids += [*line, 0]
+        block = min(self.hparams["block"], len(ids) - 1)
+        count = (len(ids) - 1) // block
+        joined = torch.tensor(ids[: count * block + 1], device=self.device)
+        # Each row repeats the last token of the row before, which predicts its first.
+        rows = [joined[index * block : (index + 1) * block + 1] for index in range(count)]
+        return torch.stack(rows)
+
+    def loss(self, texts: Sequence[str]) -> Tensor:
+        """Cross-entropy in nats per token."""
+        rows = self.rows(texts)
+        logits_BTV = self.model(input_ids=rows[:, :-1]).logits
+        return F.cross_entropy(logits_BTV.flatten(0, 1), rows[:, 1:].flatten())
+
+    def training_step(self, batch: dict, index: int) -> Tensor:
+        loss = self.loss(batch["text"])
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: dict, index: int, dataloader_idx: int = 0) -> None:
+        loss = self.loss(batch["text"])
+        source = self.trainer.datamodule.names[dataloader_idx]  # type: ignore[attr-defined]
+        self.log(
+            f"val/{source}/loss",
+            loss,
+            prog_bar=True,
+            sync_dist=True,
+            batch_size=len(batch["text"]),
+            add_dataloader_idx=False,
+        )
+
+    def configure_optimizers(self) -> Any:
+        h = self.hparams
+        keys = ("optimizer", "learning_rate", "matrix_learning_rate", "warmup_steps")
+        tuning = TuningOptions(**{key: h[key] for key in keys})
+        return configure_optimizer(self, self.model.base_model, tuning)
+
+    def on_fit_end(self) -> None:
+        if self.trainer.is_global_zero:
+            folder = Path(self.trainer.default_root_dir) / "backbone"
+            self.model.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
