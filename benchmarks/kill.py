@@ -74,7 +74,7 @@ def commands(base: Path) -> dict[str, list[str]]:
         DATA,
         "--data.eval_batch_size=4",
         f"--model.init_args.backbone={base}/backbone/backbone",
-        "--model.init_args.condition_dropout=0.5",
+        "--model.init_args.regularization.condition_dropout=0.5",
     ]
     vqgan = {
         "autoencoder": "{image_size: 32, channels: 8, multipliers: [1, 2], blocks: 1, attention: "

@@ -20,13 +20,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the folder whole or not at all."""
+    from mavilt_pl.inference.export import save_language_model
+
     if os.path.lexists(args.out):
         raise UserError(f"{args.out} exists; name a new folder with --out")
     make_writable(args.out.parent, args.out)
     # A folder of our own, next to the target so that it can be renamed.
     part = Path(tempfile.mkdtemp(prefix=f".{args.out.name}.", dir=args.out.parent))
     try:
-        load_model(args).save_language_model(part)
+        save_language_model(load_model(args).generator.model, part)
         part.chmod(0o755)
         os.replace(part, args.out)
     finally:

@@ -5,7 +5,6 @@ Shape legend: B studies, N codes an image, H W pixels.
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from mavilt_pl.checkpoint import resolve_checkpoint, sha256
@@ -24,13 +22,11 @@ from mavilt_pl.data.radiograph import Fit, read_sized
 from mavilt_pl.data.records import OTHER, Side
 from mavilt_pl.errors import UserError
 from mavilt_pl.inference.judge import Judge
-from mavilt_pl.language.adapters import merge_adapters
 from mavilt_pl.language.generation import Generator
 from mavilt_pl.language.model import VisualLanguageModel
 from mavilt_pl.language.options import SamplingOptions, as_options
 from mavilt_pl.language.prompt_builder import PromptBuilder
-from mavilt_pl.language.vocabulary import SPECIAL_TOKENS, VIEW_TOKENS
-from mavilt_pl.parallel.atomic_write import atomic_write_text
+from mavilt_pl.language.vocabulary import VIEW_TOKENS
 from mavilt_pl.parallel.device import resolve_device
 from mavilt_pl.vqgan.loading import load_tokenizer
 from mavilt_pl.vqgan.module import Tokenizer
@@ -280,33 +276,6 @@ class MAViLT:
                     f"given: found {study!r}; expected {{{other!r}: FILE}}, the view that the "
                     f"{generated} one is generated from"
                 )
-
-    def save_language_model(self, out: Path) -> None:
-        """Write a folder that plain Hugging Face transformers loads.
-
-        It holds the grown model with its adapters merged, its tokenizer, `visual.json` (ids of
-        special tokens and codes), and `grid_positions.safetensors` ([N,D], added to the embeddings
-        of an image's codes in order), if the model has them.
-        """
-        model = self.generator.model
-        vocabulary = model.vocabulary
-        merge_adapters(model.backbone, vocabulary, model.new_rows).save_pretrained(out)
-        model.tokenizer.save_pretrained(out)
-        special = {name: vocabulary.special_token_id(name) for name in SPECIAL_TOKENS}
-        if vocabulary.multi_view:
-            for view, name in VIEW_TOKENS.items():
-                special[name] = vocabulary.view_token_id(view)
-        facts = {
-            "special_tokens": special,
-            "first_code": vocabulary.first_code,
-            "codebook_size": vocabulary.codebook_size,
-            "codes_per_image": vocabulary.codes_per_image,
-            "num_used_rows": vocabulary.num_used_rows,
-        }
-        atomic_write_text(out / "visual.json", json.dumps(facts, indent=1))
-        if model.grid_positions is not None:
-            positions = model.grid_positions.detach().cpu().contiguous()
-            save_file({"grid_positions": positions}, out / "grid_positions.safetensors")
 
 
 def _codes_text(codes: Any) -> str:

@@ -113,6 +113,7 @@ class LanguageModule(FSDPMixin, LightningModule):
         longest = self.prompts.longest_pair() + options.max_text_tokens
         shares_prefix = self.model.can_share_prefix(longest)
         self.generator = Generator(self.model, self.prompts, sampling, shares_prefix)
+        self.collate = PromptCollate(self.prompts, shares_prefix, self.tuning.length_groups)
         self.event_counts: Counter[str] = Counter()  # truncated and empty texts
         if self.regularization.reference == "backbone":
             self.regularizer = self._build_regularizer()
@@ -182,9 +183,14 @@ class LanguageModule(FSDPMixin, LightningModule):
     def setup(self, stage: str) -> None:
         datamodule = getattr(self.trainer, "datamodule", None)
         if datamodule is not None:
-            datamodule.collate_fn = PromptCollate(
-                self.prompts, self.generator.shares_prefix, self.tuning.length_groups
-            )
+            datamodule.collate_fn = self.collate
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        # Batches of a loader that does not use `self.collate`.
+        testing = self._trainer is not None and self._trainer.testing
+        if "packed" not in batch and not testing:
+            self.collate.add_packed(batch, self.training)
+        return batch
 
     def transfer_batch_to_device(
         self, batch: Any, device: torch.device, dataloader_idx: int
@@ -194,11 +200,12 @@ class LanguageModule(FSDPMixin, LightningModule):
         for key, value in batch.items():
             if isinstance(value, Tensor):
                 moved[key] = value.to(device, non_blocking=True)
-        moved["packed"] = [group.to(device) for group in batch.get("packed", [])]
+        if "packed" in batch:
+            moved["packed"] = [group.to(device) for group in batch["packed"]]
         return moved
 
     def _packed(self, batch: Mapping[str, Any]) -> Sequence[PackedBatch]:
-        if "codes" not in batch:
+        if "packed" not in batch:
             raise UserError(
                 "the batch has no codes: name a token cache for each corpus (data.tokens), as "
                 "`mavilt tokenize` writes it"

@@ -35,11 +35,16 @@ class PromptCollate:
             # A forked tokenizer must not use threads; each worker is a process anyway.
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         batch = collate(items)
-        if "codes" in batch and split != "test":
-            batch["packed"] = self.pack(batch, training=split == "train")
+        if split != "test":
+            self.add_packed(batch, training=split == "train")
+        return batch
+
+    def add_packed(self, batch: dict[str, Any], training: bool) -> None:
+        """Add `packed` and `prompt_counts` to a collated batch that has codes."""
+        if "codes" in batch:
+            batch["packed"] = self.pack(batch, training)
             batch["prompt_counts"] = dict(self.prompts.counts)
             self.prompts.counts.clear()
-        return batch
 
     def pack(self, batch: Mapping[str, Any], training: bool) -> list[PackedBatch]:
         """Packed sequences of a collated batch, one for each pass through the model."""

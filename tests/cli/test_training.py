@@ -195,7 +195,7 @@ def test_forgetting_is_seen_while_training(chain: Path, corpus_path: Path, tmp_p
         "--trainer.max_steps=2",
         "--trainer.val_check_interval=1",
         "--trainer.limit_val_batches=1",
-        "--model.init_args.drift=0.03",
+        "--model.init_args.regularization.lambda_reg=0.03",
     ]
     assert main(words) == 0
     events = EventAccumulator(str(tmp_path / "tensorboard"))

@@ -63,7 +63,7 @@ def config(chain: Path, out: Path) -> list[str]:
         f"--model.init_args.backbone={chain}/backbone/backbone",
         f"--model.init_args.tokens={out}/tokens",
         "--data.each_view=true",
-        "--model.init_args.views=true",
+        "--model.init_args.model.multi_view=true",
         f"--trainer.default_root_dir={out}/stage2",
         "--trainer.accelerator=cpu",
     ]

@@ -13,6 +13,7 @@ import torch
 from lightning import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from safetensors.torch import load_file, save_file
+from stages import build_stage, pack_batch, task_losses
 from torch.utils.data import DataLoader
 from transformers import (
     AutoModelForCausalLM,
@@ -28,7 +29,7 @@ from transformers import (
 from mavilt_pl.data.records import Question
 from mavilt_pl.errors import UserError
 from mavilt_pl.language import Backbone, Stage1, Stage2
-from mavilt_pl.language.vocabulary import MARKS
+from mavilt_pl.language.vocabulary import SPECIAL_TOKENS
 
 CODES = torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8, 9], [11, 0, 0, 3, 19, 5, 5, 5, 2]])
 WAYS = ["full", "lora", "new_rows"]
@@ -37,15 +38,15 @@ WAYS = ["full", "lora", "new_rows"]
 def made(kind: type, backbone: Path, tokens: Path, **settings: Any) -> Any:
     torch.manual_seed(0)
     fixed = {
-        "drift": 0.1,
-        "max_words": 12,
+        "lambda_reg": 0.1,
+        "max_text_tokens": 12,
         "condition_dropout": 0.0,
         "learning_rate": 1e-2,
-        "warmup": 0,
+        "warmup_steps": 0,
     }
     if settings.get("tuning") == "lora":
-        settings.setdefault("lora", {"r": 4, "dropout": 0.0})
-    return kind(str(backbone), str(tokens), **{**fixed, **settings})
+        settings.setdefault("lora", {"rank": 4, "dropout": 0.0})
+    return build_stage(backbone, tokens, kind, **{**fixed, **settings})
 
 
 def batch(texts: tuple[str, ...] = ("No effusion.", "The heart is enlarged.")) -> dict[str, Any]:
@@ -55,7 +56,7 @@ def batch(texts: tuple[str, ...] = ("No effusion.", "The heart is enlarged.")) -
 
 
 def step(module: Any, given: dict[str, Any]) -> torch.Tensor:
-    losses = module.losses(module.on_before_batch_transfer(given, 0)["packed"])
+    losses = task_losses(module, pack_batch(module, given))
     return torch.stack([*losses.values()]).mean()
 
 
@@ -86,33 +87,36 @@ def test_the_vocabulary_grows_by_one_block_and_old_ids_stay(
         AutoModelForCausalLM.from_pretrained(any_backbone),
         AutoTokenizer.from_pretrained(any_backbone),
     )
-    module = made(Stage2, any_backbone, tokens, tuning=tuning).eval()
-    v, old = module.vocabulary, before.get_input_embeddings().weight
+    module = made(Stage2, any_backbone, tokens, method=tuning).eval()
+    v, old = module.model.vocabulary, before.get_input_embeddings().weight
     assert (
-        v.text == len(old) >= len(tokenizer)
-        and v.words <= v.text
-        and v.total == v.text + len(MARKS) + 20
+        v.num_text_rows == len(old) >= len(tokenizer)
+        and v.num_used_rows <= v.num_text_rows
+        and v.num_rows == v.num_text_rows + len(SPECIAL_TOKENS) + 20
     )
-    assert torch.equal(module.model.get_input_embeddings().weight[: v.text], old)
+    assert torch.equal(module.model.backbone.get_input_embeddings().weight[: v.num_text_rows], old)
     assert torch.equal(
-        module.model.get_output_embeddings().weight[: v.text], before.get_output_embeddings().weight
+        module.model.backbone.get_output_embeddings().weight[: v.num_text_rows],
+        before.get_output_embeddings().weight,
     )
     text = "The heart is enlarged. No edema.  The lungs are clear."
-    assert module.words(text) == tokenizer(text, add_special_tokens=False)["input_ids"]
-    ids = torch.tensor([module.words(text)])
+    assert module.prompts.tokenize(text) == tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids = torch.tensor([module.prompts.tokenize(text)])
     with torch.no_grad():
-        hidden = module.body(inputs_embeds=module.embed(ids)).last_hidden_state
+        hidden = module.model.transformer(inputs_embeds=module.model.embed(ids)).last_hidden_state
         wanted = before(input_ids=ids).logits
-    found = module.text_logits(hidden)
-    assert found.shape[-1] == v.text + 1 and module.code_logits(hidden).shape[-1] == 20
-    torch.testing.assert_close(found[..., : v.text], wanted, atol=1e-5, rtol=1e-4)
+    found = module.model.text_logits(hidden)
+    assert (
+        found.shape[-1] == v.num_text_rows + 1 and module.model.code_logits(hidden).shape[-1] == 20
+    )
+    torch.testing.assert_close(found[..., : v.num_text_rows], wanted, atol=1e-5, rtol=1e-4)
 
 
 def test_both_ways_of_growing_start_the_same(any_backbone: Path, tokens: Path) -> None:
     """Rows of their own behind a fixed model give the losses of the grown model."""
     with torch.no_grad():
         full, apart = (
-            step(made(Stage2, any_backbone, tokens, tuning=t).eval(), batch())
+            step(made(Stage2, any_backbone, tokens, method=t).eval(), batch())
             for t in ("full", "new_rows")
         )
     torch.testing.assert_close(full, apart, atol=1e-5, rtol=1e-5)
@@ -122,7 +126,7 @@ def test_both_ways_of_growing_start_the_same(any_backbone: Path, tokens: Path) -
 def test_a_step_gives_everything_that_is_trained_a_gradient(
     any_backbone: Path, tokens: Path, tuning: str
 ) -> None:
-    module = made(Stage1, any_backbone, tokens, tuning=tuning)
+    module = made(Stage1, any_backbone, tokens, method=tuning)
     loss = step(module, batch())
     loss.backward()
     assert torch.isfinite(loss)
@@ -135,8 +139,11 @@ def test_a_step_gives_everything_that_is_trained_a_gradient(
             assert parameter.ndim == 1 or "lora_A" in name or bool(parameter.grad.any()), name
     trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
     if tuning != "full":
-        assert {"new_rows.embedding", "place"} <= trained
-        assert all("lora_" in name or name.startswith(("new_rows.", "place")) for name in trained)
+        assert {"model.new_rows.embedding", "model.grid_positions"} <= trained
+        assert all(
+            "lora_" in name or name.startswith(("model.new_rows.", "model.grid_positions"))
+            for name in trained
+        )
         assert any("lora_" in name for name in trained) == (tuning == "lora")
 
 
@@ -144,34 +151,39 @@ def test_a_step_gives_everything_that_is_trained_a_gradient(
 def test_it_draws_codes_writes_words_and_the_cache_changes_nothing(
     any_backbone: Path, tokens: Path, tuning: str
 ) -> None:
-    module = made(Stage2, any_backbone, tokens, tuning=tuning, temperature=0.0).eval()
-    v = module.vocabulary
-    torch.nn.init.normal_(module.place, std=0.2)
-    drawn = module.draw(["No effusion.", "The heart is enlarged. No edema.", ""])
+    module = made(Stage2, any_backbone, tokens, method=tuning, temperature=0.0).eval()
+    v = module.model.vocabulary
+    torch.nn.init.normal_(module.model.grid_positions, std=0.2)
+    drawn = module.generator.generate_images(
+        ["No effusion.", "The heart is enlarged. No edema.", ""]
+    )
     assert drawn.shape == (3, 9) and drawn.min() >= 0 and drawn.max() < 20
-    drawing, writing = module.draw_prompt("No effusion."), module.image_prefix(CODES[0].tolist())
+    drawing, writing = (
+        module.prompts.synthesis_prompt("No effusion."),
+        module.prompts.image_prefix(CODES[0].tolist()),
+    )
     start = len(writing)
     with torch.no_grad():
-        for _ in range(v.length):
-            hidden = module.body(
-                inputs_embeds=module.embed(torch.tensor([drawing])), use_cache=False
+        for _ in range(v.codes_per_image):
+            hidden = module.model.transformer(
+                inputs_embeds=module.model.embed(torch.tensor([drawing])), use_cache=False
             ).last_hidden_state
-            drawing.append(v.first_code + int(module.code_logits(hidden[0, -1]).argmax()))
+            drawing.append(v.first_code + int(module.model.code_logits(hidden[0, -1]).argmax()))
         while len(writing) < start + 12 and writing[-1] != v.end:
-            hidden = module.body(
-                inputs_embeds=module.embed(torch.tensor([writing])), use_cache=False
+            hidden = module.model.transformer(
+                inputs_embeds=module.model.embed(torch.tensor([writing])), use_cache=False
             ).last_hidden_state
-            scores = module.text_logits(hidden[0, -1])
-            scores[v.words : v.text] = -torch.inf
+            scores = module.model.text_logits(hidden[0, -1])
+            scores[v.num_used_rows : v.num_text_rows] = -torch.inf
             writing.append(int(scores.argmax()))
-    assert (drawn[0] + v.first_code).tolist() == drawing[-v.length :]
-    from mavilt_pl.language.sampling import write
-
-    prompts = [module.image_prefix(CODES[0].tolist()), [5, *module.image_prefix(CODES[1].tolist())]]
-    said = write(module, prompts, 12)
-    assert said[0] == [i for i in writing[start:] if i != v.end] and all(
-        i < v.words for row in said for i in row
-    )
+    assert (drawn[0] + v.first_code).tolist() == drawing[-v.codes_per_image :]
+    prompts = [
+        module.prompts.image_prefix(CODES[0].tolist()),
+        [5, *module.prompts.image_prefix(CODES[1].tolist())],
+    ]
+    texts = module.generator.generate_ids(prompts, 12)
+    assert texts[0] == [i for i in writing[start:] if i != v.end]
+    assert all(i < v.num_used_rows for row in texts for i in row)
 
 
 @pytest.mark.slow
@@ -180,11 +192,11 @@ def test_resuming_goes_on_as_if_never_stopped_and_fixed_rows_stay(
     any_backbone: Path, tokens: Path, tmp_path: Path, tuning: str
 ) -> None:
     """Bit by bit; and with adapters or new rows, no weight of the backbone has moved, decay or not."""
-    whole = made(Stage1, any_backbone, tokens, tuning=tuning)
+    whole = made(Stage1, any_backbone, tokens, method=tuning)
     fit(whole, tmp_path / "whole")
-    resumed = made(Stage1, any_backbone, tokens, tuning=tuning)
+    resumed = made(Stage1, any_backbone, tokens, method=tuning)
     fit(resumed, tmp_path / "resumed", tmp_path / "whole" / "step=2.ckpt")
-    begun = made(Stage1, any_backbone, tokens, tuning=tuning).state_dict()
+    begun = made(Stage1, any_backbone, tokens, method=tuning).state_dict()
     moved = set()
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
@@ -193,18 +205,21 @@ def test_resuming_goes_on_as_if_never_stopped_and_fixed_rows_stay(
     if tuning == "full":
         assert len(moved) == len(begun)
     else:
-        assert {"new_rows.embedding", "place"} <= moved
-        assert all("lora_" in name or name.startswith(("new_rows.", "place")) for name in moved)
+        assert {"model.new_rows.embedding", "model.grid_positions"} <= moved
+        assert all(
+            "lora_" in name or name.startswith(("model.new_rows.", "model.grid_positions"))
+            for name in moved
+        )
 
 
 def test_words_like_marks_or_special_tokens_stay_text(any_backbone: Path, tokens: Path) -> None:
     module = made(Stage2, any_backbone, tokens)
-    odd = " ".join([*MARKS, *module.tokenizer.all_special_tokens])
-    ids = module.words(odd)
-    assert max(ids) < module.vocabulary.words and not set(ids) & set(
-        module.tokenizer.all_special_ids
+    odd = " ".join([*SPECIAL_TOKENS, *module.model.tokenizer.all_special_tokens])
+    ids = module.prompts.tokenize(odd)
+    assert max(ids) < module.model.vocabulary.num_used_rows and not set(ids) & set(
+        module.model.tokenizer.all_special_ids
     )
-    assert module.tokenizer.decode(ids).strip() == odd
+    assert module.model.tokenizer.decode(ids).strip() == odd
 
 
 def test_a_tokenizer_larger_than_its_model_is_refused(
@@ -218,11 +233,15 @@ def test_a_tokenizer_larger_than_its_model_is_refused(
     tokenizer.add_special_tokens({"pad_token": "<pad>"})
     tokenizer.save_pretrained(out)
     module = made(Stage2, out, tokens)
-    assert max(module.words("a <pad> b")) < module.vocabulary.words == module.vocabulary.text
+    assert (
+        max(module.prompts.tokenize("a <pad> b"))
+        < module.model.vocabulary.num_used_rows
+        == module.model.vocabulary.num_text_rows
+    )
     tokenizer.add_tokens(["pneumothorax"])
     tokenizer.save_pretrained(out)
     with pytest.raises(
-        UserError, match=r"1 words without a row .*'pneumothorax'.*resize_token_embeddings"
+        UserError, match=r"1 tokens without a row .*'pneumothorax'.*resize_token_embeddings"
     ):
         made(Stage2, out, tokens)
 
@@ -266,10 +285,10 @@ def test_a_folder_that_cannot_be_loaded_is_told(llama: Path, tokens: Path, tmp_p
         T5Config(vocab_size=330, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
     ).save_pretrained(encoder)
     for folder, said in (
-        (torn, r"not to be loaded \(SafetensorError: .*Expected a causal language model"),
-        (wordless, r"no tokenizer that can be read .*Expected tokenizer.json"),
-        (unknown, r"not to be loaded .*`abacus`.*Expected a causal language model"),
-        (encoder, r"not to be loaded .*T5Config.*Expected a causal language model"),
+        (torn, r"it cannot be loaded \(SafetensorError: .*Expected a causal language model"),
+        (wordless, r"no readable tokenizer .*Expected tokenizer.json"),
+        (unknown, r"it cannot be loaded .*`abacus`.*Expected a causal language model"),
+        (encoder, r"it cannot be loaded .*T5Config.*Expected a causal language model"),
     ):
         with pytest.raises(UserError, match=f"backbone {folder}: {said}"):
             made(Stage2, folder, tokens)
@@ -318,14 +337,15 @@ def test_models_that_know_eager_attention_only(
     )
     model.save_pretrained(folder)
     with pytest.raises(
-        UserError, match=r"found attention sdpa.*set --model.init_args.attention eager"
+        UserError,
+        match=r"does not support attention=sdpa; set --model.init_args.model.attention eager",
     ):
         made(Stage2, folder, tokens)
     if kind is RwkvConfig:
-        with pytest.raises(UserError, match="RwkvForCausalLM gives no cache"):
+        with pytest.raises(UserError, match="RwkvForCausalLM returns no key-value cache"):
             made(Stage2, folder, tokens, attention="eager")
     else:
-        assert made(Stage2, folder, tokens, attention="eager").eval().draw(
+        assert made(Stage2, folder, tokens, attention="eager").eval().generator.generate_images(
             ["No effusion."]
         ).shape == (1, 9)
 
@@ -345,7 +365,7 @@ def test_a_resumed_backbone_keeps_its_words(tmp_path: Path) -> None:
             return DataLoader([{"text": self.lines}] * 4, batch_size=None)
 
     def fitted(out: str, steps: int, data: Texts, resume: Path | None = None) -> Any:
-        backbone = Backbone(vocabulary=270, width=32, layers=1, heads=2, block=16)
+        backbone = Backbone(vocabulary_size=270, width=32, layers=1, heads=2, block=16)
         trainer = Trainer(
             max_steps=steps,
             accelerator="cpu",

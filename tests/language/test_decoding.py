@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from scipy.stats import chisquare
+from stages import build_stage
 from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.generation.logits_process import (
     TemperatureLogitsWarper,
@@ -20,9 +21,10 @@ from transformers.generation.logits_process import (
 )
 
 from mavilt_pl.errors import UserError
-from mavilt_pl.language import Stage1, Stage2, decoding
-from mavilt_pl.language.prompt_builder import TASKS
-from mavilt_pl.language.sampling import TextDecoding, _Compiled, sample, write
+from mavilt_pl.language import SamplingOptions, Stage1, Stage2, TextSampling, sampling
+from mavilt_pl.language.cached_forward import StaticCacheForward
+from mavilt_pl.language.options import TASKS
+from mavilt_pl.language.sampling import sample_from_logits
 from mavilt_pl.language.sequences import Branch, Tree
 
 CODES = torch.tensor(
@@ -33,18 +35,18 @@ CODES = torch.tensor(
 def made(backbone: Path, tokens: Path, sharper: float = 1.0, **settings: Any) -> Stage2:
     """`sharper` scales the rows, so that a random model has preferences."""
     torch.manual_seed(0)
-    module = Stage2(str(backbone), str(tokens), max_words=12, **settings).eval()
+    module = build_stage(backbone, tokens, Stage2, max_text_tokens=12, **settings).eval()
     with torch.no_grad():
-        module.model.get_output_embeddings().weight.mul_(sharper)
+        module.model.backbone.get_output_embeddings().weight.mul_(sharper)
     return module
 
 
 class OnlyWords(LogitsProcessor):
     def __init__(self, module: Stage2):
         self.words, self.end, self.text = (
-            module.vocabulary.words,
-            module.vocabulary.end,
-            module.vocabulary.text,
+            module.model.vocabulary.num_used_rows,
+            module.model.vocabulary.end,
+            module.model.vocabulary.num_text_rows,
         )
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -54,7 +56,7 @@ class OnlyWords(LogitsProcessor):
         return scores
 
 
-@pytest.mark.parametrize(("beams", "penalty"), [(2, 0.0), (4, 1.0), (3, 2.0)])
+@pytest.mark.parametrize(("num_beams", "penalty"), [(2, 0.0), (4, 1.0), (3, 2.0)])
 @pytest.mark.parametrize("kind", ["gpt2-untied", "llama-untied"])
 def test_beams_are_those_of_transformers(
     kind: str,
@@ -67,26 +69,33 @@ def test_beams_are_those_of_transformers(
     """Prompts of several lengths in one batch; an `<end>` that is likely enough to close texts at
     many lengths.
     """
-    module = made(make_backbone(kind, tmp_path), tokens, 4.0, places=False)
-    end = module.vocabulary.end
+    module = made(make_backbone(kind, tmp_path), tokens, 4.0, grid_positions=False)
+    end = module.model.vocabulary.end
     random = torch.Generator().manual_seed(1)
     prompts = [
-        torch.randint(module.vocabulary.words, (n,), generator=random).tolist()
+        torch.randint(module.model.vocabulary.num_used_rows, (n,), generator=random).tolist()
         for n in (3, 7, 9, 4, 6)
     ]
     with torch.no_grad():  # `<end>` is about as likely as the best word
-        hidden = module.body(
+        hidden = module.model.transformer(
             input_ids=torch.tensor([[i for prompt in prompts for i in prompt]])
         ).last_hidden_state[0]
         best, mean = (
-            module.text_logits(hidden)[:, : module.vocabulary.words].amax(1).mean(),
+            module.model.text_logits(hidden)[:, : module.model.vocabulary.num_used_rows]
+            .amax(1)
+            .mean(),
             hidden.mean(0),
         )
-        module.model.get_output_embeddings().weight[end] = best * mean / mean.square().sum()
-    found = write(module, prompts, 10, {"beams": beams, "length_penalty": penalty})
+        module.model.backbone.get_output_embeddings().weight[end] = (
+            best * mean / mean.square().sum()
+        )
+    greedy = module.generator.generate_ids(prompts, 10)
+    search = TextSampling(num_beams=beams, length_penalty=penalty)
+    module.generator.sampling = SamplingOptions(text=search)
+    found = module.generator.generate_ids(prompts, 10)
     wanted = []
     for prompt in prompts:
-        out = module.model.generate(
+        out = module.model.backbone.generate(
             torch.tensor([prompt]),
             attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
             num_beams=beams,
@@ -100,7 +109,7 @@ def test_beams_are_those_of_transformers(
             logits_processor=LogitsProcessorList([OnlyWords(module)]),
         )[0, len(prompt) :].tolist()
         wanted.append(out[: out.index(end)] if end in out else out)
-    assert found == wanted and found != write(module, prompts, 10)
+    assert found == wanted and found != greedy
     assert penalty > 1 or len({len(text) for text in found}) > 1  # some are closed before the limit
 
 
@@ -116,64 +125,81 @@ def test_samples_are_distributed_as_transformers_would_have_them(
     scores = TopPLogitsWarper(p)(None, scores) if p < 1 else scores
     wanted = scores.double().softmax(-1)[0]
     noise = torch.rand(20000, 12, generator=torch.Generator().manual_seed(0))
-    counts = sample(logits.expand(20000, -1), noise, temperature, k, p).bincount(minlength=12)
+    counts = sample_from_logits(logits.expand(20000, -1), noise, temperature, k, p).bincount(
+        minlength=12
+    )
     possible = wanted > 0
     assert counts[~possible].sum() == 0 and bool(possible.sum() < 12) == (k > 0 or p < 1)
     assert chisquare(counts[possible], 20000 * wanted[possible]).pvalue > 0.001
 
 
 def test_sampled_texts_do_not_depend_on_the_batch(any_backbone: Path, tokens: Path) -> None:
-    how: TextDecoding = {"temperature": 1.0, "top_k": 200, "top_p": 0.95}
-    module = made(any_backbone, tokens, text_decoding=how)
-    together = module.write_reports(CODES, seed=3, keys=[7, 8, 9])
+    how: dict[str, Any] = {"temperature": 1.0, "top_k": 200, "top_p": 0.95}
+    module = made(any_backbone, tokens, text=how)
+    together = module.generator.generate_reports(CODES, seed=3, keys=[7, 8, 9])
     for i in range(3):
-        assert module.write_reports(CODES[i : i + 1], seed=3, keys=[7 + i]) == together[i : i + 1]
-    assert module.write_reports(CODES[[2, 0]], seed=3, keys=[9, 7]) == [together[2], together[0]]
-    assert module.write_reports(CODES, seed=4, keys=[7, 8, 9]) != together
-    assert len({*module.write_reports(CODES[[0, 0, 0]], seed=3, keys=[1, 2, 3])}) == 3
+        assert (
+            module.generator.generate_reports(CODES[i : i + 1], seed=3, keys=[7 + i])
+            == together[i : i + 1]
+        )
+    assert module.generator.generate_reports(CODES[[2, 0]], seed=3, keys=[9, 7]) == [
+        together[2],
+        together[0],
+    ]
+    assert module.generator.generate_reports(CODES, seed=4, keys=[7, 8, 9]) != together
+    assert len({*module.generator.generate_reports(CODES[[0, 0, 0]], seed=3, keys=[1, 2, 3])}) == 3
 
 
 @pytest.mark.parametrize(
-    "how", [{}, {"beams": 2}, {"temperature": 1.0}], ids=["greedy", "beams", "sampled"]
+    "how", [{}, {"num_beams": 2}, {"temperature": 1.0}], ids=["greedy", "num_beams", "sampled"]
 )
 def test_a_long_prompt_does_not_shorten_other_texts(
-    how: TextDecoding, tokens: Path, tmp_path: Path, make_backbone: Callable[..., Path]
+    how: dict[str, Any], tokens: Path, tmp_path: Path, make_backbone: Callable[..., Path]
 ) -> None:
     """It is left the rest of the context, and told where that ends its text."""
     backbone = make_backbone("gpt2-tied", tmp_path, context=64)
-    module = Stage1(str(backbone), str(tokens), max_words=40, text_decoding=how).eval()
+    module = build_stage(backbone, tokens, Stage1, max_text_tokens=40, text=how).eval()
     short, long = "Why?", "Where is it? " * 2
     with pytest.warns(
-        UserWarning, match=r"a text of \d+ tokens was broken off where the model's context ends"
+        UserWarning,
+        match=r"a generated text ended after \d+ tokens, at the end of the model's context",
     ):
-        both = module.write_answers(CODES[:2], [[short], [long]], keys=[[1], [2]])
-    assert module.counts == {"texts_broken_off": 1} and len(both[0][0]) > len(both[1][0]) > 0
-    assert module.write_answers(CODES[:1], [[short]], keys=[[1]])[0] == both[0]
-    assert module.write_answers(CODES[1:2], [[long]], keys=[[2]])[0] == both[1]
+        both = module.generator.generate_answers(CODES[:2], [[short], [long]], keys=[[1], [2]])
+    assert (
+        module.prompts.counts == {"texts_cut_by_context": 1}
+        and len(both[0][0]) > len(both[1][0]) > 0
+    )
+    assert module.generator.generate_answers(CODES[:1], [[short]], keys=[[1]])[0] == both[0]
+    assert module.generator.generate_answers(CODES[1:2], [[long]], keys=[[2]])[0] == both[1]
 
 
 def test_sampled_answers_do_not_depend_on_the_batch(llama: Path, tokens: Path) -> None:
-    module = made(llama, tokens, text_decoding={"temperature": 1.0})
+    module = made(llama, tokens, text={"temperature": 1.0})
     asked = [[("Where is it?", ()), ("Why?", ())]] * 3
-    together = module.answer(CODES, asked, seed=3, keys=[7, 8, 9])
-    assert module.answer(CODES[1:2], [asked[1][1:]], seed=3, keys=[8]) == [together[1][1:]]
-    assert module.answer(CODES[[0, 0]], asked[:2], seed=3, keys=[7, 8])[1] != together[0]
+    together = module.generator.answer_questions(CODES, asked, seed=3, keys=[7, 8, 9])
+    assert module.generator.answer_questions(CODES[1:2], [asked[1][1:]], seed=3, keys=[8]) == [
+        together[1][1:]
+    ]
+    assert (
+        module.generator.answer_questions(CODES[[0, 0]], asked[:2], seed=3, keys=[7, 8])[1]
+        != together[0]
+    )
     with pytest.raises(ValueError, match="1 keys and 2 prompts"):
-        module.draw(["a", "b"], keys=[1])
+        module.generator.generate_images(["a", "b"], keys=[1])
 
 
 def test_a_special_token_of_the_tokenizer_is_no_word_of_a_text(
     tokens: Path, tmp_path: Path, make_backbone: Callable[..., Path]
 ) -> None:
     module = made(make_backbone("neox-untied", tmp_path), tokens)
-    special = module.tokenizer.eos_token_id
-    torch.nn.init.zeros_(module.model.get_output_embeddings().weight)
+    special = module.model.tokenizer.eos_token_id
+    torch.nn.init.zeros_(module.model.backbone.get_output_embeddings().weight)
     with torch.no_grad():  # what it would say before all else
-        module.model.get_output_embeddings().bias = torch.nn.Parameter(
-            torch.zeros(module.vocabulary.total)
+        module.model.backbone.get_output_embeddings().bias = torch.nn.Parameter(
+            torch.zeros(module.model.vocabulary.num_rows)
         )
-        module.model.get_output_embeddings().bias[special] = 9.0
-    assert module.write_reports(CODES[:1]) == [""]
+        module.model.backbone.get_output_embeddings().bias[special] = 9.0
+    assert module.generator.generate_reports(CODES[:1]) == [""]
 
 
 def test_the_best_of_several_drawings_is_the_scorer_s(llama: Path, tokens: Path) -> None:
@@ -185,19 +211,21 @@ def test_the_best_of_several_drawings_is_the_scorer_s(llama: Path, tokens: Path)
         seen.append(codes_BN)
         return codes_BN.float().mean(1)
 
-    best = module.draw(texts, seed=5, keys=[1, 2], best_of=4, scorer=scorer)  # type: ignore[arg-type]
+    best = module.generator.generate_images(texts, seed=5, keys=[1, 2], best_of=4, scorer=scorer)  # type: ignore[arg-type]
     every = torch.stack(seen)
     assert (
         len(seen) == 4
         and len(every.unique(dim=0)) == 4
-        and torch.equal(every[0], module.draw(texts, 5, [1, 2]))
+        and torch.equal(every[0], module.generator.generate_images(texts, 5, [1, 2]))
     )
     for i in range(2):
         assert torch.equal(best[i], every[every.float().mean(2)[:, i].argmax(), i])
-    alone = module.draw(texts[1:], 5, [2], 4, lambda codes, asked: codes.float().mean(1))
+    alone = module.generator.generate_images(
+        texts[1:], 5, [2], 4, lambda codes, asked: codes.float().mean(1)
+    )
     assert torch.equal(alone[0], best[1])
-    with pytest.raises(UserError, match="best_of: found 4, no scorer"):
-        module.draw(texts, best_of=4)
+    with pytest.raises(UserError, match="best_of: found 4 and no scorer"):
+        module.generator.generate_images(texts, best_of=4)
 
 
 @pytest.mark.slow
@@ -217,40 +245,43 @@ def test_compiled_drawing_draws_the_same(
         ["No edema.", "There is a large left pleural effusion.", ""],
     )
     plain, compiled = (
-        made(backbone, tokens, 4.0, guidance=2.0, compile_drawing=yes) for yes in (False, True)
+        made(backbone, tokens, 4.0, guidance_scale=2.0, compile=yes) for yes in (False, True)
     )
-    monkeypatch.setattr(_Compiled, "BLOCK", 1)
+    monkeypatch.setattr(StaticCacheForward, "BLOCK", 1)
     for some in (texts, texts[:2]):
-        assert torch.equal(compiled.draw(some, seed=3), plain.draw(some, seed=3))
-    assert len({tuple(row) for row in plain.draw(texts, seed=3).tolist()}) == 3
+        assert torch.equal(
+            compiled.generator.generate_images(some, seed=3),
+            plain.generator.generate_images(some, seed=3),
+        )
+    assert len({tuple(row) for row in plain.generator.generate_images(texts, seed=3).tolist()}) == 3
 
 
 def test_few_codes_are_the_likeliest(llama: Path, tokens: Path) -> None:
     """Of one there is no choice; of two, only those two are ever drawn."""
     one, greedy = (
-        made(llama, tokens, **how).draw(["Edema."] * 2)
+        made(llama, tokens, **how).generator.generate_images(["Edema."] * 2)
         for how in ({"top_k": 1}, {"temperature": 0.0})
     )
     assert torch.equal(one, greedy)
-    first = made(llama, tokens, top_k=2).draw(["Edema."] * 50)[:, 0]
+    first = made(llama, tokens, top_k=2).generator.generate_images(["Edema."] * 50)[:, 0]
     assert len(first.unique()) == 2 and greedy[0, 0] in first
 
 
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"text_decoding": {"beam": 2}}, "unknown key beam; the keys are beams, length_penalty"),
-        ({"text_decoding": {"beams": 0}}, "found beams 0"),
-        ({"text_decoding": {"beams": 2, "temperature": 1.0}}, "drop one"),
+        ({"text": {"beam": 2}}, "unknown key beam; the keys are beams, length_penalty"),
+        ({"text": {"num_beams": 0}}, "num_beams: found 0"),
+        ({"text": {"num_beams": 2, "temperature": 1.0}}, "drop one"),
         (
-            {"text_decoding": {"top_p": 0.9}},
-            "top_p 0.9 and temperature 0, without which nothing is sampled",
+            {"text": {"top_p": 0.9}},
+            "top_p 0.9 and temperature 0, which samples nothing",
         ),
-        ({"text_decoding": {"top_p": 0.0}}, r"top_p in \(0, 1\]"),
-        ({"top_p": 1.5}, "drawing: found temperature 1.0, top_k 0, top_p 1.5"),
+        ({"text": {"top_p": 0.0}}, r"top_p in \(0, 1\]"),
+        ({"top_p": 1.5}, "sampling.image: found temperature 1.0, top_k 0, top_p 1.5"),
     ],
 )
-def test_impossible_decoding_is_refused_at_once(
+def test_impossible_decoding_is_refused_split_by_mask_size(
     llama: Path, tokens: Path, settings: dict, told: str
 ) -> None:
     with pytest.raises(UserError, match=told):
@@ -258,25 +289,38 @@ def test_impossible_decoding_is_refused_at_once(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [{"temperature": 1.5}, {"beams": 2}], ids=["sampled", "beams"])
+@pytest.mark.parametrize(
+    "how", [{"temperature": 1.5}, {"num_beams": 2}], ids=["sampled", "num_beams"]
+)
 def test_ten_thousand_outputs_of_an_untrained_model_are_valid(
-    llama: Path, tokens: Path, how: TextDecoding
+    llama: Path, tokens: Path, how: dict[str, Any]
 ) -> None:
     """10,000 images of exactly nine codes, and 10,000 texts without a code or a mark, all at the
     first try.
     """
-    module = made(llama, tokens, temperature=1.5, top_p=1.0, guidance=1.5, text_decoding=how)
-    v, seen = module.vocabulary, Counter[int]()
+    module = made(llama, tokens, temperature=1.5, top_p=1.0, guidance_scale=1.5, text=how)
+    v, seen = module.model.vocabulary, Counter[int]()
     for start in range(0, 10_000, 1000):
         keys = range(start, start + 1000)
-        drawn = module.draw([f"Report {key}." for key in keys], seed=1, keys=keys)
+        drawn = module.generator.generate_images(
+            [f"Report {key}." for key in keys], seed=1, keys=keys
+        )
         assert drawn.shape == (1000, 9) and drawn.min() >= 0 and drawn.max() < 20
-        prompts = [[v.mark("<begin>"), *module.words(str(key)), v.mark("<report>")] for key in keys]
-        for row in write(module, prompts, 12, how, seed=1, keys=keys):
+        prompts = [
+            [
+                v.special_token_id("<begin>"),
+                *module.prompts.tokenize(str(key)),
+                v.special_token_id("<report>"),
+            ]
+            for key in keys
+        ]
+        for row in module.generator.generate_ids(prompts, 12, seed=1, keys=keys):
             assert len(row) <= 12
             seen.update(row)
-    assert max(seen) < v.words
-    assert "beams" in how or len(seen) == v.words  # sampled this hot, every word has been said
+    assert max(seen) < v.num_used_rows
+    assert (
+        "num_beams" in how or len(seen) == v.num_used_rows
+    )  # sampled this hot, every word has been said
 
 
 def test_guidance_draws_nothing_that_is_not_plausible_without_it(
@@ -285,31 +329,33 @@ def test_guidance_draws_nothing_that_is_not_plausible_without_it(
     """Strong guidance of a model with preferences, each code against the likelihoods of a pass
     without a cache.
     """
-    module = made(llama, tokens, 8.0, guidance=6.0, top_p=1.0)
+    module = made(llama, tokens, 8.0, guidance_scale=6.0, top_p=1.0)
     texts = ["No edema.", "The heart is enlarged.", "Is there an effusion?"] * 4
 
     def least() -> float:
         """How likely the least likely code that was drawn is, of the likeliest at its place."""
-        drawn = module.draw(texts, seed=1)
+        drawn = module.generator.generate_images(texts, seed=1)
         trees = [
             Tree(
-                module.draw_prompt(text),
+                module.prompts.synthesis_prompt(text),
                 [
                     Branch(
                         [],
-                        (codes + module.vocabulary.first_code).tolist(),
-                        TASKS.index("image"),
-                        image=True,
+                        (codes + module.model.vocabulary.first_code).tolist(),
+                        TASKS.index("synthesis"),
+                        is_image=True,
                     )
                 ],
             )
             for text, codes in zip(texts, drawn)
         ]
         with torch.no_grad():
-            logits_MK = module.code_logits(module.hidden(module.pack(trees)))
+            logits_MK = module.model.code_logits(
+                module.model.hidden_states(module.generator.pack(trees))
+            )
         chances = logits_MK.log_softmax(-1)
         return float((chances.gather(1, drawn.reshape(-1, 1))[:, 0] - chances.amax(1)).min().exp())
 
     assert 0.0999 < least() < 1.0
-    monkeypatch.setattr(decoding, "PLAUSIBLE", 1e-30)
+    monkeypatch.setattr(sampling, "PLAUSIBLE", 1e-30)
     assert least() < 0.05

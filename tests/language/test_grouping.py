@@ -14,10 +14,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning import Trainer
+from stages import build_stage, pack_batch, task_losses
 
 from mavilt_pl.data.records import Question
 from mavilt_pl.language import Stage1, Stage2
-from mavilt_pl.language.sequences import Branch, Tree, by_length, length_of
+from mavilt_pl.language.sequences import Branch, Tree, group_by_length
 
 CODES = torch.randint(0, 20, (6, 9), generator=torch.Generator().manual_seed(0))
 REPORTS = [
@@ -31,7 +32,7 @@ REPORTS = [
 
 
 def laid(groups: list[list[Tree]]) -> int:
-    return sum(len(group) * max(map(length_of, group)) for group in groups)
+    return sum(len(group) * max([tree.length for tree in group]) for group in groups)
 
 
 @settings(deadline=None, max_examples=60)
@@ -39,10 +40,10 @@ def laid(groups: list[list[Tree]]) -> int:
 def test_groups_are_those_of_least_padding(lengths: list[int], count: int) -> None:
     """Against every way to cut the sorted lengths into so many groups or fewer."""
     trees = [Tree([0], [Branch([], [1] * length)]) for length in lengths]
-    found = by_length(trees, count)
+    found = group_by_length(trees, count)
     assert len(found) <= count and all(found)
     assert sorted(id(tree) for group in found for tree in group) == sorted(map(id, trees))
-    line = sorted(trees, key=length_of)
+    line = sorted(trees, key=lambda tree: tree.length)
     least: dict[int, int] = {}
     for number in range(1, min(count, len(line)) + 1):
         cuts = combinations(range(1, len(line)), number - 1)
@@ -65,7 +66,7 @@ def batch(reports: list[str]) -> dict[str, Any]:
 
 def made(stage: Any, llama: Path, tokens: Path, **keys: Any) -> Any:
     torch.manual_seed(0)
-    return stage(str(llama), str(tokens), drift=0.0, max_words=60, **keys).eval()
+    return build_stage(llama, tokens, stage, lambda_reg=0.0, max_text_tokens=60, **keys).eval()
 
 
 @pytest.mark.parametrize("stage", [Stage1, Stage2])
@@ -76,11 +77,11 @@ def test_the_loss_and_its_gradient_do_not_depend_on_the_groups(
     values, gradients, passes = [], [], []
     for count in (1, 2, 3, 50):
         module = made(stage, llama, tokens, length_groups=count, attention=attention)
-        packed = module.on_before_batch_transfer(batch(REPORTS), 0)["packed"]
-        losses = module.losses(packed)
+        packed = pack_batch(module, batch(REPORTS))
+        losses = task_losses(module, packed)
         torch.stack([*losses.values()]).sum().backward()
         values.append({task: value.item() for task, value in losses.items()})
-        gradients.append(module.model.get_input_embeddings().weight.grad)
+        gradients.append(module.model.backbone.get_input_embeddings().weight.grad)
         passes.append(len(packed))
     assert passes[:3] == [2, 4, 6] and passes[3] > 8
     for value, gradient in zip(values[1:], gradients[1:]):
@@ -91,12 +92,12 @@ def test_the_loss_and_its_gradient_do_not_depend_on_the_groups(
 def nats(module: Any, reports: list[str]) -> dict[tuple[int, ...], torch.Tensor]:
     """Nats of every target, by what is said and of which image."""
     found = {}
-    for packed in module.on_before_batch_transfer(batch(reports), 0)["packed"]:
-        losses_M = module.token_losses(packed).detach()
+    for packed in pack_batch(module, batch(reports)):
+        losses_M = module.model.token_losses(packed).detach()
         for number in packed.branch_M.unique():
             here = packed.branch_M == number
             row = packed.ids_BT[packed.row_M[here][0]]
-            codes = row[row >= module.vocabulary.first_code][:9]
+            codes = row[row >= module.model.vocabulary.first_code][:9]
             found[(*codes.tolist(), *packed.target_M[here].tolist())] = losses_M[here]
     return found
 
@@ -107,10 +108,10 @@ def test_another_report_beside_it_changes_nothing_of_a_study(
 ) -> None:
     """Of the same length, so that the groups are the same, and of another, so that they are not."""
     module = made(stage, llama, tokens)
-    assert len(module.on_before_batch_transfer(batch(REPORTS), 0)["packed"]) == 4
+    assert len(pack_batch(module, batch(REPORTS))) == 4
     before, changed = (
         nats(module, REPORTS),
-        tuple((CODES[4] + module.vocabulary.first_code).tolist()),
+        tuple((CODES[4] + module.model.vocabulary.first_code).tolist()),
     )
     for other in ("No edema. ", "Edema? No.", "The heart is enlarged. " * 8):
         after = nats(module, [*REPORTS[:4], other, REPORTS[5]])
@@ -134,7 +135,7 @@ def test_a_training_reads_its_batches_in_groups(llama: Path, tokens: Path, tmp_p
             length_groups=count,
             condition_dropout=0.0,
             learning_rate=1e-3,
-            warmup=1,
+            warmup_steps=1,
         )
         loader = torch.utils.data.DataLoader([batch(REPORTS)] * 3, batch_size=None, collate_fn=None)  # type: ignore[arg-type]
         trainer = Trainer(
@@ -146,8 +147,8 @@ def test_a_training_reads_its_batches_in_groups(llama: Path, tokens: Path, tmp_p
             enable_model_summary=False,
             default_root_dir=tmp_path,
         )
-        module.body.register_forward_hook(lambda *_, count=count: passes.append(count))
+        module.model.transformer.register_forward_hook(lambda *_, count=count: passes.append(count))
         trainer.fit(module, loader)
-        weights.append(module.model.get_input_embeddings().weight.detach())
+        weights.append(module.model.backbone.get_input_embeddings().weight.detach())
     assert Counter(passes) == {1: 6, 3: 18}
     torch.testing.assert_close(weights[1], weights[0], atol=1e-5, rtol=1e-3)

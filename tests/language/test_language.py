@@ -1,4 +1,4 @@
-"""Vocabulary, sequences, losses, drift and decoding of the language module, on two kinds of tiny
+"""Vocabulary, sequences, losses, regularizer and decoding of the language module, on two kinds of tiny
 models.
 """
 
@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning import Trainer
+from stages import build_stage, task_losses
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import DataLoader
 from transformers import (
@@ -24,10 +25,10 @@ from transformers import (
 
 from mavilt_pl.data.records import Question
 from mavilt_pl.errors import UserError
-from mavilt_pl.language.backbone import train_tokenizer
-from mavilt_pl.language.l2_regularization import Drift
+from mavilt_pl.language import ImageSampling, SamplingOptions, Stage2
+from mavilt_pl.language.l2_regularization import L2SPRegularizer
 from mavilt_pl.language.sequences import Branch, Tree, pack
-from mavilt_pl.language.stage2 import Stage2
+from mavilt_pl.language.text_pretraining import train_tokenizer
 
 TEXTS = [
     "The heart is enlarged. No pleural effusion or pneumothorax.",
@@ -71,8 +72,8 @@ def backbone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 @pytest.fixture
 def stage2(backbone: Path, tokens: Path) -> Stage2:
     torch.manual_seed(0)
-    module = Stage2(str(backbone), str(tokens), drift=0.1, max_words=12).eval()
-    torch.nn.init.normal_(module.place, std=0.2)
+    module = build_stage(backbone, tokens, Stage2, lambda_reg=0.1, max_text_tokens=12).eval()
+    torch.nn.init.normal_(module.model.grid_positions, std=0.2)
     return module
 
 
@@ -91,24 +92,33 @@ def study(text: str) -> dict:
 def test_old_ids_keep_their_rows_and_meaning(stage2: Stage2, backbone: Path) -> None:
     before = AutoModelForCausalLM.from_pretrained(backbone)
     old = before.get_input_embeddings().weight
-    assert torch.equal(stage2.model.get_input_embeddings().weight[: len(old)], old)
-    ids = torch.tensor([stage2.words("The heart is enlarged.")])
+    assert torch.equal(stage2.model.backbone.get_input_embeddings().weight[: len(old)], old)
+    ids = torch.tensor([stage2.prompts.tokenize("The heart is enlarged.")])
     with torch.no_grad():
         wanted = before(input_ids=ids).logits
-        found = stage2.text_logits(stage2.body(inputs_embeds=stage2.embed(ids)).last_hidden_state)
+        found = stage2.model.text_logits(
+            stage2.model.transformer(inputs_embeds=stage2.model.embed(ids)).last_hidden_state
+        )
     torch.testing.assert_close(found[..., : len(old)], wanted)
 
 
 def test_text_that_looks_like_a_mark_stays_text(stage2: Stage2) -> None:
-    assert max(stage2.words("<image> </image> <end> <report>")) < stage2.vocabulary.words
+    assert (
+        max(stage2.prompts.tokenize("<image> </image> <end> <report>"))
+        < stage2.model.vocabulary.num_used_rows
+    )
 
 
 def test_codes_that_look_alike_start_alike(backbone: Path, tokens: Path) -> None:
     from mavilt_pl.data.token_cache import TokenCache
 
-    module = Stage2(str(backbone), str(tokens), drift=0)
+    module = build_stage(backbone, tokens, Stage2, lambda_reg=0)
     codebook = torch.from_numpy(TokenCache(tokens).codebook())
-    rows = module.model.get_input_embeddings().weight[module.vocabulary.first_code :].detach()
+    rows = (
+        module.model.backbone.get_input_embeddings()
+        .weight[module.model.vocabulary.first_code :]
+        .detach()
+    )
     near = torch.corrcoef(torch.stack([torch.pdist(codebook), torch.pdist(rows)]))[0, 1]
     assert near > 0.9
 
@@ -118,13 +128,13 @@ def test_a_branch_sees_its_prefix_and_itself_only(stage2: Stage2) -> None:
     losses.
     """
     a, b, c = Branch([5, 6], [7, 8, 9]), Branch([10], [11, 12]), Branch([13, 14], [15])
-    prefix = stage2.image_prefix(CODES[0].tolist())
+    prefix = stage2.prompts.image_prefix(CODES[0].tolist())
     with torch.no_grad():
-        together = stage2.token_losses(pack([Tree(prefix, [a, b, c]), Tree(prefix, [b])]))
+        together = stage2.model.token_losses(pack([Tree(prefix, [a, b, c]), Tree(prefix, [b])]))
         alone = torch.cat(
-            [stage2.token_losses(pack([Tree(prefix, [part])])) for part in (a, b, c, b)]
+            [stage2.model.token_losses(pack([Tree(prefix, [part])])) for part in (a, b, c, b)]
         )
-        changed = stage2.token_losses(
+        changed = stage2.model.token_losses(
             pack([Tree(prefix, [a, Branch([20], [21, 22]), c]), Tree(prefix, [b])])
         )
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
@@ -135,13 +145,13 @@ def test_a_branch_sees_its_prefix_and_itself_only(stage2: Stage2) -> None:
 
 def test_losses_are_those_of_the_model_s_own_logits(stage2: Stage2) -> None:
     """Against full logits from the model's own forward pass, restricted afterwards."""
-    v, codes = stage2.vocabulary, CODES[:1].tolist()[0]
-    tree = stage2.drawing(codes, "An effusion.", "k")
+    v, codes = stage2.model.vocabulary, CODES[:1].tolist()[0]
+    tree = stage2.prompts.synthesis_tree(codes, "An effusion.", "k")
     packed = pack([tree])
     with torch.no_grad():
-        found = stage2.token_losses(packed)
-        logits = stage2.model(inputs_embeds=stage2.embed(packed.ids_BT)).logits[
-            0, len(tree.prefix) - 1 : -1, v.first_code : v.total
+        found = stage2.model.token_losses(packed)
+        logits = stage2.model.backbone(inputs_embeds=stage2.model.embed(packed.ids_BT)).logits[
+            0, len(tree.prefix) - 1 : -1, v.first_code : v.num_rows
         ]
     torch.testing.assert_close(
         found, F.cross_entropy(logits, CODES[0], reduction="none"), atol=1e-5, rtol=1e-4
@@ -153,9 +163,11 @@ def test_each_task_has_its_own_mean_and_an_image_that_of_codes(stage2: Stage2) -
         "codes": CODES,
         "studies": [study("No effusion."), study("The heart is enlarged. No effusion. No edema.")],
     }
-    losses = stage2.losses([pack(group) for group in stage2.trees(batch, training=False)])
-    assert set(losses) == {"report", "image", "answer"}
-    assert losses["image"].item() == pytest.approx(
+    losses = task_losses(
+        stage2, [pack(group) for group in stage2.prompts.trees(batch, training=False)]
+    )
+    assert set(losses) == {"report", "synthesis", "vqa"}
+    assert losses["synthesis"].item() == pytest.approx(
         torch.log(torch.tensor(20.0)).item(), rel=0.3
     )  # over K, not over V
 
@@ -168,7 +180,7 @@ class Descent(Stage2):
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_a_trainer_s_step_has_the_drift_once(
+def test_a_trainer_s_step_has_the_l2_gradient_once(
     llama: Path, tokens: Path, tmp_path: Path, precision: Any
 ) -> None:
     """Of two batches accumulated, clipped, under AMP: the step is that of autograd with the term,
@@ -176,7 +188,9 @@ def test_a_trainer_s_step_has_the_drift_once(
     """
     torch.manual_seed(0)
     free, held = (
-        Descent(str(llama), str(tokens), drift=weight, max_words=12, condition_dropout=0.0)
+        build_stage(
+            llama, tokens, Descent, lambda_reg=weight, max_text_tokens=12, condition_dropout=0.0
+        )
         for weight in (0.0, 0.3)
     )
     with torch.no_grad():
@@ -206,10 +220,13 @@ def test_a_trainer_s_step_has_the_drift_once(
         return [start[name] - value.detach() for name, value in module.named_parameters()]
 
     gradients, with_term, clipped = stepped(free, None), stepped(held, None), stepped(held, 0.5)
-    rows, grown = held.vocabulary.text, held.model.get_input_embeddings().weight
+    rows, grown = (
+        held.model.vocabulary.num_text_rows,
+        held.model.backbone.get_input_embeddings().weight,
+    )
     origin = {
         id(p): r.view(-1, *p.shape[1:]).float()
-        for p, r in zip(held.drift.parameters, held.drift.reference)
+        for p, r in zip(held.regularizer.parameters, held.regularizer.reference)
     }
     for (name, parameter), gradient, found in zip(held.named_parameters(), gradients, with_term):
         wanted = gradient.clone()
@@ -224,122 +241,137 @@ def test_a_trainer_s_step_has_the_drift_once(
 
 
 @pytest.mark.parametrize(("keep", "place"), [("bfloat16", "device"), ("float32", "host")])
-def test_drift_is_autograd_of_its_term(
+def test_regularizer_is_autograd_of_its_term(
     stage2: Stage2, monkeypatch: pytest.MonkeyPatch, keep: Any, place: Any
 ) -> None:
     """Equal to the gradient of λ/2‖θ − θ₀‖² to 1e-6, under accumulation and clipping, in pieces
     that fit and that do not.
     """
     monkeypatch.setattr("mavilt_pl.language.l2_regularization.PIECE", 1000)
-    model = stage2.model
-    stage2.drift = drift = Drift(model, 0.1, stage2.vocabulary.text, keep, place)
-    assert all(kept.dtype == getattr(torch, keep) for kept in drift.reference)
-    assert drift.term() < (1e-3 if keep == "bfloat16" else 1e-12)
+    model = stage2.model.backbone
+    stage2.regularizer = regularizer = L2SPRegularizer(
+        model, 0.1, stage2.model.vocabulary.num_text_rows, keep, place
+    )
+    assert all(kept.dtype == getattr(torch, keep) for kept in regularizer.reference)
+    assert regularizer.term(regularizer.distances()) < (1e-3 if keep == "bfloat16" else 1e-12)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     batches = [pack([Tree([1, 2], [Branch([3], [4 + i, 5])])]) for i in range(2)]
-    rows = stage2.vocabulary.text
+    rows = stage2.model.vocabulary.num_text_rows
 
-    def file_lock() -> torch.Tensor:
+    def penalty() -> torch.Tensor:
         grown = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
         parts = [
             (p[:rows] if id(p) in grown else p, r)
-            for p, r in zip(drift.parameters, drift.reference)
+            for p, r in zip(regularizer.parameters, regularizer.reference)
         ]
         return sum(0.05 * (p - r.view_as(p).float()).square().sum() for p, r in parts)  # type: ignore[return-value]
 
     model.zero_grad()
-    sum((stage2.token_losses(b).mean() for b in batches), start=file_lock()).backward()
-    wanted = [p.grad.clone() for p in drift.parameters]
+    sum((stage2.model.token_losses(b).mean() for b in batches), start=penalty()).backward()
+    wanted = [p.grad.clone() for p in regularizer.parameters]
     norm = clip_grad_norm_(model.parameters(), 0.5)
-    clipped = [p.grad.clone() for p in drift.parameters]
+    clipped = [p.grad.clone() for p in regularizer.parameters]
     model.zero_grad()
     for batch in batches:
-        stage2.token_losses(batch).mean().backward()
-    drift.add_gradient()
-    for parameter, gradient in zip(drift.parameters, wanted):
+        stage2.model.token_losses(batch).mean().backward()
+    regularizer.add_gradient()
+    for parameter, gradient in zip(regularizer.parameters, wanted):
         torch.testing.assert_close(parameter.grad, gradient, atol=1e-6, rtol=1e-5)
     assert clip_grad_norm_(model.parameters(), 0.5) == pytest.approx(norm.item(), rel=1e-5)
-    for parameter, gradient in zip(drift.parameters, clipped):
+    for parameter, gradient in zip(regularizer.parameters, clipped):
         torch.testing.assert_close(parameter.grad, gradient, atol=1e-6, rtol=1e-5)
-    assert drift.term() == pytest.approx(file_lock().item(), rel=1e-5)
-    assert Drift(model, 0.0, rows).reference == []
+    assert regularizer.term(regularizer.distances()) == pytest.approx(penalty().item(), rel=1e-5)
+    assert L2SPRegularizer(model, 0.0, rows).reference == []
 
 
 def test_drawing_is_n_codes_and_does_not_depend_on_the_batch(stage2: Stage2) -> None:
     texts = ["No effusion.", "The heart is enlarged. No edema and no pneumothorax.", ""]
-    stage2.hparams["guidance"] = 2.0
-    together = stage2.draw(texts, seed=3, keys=[7, 8, 9])
+    stage2.generator.sampling = SamplingOptions(ImageSampling(guidance_scale=2.0))
+    together = stage2.generator.generate_images(texts, seed=3, keys=[7, 8, 9])
     assert together.shape == (3, 9) and together.min() >= 0 and together.max() < 20
     for i, text in enumerate(texts):
-        assert torch.equal(stage2.draw([text], seed=3, keys=[7 + i])[0], together[i])
-    assert not torch.equal(stage2.draw(texts, seed=4, keys=[7, 8, 9]), together)
+        assert torch.equal(
+            stage2.generator.generate_images([text], seed=3, keys=[7 + i])[0], together[i]
+        )
+    assert not torch.equal(
+        stage2.generator.generate_images(texts, seed=4, keys=[7, 8, 9]), together
+    )
 
 
 def test_cached_drawing_is_that_of_a_model_without_cache(stage2: Stage2) -> None:
     """The likeliest codes, one after another, each from a whole forward pass."""
-    stage2.hparams["temperature"] = 0.0
-    v, ids = stage2.vocabulary, stage2.draw_prompt("An effusion.")
+    stage2.generator.sampling = SamplingOptions(ImageSampling(temperature=0.0))
+    v, ids = stage2.model.vocabulary, stage2.prompts.synthesis_prompt("An effusion.")
     with torch.no_grad():
-        for _ in range(v.length):
-            hidden = stage2.body(
-                inputs_embeds=stage2.embed(torch.tensor([ids])), use_cache=False
+        for _ in range(v.codes_per_image):
+            hidden = stage2.model.transformer(
+                inputs_embeds=stage2.model.embed(torch.tensor([ids])), use_cache=False
             ).last_hidden_state[0, -1]
-            ids.append(v.first_code + int(stage2.code_logits(hidden).argmax()))
-    assert (stage2.draw(["An effusion."])[0] + v.first_code).tolist() == ids[-v.length :]
+            ids.append(v.first_code + int(stage2.model.code_logits(hidden).argmax()))
+    assert (stage2.generator.generate_images(["An effusion."])[0] + v.first_code).tolist() == ids[
+        -v.codes_per_image :
+    ]
 
 
 def test_cached_greedy_text_is_that_of_a_model_without_cache(stage2: Stage2) -> None:
-    prompt = stage2.image_prefix(CODES[0].tolist()) + stage2.report_prompt("", training=False)
+    prompt = stage2.prompts.image_prefix(CODES[0].tolist()) + stage2.prompts.report_prompt(
+        "", training=False
+    )
     ids = list(prompt)
-    v = stage2.vocabulary
+    v = stage2.model.vocabulary
     with torch.no_grad():
         for _ in range(12):
-            hidden = stage2.body(
-                inputs_embeds=stage2.embed(torch.tensor([ids])), use_cache=False
+            hidden = stage2.model.transformer(
+                inputs_embeds=stage2.model.embed(torch.tensor([ids])), use_cache=False
             ).last_hidden_state[0, -1]
-            logits = stage2.text_logits(hidden)
-            logits[v.words : v.text] = -torch.inf
+            logits = stage2.model.text_logits(hidden)
+            logits[v.num_used_rows : v.num_text_rows] = -torch.inf
             ids.append(int(logits.argmax()))
             if ids[-1] == v.end:
                 ids.pop()
                 break
-    assert stage2.write_reports(CODES)[0] == stage2.tokenizer.decode(ids[len(prompt) :])
+    assert stage2.generator.generate_reports(CODES)[0] == stage2.model.tokenizer.decode(
+        ids[len(prompt) :]
+    )
 
 
 def test_answers_are_normalised_likelihoods(stage2: Stage2) -> None:
-    both = stage2.answer(CODES, ASK)
+    both = stage2.generator.answer_questions(CODES, ASK)
     assert [len(row) for row in both] == [1, 2] and all(
         sum(given) == pytest.approx(1) for row in both for given in row
     )
-    alone = stage2.answer(CODES[1:], ASK[1:])
+    alone = stage2.generator.answer_questions(CODES[1:], ASK[1:])
     torch.testing.assert_close(torch.tensor(alone[0]), torch.tensor(both[1]))
 
 
 def test_awkward_input_is_defined(stage2: Stage2) -> None:
     assert (
-        len(stage2.target_words("word " * 5000)) == 13 and stage2.counts["texts_cut"] == 1
+        len(stage2.prompts.text_target("word " * 5000)) == 13
+        and stage2.prompts.counts["texts_truncated"] == 1
     )  # cut, and counted
-    assert stage2.target_words("") == [stage2.vocabulary.end]
+    assert stage2.prompts.text_target("") == [stage2.model.vocabulary.end]
     with pytest.raises(UserError, match="9 codes in"):
-        stage2.trees({"codes": CODES + 10, "studies": [study("a"), study("b")]}, training=False)
+        stage2.prompts.trees(
+            {"codes": CODES + 10, "studies": [study("a"), study("b")]}, training=False
+        )
     with pytest.raises(UserError, match="9 codes in"):
-        stage2.vocabulary.check(CODES[:, :4])
+        stage2.model.vocabulary.check_codes(CODES[:, :4])
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("max_words", 0),
+        ("max_text_tokens", 0),
         ("condition_dropout", 1.7),
         ("view_dropout", -3.0),
         ("learning_rate", -1.0),
-        ("warmup", -5),
-        ("guidance", float("nan")),
-        ("drift", -1.0),
+        ("warmup_steps", -5),
+        ("guidance_scale", float("nan")),
+        ("lambda_reg", -1.0),
         ("task_weights", {"report": -1.0}),
-        ("task_weights", dict.fromkeys(("report", "image", "answer", "text"), 0.0)),
+        ("task_weights", dict.fromkeys(("report", "synthesis", "vqa", "text"), 0.0)),
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(
@@ -348,16 +380,16 @@ def test_settings_out_of_range_are_refused_by_name(
     with pytest.raises(
         UserError, match=f"{key}: found .*{'' if isinstance(value, dict) else value}.*expected"
     ):
-        Stage2(str(llama), str(tokens), **{key: value})
+        build_stage(llama, tokens, Stage2, **{key: value})
 
 
 def test_a_model_of_nan_says_so_instead_of_anything_else(llama: Path, tokens: Path) -> None:
-    module = Stage2(str(llama), str(tokens), max_words=12).eval()
-    torch.nn.init.constant_(module.model.base_model.norm.weight, float("nan"))
+    module = build_stage(llama, tokens, Stage2, max_text_tokens=12).eval()
+    torch.nn.init.constant_(module.model.backbone.base_model.norm.weight, float("nan"))
     for ask in (
-        lambda: module.draw(["a"]),
-        lambda: module.write_reports(CODES),
-        lambda: module.answer(CODES, ASK),
+        lambda: module.generator.generate_images(["a"]),
+        lambda: module.generator.generate_reports(CODES),
+        lambda: module.generator.answer_questions(CODES, ASK),
     ):
         with pytest.raises(UserError, match="not finite"):
             ask()
@@ -368,11 +400,13 @@ def test_checkpoints_of_others_are_refused(stage2: Stage2) -> None:
         stage2.on_load_checkpoint({"state_dict": {}})
     with pytest.raises(UserError, match="its codes mean different things"):
         stage2.on_load_checkpoint({"state_dict": {}, "visual_tokenizer": "tokenizer-b"})
-    state = stage2.state_dict() | {"place": torch.zeros(4, 32)}
-    with pytest.raises(UserError, match=r"place is \(4, 32\) there and \(9, 32\) here"):
+    state = stage2.state_dict() | {"model.grid_positions": torch.zeros(4, 32)}
+    with pytest.raises(
+        UserError, match=r"model.grid_positions is \(4, 32\) there and \(9, 32\) here"
+    ):
         stage2.on_load_checkpoint({"state_dict": state, "visual_tokenizer": "tokenizer-a"})
 
 
 def test_a_missing_backbone_says_what_to_do(tokens: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"backbone\.yaml"):
-        Stage2(str(tmp_path / "absent"), str(tokens))
+        build_stage(tmp_path / "absent", tokens, Stage2)

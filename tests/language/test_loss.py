@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from stages import build_stage, pack_batch, task_losses
 from torch import Tensor
 
-from mavilt_pl.language import Stage1, loss
-from mavilt_pl.language.chunked_cross_entropy import IGNORED, Rows, linear_cross_entropy
+from mavilt_pl.language import Stage1, chunked_cross_entropy
+from mavilt_pl.language.chunked_cross_entropy import IGNORED, HeadRows, linear_cross_entropy
 
 M, D, V = 37, 16, 101
 
@@ -39,7 +40,7 @@ def test_loss_and_gradients_are_those_of_whole_logits(
     wanted = F.cross_entropy(logits, target, reduction="none")
     gradients = torch.autograd.grad((wanted * share).sum(), learned)
     found = linear_cross_entropy(
-        hidden, [Rows(weight, b if bias else None, first, last)], target, chunk
+        hidden, [HeadRows(weight, b if bias else None, first, last)], target, chunk
     )
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
     assert found[[3, 20, 36]].tolist() == [0, 0, 0]
@@ -54,7 +55,7 @@ def test_a_head_in_two_parts_is_that_of_both_together() -> None:
     logits = torch.cat([F.linear(hidden, fixed), F.linear(hidden, new[:1], b[:1])], 1)
     wanted = F.cross_entropy(logits, target, reduction="none")
     found = linear_cross_entropy(
-        hidden, [Rows(fixed, None, 0, V), Rows(new, b, 0, 1)], target, chunk=5 * V
+        hidden, [HeadRows(fixed, None, 0, V), HeadRows(new, b, 0, 1)], target, chunk=5 * V
     )
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
     grads = [torch.autograd.grad(x.square().mean(), [hidden, new, b]) for x in (found, wanted)]
@@ -67,7 +68,9 @@ def test_under_autocast_it_is_what_a_linear_layer_would_give() -> None:
     target = torch.randint(V, (M,), generator=torch.Generator().manual_seed(1))
     with torch.autocast("cpu", torch.bfloat16):
         wanted = F.cross_entropy(F.linear(hidden, weight).float(), target)
-        found = linear_cross_entropy(hidden, [Rows(weight, None, 0, V)], target, chunk=5 * V).mean()
+        found = linear_cross_entropy(
+            hidden, [HeadRows(weight, None, 0, V)], target, chunk=5 * V
+        ).mean()
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
     grads = [torch.autograd.grad(x, [hidden, weight]) for x in (found, wanted)]
     for a, c in zip(*grads):
@@ -82,17 +85,17 @@ def test_a_module_s_step_is_the_same_chunk_by_chunk(
     """The whole of Stage 1's loss and gradients, tied heads included, where a chunk is three
     targets.
     """
-    module = Stage1(
-        str(any_backbone), str(tokens), tuning=tuning, max_words=12, condition_dropout=0.0
+    module = build_stage(
+        any_backbone, tokens, Stage1, method=tuning, max_text_tokens=12, condition_dropout=0.0
     )  # type: ignore[arg-type]
     studies = [{"text": text, "study": text} for text in ("No effusion.", "The heart is enlarged.")]
     codes = torch.arange(18).view(2, 9)
     results = []
-    for chunk in (loss.CHUNK, 3 * 330):
-        monkeypatch.setattr(loss, "CHUNK", chunk)
+    for chunk in (chunked_cross_entropy.CHUNK, 3 * 330):
+        monkeypatch.setattr(chunked_cross_entropy, "CHUNK", chunk)
         module.zero_grad()
-        packed = module.on_before_batch_transfer({"codes": codes, "studies": studies}, 0)["packed"]
-        total = torch.stack([*module.losses(packed).values()]).sum()
+        packed = pack_batch(module, {"codes": codes, "studies": studies})
+        total = torch.stack([*task_losses(module, packed).values()]).sum()
         total.backward()
         results.append(
             [total.detach(), *(p.grad.clone() for p in module.parameters() if p.grad is not None)]

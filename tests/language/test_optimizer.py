@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mavilt_pl.language.optim import Muon, orthogonalised
+from mavilt_pl.language.optim import Muon, orthogonalise
 from mavilt_pl.trainer.lr_schedule import warm_cosine
 
 
@@ -16,7 +16,7 @@ def test_orthogonalised_keeps_the_directions_and_evens_the_lengths(
 ) -> None:
     stack = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     u, size, vh = torch.linalg.svd(stack, full_matrices=False)
-    inner = torch.diagonal(u.mT @ orthogonalised(stack) @ vh.mT, dim1=1, dim2=2)
+    inner = torch.diagonal(u.mT @ orthogonalise(stack) @ vh.mT, dim1=1, dim2=2)
     large = inner[
         size > 0.1 * size.amax(1, keepdim=True)
     ]  # five rounds do not lift what is next to nothing
@@ -46,7 +46,11 @@ def test_the_same_steps_as_torch_s_muon_and_adamw() -> None:
     """torch orthogonalises in bfloat16: the same to about a hundredth of the way that was gone."""
     ours, theirs = made(), made()
     matrices, others = split(ours)
-    steps(Muon(matrices, others, matrix_rate=0.02, rate=1e-3, weight_decay=0.01), ours, 8)
+    steps(
+        Muon(matrices, others, matrix_learning_rate=0.02, learning_rate=1e-3, weight_decay=0.01),
+        ours,
+        8,
+    )
     matrices, others = split(theirs)
     muon = torch.optim.Muon(
         matrices, lr=0.02, weight_decay=0.01, momentum=0.95, adjust_lr_fn="original"
@@ -78,7 +82,7 @@ def test_a_loaded_state_goes_on_as_if_never_stopped() -> None:
 
 
 def test_the_schedule_warms_up_and_falls_to_a_hundredth_of_each_rate() -> None:
-    optimizer = Muon(*split(made()), matrix_rate=0.02, rate=0.001)
+    optimizer = Muon(*split(made()), matrix_learning_rate=0.02, learning_rate=0.001)
     schedule = warm_cosine(optimizer, 10, 100)
     rates = []
     for _ in range(101):

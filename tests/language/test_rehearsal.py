@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from stages import build_stage, task_losses
 from transformers import AutoModelForCausalLM
 
 from mavilt_pl.data.datamodule import CXRDataModule
@@ -22,10 +23,11 @@ ASK = (Question("Is there edema?", "no", "edema", ("yes", "no")),)
 
 def made(backbone: Path, tokens: Path, kind: type = Stage2, **settings: Any) -> Any:
     torch.manual_seed(0)
-    return kind(
-        str(backbone),
-        str(tokens),
-        **{"max_words": 40, "drift": 0.0, "condition_dropout": 0.0, **settings},
+    return build_stage(
+        backbone,
+        tokens,
+        kind,
+        **{"max_text_tokens": 40, "lambda_reg": 0.0, "condition_dropout": 0.0, **settings},
     )
 
 
@@ -39,12 +41,12 @@ def batch(count: int, **more: Any) -> dict[str, Any]:
 
 def asked(module: Any, trees: list[Any]) -> list[list[int]]:
     """Codes of each tree's image, read or drawn."""
-    v = module.vocabulary
+    v = module.model.vocabulary
     return [
         [
             i - v.first_code
             for i in [*tree.prefix, *tree.branches[0].target]
-            if v.first_code <= i < v.last_code
+            if v.first_code <= i < v.code_stop
         ]
         for tree in trees
     ]
@@ -55,15 +57,17 @@ def test_one_direction_takes_each_pair_once_and_the_same_way_each_time(
     llama: Path, tokens: Path, stage: type
 ) -> None:
     module, given = made(llama, tokens, stage, directions="one"), batch(40)
-    reading, drawing = module.trees(given, training=True)
+    reading, drawing = module.prompts.trees(given, training=True)
     reports = [tree for tree in reading if any(branch.task == 0 for branch in tree.branches)]
     every = [*asked(module, reports), *asked(module, drawing)]
     assert sorted(every) == sorted(given["codes"].tolist()) and 12 < len(drawing) < 28
-    assert asked(module, module.trees(given, training=True)[1]) == asked(module, drawing)
+    assert asked(module, module.prompts.trees(given, training=True)[1]) == asked(module, drawing)
     if stage is Stage2:  # questions are asked of every study
         assert len(reading) == 40 and all(tree.branches[-1].task == 2 for tree in reading)
-    assert [len(group) for group in module.trees(given, training=False)] == [40, 40]
-    assert [len(group) for group in made(llama, tokens, stage).trees(given, training=True)] == [
+    assert [len(group) for group in module.prompts.trees(given, training=False)] == [40, 40]
+    assert [
+        len(group) for group in made(llama, tokens, stage).prompts.trees(given, training=True)
+    ] == [
         40,
         40,
     ]
@@ -74,21 +78,21 @@ def test_rehearsed_text_is_the_plain_text_that_perplexity_measures(
 ) -> None:
     text = "The lungs are clear. No edema."
     module = made(
-        llama, tokens, task_weights={"report": 0.2, "image": 0.2, "answer": 0.55, "text": 0.05}
+        llama, tokens, task_weights={"report": 0.2, "synthesis": 0.2, "vqa": 0.55, "text": 0.05}
     ).eval()
     packed = module.on_before_batch_transfer(batch(2, replay=[text, ""]), 0)[
         "packed"
     ]  # nothing teaches nothing
     with torch.no_grad():
-        losses = module.losses(packed)
-        nats, count = module.text_nats([text])
-    assert set(losses) == {"report", "image", "answer", "text"}
+        losses = task_losses(module, packed)
+        nats, count = module.generator.plain_text_nats([text])
+    assert set(losses) == {"report", "synthesis", "vqa", "text"}
     assert losses["text"].item() == pytest.approx(float(nats / count), rel=1e-5)
     logged: dict[str, float] = {}
     module.log_dict = lambda values, **_: logged.update(values)
     module.log = lambda *_, **__: None
     total = module.training_step({"packed": packed, "studies": batch(2)["studies"]}, 0)
-    wanted = sum(w * float(losses[task]) for task, w in module.task_weights.items())
+    wanted = sum(w * float(losses[task]) for task, w in module.tuning.task_weights.items())
     assert float(total.detach()) == pytest.approx(wanted, rel=1e-5) and "train/text_nats" in logged
 
 
@@ -146,73 +150,81 @@ def test_texts_are_replayed_from_a_corpus_or_a_file_and_in_training_only(
     ):
         data(str(tmp_path / "lines.txt"))
     with pytest.raises(
-        UserError, match=r"data\.replay_share 25: expected a part of the studies, from 0 to 1"
+        UserError,
+        match=r"data\.replay_share: found 25; expected a share of the studies, from 0 to 1",
     ):
         data(None, 25)
-    with pytest.raises(UserError, match=r"data\.replay: images are not trained beside texts"):
+    with pytest.raises(UserError, match=r"data\.replay: batches of images take no plain texts"):
         CXRDataModule([str(corpus_path)], replay="x")
 
 
 def test_from_scratch_is_the_shape_without_the_weights(llama: Path, tokens: Path) -> None:
     given = AutoModelForCausalLM.from_pretrained(llama)
     module = made(llama, tokens, pretrained=False)
-    known, random = dict(given.named_parameters()), dict(module.model.named_parameters())
+    known, random = dict(given.named_parameters()), dict(module.model.backbone.named_parameters())
     assert known.keys() == random.keys()
     for name, weight in random.items():
         assert weight.shape[1:] == known[name].shape[1:]
         if weight.ndim == 2:
             assert not torch.allclose(weight[: len(known[name])], known[name], atol=1e-2), name
-    assert (
-        torch.isfinite(module._likelihoods(module.trees(batch(2), False)[0])[0] * torch.ones(1))
-        and module.at_start() is None
-    )
+    trees = module.prompts.trees(batch(2), training=False)[0]
+    likelihoods = [*module.generator._branch_log_likelihoods(trees)]
+    assert torch.isfinite(torch.tensor(likelihoods)).all()
+    assert module.initial_generator() is None
 
 
 @pytest.mark.parametrize("tuning", ["full", "lora"])
 def test_at_start_is_the_module_before_any_training(llama: Path, tokens: Path, tuning: str) -> None:
     texts = ["The heart is enlarged.", "No edema."]
-    module = made(llama, tokens, tuning=tuning).eval()
-    before, _ = module.text_nats(texts)
+    module = made(llama, tokens, method=tuning).eval()
+    before, _ = module.generator.plain_text_nats(texts)
     with torch.no_grad():
         for parameter in module.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.3 * torch.randn_like(parameter))
-    assert not torch.allclose(module.text_nats(texts)[0], before, rtol=1e-2)
-    torch.testing.assert_close(module.at_start().eval().text_nats(texts)[0], before)
+    assert not torch.allclose(module.generator.plain_text_nats(texts)[0], before, rtol=1e-2)
+    torch.testing.assert_close(module.initial_generator().plain_text_nats(texts)[0], before)
 
 
 def test_the_held_out_wording_is_for_evaluation_only(llama: Path, tokens: Path) -> None:
     """Whatever the study, training never says it and evaluation says nothing else."""
-    from mavilt_pl.language.prompts import DRAW, REPORT
+    from mavilt_pl.language.prompts import REPORT_INSTRUCTIONS, SYNTHESIS_INSTRUCTIONS
 
-    module = made(llama, tokens, max_words=60).eval()
+    module = made(llama, tokens, max_text_tokens=60).eval()
 
     def said(training: bool) -> tuple[set[str], set[str]]:
-        reading, drawing = module.trees(batch(200), training)
-        decode = module.tokenizer.decode
+        reading, drawing = module.prompts.trees(batch(200), training)
+        decode = module.model.tokenizer.decode
         words = {
-            decode([i for i in tree.branches[0].prompt if i < module.vocabulary.text])
+            decode(
+                [i for i in tree.branches[0].prompt if i < module.model.vocabulary.num_text_rows]
+            )
             for tree in reading
         }
         asked = {
-            decode([i for i in tree.prefix if i < module.vocabulary.text]).removesuffix(
-                " No effusion."
-            )
+            decode(
+                [i for i in tree.prefix if i < module.model.vocabulary.num_text_rows]
+            ).removesuffix(" No effusion.")
             for tree in drawing
         }
         return {text.strip() for text in words}, {text.strip() for text in asked}
 
-    assert said(training=True) == (set(REPORT[:-1]), set(DRAW[:-1]))
-    assert said(training=False) == ({REPORT[-1]}, {DRAW[-1]})
+    assert said(training=True) == (set(REPORT_INSTRUCTIONS[:-1]), set(SYNTHESIS_INSTRUCTIONS[:-1]))
+    assert said(training=False) == ({REPORT_INSTRUCTIONS[-1]}, {SYNTHESIS_INSTRUCTIONS[-1]})
     written: list[list[int]] = []
-    module._write = lambda prompts, *_: written.extend(prompts) or ["" for _ in prompts]
-    module.write_reports(batch(3)["codes"])
+    module.generator._generate_texts = lambda prompts, *_: (
+        written.extend(prompts) or ["" for _ in prompts]
+    )
+    module.generator.generate_reports(batch(3)["codes"])
     assert all(
-        module.words(REPORT[-1]) == [i for i in prompt if i < module.vocabulary.text]
+        module.prompts.tokenize(REPORT_INSTRUCTIONS[-1])
+        == [i for i in prompt if i < module.model.vocabulary.num_text_rows]
         for prompt in written
     )
-    assert module.words(f"{DRAW[-1]} Edema.") == [
-        i for i in module.draw_prompt("Edema.") if i < module.vocabulary.text
+    assert module.prompts.tokenize(f"{SYNTHESIS_INSTRUCTIONS[-1]} Edema.") == [
+        i
+        for i in module.prompts.synthesis_prompt("Edema.")
+        if i < module.model.vocabulary.num_text_rows
     ]
 
 
@@ -223,12 +235,14 @@ def test_the_condition_is_dropped_as_often_as_said_down_to_what_guidance_starts_
     given = batch(400)
     for chance, study in enumerate(given["studies"]):
         study["rng_seed"] = chance
-    prefixes = [tree.prefix for tree in module.trees(given, training=True)[1]]
-    free = module.draw_prompt(None)
+    prefixes = [tree.prefix for tree in module.prompts.trees(given, training=True)[1]]
+    free = module.prompts.synthesis_prompt(None)
     assert 0.23 < sum(prefix == free for prefix in prefixes) / 400 < 0.37
     assert all(prefix == free or len(prefix) > len(free) for prefix in prefixes)
     some = {
         name: value[100:110] for name, value in given.items()
     }  # the same, in whatever batch they come
-    assert [tree.prefix for tree in module.trees(some, training=True)[1]] == prefixes[100:110]
-    assert all(tree.prefix != free for tree in module.trees(given, training=False)[1])
+    assert [tree.prefix for tree in module.prompts.trees(some, training=True)[1]] == prefixes[
+        100:110
+    ]
+    assert all(tree.prefix != free for tree in module.prompts.trees(given, training=False)[1])

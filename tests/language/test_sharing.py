@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from stages import build_stage
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from mavilt_pl.language.sequences import Branch, Tree, at_once, length_of
+from mavilt_pl.language.sequences import Branch, Tree, split_by_mask_size
 from mavilt_pl.language.stage2 import Stage2
 
 CODES = [1, 2, 3, 4, 5, 6, 7, 8, 9]
@@ -69,33 +70,36 @@ def test_a_branch_is_read_as_it_is_alone(
             parameter.add_(0.05 * torch.randn_like(parameter))
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    module = Stage2(str(tmp_path), str(tokens), max_words=12).eval()
-    assert module.shares_prefix == (kind in SHARING)
+    module = build_stage(tmp_path, tokens, Stage2, max_text_tokens=12).eval()
+    assert module.generator.shares_prefix == (kind in SHARING)
     branches = [Branch([5, 6], [7, 8, 9]), Branch([10], [11, 12]), Branch([13, 14], [15])]
-    prefix = module.image_prefix(CODES)
+    prefix = module.prompts.image_prefix(CODES)
     with torch.no_grad():
-        together = module.token_losses(module.pack([Tree(prefix, branches)]))
-        alone = [module.token_losses(module.pack([Tree(prefix, [branch])])) for branch in branches]
+        together = module.model.token_losses(module.generator.pack([Tree(prefix, branches)]))
+        alone = [
+            module.model.token_losses(module.generator.pack([Tree(prefix, [branch])]))
+            for branch in branches
+        ]
     torch.testing.assert_close(together, torch.cat(alone), atol=2e-4, rtol=1e-4)
 
 
 def test_many_questions_are_answered_in_parts_of_bounded_size() -> None:
     branches = [Branch([1] * 5, [2] * (1 + k % 3)) for k in range(300)]
     trees = [Tree([3] * 60, branches), Tree([4] * 30, branches[:2])]
-    groups = [*at_once(trees, 2**18)]
+    groups = [*split_by_mask_size(trees, 2**18)]
     assert [branch for group in groups for part in group for branch in part.branches] == [
         *branches,
         *branches[:2],
     ]
     assert all(part.prefix in ([3] * 60, [4] * 30) for group in groups for part in group)
-    assert all(len(group) * max(map(length_of, group)) ** 2 <= 2**18 for group in groups)
+    assert all(len(group) * max([tree.length for tree in group]) ** 2 <= 2**18 for group in groups)
     assert len(groups) == 6  # of five parts, the last with the other tree
 
 
 def test_a_hundred_answers_are_those_of_each_question_alone(llama: Path, tokens: Path) -> None:
-    module = Stage2(str(llama), str(tokens), max_words=20).eval()
+    module = build_stage(llama, tokens, Stage2, max_text_tokens=20).eval()
     asked = [(f"Is there {'no ' * (k % 4)}edema in {k}?", ("yes", "no")) for k in range(100)]
-    together = module.answer(torch.tensor([CODES]), [asked])[0]
+    together = module.generator.answer_questions(torch.tensor([CODES]), [asked])[0]
     for k in (0, 50, 99):
-        alone = module.answer(torch.tensor([CODES]), [[asked[k]]])[0][0]
+        alone = module.generator.answer_questions(torch.tensor([CODES]), [[asked[k]]])[0][0]
         assert together[k] == pytest.approx(alone, abs=1e-5)

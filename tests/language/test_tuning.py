@@ -1,4 +1,4 @@
-"""Drift of adapters against autograd of the materialised norm; settings; checkpointing and kernels
+"""L2 regularization of adapters against autograd of the materialised norm; settings; checkpointing and kernels
 against plain runs.
 """
 
@@ -11,28 +11,37 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from stages import (
+    build_stage,
+    pack_batch,
+    regularization_term,
+    save_checkpoint,
+    task_losses,
+)
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mavilt_pl.data.records import Question
 from mavilt_pl.errors import UserError
+from mavilt_pl.inference.export import save_language_model
 from mavilt_pl.language import Stage2
-from mavilt_pl.language.adapters import adapters
+from mavilt_pl.language.adapters import list_adapters
 
 CODES = torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8, 9], [11, 0, 0, 3, 19, 5, 5, 5, 2]])
 
 
 def made(backbone: Path, tokens: Path, **settings: Any) -> Stage2:
     torch.manual_seed(0)
-    return Stage2(
-        str(backbone),
-        str(tokens),
-        **{"max_words": 12, "condition_dropout": 0.0, "drift": 0.1, **settings},
+    return build_stage(
+        backbone,
+        tokens,
+        Stage2,
+        **{"max_text_tokens": 12, "condition_dropout": 0.0, "lambda_reg": 0.1, **settings},
     )
 
 
 def adapted(backbone: Path, tokens: Path, **settings: Any) -> Stage2:
     return made(
-        backbone, tokens, tuning="lora", lora={"r": 4, "alpha": 6, "dropout": 0.0}, **settings
+        backbone, tokens, method="lora", lora={"rank": 4, "alpha": 6, "dropout": 0.0}, **settings
     )
 
 
@@ -46,7 +55,7 @@ def batch() -> dict[str, Any]:
 
 
 def loss(module: Stage2) -> torch.Tensor:
-    losses = module.losses(module.on_before_batch_transfer(batch(), 0)["packed"])
+    losses = task_losses(module, pack_batch(module, batch()))
     return torch.stack([*losses.values()]).sum()
 
 
@@ -64,7 +73,7 @@ def shake(module: Stage2) -> None:
 
 
 @pytest.mark.parametrize("since", ["backbone", "stage"])
-def test_the_drift_of_adapters_is_autograd_of_the_whole_weights(
+def test_the_l2_term_of_adapters_is_autograd_of_the_whole_weights(
     any_backbone: Path, tokens: Path, tmp_path: Path, since: str
 ) -> None:
     """λ/2 ‖W − W₀‖² of weights that peft merges itself, θ₀ the backbone or an earlier stage's
@@ -72,37 +81,35 @@ def test_the_drift_of_adapters_is_autograd_of_the_whole_weights(
     """
     earlier = adapted(any_backbone, tokens)
     shake(earlier)
-    checkpoint = {"state_dict": earlier.state_dict(), "hyper_parameters": dict(earlier.hparams)}
-    earlier.on_save_checkpoint(checkpoint)
-    torch.save(checkpoint, tmp_path / "earlier.ckpt")
+    save_checkpoint(earlier, tmp_path / "earlier.ckpt")
     module = adapted(
-        any_backbone, tokens, drift_from=since, init_from=str(tmp_path / "earlier.ckpt")
+        any_backbone, tokens, reference=since, init_from=str(tmp_path / "earlier.ckpt")
     )
 
     def delta(owner: Stage2, name: str) -> torch.Tensor:
-        layer = owner.model.get_submodule(name)
+        layer = owner.model.backbone.get_submodule(name)
         return (
             layer.scaling["default"]
             * layer.lora_B["default"].weight
             @ layer.lora_A["default"].weight
         )
 
-    names = [name for name, *_ in adapters(module.model)]
+    names = [name for name, *_ in list_adapters(module.model.backbone)]
     assert len(names) >= 8 and not any("head" in name or "embed" in name for name in names)
-    layer = module.model.get_submodule(names[0])
+    layer = module.model.backbone.get_submodule(names[0])
     torch.testing.assert_close(delta(module, names[0]), _merged(layer), atol=1e-6, rtol=1e-5)
     shake(module)
     start = [delta(earlier, n).detach() if since == "stage" else 0.0 for n in names]
     term = sum(0.05 * (delta(module, n) - at).square().sum() for n, at in zip(names, start))
-    pairs = [p for _, a, b, _ in adapters(module.model) for p in (a, b)]
+    pairs = [p for _, a, b, _ in list_adapters(module.model.backbone) for p in (a, b)]
     wanted = torch.autograd.grad(term, pairs)
     plain = gradients(module)
-    module.drift.add_gradient()
+    module.regularizer.add_gradient()
     for (name, parameter), gradient in zip(_named(module, pairs), wanted):
         torch.testing.assert_close(parameter.grad - plain[name], gradient, atol=1e-6, rtol=1e-5)
-    assert module.drift.term() == pytest.approx(float(term), rel=1e-5)
+    assert regularization_term(module) == pytest.approx(float(term), rel=1e-5)
     length = float((delta(module, names[1]) - start[1]).norm())
-    assert module.drift.per_layer()[names[1]] == pytest.approx(length, rel=1e-5)
+    assert module.regularizer.distances()[names[1]] == pytest.approx(length, rel=1e-5)
 
 
 def _merged(layer: Any) -> torch.Tensor:
@@ -118,41 +125,48 @@ def _named(
     return [(names[id(p)], p) for p in wanted]
 
 
-def test_adapters_that_have_not_moved_do_not_drift(llama: Path, tokens: Path) -> None:
+def test_adapters_that_have_not_moved_have_no_l2_term(llama: Path, tokens: Path) -> None:
     module = adapted(llama, tokens)
-    assert module.drift.term() == 0.0 and set(module.drift.per_layer().values()) == {0.0}
-    assert made(llama, tokens, tuning="new_rows").drift.per_layer() == {}
+    assert regularization_term(module) == 0.0 and set(module.regularizer.distances().values()) == {
+        0.0
+    }
+    assert made(llama, tokens, method="new_rows").drift.distances() == {}
 
 
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"rank": 4}, "unknown key rank; the keys are r, alpha"),
-        ({"r": 0}, "r of 1 or more"),
+        ({"size": 4}, "unknown key size; the keys are rank, alpha"),
+        ({"rank": 0}, "rank of 1 or more"),
         ({"targets": ["query"]}, r"targets: \['query'\] does not fit.*q_proj"),
-        ({"targets": ["q_proj", "embed_tokens"]}, "takes in the embedding"),
-        ({"targets": ["q_proj", "lm_head"]}, "takes in the head"),
+        ({"targets": ["q_proj", "embed_tokens"]}, "includes the embedding"),
+        ({"targets": ["q_proj", "lm_head"]}, "includes the head"),
     ],
 )
 def test_impossible_adapters_say_what_is_possible(
     llama: Path, tokens: Path, settings: dict, told: str
 ) -> None:
     with pytest.raises(UserError, match=told):
-        made(llama, tokens, tuning="lora", lora=settings)
+        made(llama, tokens, method="lora", lora=settings)
 
 
 def test_named_targets_alone_are_adapted(llama: Path, tokens: Path) -> None:
-    module = made(llama, tokens, tuning="lora", lora={"r": 2, "targets": ["v_proj"]})
-    assert {name.rpartition(".")[2] for name, *_ in adapters(module.model)} == {"v_proj"}
-    with pytest.raises(UserError, match="tuning is full"):
-        made(llama, tokens, lora={"r": 2})
+    module = made(llama, tokens, method="lora", lora={"rank": 2, "targets": ["v_proj"]})
+    assert {name.rpartition(".")[2] for name, *_ in list_adapters(module.model.backbone)} == {
+        "v_proj"
+    }
+    with pytest.raises(UserError, match=r"tuning.method is full"):
+        made(llama, tokens, lora={"rank": 2})
 
 
 def test_a_checkpoint_of_another_way_of_tuning_is_refused(llama: Path, tokens: Path) -> None:
-    checkpoint: dict[str, Any] = {"state_dict": {}, "hyper_parameters": {"tuning": "lora"}}
+    checkpoint: dict[str, Any] = {
+        "state_dict": {},
+        "hyper_parameters": {"tuning": {"method": "lora"}},
+    }
     module = made(llama, tokens)
     module.on_save_checkpoint(checkpoint)
-    with pytest.raises(UserError, match="trained with tuning: lora, and here it is full"):
+    with pytest.raises(UserError, match=r"trained with tuning.method: lora, and here it is full"):
         module.on_load_checkpoint(checkpoint)
 
 
@@ -161,19 +175,21 @@ def test_checkpointing_changes_no_gradient(any_backbone: Path, tokens: Path, tun
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     plain = made(
-        any_backbone, tokens, tuning=tuning, lora={"dropout": 0.0} if tuning == "lora" else None
+        any_backbone, tokens, method=tuning, lora={"dropout": 0.0} if tuning == "lora" else {}
     )
     again = made(
         any_backbone,
         tokens,
-        tuning=tuning,
-        lora={"dropout": 0.0} if tuning == "lora" else None,
+        method=tuning,
+        lora={"dropout": 0.0} if tuning == "lora" else {},
         gradient_checkpointing=True,
     )
     again.load_state_dict(plain.state_dict())
     runs = []
     layer = next(
-        part for part in again.body.modules() if isinstance(part, GradientCheckpointingLayer)
+        part
+        for part in again.model.transformer.modules()
+        if isinstance(part, GradientCheckpointingLayer)
     )
     next(layer.children()).register_forward_pre_hook(lambda *_: runs.append(1))
     found, wanted = gradients(again), gradients(plain)
@@ -190,9 +206,9 @@ def test_every_kernel_gives_the_same_loss(any_backbone: Path, tokens: Path) -> N
         wanted = loss(made(any_backbone, tokens).eval())
         eager = made(any_backbone, tokens, attention="eager").eval()
         apart = made(any_backbone, tokens).eval()
-        apart.shares_prefix = False
-        packed = apart.on_before_batch_transfer(batch(), 0)["packed"]
-        assert eager.model.config._attn_implementation == "eager"
+        apart.generator.shares_prefix = False
+        packed = pack_batch(apart, batch())
+        assert eager.model.backbone.config._attn_implementation == "eager"
         assert (
             all(group.segments_BT is None for group in packed)
             and sum(len(group.ids_BT) for group in packed) == 8
@@ -205,7 +221,9 @@ def test_a_kernel_that_is_not_there_is_told(llama: Path, tokens: Path) -> None:
     try:
         import flash_attn  # noqa: F401
     except ImportError:
-        with pytest.raises(UserError, match=r"flash_attention_2 cannot be had here.*use sdpa"):
+        with pytest.raises(
+            UserError, match=r"attention=flash_attention_2 is not available here.*use sdpa"
+        ):
             made(llama, tokens, attention="flash_attention_2")
     else:
         assert not made(llama, tokens, attention="flash_attention_2").shares_prefix
@@ -222,30 +240,28 @@ def test_a_stage_trained_in_full_is_tuned_on_with_fixed_weights(
     with torch.no_grad():
         for parameter in earlier.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
-    checkpoint = {"state_dict": earlier.state_dict(), "hyper_parameters": dict(earlier.hparams)}
-    earlier.on_save_checkpoint(checkpoint)
-    path = tmp_path / "full.ckpt"
-    torch.save(checkpoint, path)
+    path = save_checkpoint(earlier, tmp_path / "full.ckpt")
     module = made(
-        any_backbone, tokens, tuning=tuning, init_from=str(path), drift_from="stage"
+        any_backbone, tokens, method=tuning, init_from=str(path), reference="stage"
     ).eval()
     torch.testing.assert_close(loss(module), loss(earlier), atol=1e-5, rtol=1e-5)
-    old = earlier.model.get_input_embeddings().weight
-    v = module.vocabulary
-    assert torch.equal(module.model.get_input_embeddings().weight, old[: v.text])
-    assert torch.equal(module.new_rows.embedding, old[v.text :]) and torch.equal(
-        module.place, earlier.place
+    old = earlier.model.backbone.get_input_embeddings().weight
+    v = module.model.vocabulary
+    assert torch.equal(module.model.backbone.get_input_embeddings().weight, old[: v.num_text_rows])
+    assert torch.equal(module.model.new_rows.embedding, old[v.num_text_rows :]) and torch.equal(
+        module.model.grid_positions, earlier.model.grid_positions
     )
-    assert module.drift.term() == 0
+    assert regularization_term(module) == 0
     if tuning == "lora":
-        with pytest.raises(UserError, match="set drift_from to stage, or drift to 0"):
-            made(any_backbone, tokens, tuning=tuning, init_from=str(path))
-    with pytest.raises(UserError, match="trained with tuning: lora"):
+        with pytest.raises(
+            UserError,
+            match=r"set regularization.reference to stage, or regularization.lambda_reg to 0",
+        ):
+            made(any_backbone, tokens, method=tuning, init_from=str(path))
+    with pytest.raises(UserError, match=r"trained with tuning.method: lora"):
         adapted_path = tmp_path / "adapted.ckpt"
         state = adapted(any_backbone, tokens)
-        saved = {"state_dict": state.state_dict(), "hyper_parameters": dict(state.hparams)}
-        state.on_save_checkpoint(saved)
-        torch.save(saved, adapted_path)
+        save_checkpoint(state, adapted_path)
         made(any_backbone, tokens, init_from=str(adapted_path))
 
 
@@ -254,11 +270,11 @@ def test_the_plain_folder_is_the_same_model(
     any_backbone: Path, tokens: Path, tmp_path: Path, tuning: str
 ) -> None:
     """Loaded by transformers alone, it gives the logits of the module over words, marks and codes."""
-    module = made(any_backbone, tokens, tuning=tuning).eval()
+    module = made(any_backbone, tokens, method=tuning).eval()
     shake(module)
-    torch.nn.init.normal_(module.place, std=0.2)
+    torch.nn.init.normal_(module.model.grid_positions, std=0.2)
     kept = {name: value.clone() for name, value in module.state_dict().items()}
-    module.save_plain(tmp_path)
+    save_language_model(module.model, tmp_path)
     assert all(
         torch.equal(value, kept[name]) for name, value in module.state_dict().items()
     )  # it is a copy
@@ -266,30 +282,38 @@ def test_the_plain_folder_is_the_same_model(
         AutoModelForCausalLM.from_pretrained(tmp_path),
         json.loads((tmp_path / "visual.json").read_text()),
     )
-    v = module.vocabulary
-    assert (facts["first_code"], facts["codes"], facts["marks"]["<end>"]) == (
+    v = module.model.vocabulary
+    assert (facts["first_code"], facts["codebook_size"], facts["special_tokens"]["<end>"]) == (
         v.first_code,
         20,
-        v.text,
+        v.num_text_rows,
     )
-    ids = torch.tensor([[*module.words("No edema."), *module.image_prefix(CODES[0].tolist())]])
+    ids = torch.tensor(
+        [[*module.prompts.tokenize("No edema."), *module.prompts.image_prefix(CODES[0].tolist())]]
+    )
     embedded = plain.get_input_embeddings()(ids)
     where = int((ids[0] >= v.first_code).int().argmax())
-    embedded[:, where : where + 9] += load_file(tmp_path / "places.safetensors")["place"]
+    embedded[:, where : where + 9] += load_file(tmp_path / "grid_positions.safetensors")[
+        "grid_positions"
+    ]
     with torch.no_grad():
-        hidden = module.body(inputs_embeds=module.embed(ids)).last_hidden_state
+        hidden = module.model.transformer(inputs_embeds=module.model.embed(ids)).last_hidden_state
         wanted = torch.cat(
-            [module.text_logits(hidden)[..., : v.text + 1], module.code_logits(hidden)], -1
+            [
+                module.model.text_logits(hidden)[..., : v.num_text_rows + 1],
+                module.model.code_logits(hidden),
+            ],
+            -1,
         )
         found = plain(inputs_embeds=embedded).logits
-    assert found.shape[-1] == v.total
+    assert found.shape[-1] == v.num_rows
     torch.testing.assert_close(
-        torch.cat([found[..., : v.text + 1], found[..., v.first_code :]], -1),
+        torch.cat([found[..., : v.num_text_rows + 1], found[..., v.first_code :]], -1),
         wanted,
         atol=1e-4,
         rtol=1e-4,
     )
     assert (
         AutoTokenizer.from_pretrained(tmp_path)("No edema.")["input_ids"]
-        == module.tokenizer("No edema.")["input_ids"]
+        == module.model.tokenizer("No edema.")["input_ids"]
     )

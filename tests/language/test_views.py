@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from stages import build_stage
 
 from mavilt_pl.cli import main
 from mavilt_pl.data.corpus import Corpus
@@ -96,10 +97,14 @@ def batches(corpus: Path, cache: Path, **settings: Any) -> list[dict[str, Any]]:
 
 def made(backbone: Path, tokens: Path, kind: type = Stage2, **settings: Any) -> LanguageModule:
     torch.manual_seed(0)
-    module = kind(
-        str(backbone), str(tokens), max_words=48, **{"views": True, "drift": 0.0, **settings}
+    module = build_stage(
+        backbone,
+        tokens,
+        kind,
+        max_text_tokens=48,
+        **{"multi_view": True, "lambda_reg": 0.0, **settings},
     ).eval()
-    torch.nn.init.normal_(module.place, std=0.2)
+    torch.nn.init.normal_(module.model.grid_positions, std=0.2)
     return module
 
 
@@ -112,8 +117,8 @@ def batch(*views: dict[str, list[int]]) -> dict[str, Any]:
 
 
 def codes_in(module: LanguageModule, ids: list[int]) -> list[int]:
-    v = module.vocabulary
-    return [i - v.first_code for i in ids if v.first_code <= i < v.last_code]
+    v = module.model.vocabulary
+    return [i - v.first_code for i in ids if v.first_code <= i < v.code_stop]
 
 
 def test_the_corpus_brings_each_view_once_and_frontal_first(corpus_path: Path, cache: Path) -> None:
@@ -149,36 +154,40 @@ def test_without_it_a_batch_is_what_it_was(corpus_path: Path, cache: Path) -> No
 
 
 def test_a_one_view_model_has_the_ids_it_had(llama: Path, tokens: Path) -> None:
-    one, several = made(llama, tokens, views=False), made(llama, tokens)
-    assert several.vocabulary.total == one.vocabulary.total + 2
-    assert several.vocabulary.first_code == one.vocabulary.first_code and several.code_logits(
-        torch.zeros(32)
-    ).shape == (20,)
-    v = one.vocabulary
-    assert one.image_prefix([3, 4]) == [
-        v.mark("<begin>"),
-        v.mark("<image>"),
+    one, several = made(llama, tokens, multi_view=False), made(llama, tokens)
+    assert several.model.vocabulary.num_rows == one.model.vocabulary.num_rows + 2
+    assert (
+        several.model.vocabulary.first_code == one.model.vocabulary.first_code
+        and several.model.code_logits(torch.zeros(32)).shape == (20,)
+    )
+    v = one.model.vocabulary
+    assert one.prompts.image_prefix([3, 4]) == [
+        v.special_token_id("<begin>"),
+        v.special_token_id("<image>"),
         v.first_code + 3,
         v.first_code + 4,
-        v.mark("</image>"),
+        v.special_token_id("</image>"),
     ]
-    assert one.draw_prompt(None) == [v.mark("<begin>"), v.mark("<image>")]
+    assert one.prompts.synthesis_prompt(None) == [
+        v.special_token_id("<begin>"),
+        v.special_token_id("<image>"),
+    ]
 
 
 @pytest.mark.parametrize("kind", [Stage1, Stage2])
 def test_a_report_reads_each_view_behind_its_mark(llama: Path, tokens: Path, kind: type) -> None:
     module = made(llama, tokens, kind)
-    v = module.vocabulary
-    reading, drawing = module.trees(batch(BOTH, {"lateral": LATERAL}), training=False)
+    v = module.model.vocabulary
+    reading, drawing = module.prompts.trees(batch(BOTH, {"lateral": LATERAL}), training=False)
     prefix = reading[0].prefix
     assert codes_in(module, prefix) == FRONTAL + LATERAL
-    assert [i for i in prefix if i >= v.last_code] == [
-        v.view_mark("frontal"),
-        v.view_mark("lateral"),
+    assert [i for i in prefix if i >= v.code_stop] == [
+        v.view_token_id("frontal"),
+        v.view_token_id("lateral"),
     ]
     assert (
         codes_in(module, reading[1].prefix) == LATERAL
-        and v.view_mark("frontal") not in reading[1].prefix
+        and v.view_token_id("frontal") not in reading[1].prefix
     )
     assert (
         codes_in(module, drawing[0].prefix) == LATERAL
@@ -188,13 +197,13 @@ def test_a_report_reads_each_view_behind_its_mark(llama: Path, tokens: Path, kin
         codes_in(module, drawing[1].prefix) == []
         and codes_in(module, drawing[1].branches[0].target) == LATERAL
     )
-    assert drawing[0].prefix[-2:] == [v.mark("<image>"), v.view_mark("frontal")]
+    assert drawing[0].prefix[-2:] == [v.special_token_id("<image>"), v.view_token_id("frontal")]
 
 
 def test_views_are_dropped_by_chance_and_one_always_stays(llama: Path, tokens: Path) -> None:
     module, read, given, targets = made(llama, tokens, condition_dropout=0.0), [], [], []
     for _ in range(200):
-        reading, drawing = module.trees(batch(BOTH), training=True)
+        reading, drawing = module.prompts.trees(batch(BOTH), training=True)
         read.append(tuple(codes_in(module, reading[0].prefix)))
         given.append(len(codes_in(module, drawing[0].prefix)))
         targets.append(tuple(codes_in(module, drawing[0].branches[0].target)))
@@ -221,7 +230,9 @@ def test_nothing_leaks_from_what_is_not_shown(llama: Path, tokens: Path) -> None
 
     def losses(shown: dict[str, list[int]]) -> torch.Tensor:
         with torch.no_grad():
-            return module.token_losses(module.pack([module.drawing(shown, "No effusion.", "s")]))
+            return module.model.token_losses(
+                module.generator.pack([module.prompts.synthesis_tree(shown, "No effusion.", "s")])
+            )
 
     base = losses(BOTH)
     late = losses({**BOTH, "frontal": [*FRONTAL[:6], 0, *FRONTAL[7:]]})
@@ -229,50 +240,58 @@ def test_nothing_leaks_from_what_is_not_shown(llama: Path, tokens: Path) -> None
     assert (late[6:] - base[6:]).abs().min() > 1e-6
     other = losses({**BOTH, "lateral": [12, *LATERAL[1:]]})
     assert (other - base).abs().min() > 1e-7
-    ids = torch.tensor([module.image_prefix(BOTH)])
-    places = module.embed(ids) - module.model.get_input_embeddings()(ids)
-    is_code = (ids[0] >= module.vocabulary.first_code) & (ids[0] < module.vocabulary.last_code)
-    torch.testing.assert_close(places[0, is_code], torch.cat([module.place, module.place]))
+    ids = torch.tensor([module.prompts.image_prefix(BOTH)])
+    places = module.model.embed(ids) - module.model.backbone.get_input_embeddings()(ids)
+    is_code = (ids[0] >= module.model.vocabulary.first_code) & (
+        ids[0] < module.model.vocabulary.code_stop
+    )
+    torch.testing.assert_close(
+        places[0, is_code], torch.cat([module.model.grid_positions, module.model.grid_positions])
+    )
     assert not places[0, ~is_code].any()  # marks of views have no place
     # Two studies side by side, one with a view less, are as each alone.
-    trees = module.trees(batch(BOTH, {"lateral": LATERAL}), training=False)[0]
+    trees = module.prompts.trees(batch(BOTH, {"lateral": LATERAL}), training=False)[0]
     with torch.no_grad():
-        together = module.token_losses(pack(trees))
+        together = module.model.token_losses(pack(trees))
         alone = torch.cat(
-            [module.token_losses(pack([Tree(tree.prefix, tree.branches)])) for tree in trees]
+            [module.model.token_losses(pack([Tree(tree.prefix, tree.branches)])) for tree in trees]
         )
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
 
 
 def test_a_missing_view_is_drawn_from_the_other_and_the_report(llama: Path, tokens: Path) -> None:
-    module = made(llama, tokens, temperature=0.0, guidance=2.0)
-    text, v = "No effusion.", module.vocabulary
+    module = made(llama, tokens, temperature=0.0, guidance_scale=2.0)
+    text, v = "No effusion.", module.model.vocabulary
     with torch.no_grad():  # so that what is shown is heard
-        module.model.get_input_embeddings().weight[v.text :] *= 3
-    drawn = module.draw(
-        [text] * 3, views=["lateral", "lateral", "frontal"], given=[{"frontal": FRONTAL}, {}, {}]
+        module.model.backbone.get_input_embeddings().weight[v.num_text_rows :] *= 3
+    drawn = module.generator.generate_images(
+        [text] * 3,
+        views=["lateral", "lateral", "frontal"],
+        given=[{"frontal": FRONTAL}, {}, {}],
     )
     assert (
         drawn.shape == (3, 9)
         and not torch.equal(drawn[0], drawn[1])
         and not torch.equal(drawn[1], drawn[2])
     )
-    assert torch.equal(module.draw([text]), drawn[2:])  # frontal where nothing is said
+    assert torch.equal(
+        module.generator.generate_images([text]), drawn[2:]
+    )  # frontal where nothing is said
     ids, free = (
-        module.draw_prompt(text, view="lateral", given={"frontal": FRONTAL}),
-        module.draw_prompt(None, view="lateral"),
+        module.prompts.synthesis_prompt(text, view="lateral", given={"frontal": FRONTAL}),
+        module.prompts.synthesis_prompt(None, view="lateral"),
     )
     assert (
         codes_in(module, ids) == FRONTAL
         and codes_in(module, free) == []
-        and free[-1] == v.view_mark("lateral")
+        and free[-1] == v.view_token_id("lateral")
     )
     for _ in range(9):  # without a cache
         with torch.no_grad():
             scores = [
-                module.code_logits(
-                    module.body(
-                        inputs_embeds=module.embed(torch.tensor([line])), use_cache=False
+                module.model.code_logits(
+                    module.model.transformer(
+                        inputs_embeds=module.model.embed(torch.tensor([line])), use_cache=False
                     ).last_hidden_state[0, -1]
                 )
                 for line in (ids, free)
@@ -280,33 +299,34 @@ def test_a_missing_view_is_drawn_from_the_other_and_the_report(llama: Path, toke
         chosen = v.first_code + int((scores[1] + 2.0 * (scores[0] - scores[1])).argmax())
         ids.append(chosen), free.append(chosen)
     assert codes_in(module, ids)[-9:] == drawn[0].tolist()
-    both, one = module.write_reports([BOTH, {"frontal": FRONTAL}])
+    both, one = module.generator.generate_reports([BOTH, {"frontal": FRONTAL}])
     assert (
-        both == module.write_reports([BOTH])[0]
-        and one == module.write_reports(torch.tensor([FRONTAL]))[0]
+        both == module.generator.generate_reports([BOTH])[0]
+        and one == module.generator.generate_reports(torch.tensor([FRONTAL]))[0]
     )
     ask = [[("Is there edema?", ("yes", "no"))]] * 2
-    answers = module.answer([BOTH, {"lateral": LATERAL}], ask)
+    answers = module.generator.answer_questions([BOTH, {"lateral": LATERAL}], ask)
     torch.testing.assert_close(
-        torch.tensor(module.answer([{"lateral": LATERAL}], ask[:1])), torch.tensor(answers[1:])
+        torch.tensor(module.generator.answer_questions([{"lateral": LATERAL}], ask[:1])),
+        torch.tensor(answers[1:]),
     )
 
 
 def test_data_and_model_must_agree(llama: Path, tokens: Path) -> None:
-    views, codes = made(llama, tokens), made(llama, tokens, views=False)
-    with pytest.raises(UserError, match=r"views is True and data\.each_view False"):
-        views.trees({k: v for k, v in batch(BOTH).items() if k != "views"}, training=False)
-    with pytest.raises(UserError, match=r"views is False and data\.each_view True"):
-        codes.trees(batch(BOTH), training=False)
+    views, codes = made(llama, tokens), made(llama, tokens, multi_view=False)
+    with pytest.raises(UserError, match=r"multi_view is True and data\.each_view False"):
+        views.prompts.trees({k: v for k, v in batch(BOTH).items() if k != "views"}, training=False)
+    with pytest.raises(UserError, match=r"multi_view is False and data\.each_view True"):
+        codes.prompts.trees(batch(BOTH), training=False)
     for wrong in (
-        lambda: codes.write_reports([BOTH]),
-        lambda: codes.draw(["No edema."], views=["lateral"]),
+        lambda: codes.generator.generate_reports([BOTH]),
+        lambda: codes.generator.generate_images(["No edema."], views=["lateral"]),
     ):
         with pytest.raises(UserError, match=r"one image without a name"):
             wrong()
     with pytest.raises(UserError, match="9 codes in"):
-        views.trees(batch({**BOTH, "lateral": [20, *LATERAL[1:]]}), training=False)
+        views.prompts.trees(batch({**BOTH, "lateral": [20, *LATERAL[1:]]}), training=False)
     with pytest.raises(
-        UserError, match=r"two images of 9 codes and a text of max_words = 105 need 132"
+        UserError, match=r"two images of 9 codes and a text of max_text_tokens = 105 need 132"
     ):
-        Stage1(str(llama), str(tokens), views=True, max_words=105)
+        build_stage(llama, tokens, Stage1, multi_view=True, max_text_tokens=105)

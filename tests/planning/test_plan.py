@@ -139,8 +139,8 @@ def test_what_helps_helps() -> None:
     ("words", "each"),
     [
         ([], 2),
-        (["--model.init_args.drift_keep=float32"], 4),
-        (["--model.init_args.drift_place=host"], 0),
+        (["--model.init_args.regularization.reference_dtype=float32"], 4),
+        (["--model.init_args.regularization.reference_device=host"], 0),
     ],
 )
 def test_reference_weights_are_counted_as_they_are_kept(
@@ -214,7 +214,7 @@ def test_lengths_are_those_of_the_sequences(views: bool, monkeypatch: pytest.Mon
 
 def test_views_and_replayed_texts_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
     activations = []
-    for words in ([], ["--data.replay=texts"], ["--model.init_args.views=true"]):
+    for words in ([], ["--data.replay=texts"], ["--model.init_args.model.multi_view=true"]):
         assert main(["plan", "--size", "1", "--json", *words]) == 0
         said = json.loads(capsys.readouterr().out)
         activations.append(said["plans"]["DDP, full"]["activations"])
@@ -270,7 +270,7 @@ def test_tables_and_messages(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
     (tmp_path / "list.yaml").write_text("[1, 2]")
     for words in (
-        ["--size", "1", "--model.init_args.drift", "1e-4"],
+        ["--size", "1", "--model.init_args.regularization.lambda_reg", "1e-4"],
         ["--config", "vqgan.yaml", "--trainer.callbacks.validate", "100"],
         ["--size", "1", "--model", "Stage1"],
         [
@@ -286,11 +286,11 @@ def test_tables_and_messages(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     capsys.readouterr()
     for words, part in (
         (
-            ["--size", "1", "--model.init_args.drift", "[1"],
-            "--model.init_args.drift [1 is not YAML",
+            ["--size", "1", "--model.init_args.regularization.lambda_reg", "[1"],
+            "--model.init_args.regularization.lambda_reg [1 is not YAML",
         ),
         (
-            ["--size", "1", "--model.init_args.drift", "much"],
+            ["--size", "1", "--model.init_args.regularization.lambda_reg", "much"],
             "model.init_args.drift: expected a number of 0 or more, found 'much'",
         ),
         (
@@ -306,11 +306,11 @@ def test_tables_and_messages(tmp_path: Path, capsys: pytest.CaptureFixture[str])
             "data.batch: `mavilt fit` knows no such setting; did you mean batch_size?",
         ),
         (
-            ["--size", "1", "--model.init_args.drift_keep", "float16"],
+            ["--size", "1", "--model.init_args.regularization.reference_dtype", "float16"],
             "drift_keep: expected bfloat16 or float32, found 'float16'",
         ),
         (
-            ["--size", "1", "--model.init_args.lora", "5"],
+            ["--size", "1", "--model.init_args.tuning.lora", "5"],
             "model.init_args.lora: expected a mapping of settings, found 5",
         ),
         (

@@ -60,10 +60,10 @@ def test_two_ranks_learn_what_one_learns(chain: Path, corpus_path: Path, tmp_pat
     more = [
         "--trainer.max_steps=50",
         "--checkpoint_every=50",
-        "--model.init_args.condition_dropout=0.5",
+        "--model.init_args.regularization.condition_dropout=0.5",
         "--trainer.log_every_n_steps=1",
-        "--model.init_args.optimizer=adamw",
-        "--model.init_args.learning_rate=1e-3",
+        "--model.init_args.tuning.optimizer=adamw",
+        "--model.init_args.tuning.learning_rate=1e-3",
         "--trainer.limit_val_batches=0",
     ]
     one = started(stage1(chain, corpus_path, tmp_path / "one", *more, "--data.batch_size=4"))

@@ -42,11 +42,11 @@ def test_shards_learn_what_ddp_learns_and_go_on(
         "--data.batch_size=2",
         "--checkpoint_keep=9",
         "--ckpt_path=last",
-        "--model.init_args.condition_dropout=0",
-        "--model.init_args.optimizer=adamw",
-        "--model.init_args.learning_rate=1e-3",
-        "--model.init_args.warmup=0",
-        "--model.init_args.drift=0.1",
+        "--model.init_args.regularization.condition_dropout=0",
+        "--model.init_args.tuning.optimizer=adamw",
+        "--model.init_args.tuning.learning_rate=1e-3",
+        "--model.init_args.tuning.warmup_steps=0",
+        "--model.init_args.regularization.lambda_reg=0.1",
         f"--data.replay={corpus_path}",
     ]
 

@@ -55,7 +55,7 @@ def stage1(chain: Path, corpus: Path, out: Path, *more: str) -> list[str]:
         f"--data.tokens=[{chain}/tokens]",
         f"--model.init_args.tokens={chain}/tokens",
         f"--model.init_args.backbone={chain}/backbone/backbone",
-        "--model.init_args.condition_dropout=0.5",
+        "--model.init_args.regularization.condition_dropout=0.5",
         f"--trainer.default_root_dir={out}",
         "--trainer.log_every_n_steps=1",
         "--trainer.limit_val_batches=1",
