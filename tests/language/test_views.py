@@ -216,7 +216,7 @@ def test_views_are_dropped_by_chance_and_one_always_stays(llama: Path, tokens: P
     assert 0.58 < given.count(9) / 200 < 0.82 and 0.4 < targets.count(tuple(FRONTAL)) / 200 < 0.6
     with_all = made(llama, tokens, view_dropout=0.0)
     assert {
-        len(codes_in(with_all, with_all.trees(batch(BOTH), training=True)[0][0].prefix))
+        len(codes_in(with_all, with_all.prompts.trees(batch(BOTH), training=True)[0][0].prefix))
         for _ in range(20)
     } == {18}
 
