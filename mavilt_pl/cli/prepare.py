@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from mavilt_pl.data.corpus import prepare
+    from mavilt_pl.data.prepare import prepare
     from mavilt_pl.data.records import VIEWS
     from mavilt_pl.data.sources import READER_OPTIONS
     from mavilt_pl.errors import UserError
