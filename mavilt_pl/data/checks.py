@@ -128,14 +128,16 @@ def _check_fingerprint(corpus: Corpus) -> Check:
 def _check_token_cache(path: Path, corpora: Sequence[Path]) -> Iterator[Check]:
     cache = TokenCache(path)
     codes_IN = np.load(path / "codes.npy", mmap_mode="r")  # [images, N]
-    found = f"{len(codes_IN):,} images of {cache.length} codes out of {cache.codes}"
+    found = (
+        f"{len(codes_IN):,} images of {cache.codes_per_image} codes out of {cache.codebook_size}"
+    )
     yield Check("token cache", "ok", found)
     highest = int(codes_IN.max(initial=0))
-    if highest >= cache.codes:
-        expected = f"below {cache.codes}"
+    if highest >= cache.codebook_size:
+        expected = f"below {cache.codebook_size}"
         yield Check("codes", "error", f"a code {highest}", expected, "tokenize again")
         return
-    yield _check_codebook_use(codes_IN, cache.codes)
+    yield _check_codebook_use(codes_IN, cache.codebook_size)
     for corpus in map(Corpus, corpora):
         name = f"encoded from {corpus.path}"
         cached, current = cache.corpus[:12], corpus.fingerprint[:12]

@@ -31,7 +31,7 @@ from mavilt_pl.data.corpus import TEXT_COLUMNS
 from mavilt_pl.data.corpus_parts import Parts, Reject, write_rows
 from mavilt_pl.data.decode_shard import ShardDecoder, decode_file, decoder_failed
 from mavilt_pl.data.join_shards import ShardJoiner
-from mavilt_pl.data.questions import read_questions, with_questions
+from mavilt_pl.data.question_files import read_questions, with_questions
 from mavilt_pl.data.radiograph import Fit
 from mavilt_pl.data.records import Study
 from mavilt_pl.data.sources import read_source

@@ -165,7 +165,9 @@ class LanguageModule(Generation, Shardable, LightningModule):
         cache = TokenCache(tokens)
         rows = self.model.get_input_embeddings().num_embeddings
         known = max(self.tokenizer.get_vocab().values()) + 1
-        self.vocabulary = VisualVocabulary(rows, min(known, rows), cache.codes, cache.length, views)
+        self.vocabulary = VisualVocabulary(
+            rows, min(known, rows), cache.codebook_size, cache.codes_per_image, views
+        )
         self.made_with_tokenizer = cache.tokenizer
         self.context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         need = self._check_context(backbone, max_words)
@@ -182,7 +184,7 @@ class LanguageModule(Generation, Shardable, LightningModule):
             enable = getattr(self.model, "activation_checkpointing_enable", None)  # the newer name
             (enable or self.model.gradient_checkpointing_enable)({"use_reentrant": False})
         width = self.model.get_input_embeddings().embedding_dim
-        self.place = nn.Parameter(torch.zeros(cache.length, width)) if places else None
+        self.place = nn.Parameter(torch.zeros(cache.codes_per_image, width)) if places else None
         self.shares_prefix = self._can_share(need + max_words)  # a question is a text too
         if drift_from == "backbone":
             self.drift = self._drift(drift)
