@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from mavilt_pl.data.corpus import SCHEMA
 from mavilt_pl.parallel.atomic_write import atomic_open
 
-Reject = tuple[str, str, str, str]  # study, file, stage, reason: a row of rejects.csv
+RejectRow = tuple[str, str, str, str]  # study, file, stage, reason: a row of rejects.csv
 # Every name that `prepare` gives to a file in OUT/parts.
 _PART_NAME = re.compile(
     r"\.lock|\d+\.(?:lock|u8|log|json|npy|parquet|read\.parquet)|read\.json|rejects\.csv"

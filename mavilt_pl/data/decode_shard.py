@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from mavilt_pl.data.corpus import pixels_path
-from mavilt_pl.data.corpus_parts import Parts, Reject, write_rows
+from mavilt_pl.data.corpus_parts import Parts, RejectRow, write_rows
 from mavilt_pl.data.decode_journal import DecodeJournal, Task
 from mavilt_pl.data.radiograph import read_sized
 from mavilt_pl.data.records import FRONTAL
@@ -44,13 +44,13 @@ class Tally:
 
     def __init__(self) -> None:
         self.counts: dict[str, Counter[str]] = {"studies": Counter(), "images": Counter()}
-        self.rejects: list[Reject] = []
+        self.rejects: list[RejectRow] = []
 
     def keep(self, kind: str, split: str) -> None:
         """Count one kept study or image."""
         self.counts[kind][f"{split}/kept"] += 1
 
-    def reject(self, kind: str, split: str, reject: Reject) -> None:
+    def reject(self, kind: str, split: str, reject: RejectRow) -> None:
         """Count one rejected study or image, and record why."""
         self.counts[kind][f"{split}/rejected"] += 1
         self.rejects.append(reject)

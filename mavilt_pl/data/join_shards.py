@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mavilt_pl.data.corpus import FORMAT, SCHEMA, corpus_files_sha256, pixels_path
-from mavilt_pl.data.corpus_parts import Parts, Reject
+from mavilt_pl.data.corpus_parts import Parts, RejectRow
 from mavilt_pl.data.records import SPLITS
 from mavilt_pl.errors import UserError
 from mavilt_pl.parallel.atomic_write import atomic_write_text
@@ -38,7 +38,7 @@ class ShardJoiner:
         self.out, self.parts, self.settings = out, Parts(out / "parts"), settings
         self.num_shards = num_shards
 
-    def join(self, reader_rejects: Sequence[Reject]) -> None:
+    def join(self, reader_rejects: Sequence[RejectRow]) -> None:
         """Write the table, rejects.csv and, last, corpus.json.
 
         Raises:
@@ -78,7 +78,7 @@ class ShardJoiner:
                 first_image += len(np.load(pixels_path(self.out, number), mmap_mode="r"))
         return first_image
 
-    def _write_rejects(self, rejects: Sequence[Reject]) -> None:
+    def _write_rejects(self, rejects: Sequence[RejectRow]) -> None:
         path = self.parts.folder / "rejects.csv"
         with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
@@ -89,7 +89,7 @@ class ShardJoiner:
         self,
         num_images: int,
         counts: Mapping[str, Counter[str]],
-        rejects: Sequence[Reject],
+        rejects: Sequence[RejectRow],
     ) -> None:
         """Write corpus.json, unless not a single study was kept."""
         splits = {}
@@ -122,7 +122,7 @@ class ShardJoiner:
         atomic_write_text(self.out / "corpus.json", json.dumps(facts, indent=1))
 
 
-def _count_reader_rejects(rejects: Sequence[Reject]) -> dict[str, Counter[str]]:
+def _count_reader_rejects(rejects: Sequence[RejectRow]) -> dict[str, Counter[str]]:
     counts = {"studies": Counter[str](), "images": Counter[str]()}
     for _, _, stage, _ in rejects:
         if stage in KIND_OF_STAGE:

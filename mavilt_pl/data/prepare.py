@@ -28,7 +28,7 @@ from rich.progress import (
 )
 
 from mavilt_pl.data.corpus import TEXT_COLUMNS
-from mavilt_pl.data.corpus_parts import Parts, Reject, write_rows
+from mavilt_pl.data.corpus_parts import Parts, RejectRow, write_rows
 from mavilt_pl.data.decode_shard import ShardDecoder, decode_file, decoder_failed
 from mavilt_pl.data.join_shards import ShardJoiner
 from mavilt_pl.data.question_files import read_questions, with_questions
@@ -203,7 +203,7 @@ class CorpusWriter:
 
     def _read_dataset(self, progress: Progress) -> None:
         """Write the dataset's studies as rows, shard by shard, before any image is decoded."""
-        rejects: list[Reject] = []
+        rejects: list[RejectRow] = []
 
         def reject(study: str, file: str, stage: str, reason: str) -> None:
             rejects.append((study, file, stage, reason))

@@ -11,7 +11,8 @@ from typing import Any
 
 from mavilt_pl.data.questions import YES_NO
 from mavilt_pl.data.records import Question, Study
-from mavilt_pl.data.sources import Reject, find_table, read_json, read_table
+from mavilt_pl.data.sources import Reject
+from mavilt_pl.data.sources.tables import find_table, read_json, read_table
 from mavilt_pl.errors import Rejected, UserError
 
 NONE = "none"  # the answer if the file's list of answers is empty
