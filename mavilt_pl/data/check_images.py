@@ -42,7 +42,9 @@ def check_files(files: list[Path], check_all: bool) -> Iterator[Check]:
         return
     sampled = files if check_all else files[:: max(len(files) // SAMPLE, 1)][:SAMPLE]
     digests: dict[bytes, Path] = {}
-    missing, unreadable, duplicates = [], [], []
+    missing: list[str] = []
+    unreadable: list[str] = []
+    duplicates: list[str] = []
     start = time.perf_counter()
     for path in track(sampled, "Reading images", transient=True):
         try:
@@ -51,6 +53,7 @@ def check_files(files: list[Path], check_all: bool) -> Iterator[Check]:
             problems = missing if "is missing" in str(reason) else unreadable
             problems.append(str(reason))
             continue
+        # Digests, not pixels, so that checking every file of a large dataset fits in memory.
         first = digests.setdefault(_digest(pixels), path)
         if first != path:
             duplicates.append(f"{path} shows the same as {first}")
@@ -59,6 +62,7 @@ def check_files(files: list[Path], check_all: bool) -> Iterator[Check]:
     found = f"of {len(sampled):,} checked"
     if not check_all:
         found += f", spread over {len(files):,} (--all for all)"
+    # A few missing files cost a few studies; if all are missing, the folder is the wrong one.
     all_missing = len(missing) == len(sampled)
     yield _file_check(
         "missing files", missing, found, "finish the download", "error" if all_missing else None
@@ -140,6 +144,7 @@ def check_pixels(corpus: Corpus, check_all: bool) -> Iterator[Check]:
 
     name, found = "duplicate images", f"{len(duplicates):,} {of}"
     if duplicates:
+        # The real datasets contain a few duplicates; above 1 % the scores on test would be wrong.
         status: Status = "error" if num_leaking > num_checked / 100 else "warning"
         todo = (
             f"{num_leaking:,} of them across splits, which leak; remove one of each; the first: "

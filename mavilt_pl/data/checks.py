@@ -132,6 +132,7 @@ def _check_token_cache(path: Path, corpora: Sequence[Path]) -> Iterator[Check]:
         f"{len(codes_IN):,} images of {cache.codes_per_image} codes out of {cache.codebook_size}"
     )
     yield Check("token cache", "ok", found)
+    # A code outside the codebook would become a wrong row of the language model's embedding.
     highest = int(codes_IN.max(initial=0))
     if highest >= cache.codebook_size:
         expected = f"below {cache.codebook_size}"
@@ -152,6 +153,7 @@ def _check_token_cache(path: Path, corpora: Sequence[Path]) -> Iterator[Check]:
 
 
 def _check_codebook_use(codes_IN: np.ndarray, codebook_size: int) -> Check:
+    # Block by block: the mapped array may be larger than the memory.
     used = np.zeros(codebook_size, bool)
     for start in range(0, len(codes_IN), CODE_ROWS):
         used[np.unique(codes_IN[start : start + CODE_ROWS])] = True
@@ -179,6 +181,7 @@ def _check_checkpoint(path: Path) -> Check:
     """Check that a checkpoint can be read and that its weights are finite."""
     import torch
 
+    # `weights_only`: a doctor must not run what a pickle of unknown origin contains.
     try:
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         not_finite = []

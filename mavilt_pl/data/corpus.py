@@ -4,7 +4,7 @@
     studies.parquet     one row a study, for people and their tools
     studies.arrow       the same rows uncompressed, which loaders map into memory
     pixels-00000.npy …  uint8 [n, S, S], one shard for each run of studies
-    rejects.csv         study, file, stage and reason of everything left out
+    rejects.csv         study, file, stage and reason of everything rejected
     prepare.json        the settings of `mavilt prepare`
 
 `mavilt_pl.data.prepare` writes it.
@@ -80,6 +80,7 @@ class Corpus:
         self.size: int = self.facts["size"]
         self.fingerprint: str = self.facts["fingerprint"]
         self.n_images: int = self.facts["images"]
+        # A corpus that is opened is complete: a damaged one must not fail in the middle of an epoch.
         try:
             table = pa.ipc.open_file(pa.memory_map(str(self.path / "studies.arrow"))).read_all()
             self._shards = [
@@ -174,6 +175,7 @@ class Corpus:
 
         1 present, 0 absent, nan uncertain or not mentioned.
         """
+        # Parsed once for all findings: JSON takes most of the time.
         labels_SF = np.full((len(self), len(findings)), np.nan, np.float32)
         for row, text in enumerate(self._columns["labels"]):
             labels = json.loads(text.as_py())

@@ -90,6 +90,7 @@ class ShardDecoder:
                     tasks.append((image["path"], self.size, self.fit))
                 else:
                     self.advance()
+        # The journal refuses entries of other tasks, for example after files were added.
         journal = DecodeJournal(self.parts.folder, number, self.size, tasks)
         self._decode_remaining(journal, tasks)
         kept, tally = self._select(rows, journal.reasons)
@@ -112,7 +113,7 @@ class ShardDecoder:
     def _select(
         self, rows: list[dict[str, str]], reasons: list[str | None]
     ) -> tuple[list[dict[str, str]], Tally]:
-        """Rows of the studies that have an image left, and the tally of the shard.
+        """Rows of the studies that keep an image, and the tally of the shard.
 
         Args:
             rows: of the shard, as read from the dataset.
@@ -156,6 +157,7 @@ class ShardDecoder:
     def _write(
         self, number: int, journal: DecodeJournal, rows: list[dict[str, str]], tally: Tally
     ) -> None:
+        # The rows mark the shard as finished, so they come after everything that they refer to.
         pixels = self.parts.folder / f"{number:05d}.npy"
         journal.write_array(pixels)
         os.replace(pixels, pixels_path(self.out, number))

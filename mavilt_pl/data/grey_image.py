@@ -63,6 +63,8 @@ class GreyImage:
         Raises:
             Rejected: the image has a single value, or values that are not finite.
         """
+        # Checked on stored values: a constant image, or one that its window makes constant, would
+        # divide by zero or carry no information.
         darkest, brightest = extremes(self.pixels)
         window = self.window or (darkest, brightest)
         low, high = sorted(window)

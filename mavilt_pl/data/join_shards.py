@@ -53,6 +53,7 @@ class ShardJoiner:
                 counter.update(tally[kind])
         num_images = self._write_table()
         self._write_rejects(rejects)
+        # Staged in the parts and moved: a killed process leaves nothing half-written in OUT.
         for name in ("studies.parquet", "studies.arrow", "rejects.csv"):
             os.replace(self.parts.folder / name, self.out / name)
         self._write_facts(num_images, counts, rejects)
@@ -66,6 +67,7 @@ class ShardJoiner:
             pa.ipc.new_file(file, SCHEMA) as arrow,
         ):
             for number in range(self.num_shards):
+                # Rows count within their shard; here they become rows of the whole pixel store.
                 rows = pq.read_table(self.parts.kept_rows(number)).to_pylist()
                 for row in rows:
                     images = json.loads(row["images"])

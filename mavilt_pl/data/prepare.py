@@ -120,6 +120,7 @@ class CorpusWriter:
         """Read, decode and join what no other process has; return the contents of corpus.json."""
         self._claim_folder()
         self._check_settings()
+        # Checked from a listing, which NFS does not cache as it caches a missing name.
         if not self._is_finished():
             try:
                 self._prepare()
@@ -135,6 +136,7 @@ class CorpusWriter:
             with file_lock(self.parts.lock):
                 self._check_settings()
                 # A process that waited for the lock finds what the first one has read.
+                # Settings of a run that failed before it read anything may be replaced.
                 if not self._is_begun():
                     atomic_write_text(self.out / SETTINGS, json.dumps(self.settings, indent=1))
                 if not self._is_finished() and not self.parts.facts.exists():
@@ -210,6 +212,7 @@ class CorpusWriter:
 
         root = Path(self.settings["root"])
         studies = read_source(self.settings["source"], root, reject, **self.options)
+        # The limit comes before the questions, so that those about other studies are reported.
         studies = itertools.islice(studies, self.settings["limit"])
         if self.settings["questions"]:
             questions = read_questions(Path(self.settings["questions"]), reject)
@@ -243,12 +246,14 @@ class CorpusWriter:
         num_shards = facts["shards"]
         num_images = [self._count_images(number) for number in range(num_shards)]
         bar = progress.add_task("Decoding", total=facts["images"], unit="images")
+        # Native decoders may crash or hang on a damaged file, so files are decoded in processes.
         decoder = IsolatedMap(decode_file, decoder_failed, self.workers)
         try:
             shards = ShardDecoder(self.out, self.settings, decoder, lambda: progress.advance(bar))
             for number in claim_shards(
                 self.parts.folder, num_shards, lambda: self._finished_shards(num_shards)
             ):
+                # The bar counts the work of all processes, not of this one only.
                 finished = self._finished_shards(num_shards)
                 completed = sum(
                     count for other, count in enumerate(num_images) if other in finished

@@ -112,6 +112,7 @@ def _parse_mimic_cxr_vqa(item: Any) -> tuple[str, Question]:
             )
     elif kind == "choose":
         candidates = choices(item)
+        # The alternatives were misread, so the question counts as open.
         if answer not in candidates:
             candidates = ()
     elif kind != "query":
@@ -162,6 +163,7 @@ def _read_items(path: Path, skipped: Counter[str]) -> Iterator[_Item]:
             else:
                 yield _Item(table, f"row {number}", row, of_pairs=True)
         return
+    # The three files are read as one: a question is in the split of its study.
     for file in _question_files(path):
         items = read_json(file, list)
         if not items:

@@ -50,6 +50,7 @@ def read_sized(path: Path, size: int, fit: Fit = "pad") -> np.ndarray:
     Raises:
         Rejected: the file is not one whole grey radiograph; the message names file and reason.
     """
+    # Twice the size leaves the area resize enough pixels to average.
     grey = _read(path, 2 * size)
     return _frame(grey.scale(_resize(_reduce(grey, 2 * size), size, fit)), size)
 

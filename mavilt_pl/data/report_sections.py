@@ -45,6 +45,7 @@ def sections(text: str) -> dict[str, str]:
     >>> sections("FINDINGS: Clear lungs. IMPRESSION: Normal.")["impression"]
     'Normal.'
     """
+    # The patterns know "\n" only, and a BOM would hide a heading at the start.
     text = re.sub(r"\r\n?", "\n", text.lstrip("\ufeff"))
     whole = _collapse_spaces(_TITLE_LINE.sub("", text))
     text = _drop_preliminary(text)
@@ -53,6 +54,7 @@ def sections(text: str) -> dict[str, str]:
     ends = [start for start, _, _ in headings[1:]] + [len(text)]
     for (_, begin, kind), end in zip(headings, ends):
         body = _collapse_spaces(_RULE.sub(" ", text[begin:end]))
+        # A heading of views that only a date follows is no findings.
         if kind == "chest" and re.search(r"[A-Za-z]{3}", body):
             bodies["findings"].append(body)
         elif kind in bodies and body:

@@ -74,6 +74,7 @@ def sample_body(
         marker: as of `Body`.
     """
     by_name = {finding.name: finding for finding in findings}
+    # Normal and enlarged hearts do not overlap, so that the label is decidable from the image.
     ratio = rng.uniform(0.40, 0.49)
     if "cardiomegaly" in by_name:
         ratio = 0.56 + 0.12 * by_name["cardiomegaly"].size

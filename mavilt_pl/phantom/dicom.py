@@ -62,6 +62,7 @@ def variety(number: int) -> Variety:
     Any eight files in a row hold every photometric interpretation, grey scale and transfer syntax.
     As many files as there are combinations hold all of them.
     """
+    # Photometric interpretation alternates; the grey scale shifts by one at each turn of syntaxes.
     syntaxes = writable_syntaxes()
     turn, index = divmod(number // 2, len(syntaxes))
     photometric = f"MONOCHROME{1 + number % 2}"
@@ -99,6 +100,7 @@ def encode_dicom(
 
 
 def _uid(*parts: object) -> UID:
+    # Derived from names, not random: the same arguments give the same bytes.
     digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=15).digest()
     return UID(f"2.25.{int.from_bytes(digest, 'big')}")
 

@@ -33,6 +33,7 @@ def write_table(path: Path, rows: Sequence[Mapping], columns: Sequence[str] = ()
         columns: a choice of the keys (default: all of the first row's).
     """
     text = io.StringIO(newline="")
+    # Line ends and the gzip header are fixed, so that the bytes do not depend on the platform.
     writer = csv.DictWriter(
         text,
         list(columns or rows[0]),

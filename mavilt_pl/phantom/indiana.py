@@ -214,6 +214,7 @@ def render_study(task: StudyTask) -> RenderedStudy:
     images that are not rendered are removed from the report.
     """
     options = task.options
+    # A report's images depend on its name alone, so any number of studies gives the same ones.
     key = [options.seed, zlib.crc32(task.file_name.encode())]
     rng, lateral_rng = np.random.default_rng(key), np.random.default_rng([*key, 1])
     tree: Element = fromstring(task.xml)
@@ -302,6 +303,7 @@ def _write_study(task: StudyTask) -> dict[str, Any]:
 
 def _annotation(entries: list[dict[str, Any]], seed: int) -> dict[str, list[dict[str, Any]]]:
     """Entries in R2Gen's shares, 70 / 10 / 20, split in a random order."""
+    # A stream that no report's checksum is likely to reach.
     order = np.random.default_rng([seed, 2**32 - 1]).permutation(len(entries))
     first, second = round(0.7 * len(entries)), round(0.8 * len(entries))
     parts = {"train": order[:first], "val": order[first:second], "test": order[second:]}

@@ -1,8 +1,8 @@
 """The lateral projection: build and findings from the side, the patient's front at the left.
 
 Coordinates: x from front to back, y as on the frontal projections, one unit about 180 mm. The two
-lungs lie one behind the other, so each weighs half. As on patients, only its hemidiaphragm tells a
-side from the other.
+lungs lie one behind the other, so each weighs half. As on patients, a side can be identified only
+by its hemidiaphragm.
 """
 
 from __future__ import annotations

@@ -173,6 +173,7 @@ def study_tasks(options: MimicOptions) -> Iterator[StudyTask]:
 
     Whole patients go to test, then to validate, then to train.
     """
+    # A stream that no study number reaches.
     rng = np.random.default_rng([options.seed, 2**32 - 1])
     ends = {
         "test": options.test,

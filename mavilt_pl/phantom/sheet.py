@@ -77,6 +77,7 @@ def _radiographs(folder: Path, size: int, count: int) -> list[np.ndarray]:
         raise UserError(
             f"{folder}: no radiographs found; expected files ending in {', '.join(SUFFIXES)}"
         )
+    # Spread over the folder: neighbouring files are often of one patient.
     chosen = np.linspace(0, len(files) - 1, min(count, len(files))).round().astype(int)
     images = []
     for index in chosen:

@@ -62,6 +62,7 @@ def read_source(name: str, root: Path, reject: Reject, **options: object) -> Ite
         raise UserError(
             f"source {name} has no option {', '.join(unknown)}; it has {', '.join(known) or 'none'}"
         )
+    # Imported on use: a reader may need packages that the others do not.
     reader = importlib.import_module(SOURCES[name])
     return _consistent(reader.read(root, reject, **options), reject)
 

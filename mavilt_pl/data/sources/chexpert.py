@@ -108,8 +108,10 @@ def _study(
     images = []
     for row in group:
         match, side = matches[row["Path"]], row["Frontal/Lateral"]
+        # AP/PA is blank on laterals and on frontal images of unknown projection.
         codes = (side,) if side == "Lateral" else (row["AP/PA"], side)
         path = path_inside(root, match["file"])
+        # The key contains the study: "view1_frontal" alone is in every study.
         images.append(Image(path, parse_view(*codes), f"{name}_{match['image']}"))
     patient = name.split("_")[0]
     return Study("chexpert", patient, name, split, tuple(images), labels=labels[0])

@@ -1,4 +1,4 @@
-"""Indiana University collection (IU X-ray, Open-i): official XML reports with PNG or DICOM images."""
+"""Indiana University collection (IU X-ray, Open-i): official XML reports, PNG or DICOM images."""
 
 from __future__ import annotations
 
@@ -69,6 +69,7 @@ def read(root: Path, reject: Reject, reports: str | None = None) -> Iterator[Stu
     for file, data in _xml_files(root, reports):
         number = Path(file).stem
         try:
+            # defusedxml refuses entities, which could expand without end or read local files.
             tree = fromstring(data)
         except (ParseError, DefusedXmlException, ValueError, LookupError) as error:
             reject(number, file, "read", f"not readable XML ({type(error).__name__}: {error})")

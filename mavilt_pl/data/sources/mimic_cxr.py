@@ -63,6 +63,7 @@ def read(
     check_labeller(labels)
     rows = load_table(root, "cxr-record-list", RECORD_COLUMNS, key=("dicom_id",))
     listed = load_table(root, "cxr-study-list", STUDY_COLUMNS, key=("study_id",))
+    # The tables of the JPG release come separately, so each of them may be missing.
     rows["split"] = _splits(rows, table_folder)
     read_report = report_reader(root, reports)
     has_views = find_table(table_folder, METADATA_TABLE) is not None

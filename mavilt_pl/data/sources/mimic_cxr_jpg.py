@@ -203,6 +203,7 @@ def studies(rows: pd.DataFrame, root: Path, reject: Reject, tables: StudyTables)
 def _study(group: list[dict[str, str]], root: Path, tables: StudyTables) -> Study:
     """The study of one group of rows; each row is an image."""
     subject, study = group[0]["subject_id"], group[0]["study_id"]
+    # Joined, so that a study in two splits is rejected with both of them named.
     split = "/".join(dict.fromkeys(row["split"] for row in group))
     if split not in SPLIT:
         raise Rejected(
@@ -213,6 +214,7 @@ def _study(group: list[dict[str, str]], root: Path, tables: StudyTables) -> Stud
     for row in group:
         view = parse_view(*tables.views.get(row["dicom_id"], ()))
         images.append(Image(path_inside(root, row["path"]), view, row["dicom_id"]))
+    # A study without a report has the text "" and is kept: its images train the tokenizer.
     default_path = f"{patient_folder(subject)}/s{study}.txt"
     report = sections(tables.read_report(tables.report_paths.get(study, default_path)))
     label_row = tables.labels.get((subject, study), {})

@@ -69,6 +69,7 @@ def read(root: Path, reject: Reject) -> Iterator[Study]:
         except Rejected as reason:
             reject(key, name, "read", str(reason))
             continue
+        # Either list is enough: what is not in the test list trains or validates.
         split: Split = hash_split("nih", patient)
         if name in test:
             split = "test"

@@ -29,6 +29,7 @@ def read(root: Path, reject: Reject) -> Iterator[Study]:
     """
     path = root / "annotation.json"
     studies: dict[tuple[Split, str], Study] = {}
+    # The split is part of the key: a study listed in two splits is rejected by `read_source`.
     for split, entry in entries(path):
         try:
             study = _study(entry, split, root)
@@ -99,8 +100,7 @@ def _image_paths(entry: dict[str, Any]) -> list[str]:
     paths = entry.get("image_path")
     if isinstance(paths, str):
         paths = [paths]
-    valid = isinstance(paths, list) and paths and all(isinstance(path, str) for path in paths)
-    if not valid:
+    if not isinstance(paths, list) or not paths or not all(isinstance(p, str) for p in paths):
         raise Rejected(
             f"image_path {str(paths)[:80]!r}; expected a list of file names: correct the annotation"
         )

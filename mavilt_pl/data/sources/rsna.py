@@ -1,4 +1,4 @@
-"""RSNA Pneumonia Detection Challenge, stage 2: NIH's frontal radiographs as DICOM, with opacities."""
+"""RSNA Pneumonia Detection Challenge, stage 2: frontal radiographs of the NIH as DICOM."""
 
 from __future__ import annotations
 
@@ -40,6 +40,7 @@ def read(root: Path, reject: Reject) -> Iterator[Study]:
         except Rejected as reason:
             reject(patient, f"{patient}.dcm", "read", str(reason))
             continue
+        # patientId names one image; the challenge does not say which images share a patient.
         image = Image(path, "FRONTAL", patient)
         split = hash_split("rsna", patient)
         yield Study("rsna", patient, patient, split, (image,), labels=labels)

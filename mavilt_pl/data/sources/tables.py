@@ -60,6 +60,7 @@ def read_table(path: Path, columns: Sequence[str], key: Sequence[str] = ()) -> p
             f"{path} has column {repeated[0]!r} twice; expected each once: is it the official "
             "table?"
         )
+    # Text throughout: identifiers with leading zeros would not survive as numbers.
     rows = pd.DataFrame(fields, columns=header, dtype=object)
     missing = [column for column in columns if column not in rows.columns]
     if missing:
