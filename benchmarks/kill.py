@@ -26,17 +26,17 @@ import time
 from pathlib import Path
 
 DATA = "--data.findings=[cardiomegaly,pleural effusion,edema]"
-SHARD, PIECE = 48, 48  # studies and images; thousands otherwise
+SHARD, TOKEN_SHARD = 48, 48  # studies and images; thousands otherwise
 STEPS = 8
 
 
 def child(words: list[str]) -> int:
-    """One `mavilt` command with small shards and pieces."""
+    """One `mavilt` command with small shards."""
     from mavilt_pl.cli import main
-    from mavilt_pl.data import corpus
-    from mavilt_pl.vqgan import verb
+    from mavilt_pl.data import prepare
+    from mavilt_pl.vqgan import encode_corpus
 
-    corpus.SHARD, verb.PIECE = SHARD, PIECE
+    prepare.SHARD, encode_corpus.SHARD = SHARD, TOKEN_SHARD
     return main(words)
 
 

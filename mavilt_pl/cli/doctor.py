@@ -4,65 +4,63 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-from mavilt_pl.data.checks import SAMPLE, Check, Status, diagnose
-from mavilt_pl.data.sources import READER_OPTIONS, SOURCES
+from mavilt_pl.cli.prepare import add_reader_options, reader_options
+from mavilt_pl.data.check_images import SAMPLE
+from mavilt_pl.data.check_studies import Check, Status
+from mavilt_pl.data.checks import diagnose
+from mavilt_pl.data.sources import SOURCES
+
+COLOURS: dict[Status, str] = {"ok": "green", "warning": "yellow", "error": "red", "note": "dim"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `mavilt doctor`."""
     parser.add_argument("path", type=Path, help="a dataset, a corpus, a token cache or a run")
     parser.add_argument(
-        "--source", choices=sorted(SOURCES), help="which dataset it is, where that cannot be seen"
+        "--source",
+        choices=sorted(SOURCES),
+        help="which dataset it is, if that cannot be recognised",
     )
-    for option, line in READER_OPTIONS.items():
-        parser.add_argument(f"--{option}", help=f"as `mavilt prepare`: {line}")
+    add_reader_options(parser, "as `mavilt prepare`: ")
     parser.add_argument(
         "--corpus",
         type=Path,
         action="append",
         default=[],
-        help="of a token cache: compare with this corpus",
+        help="compare a token cache with this corpus",
     )
     parser.add_argument(
         "--all", action="store_true", help=f"every file instead of {SAMPLE} spread over the dataset"
     )
-    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
 
 
 def run(args: argparse.Namespace) -> int:
-    options = {name: value for name in READER_OPTIONS if (value := getattr(args, name)) is not None}
-    checks = list(diagnose(args.path, args.source, options, args.corpus, args.all))
+    """Print the checks; exit status 1 if training on the folder would be wrong."""
+    checks = list(diagnose(args.path, args.source, reader_options(args), args.corpus, args.all))
     if args.json:
         print(json.dumps([asdict(check) for check in checks], indent=1))
     else:
-        _print(args.path, checks)
+        _print_table(args.path, checks)
     return int(any(check.status == "error" for check in checks))
 
 
-def _print(path: Path, checks: list[Check]) -> None:
+def _print_table(path: Path, checks: list[Check]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    colour: dict[Status, Any] = {"ok": "green", "warning": "yellow", "error": "red", "note": "dim"}
     table = Table(title=str(path), show_lines=False)
     for column in ("", "check", "found", "expected", "what to do"):
         table.add_column(column, overflow="fold")
     for check in checks:
-        table.add_row(
-            f"[{colour[check.status]}]{check.status}",
-            check.name,
-            check.found,
-            check.expected,
-            check.todo,
-        )
+        status = f"[{COLOURS[check.status]}]{check.status}"
+        table.add_row(status, check.name, check.found, check.expected, check.todo)
     Console().print(table)
-    errors, warnings = (
-        sum(check.status == status for check in checks) for status in ("error", "warning")
-    )
-    print(
-        f"{errors} errors, {warnings} warnings."
-        + (" Do not train on it before they are mended." if errors else "")
-    )
+    counts = Counter(check.status for check in checks)
+    print(f"{counts['error']} errors, {counts['warning']} warnings.")
+    if counts["error"]:
+        print("Do not train on it before the errors are corrected.")

@@ -1,6 +1,4 @@
-"""`mavilt phantom`: writes a synthetic corpus in a real dataset's own layout, or a picture of some
-phantoms.
-"""
+"""`mavilt phantom`: write a synthetic dataset in a real one's layout, or a picture of phantoms."""
 
 from __future__ import annotations
 
@@ -8,8 +6,9 @@ import argparse
 import os
 import shutil
 from pathlib import Path
+from typing import Literal
 
-# layout → whose it is, and the share of studies with a lateral unless told otherwise
+# Layout → what it is, and the default share of studies with a lateral.
 LAYOUTS = {
     "mimic": ("MIMIC-CXR-JPG 2.x: JPEG, reports, tables of splits, metadata and labels", 0.0),
     "mimic-dicom": ("MIMIC-CXR 2.x: 12-bit DICOM, zipped reports, record and study lists", 0.5),
@@ -17,28 +16,27 @@ LAYOUTS = {
     "indiana-kaggle": ("Indiana University, Kaggle: two tables and PNG", 1.0),
     "r2gen": ("Indiana University, R2Gen: annotation.json and PNG", 1.0),
 }
+INDIANA_LAYOUTS: dict[str, Literal["open-i", "kaggle", "r2gen"]] = {
+    "indiana": "open-i",
+    "indiana-kaggle": "kaggle",
+    "r2gen": "r2gen",
+}
+NOTE = "Synthetic radiographs: no patient is shown here.\n"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add a subcommand for each layout, and `picture`."""
     layouts = parser.add_subparsers(dest="layout", metavar="LAYOUT", required=True)
-    for layout, (line, laterals) in LAYOUTS.items():
-        one = layouts.add_parser(layout, help=line, description=line)
+    for layout, (description, laterals) in LAYOUTS.items():
+        one = layouts.add_parser(layout, help=description, description=description)
         one.add_argument(
-            "out", type=Path, help="folder to write; replaced when it was made by this command"
+            "out", type=Path, help="folder to write; replaced if this command wrote it"
         )
         one.add_argument(
-            "--studies", type=int, default=1000, help="how many studies (default 1000)"
+            "--studies", type=int, default=1000, help="number of studies (default 1000)"
         )
         if layout.startswith("mimic"):
-            one.add_argument("--validate", type=int, default=0, help="of them for validation")
-            one.add_argument("--test", type=int, default=0, help="of them for the test")
-            zipped = layout == "mimic-dicom"
-            one.add_argument(
-                "--zipped",
-                action=argparse.BooleanOptionalAction,
-                default=zipped,
-                help="reports as mimic-cxr-reports.zip",
-            )
+            _add_mimic_arguments(one, zipped=layout == "mimic-dicom")
         one.add_argument(
             "--laterals",
             type=float,
@@ -51,13 +49,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         one.add_argument("--seed", type=int, default=0)
         one.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     picture = layouts.add_parser(
-        "picture", help="no dataset: a PNG of eight phantoms, beside radiographs of yours"
+        "picture", help="no dataset: a PNG of eight phantoms, above radiographs of yours"
     )
     picture.add_argument("out", type=Path, help="the .png to write")
     picture.add_argument(
-        "--beside",
+        "--radiographs",
         type=Path,
-        help="a folder with radiographs (PNG, JPEG, DICOM) to show below them",
+        help="a folder with radiographs (PNG, JPEG, DICOM) to show below the phantoms",
     )
     picture.add_argument(
         "--size", type=int, default=256, help="pixels along each image's side (default 256)"
@@ -65,17 +63,46 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     picture.add_argument("--seed", type=int, default=0)
 
 
+def _add_mimic_arguments(parser: argparse.ArgumentParser, zipped: bool) -> None:
+    parser.add_argument("--validate", type=int, default=0, help="number of them for validation")
+    parser.add_argument("--test", type=int, default=0, help="number of them for the test")
+    parser.add_argument(
+        "--zipped",
+        action=argparse.BooleanOptionalAction,
+        default=zipped,
+        help="reports as mimic-cxr-reports.zip",
+    )
+
+
 def run(args: argparse.Namespace) -> int:
+    """Write the dataset or the picture."""
+    if args.layout == "picture":
+        return _write_picture(args)
+    _check_arguments(args)
+    shutil.rmtree(args.out, ignore_errors=True)
+    args.out.mkdir(parents=True)
+    (args.out / "PHANTOM").write_text(NOTE, encoding="utf-8")
+    written = _write_mimic(args) if args.layout.startswith("mimic") else _write_indiana(args)
+    message = f"{written} synthetic studies in the {args.layout} layout"
+    if written < args.studies:
+        message += f" ({args.studies} were asked for; the collection has no more)"
+    print(f"{message}: {args.out}")
+    return 0
+
+
+def _write_picture(args: argparse.Namespace) -> int:
+    from mavilt_pl.phantom.sheet import write_sheet
+
+    count = write_sheet(args.out, args.radiographs, args.size, args.seed)
+    print(f"8 phantoms{f' above {count} radiographs' if count else ''}: {args.out}")
+    return 0
+
+
+def _check_arguments(args: argparse.Namespace) -> None:
     from mavilt_pl.errors import UserError
 
-    if args.layout == "picture":
-        from mavilt_pl.phantom.sheet import write_sheet
-
-        shown = write_sheet(args.out, args.beside, args.size, args.seed)
-        print(f"8 phantoms{f' above {shown} radiographs' if shown else ''}: {args.out}")
-        return 0
-    mark = args.out / "PHANTOM"
-    if args.out.exists() and any(args.out.iterdir()) and not mark.exists():
+    is_ours = (args.out / "PHANTOM").exists()
+    if args.out.exists() and any(args.out.iterdir()) and not is_ours:
         raise UserError(
             f"{args.out} is not empty and was not written by this command: choose another folder"
         )
@@ -87,25 +114,35 @@ def run(args: argparse.Namespace) -> int:
         )
     if not 0 <= args.laterals <= 1:
         raise UserError(f"--laterals {args.laterals:g} is a share of the studies: from 0 to 1")
-    shutil.rmtree(args.out, ignore_errors=True)
-    args.out.mkdir(parents=True)
-    mark.write_text("Synthetic radiographs: no patient is shown here.\n", encoding="utf-8")
-    common = (args.out, args.studies, args.size, args.seed)
-    written = args.studies
-    if args.layout.startswith("mimic"):
-        from mavilt_pl.phantom.mimic import write_mimic
 
-        pixels = "dicom" if args.layout == "mimic-dicom" else "jpg"
-        write_mimic(*common, validate, test, args.workers, args.laterals, pixels, args.zipped)  # type: ignore[arg-type]
-    else:
-        from mavilt_pl.phantom.indiana import write_indiana
 
-        layout = {"indiana": "open-i", "indiana-kaggle": "kaggle", "r2gen": "r2gen"}[args.layout]
-        written = write_indiana(*common, args.workers, args.laterals, layout)  # type: ignore[arg-type]
-    fewer = (
-        f" (there are no more than that; {args.studies} were asked for)"
-        if written < args.studies
-        else ""
+def _write_mimic(args: argparse.Namespace) -> int:
+    from mavilt_pl.phantom.mimic import MimicOptions, write_mimic
+
+    options = MimicOptions(
+        root=args.out,
+        studies=args.studies,
+        size=args.size,
+        seed=args.seed,
+        validate=args.validate,
+        test=args.test,
+        laterals=args.laterals,
+        pixels="dicom" if args.layout == "mimic-dicom" else "jpg",
+        zipped=args.zipped,
     )
-    print(f"{written} synthetic studies in the {args.layout} layout{fewer}: {args.out}")
-    return 0
+    write_mimic(options, args.workers)
+    return args.studies
+
+
+def _write_indiana(args: argparse.Namespace) -> int:
+    from mavilt_pl.phantom.indiana import IndianaOptions, write_indiana
+
+    options = IndianaOptions(
+        root=args.out,
+        studies=args.studies,
+        size=args.size,
+        seed=args.seed,
+        laterals=args.laterals,
+        layout=INDIANA_LAYOUTS[args.layout],
+    )
+    return write_indiana(options, args.workers)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
+
+KINDS = ("studies", "images")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from mavilt_pl.data.sources import READER_OPTIONS, SOURCES
+    """Add the arguments of `mavilt prepare`."""
+    from mavilt_pl.data.sources import SOURCES
 
     parser.add_argument(
         "source", choices=sorted(SOURCES), metavar="source", help=", ".join(sorted(SOURCES))
     )
     parser.add_argument("root", type=Path, help="the dataset's folder, as downloaded")
     parser.add_argument("--out", type=Path, required=True, help="folder of the corpus")
-    parser.add_argument("--name", help="what results call it (default: the source)")
+    parser.add_argument("--name", help="the corpus's name in results (default: the source)")
     parser.add_argument(
         "--size", type=int, default=256, help="pixels along each side (default 256)"
     )
@@ -30,54 +34,88 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="MIMIC-CXR-VQA (JSON file or its folder) or Medical-Diff-VQA (CSV)",
     )
-    for option, line in READER_OPTIONS.items():
-        parser.add_argument(f"--{option}", help=line)
-    parser.add_argument("--limit", type=int, help="only the first studies")
+    add_reader_options(parser)
+    parser.add_argument("--limit", type=int, help="read only this number of studies")
     parser.add_argument("--workers", type=int, help="processes (default: all cores)")
 
 
-def run(args: argparse.Namespace) -> int:
-    from rich.console import Console
-    from rich.table import Table
-
-    from mavilt_pl.data.corpus import prepare
-    from mavilt_pl.data.records import VIEWS
+def add_reader_options(parser: argparse.ArgumentParser, prefix: str = "") -> None:
+    """Add the options of the datasets' readers, with `prefix` before each help text."""
     from mavilt_pl.data.sources import READER_OPTIONS
-    from mavilt_pl.errors import UserError
 
-    options = {name: value for name in READER_OPTIONS if (value := getattr(args, name)) is not None}
-    views = args.views.split(",") if args.views else None
-    unknown = [view for view in views or () if view not in VIEWS]
-    if unknown or args.size < 1:
-        raise UserError(
-            f"--views {args.views} --size {args.size}: expected views among {', '.join(VIEWS)} and "
-            f"a size of 1 or more"
-        )
+    for option, description in READER_OPTIONS.items():
+        parser.add_argument(f"--{option}", help=f"{prefix}{description}")
+
+
+def reader_options(args: argparse.Namespace) -> dict[str, str]:
+    """The reader options that were given."""
+    from mavilt_pl.data.sources import READER_OPTIONS
+
+    options = {}
+    for name in READER_OPTIONS:
+        value = getattr(args, name)
+        if value is not None:
+            options[name] = value
+    return options
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prepare the corpus and print its counts."""
+    from mavilt_pl.data.prepare import prepare
+
     facts = prepare(
         args.source,
         args.root,
         args.out,
         name=args.name,
-        size=args.size,
+        size=_checked_size(args),
         fit=args.fit,
         workers=args.workers,
         limit=args.limit,
-        views=views,
+        views=_checked_views(args),
         questions=args.questions,
-        options=options,
+        options=reader_options(args),
     )
-    table = Table(title=f"{facts['name']}: {args.out}")
-    table.add_column("split")
-    for what in ("studies", "images"):
-        for column in ("read", "kept", "rejected"):
-            table.add_column(f"{what}\n{column}", justify="right")
-    for split, said in {**facts["splits"], "all": facts["total"]}.items():
-        if split == "all":
-            table.add_section()
-        table.add_row(
-            split, *(f"{n:,}" for what in ("studies", "images") for n in said[what].values())
-        )
-    Console().print(table)
-    if any(said["rejected"] for said in facts["total"].values()):
+    _print_counts(facts, args.out)
+    if any(total["rejected"] for total in facts["total"].values()):
         print(f"Why each was rejected: {args.out / 'rejects.csv'}")
     return 0
+
+
+def _checked_size(args: argparse.Namespace) -> int:
+    from mavilt_pl.errors import UserError
+
+    if args.size < 1:
+        raise UserError(f"--size {args.size}: expected a size of 1 or more")
+    return args.size
+
+
+def _checked_views(args: argparse.Namespace) -> list[str] | None:
+    from mavilt_pl.data.records import VIEWS
+    from mavilt_pl.errors import UserError
+
+    if not args.views:
+        return None
+    views = args.views.split(",")
+    if not set(views) <= set(VIEWS):
+        raise UserError(f"--views {args.views}: expected views among {', '.join(VIEWS)}")
+    return views
+
+
+def _print_counts(facts: dict[str, Any], out: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{facts['name']}: {out}")
+    table.add_column("split")
+    for kind in KINDS:
+        for column in ("read", "kept", "rejected"):
+            table.add_column(f"{kind}\n{column}", justify="right")
+    for split, counts in {**facts["splits"], "all": facts["total"]}.items():
+        if split == "all":
+            table.add_section()
+        cells = []
+        for kind in KINDS:
+            cells += [f"{count:,}" for count in counts[kind].values()]
+        table.add_row(split, *cells)
+    Console().print(table)

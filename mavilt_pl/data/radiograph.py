@@ -1,225 +1,92 @@
-"""One radiograph file as one float image: the only code that decodes pixels.
+"""Read one radiograph file as one float image: the only code that decodes pixels.
 
-DICOM through pydicom: modality LUT or rescale, then VOI LUT or window, as DICOM PS3.3 C.11.1 and
-C.11.2 say; MONOCHROME1 is inverted. PNG and JPEG through Pillow. What a header promises is read and
-refused before anything is decoded.
+DICOM through pydicom (see `mavilt_pl.data.dicom`), PNG and JPEG through Pillow. Sizes are checked
+before anything is decoded.
 
-Where the grey scale begins and ends: a window says so itself; a picture of 8 bits has 0 and 255;
-everything else is stretched from its darkest to its brightest pixel.
+The grey scale: a window says what is black and white; an 8-bit picture has 0 and 255; everything
+else is stretched from its darkest to its brightest pixel.
 """
 
 from __future__ import annotations
 
-import struct
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import cv2
 import numpy as np
-import pydicom
 from PIL import Image as Pillow
 from PIL import ImageOps
-from pydicom.encaps import get_frame
-from pydicom.pixels import apply_modality_lut, apply_voi_lut
-from pydicom.uid import (
-    DeflatedExplicitVRLittleEndian,
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-    RLELossless,
-)
 
+from mavilt_pl.data.dicom import read_dicom
+from mavilt_pl.data.grey_image import LARGEST_SIDE, SMALL_INTEGERS, GreyImage, check_size
 from mavilt_pl.errors import Rejected
 
-LARGEST = 12_000  # pixels a side; detectors make at most 4,000 to 5,000
-SMALLEST = 16
-SMALL_INTEGERS = (np.uint8, np.uint16, np.int16)  # OpenCV is several times faster on them
 DICOM_SUFFIXES = (".dcm", ".dicom", "")
+STRIP_ROWS = 64  # rows reduced at a time, so that they stay in the processor's cache
+DEEP_MODES = ("I;16", "I;16B", "I", "F")  # Pillow's modes of more than 8 bits
+TRANSPARENT_MODES = ("RGBA", "LA", "PA")
 Fit = Literal["pad", "crop"]
-Pillow.MAX_IMAGE_PIXELS = LARGEST**2
+Pillow.MAX_IMAGE_PIXELS = LARGEST_SIDE**2
 
 
-@dataclass
-class _Grey:
-    """Pixels as stored, [H,W] of any number type, the values that become 0 and 1, and whether
-    bright means air.
+def read_radiograph(path: Path) -> np.ndarray:
+    """The image of a file, float32 [H,W] in [0, 1], air dark and bone bright.
+
+    Raises:
+        Rejected: the file is not one whole grey radiograph; the message names file and reason.
     """
-
-    pixels: np.ndarray
-    ends: tuple[float, float] | None = None  # None: the darkest and the brightest pixel
-    inverted: bool = False
-    beyond: bool = False  # whether some pixels lie beyond the ends
-
-    def scaled(self, pixels: np.ndarray) -> np.ndarray:
-        """These pixels, or the same made smaller, in [0, 1] with air dark."""
-        assert self.ends is not None
-        low, high = self.ends
-        out = (pixels.astype(np.float32) - np.float32(low)) / np.float32(high - low)
-        return (1 - out if self.inverted else out).clip(0, 1)
+    grey = _read(path)
+    return grey.scale(grey.pixels)
 
 
-def _check_size(path: Path, height: int, width: int) -> None:
-    if not (SMALLEST <= height <= LARGEST and SMALLEST <= width <= LARGEST):
-        raise Rejected(
-            f"{path}: {height} × {width} pixels; expected {SMALLEST} to {LARGEST} a side"
-        )
+def read_sized(path: Path, size: int, fit: Fit = "pad") -> np.ndarray:
+    """The image of a file, uint8 [size,size].
 
+    It is `resize(read_radiograph(path), size, fit)` to within a grey level or two, and faster: a
+    large JPEG is decoded at no more than twice the size, and the grey scale is applied to the small
+    image.
 
-def _extremes(pixels: np.ndarray) -> tuple[float, float]:
-    if pixels.dtype in SMALL_INTEGERS:
-        return cv2.minMaxLoc(pixels)[:2]
-    return float(pixels.min()), float(pixels.max())
-
-
-def _encoded_size(frame: bytes) -> tuple[int, int] | None:
-    """Height and width in the header of a JPEG, JPEG-LS or JPEG 2000 stream; None where it is none
-    of them.
+    Raises:
+        Rejected: the file is not one whole grey radiograph; the message names file and reason.
     """
-    siz = frame.find(b"\xff\x4f\xff\x51", 0, 1024)  # JPEG 2000: SOC, SIZ
-    if siz >= 0 and len(frame) >= siz + 24:
-        right, bottom, left, top = struct.unpack(">4I", frame[siz + 8 : siz + 24])
-        return bottom - top, right - left
-    place = 2 if frame[:2] == b"\xff\xd8" else len(frame)
-    while place + 9 <= len(frame) and frame[place] == 0xFF:
-        marker, length = struct.unpack(">BH", frame[place + 1 : place + 4])
-        if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
-            return struct.unpack(">HH", frame[place + 5 : place + 9])
-        place += 2 + length
-    return None
+    # Twice the size leaves the area resize enough pixels to average.
+    grey = _read(path, 2 * size)
+    return _frame(grey.scale(_resize(_reduce(grey, 2 * size), size, fit)), size)
 
 
-def _number(data: pydicom.Dataset, name: str, default: float) -> float:
-    """A numeric tag; the first of several values."""
-    value = data.get(name)
-    return (
-        default
-        if value in (None, "")
-        else float(value[0] if isinstance(value, pydicom.multival.MultiValue) else value)
-    )
+def resize(image: np.ndarray, size: int, fit: Fit = "pad") -> np.ndarray:
+    """Resize by area averaging, with black padding or a centre crop.
 
+    Args:
+        image: float [H,W] in [0, 1].
+        size: pixels along each side of the result.
+        fit: what keeps the aspect.
 
-def _native(data: pydicom.Dataset, rows: int, columns: int) -> np.ndarray | None:
-    """Pixels that stand in the file as they are, without the copies that `pixel_array` makes; None
-    where they do not.
+    Returns:
+        uint8 [size,size].
+
+    >>> resize(np.ones((4, 8), np.float32), 4).tolist()[0], resize(np.ones((4, 8)), 4, "crop").min()
+    ([0, 0, 0, 0], np.uint8(255))
     """
-    bits, used = int(data.BitsAllocated), int(data.BitsStored)
-    syntax = data.file_meta.TransferSyntaxUID
-    if (
-        bits not in (8, 16)
-        or data.PixelRepresentation
-        or syntax not in (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
-    ):
-        return None
-    kind = np.dtype(f"<u{bits // 8}")
-    if len(data.PixelData) not in (n := rows * columns * kind.itemsize, n + n % 2):
-        return None
-    stored = np.frombuffer(data.PixelData, kind, rows * columns).reshape(rows, columns)
-    return (
-        None if used < bits and int(_extremes(stored)[1]) >> used else stored
-    )  # something else in the unused bits
+    return _frame(_resize(image, size, fit), size)
 
 
-def _read_dicom(path: Path) -> _Grey:
-    with path.open("rb") as file:  # inflating is the first thing that pydicom would do
-        deflated = DeflatedExplicitVRLittleEndian.encode() in file.read(1024)
-    if deflated:
-        raise Rejected(
-            f"{path}: a deflated data set, whose size cannot be known beforehand; save it "
-            f"undeflated"
-        )
-    data = pydicom.dcmread(path)
-    if "PixelData" not in data:
-        raise Rejected(f"{path}: the DICOM file holds no pixel data")
-    rows, columns = int(data.Rows), int(data.Columns)
-    _check_size(path, rows, columns)
-    frames, samples = int(data.get("NumberOfFrames", 1) or 1), int(data.get("SamplesPerPixel", 1))
-    if frames != 1 or samples != 1:
-        raise Rejected(
-            f"{path}: {frames} frames of {samples} samples a pixel; expected one grey frame"
-        )
-    if (syntax := data.file_meta.TransferSyntaxUID).is_encapsulated and syntax != RLELossless:
-        inside = _encoded_size(get_frame(data.PixelData, 0, number_of_frames=1))
-        if inside not in (None, (rows, columns)):
-            raise Rejected(
-                f"{path}: the header says {rows} × {columns} pixels and the compressed image "
-                f"{inside[0]} × {inside[1]}"
-            )  # type: ignore[index]
-    stored = _native(data, rows, columns)
-    if stored is None:
-        stored = data.pixel_array
-    if stored.shape != (rows, columns):
-        raise Rejected(
-            f"{path}: the header says {rows} × {columns} pixels, {stored.shape} were decoded"
-        )
-    inverted = data.PhotometricInterpretation == "MONOCHROME1"
-    if data.get("ModalityLUTSequence"):
-        stored, slope, intercept = apply_modality_lut(stored, data), 1.0, 0.0
-    else:
-        slope, intercept = (
-            _number(data, "RescaleSlope", 1.0),
-            _number(data, "RescaleIntercept", 0.0),
-        )
-    function = str(data.get("VOILUTFunction") or "LINEAR")
-    windowed = data.get("WindowCenter") not in (None, "") and data.get("WindowWidth") not in (
-        None,
-        "",
-    )
-    if data.get("VOILUTSequence") or (windowed and function not in ("LINEAR", "LINEAR_EXACT")):
-        if not data.get("ModalityLUTSequence"):  # else it is applied already
-            stored = apply_modality_lut(stored, data)
-        return _Grey(apply_voi_lut(stored, data).astype(np.float32), None, inverted)
-    if not windowed:
-        return _Grey(stored, None, inverted != (slope < 0))
-    centre, width = _number(data, "WindowCenter", 0), _number(data, "WindowWidth", 1)
-    if (
-        function == "LINEAR"
-    ):  # PS3.3 C.11.2.1.2.1: the centre is of a pixel, the width counts both ends
-        centre, width = centre - 0.5, width - 1
-    if not width > 0 or slope == 0:
-        raise Rejected(
-            f"{path}: window width {width:g} and rescale slope {slope:g}; expected a window that "
-            f"is not empty"
-        )
-    low, high = (
-        (centre + side * width / 2 - intercept) / slope for side in (-1, 1)
-    )  # as stored: spares a pass
-    return _Grey(stored, (low, high), inverted)
+def _read(path: Path, min_side: int | None = None) -> GreyImage:
+    """Decode a file.
 
-
-def _read_picture(path: Path, least: int | None) -> _Grey:
-    """`least`: that many pixels a side will do. A JPEG is then decoded at a half, a quarter or an
-    eighth.
+    Args:
+        path: of a DICOM, PNG or JPEG file.
+        min_side: pixels along the shorter side that are enough; None for the full size.
     """
-    with Pillow.open(
-        path, formats=("PNG", "JPEG")
-    ) as opened:  # others start programs, such as PostScript's
-        _check_size(path, opened.height, opened.width)
-        if least is not None and opened.format == "JPEG":
-            opened.draft(None, (least, least))
-        picture = ImageOps.exif_transpose(opened)
-        if picture.mode in ("I;16", "I;16B", "I", "F"):
-            return _Grey(np.asarray(picture))
-        if picture.mode in (
-            "RGBA",
-            "LA",
-            "PA",
-        ):  # transparency is not radiology: the grey under it counts
-            picture = picture.convert("RGBA").convert("RGB")
-        return _Grey(np.asarray(picture.convert("L")), (0.0, 255.0))
-
-
-def _read(path: Path, least: int | None) -> _Grey:
     try:
+        # Warnings are of files that bend the standard: what matters is refused or read.
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # of files that bend the standard: what matters is refused or read
-            grey = (
-                _read_dicom(path)
-                if path.suffix.lower() in DICOM_SUFFIXES
-                else _read_picture(path, least)
-            )
+            warnings.simplefilter("ignore")
+            if path.suffix.lower() in DICOM_SUFFIXES:
+                grey = read_dicom(path)
+            else:
+                grey = _read_picture(path, min_side)
     except (Rejected, KeyboardInterrupt, SystemExit):
         raise
     except FileNotFoundError:
@@ -229,92 +96,87 @@ def _read(path: Path, least: int | None) -> _Grey:
         raise Rejected(
             f"{path}: not readable ({type(error).__name__}: {str(error)[:120]})"
         ) from None
-    darkest, brightest = _extremes(grey.pixels)
-    grey.ends = grey.ends or (darkest, brightest)
-    low, high = sorted(grey.ends)
-    if not np.isfinite(darkest + brightest) or min(brightest, high) <= max(darkest, low):
-        raise Rejected(f"{path}: every pixel has the same value, or some are not numbers")
-    grey.beyond = darkest < low or brightest > high
-    return grey
+    return grey.with_window(path)
 
 
-def read_radiograph(path: Path) -> np.ndarray:
-    """The image of a file, float32 [H,W] in [0,1], air dark and bone bright.
+def _read_picture(path: Path, min_side: int | None) -> GreyImage:
+    """Decode a PNG or JPEG; a large JPEG at a half, a quarter or an eighth."""
+    # Pillow's readers of other formats start programs, such as a PostScript interpreter.
+    with Pillow.open(path, formats=("PNG", "JPEG")) as opened:
+        check_size(path, opened.height, opened.width)
+        if min_side is not None and opened.format == "JPEG":
+            opened.draft(None, (min_side, min_side))
+        picture = ImageOps.exif_transpose(opened)
+        if picture.mode in DEEP_MODES:
+            return GreyImage(np.asarray(picture))
+        if picture.mode in TRANSPARENT_MODES:
+            # Transparency is not radiology: the grey under it counts.
+            picture = picture.convert("RGBA").convert("RGB")
+        return GreyImage(np.asarray(picture.convert("L")), (0.0, 255.0))
 
-    Raises `Rejected`, naming the file and the reason, for whatever is not one whole grey
-    radiograph.
+
+def _reduction_factor(height: int, width: int, min_side: int) -> int:
+    """The largest factor that divides both sides and leaves `min_side` pixels of the shorter.
+
+    >>> _reduction_factor(1024, 1536, 256), _reduction_factor(1025, 1536, 256)
+    (4, 1)
     """
-    grey = _read(path, None)
-    return grey.scaled(grey.pixels)
+    for factor in range(min(height, width) // min_side, 1, -1):
+        if height % factor == 0 and width % factor == 0:
+            return factor
+    return 1
 
 
-def read_sized(path: Path, size: int, fit: Fit = "pad") -> np.ndarray:
-    """`resize(read_radiograph(path), size, fit)` to within a grey level or two, and faster: a large
-    JPEG is decoded no finer than twice what is wanted, and what is done to each pixel is done to
-    the small image. uint8 [size,size].
+def _reduce(grey: GreyImage, min_side: int) -> np.ndarray:
+    """Clip to the window and average k × k pixels, for the largest whole k that fits.
+
+    Clipping comes first, so that averages do not contain what lies outside the window. Whole
+    factors on whole numbers are several times faster than the area resize of floats that follows.
     """
-    grey = _read(path, 2 * size)
-    return _framed(grey.scaled(_shrunk(_reduced(grey, 2 * size), size, fit)), size)
-
-
-def _reduced(grey: _Grey, least: int) -> np.ndarray:
-    """Clipped to the window, so that averages do not see what lies beyond it, and reduced to means
-    of k × k pixels, for the largest k that divides both sides and leaves `least` pixels of the
-    shorter one.
-
-    Whole factors on whole numbers are several times faster than the area resize of floats that
-    finishes the work; strips of rows stay in the cache.
-    """
-    pixels, (low, high) = grey.pixels, sorted(grey.ends or ())
+    pixels = grey.pixels
+    assert grey.window is not None
+    low, high = sorted(grey.window)
     if pixels.dtype not in SMALL_INTEGERS:
         return pixels.astype(np.float32).clip(low, high)
-    kind = np.iinfo(pixels.dtype)  # the window's ends, to the next whole numbers outwards
-    lowest, highest = (
-        int(min(max(end, kind.min), kind.max)) for end in (np.floor(low), np.ceil(high))
-    )
     height, width = pixels.shape
-    k = next(
-        (k for k in range(min(height, width) // least, 1, -1) if height % k == width % k == 0), 1
-    )
-    if k == 1 and not grey.beyond:
+    factor = _reduction_factor(height, width, min_side)
+    if factor == 1 and not grey.exceeds_window:
         return pixels
-    out = np.empty((height // k, width // k), pixels.dtype)
-    rows = k * max(64 // k, 1)
-    for top in range(0, height, rows):
-        strip = (
-            pixels[top : top + rows].clip(lowest, highest)
-            if grey.beyond
-            else pixels[top : top + rows]
+    # The window's ends go to the next whole numbers outwards that the pixels' type can hold.
+    limits = np.iinfo(pixels.dtype)
+    lowest = int(min(max(np.floor(low), limits.min), limits.max))
+    highest = int(min(max(np.ceil(high), limits.min), limits.max))
+    reduced = np.empty((height // factor, width // factor), pixels.dtype)
+    strip_rows = factor * max(STRIP_ROWS // factor, 1)
+    for top in range(0, height, strip_rows):
+        strip = pixels[top : top + strip_rows]
+        if grey.exceeds_window:
+            strip = strip.clip(lowest, highest)
+        first, count = top // factor, len(strip) // factor
+        reduced[first : first + count] = cv2.resize(
+            strip, (width // factor, count), interpolation=cv2.INTER_AREA
         )
-        small = (width // k, len(strip) // k)
-        out[top // k : top // k + small[1]] = cv2.resize(strip, small, interpolation=cv2.INTER_AREA)
-    return out
+    return reduced
 
 
-def resize(image: np.ndarray, size: int, fit: Fit = "pad") -> np.ndarray:
-    """float [H,W] in [0,1] → uint8 [size,size] by area averaging; the aspect is kept by black
-    padding or a centre crop.
-    """
-    return _framed(_shrunk(image, size, fit), size)
-
-
-def _shrunk(image: np.ndarray, size: int, fit: Fit) -> np.ndarray:
-    """Sized so that the longer side (pad) or the shorter (crop) is `size`."""
+def _resize(image: np.ndarray, size: int, fit: Fit) -> np.ndarray:
+    """Resize so that the longer side (pad) or the shorter (crop) is `size`."""
     height, width = image.shape
-    scale = size / (max if fit == "pad" else min)(height, width)
-    tall, wide = max(1, round(height * scale)), max(1, round(width * scale))
-    return cv2.resize(
-        image, (wide, tall), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    )
+    side = max(height, width) if fit == "pad" else min(height, width)
+    scale = size / side
+    new_height, new_width = max(1, round(height * scale)), max(1, round(width * scale))
+    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    return cv2.resize(image, (new_width, new_height), interpolation=interpolation)
 
 
-def _framed(image: np.ndarray, size: int) -> np.ndarray:
-    """In the middle of a black square: uint8 [size,size]; what stands out is cut."""
-    tall, wide = image.shape
-    out = np.zeros((size, size), np.float32)
-    top, left = (size - tall) // 2, (size - wide) // 2
-    source = image[max(-top, 0) : max(-top, 0) + size, max(-left, 0) : max(-left, 0) + size]
-    out[
-        max(top, 0) : max(top, 0) + source.shape[0], max(left, 0) : max(left, 0) + source.shape[1]
-    ] = source
-    return (out.clip(0, 1) * 255).round().astype(np.uint8)
+def _frame(image: np.ndarray, size: int) -> np.ndarray:
+    """Centre an image on a black square, uint8 [size,size]; crop what exceeds it."""
+    height, width = image.shape
+    framed = np.zeros((size, size), np.float32)
+    top, left = (size - height) // 2, (size - width) // 2  # negative if the image exceeds it
+    first_row, first_column = max(-top, 0), max(-left, 0)
+    source = image[first_row : first_row + size, first_column : first_column + size]
+    rows, columns = source.shape
+    top, left = max(top, 0), max(left, 0)
+    framed[top : top + rows, left : left + columns] = source
+    return (framed.clip(0, 1) * 255).round().astype(np.uint8)

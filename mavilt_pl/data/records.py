@@ -1,4 +1,4 @@
-"""The records that everything passes: a study, its images and the questions about it."""
+"""The records that all parts pass on: a study, its images and the questions about it."""
 
 from __future__ import annotations
 
@@ -9,20 +9,29 @@ from typing import Literal, get_args
 
 Split = Literal["train", "val", "test"]
 View = Literal["PA", "AP", "LATERAL", "FRONTAL", "UNKNOWN"]
-Side = Literal["frontal", "lateral"]  # what a model that reads several views tells apart
-OTHER: dict[Side, Side] = {"frontal": "lateral", "lateral": "frontal"}
+Side = Literal["frontal", "lateral"]  # the views that a model of several views distinguishes
 Label = Literal["present", "absent", "uncertain"]
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 VIEWS: tuple[View, ...] = get_args(View)
 FRONTAL: frozenset[View] = frozenset({"PA", "AP", "FRONTAL"})
-SIDES: dict[View, Side] = {**dict.fromkeys(FRONTAL, "frontal"), "LATERAL": "lateral"}  # type: ignore[dict-item]
+OTHER: dict[Side, Side] = {"frontal": "lateral", "lateral": "frontal"}
+SIDES: dict[View, Side] = {
+    "PA": "frontal",
+    "AP": "frontal",
+    "FRONTAL": "frontal",
+    "LATERAL": "lateral",
+}
 
 
 @dataclass(frozen=True)
 class Image:
-    """One radiograph of a study, as a file. `key` names it uniquely within its source and never
-    changes.
+    """One radiograph of a study, as a file.
+
+    Args:
+        path: of the file, or of the corpus that holds the pixels.
+        view: how the radiograph was taken.
+        key: names the image uniquely within its source and never changes.
     """
 
     path: Path
@@ -32,8 +41,13 @@ class Image:
 
 @dataclass(frozen=True)
 class Question:
-    """A question about a study. `candidates` are the possible answers of a closed question and
-    empty for an open one; `topic` is the finding or question type that figures are grouped by.
+    """A question about a study.
+
+    Args:
+        question: its text.
+        answer: the reference answer.
+        topic: finding or question type, by which metrics are grouped.
+        candidates: possible answers of a closed question; empty for an open one.
     """
 
     question: str
@@ -44,13 +58,19 @@ class Question:
 
 @dataclass(frozen=True)
 class Study:
-    """One examination: its images, its report, what is known of its findings, and questions about
-    it.
+    """One examination: its images, its report, its labels and the questions about it.
 
-    `labels` maps a finding's name to present, absent or uncertain; a finding that is not mentioned
-    has no entry. `report` is the whole text where the source has more than the two sections.
-    `patient` and `study` are the source's own identifiers; they are unique only together with
-    `source`.
+    Args:
+        source: name of the dataset.
+        patient: the source's own identifier, unique within the source.
+        study: likewise.
+        split: the same for all studies of a patient.
+        images: none if the dataset lists none.
+        findings: section of the report.
+        impression: section of the report.
+        labels: by lower-case name of the finding; one that is not mentioned has no entry.
+        questions: from files; those from labels are worded when they are needed.
+        report: the whole text, if the source has more than the two sections.
     """
 
     source: str

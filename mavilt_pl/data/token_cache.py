@@ -1,19 +1,26 @@
-"""The token cache: every image of a corpus as N codes, and a refusal of any cache that another
-tokenizer or another corpus made.
+"""The token cache: every image of a corpus as N codes.
+
+    tokens.json   tokenizer, corpus, codebook size; written last, so a folder without it is no cache
+    codes.npy     uint16 (or uint32) [images, N], in the order of the corpus's images
+    codebook.npy  float32 [K, d]
+
+A cache of another tokenizer or another corpus is refused.
+Shapes: b images of a batch, N codes per image, K codebook size, d width of a code.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mavilt_pl.errors import UserError
+from mavilt_pl.parallel.atomic_write import atomic_open, atomic_write_text
 
-FORMAT = 1
+FORMAT = 2  # 1 had the key `codes` in place of `codebook_size`
 
 
 def write_tokens(
@@ -25,52 +32,90 @@ def write_tokens(
     images: int,
     batches: Iterable[np.ndarray],
 ) -> None:
-    """Write the codes of `images` images, given as int arrays [b, N] in the corpus's order.
+    """Write the codes of all images of a corpus.
 
-    `tokens.json` is written last, so that a folder without it is not a cache. `tokenizer` is the
-    sha256 of the checkpoint that made the codes; `codebook` float32 [K, width].
+    Args:
+        out: folder of the cache.
+        corpus_fingerprint: of the corpus.
+        tokenizer: SHA-256 of the checkpoint that encoded the images.
+        codebook: [K,d].
+        grid: side of the code map; N = grid².
+        images: number of images.
+        batches: integer arrays [b,N] in the corpus's order.
+
+    Raises:
+        UserError: the batches hold another number of images.
     """
     out.mkdir(parents=True, exist_ok=True)
     (out / "tokens.json").unlink(missing_ok=True)
-    part = out / "codes.npy.part"
     dtype = np.dtype(np.uint16 if len(codebook) <= 2**16 else np.uint32)
-    row = 0
-    with part.open(
-        "wb"
-    ) as file:  # written in order, not mapped: a full disk is an error here and not a dead process
-        shape = (images, grid * grid)
-        np.lib.format.write_array_header_1_0(
-            file, {"descr": dtype.str, "fortran_order": False, "shape": shape}
-        )
-        for batch in batches:
-            file.write(np.ascontiguousarray(batch, dtype).tobytes())
-            row += len(batch)
-    if row != images:
-        raise UserError(
-            f"{out}: the tokenizer gave codes of {row} images, the corpus has {images}; run "
-            f"tokenize again"
-        )
-    os.replace(part, out / "codes.npy")
-    np.save(out / "codebook.npy", codebook.astype(np.float32))
+    header = {"descr": dtype.str, "fortran_order": False, "shape": (images, grid * grid)}
+    # Written in order, not mapped: a full disk is an error here, with a map it kills the process.
+    with atomic_open(out / "codes.npy", "wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        num_written = 0
+        for codes_bN in batches:
+            file.write(np.ascontiguousarray(codes_bN, dtype).tobytes())
+            num_written += len(codes_bN)
+        if num_written != images:
+            raise UserError(
+                f"{out}: the tokenizer gave codes of {num_written} images, the corpus has "
+                f"{images}; run tokenize again"
+            )
+    with atomic_open(out / "codebook.npy", "wb") as file:
+        np.save(file, codebook.astype(np.float32))
     facts = {
         "format": FORMAT,
         "corpus": corpus_fingerprint,
         "tokenizer": tokenizer,
-        "codes": len(codebook),
+        "codebook_size": len(codebook),
         "grid": grid,
         "images": images,
     }
-    (out / "tokens.json.part").write_text(json.dumps(facts, indent=1), encoding="utf-8")
-    os.replace(out / "tokens.json.part", out / "tokens.json")
+    atomic_write_text(out / "tokens.json", json.dumps(facts, indent=1))
 
 
 class TokenCache:
-    """Codes of a corpus, memory-mapped. `codes` is K, `grid` the side of the code map, `length` N =
-    grid².
+    """Codes of a corpus, memory-mapped; index it with an image row of the corpus.
+
+    Args:
+        path: folder of the cache.
+        corpus_fingerprint: of the corpus that the codes must be of; None for any.
+
+    Attributes:
+        tokenizer: SHA-256 of the checkpoint that encoded the images.
+        corpus: fingerprint of the corpus.
+        codebook_size: K.
+        grid: side of the code map.
+        codes_per_image: N = grid².
+
+    Raises:
+        UserError: the cache is unfinished, of another format or corpus, or damaged.
     """
 
     def __init__(self, path: str | Path, corpus_fingerprint: str | None = None):
         self.path = Path(path)
+        facts = self._read_facts()
+        self.tokenizer: str = facts["tokenizer"]
+        self.corpus: str = facts["corpus"]
+        self.codebook_size: int = facts["codebook_size"]
+        self.grid: int = facts["grid"]
+        self.codes_per_image = self.grid**2
+        if corpus_fingerprint is not None and self.corpus != corpus_fingerprint:
+            raise UserError(
+                f"{self.path} holds the codes of another corpus (fingerprint {self.corpus[:12]}, "
+                f"expected {corpus_fingerprint[:12]}): the corpus was prepared again; run `mavilt "
+                "tokenize` again"
+            )
+        self._codes = np.load(self.path / "codes.npy", mmap_mode="r")
+        expected = (facts["images"], self.codes_per_image)
+        if self._codes.shape != expected:
+            raise UserError(
+                f"{self.path}/codes.npy holds {self._codes.shape}, tokens.json says {expected}: "
+                "tokenize again"
+            )
+
+    def _read_facts(self) -> dict[str, Any]:
         try:
             facts = json.loads((self.path / "tokens.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
@@ -83,37 +128,27 @@ class TokenCache:
                 f"{self.path}: token cache of format {facts['format']}, this version reads "
                 f"{FORMAT}: tokenize again"
             )
-        if corpus_fingerprint is not None and facts["corpus"] != corpus_fingerprint:
-            raise UserError(
-                f"{self.path} holds the codes of another corpus (fingerprint "
-                f"{facts['corpus'][:12]}, expected "
-                f"{corpus_fingerprint[:12]}): the corpus was prepared anew; run `mavilt tokenize` "
-                f"again"
-            )
-        self.tokenizer: str = facts["tokenizer"]
-        self.codes: int = facts["codes"]
-        self.grid: int = facts["grid"]
-        self.length = self.grid**2
-        self.corpus: str = facts["corpus"]
-        self._codes = np.load(self.path / "codes.npy", mmap_mode="r")
-        if self._codes.shape != (facts["images"], self.length):
-            raise UserError(
-                f"{self.path}/codes.npy holds {self._codes.shape}, tokens.json says "
-                f"{(facts['images'], self.length)}: tokenize again"
-            )
+        return facts
 
     def __getitem__(self, row: int) -> np.ndarray:
         """Codes of image `row` of the corpus, int64 [N]."""
         return self._codes[row].astype(np.int64)
 
     def codebook(self) -> np.ndarray:
+        """The tokenizer's codebook, float32 [K,d]."""
         return np.load(self.path / "codebook.npy")
 
     def same_tokenizer(self, other: TokenCache) -> None:
-        if (self.tokenizer, self.codes, self.grid) != (other.tokenizer, other.codes, other.grid):
+        """Check that another cache was encoded by the same tokenizer.
+
+        Raises:
+            UserError: it was not, so equal codes mean different things.
+        """
+        here = (self.tokenizer, self.codebook_size, self.grid)
+        there = (other.tokenizer, other.codebook_size, other.grid)
+        if here != there:
             raise UserError(
-                f"{self.path} and {other.path} were made by different tokenizers (checkpoint "
-                f"sha256 {self.tokenizer[:12]} "
-                f"and {other.tokenizer[:12]}): their codes mean different things; tokenize both "
-                f"with one checkpoint"
+                f"{self.path} and {other.path} were encoded by different tokenizers (checkpoint "
+                f"sha256 {self.tokenizer[:12]} and {other.tokenizer[:12]}): their codes mean "
+                "different things; tokenize both with one checkpoint"
             )

@@ -95,7 +95,7 @@ class LanguageModule(FSDPMixin, LightningModule):
         self.model = VisualLanguageModel.from_pretrained(
             backbone,
             torch.from_numpy(cache.codebook()),
-            cache.length,
+            cache.codes_per_image,
             options,
             self.tuning,
         )
@@ -158,7 +158,7 @@ class LanguageModule(FSDPMixin, LightningModule):
         model = VisualLanguageModel.from_pretrained(
             self.hparams["backbone"],
             torch.from_numpy(cache.codebook()),
-            cache.length,
+            cache.codes_per_image,
             self.model.options,
             self.tuning,
         )

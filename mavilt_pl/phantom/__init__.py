@@ -1,1 +1,1 @@
-"""A synthetic chest radiograph whose findings are known, written in the real datasets' own layouts."""
+"""A synthetic chest radiograph with known findings, written in the layouts of real datasets."""

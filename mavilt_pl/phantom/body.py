@@ -9,41 +9,72 @@ import numpy as np
 
 from mavilt_pl.phantom.findings import Finding
 
+FOCAL_FINDINGS = ("consolidation", "lung lesion")
+
 
 @dataclass(frozen=True)
 class Body:
-    """Lengths are in units of about 180 mm, heights are y from -1 (top) to 1, as `frontal.py` has
-    them.
+    """A build of some twenty numbers.
+
+    Lengths are in units of about 180 mm; heights are y from -1 (top) to 1, as in `frontal.py`.
+
+    Args:
+        thorax: half width of the rib cage, inside.
+        depth: half of the chest from sternum to spine.
+        apex: y of the lungs' tops.
+        dome: y of each hemidiaphragm's top at full inspiration.
+        shallow: how much higher the domes stand at the bedside (AP).
+        heart_width: cardiothoracic ratio on a PA projection.
+        heart_slope: how steeply the left heart border descends, 0 to 1.
+        knob: how far the aortic knob bulges.
+        wall: soft tissue outside the ribs.
+        breast: attenuation of the breast shadows, 0 for none.
+        arm: how far the arms are from the chest.
+        stomach: attenuation that the gas under the left dome takes away.
+        exposure: added to the grey level.
+        contrast: factor of the grey level.
+        shift: of the patient on the detector, x and y.
+        rib_phase: where the first rib lies, in [0, 1] of the ribs' distance.
+        texture: strength of the vessels.
+        focal_position: of each focal finding across, down and deep, in [0, 1] of its range.
+        marker: a lead letter in the corner, as on films of the Indiana collection.
     """
 
-    thorax: float  # half width of the rib cage, inside
-    depth: float  # half of the chest from sternum to spine
-    apex: float  # y of the lungs' tops
-    dome: dict[str, float]  # y of each hemidiaphragm's top at full inspiration
-    shallow: float  # how much higher the domes stand at the bedside (AP)
-    heart_width: float  # cardiothoracic ratio on a PA projection
-    heart_slope: float  # how steeply the left heart border descends, 0 to 1
-    knob: float  # how far the aortic knob bulges
-    wall: float  # soft tissue outside the ribs
-    breast: float  # attenuation of the breast shadows, 0 for none
-    arm: float  # how far the arms are from the chest
-    stomach: float  # attenuation that the gas under the left dome takes away
+    thorax: float
+    depth: float
+    apex: float
+    dome: dict[str, float]
+    shallow: float
+    heart_width: float
+    heart_slope: float
+    knob: float
+    wall: float
+    breast: float
+    arm: float
+    stomach: float
     exposure: float
     contrast: float
     shift: tuple[float, float]
     rib_phase: float
     texture: float
-    place: dict[
-        str, tuple[float, float, float]
-    ]  # focal findings: across, down, deep, each in [0, 1] of its range
-    marker: bool  # a lead letter in the corner, as on films of the Indiana collection
+    focal_position: dict[str, tuple[float, float, float]]
+    marker: bool
 
 
-def draw_body(rng: np.random.Generator, findings: Sequence[Finding], marker: bool = False) -> Body:
-    """A build that fits the findings: a wide heart for cardiomegaly, low domes for hyperinflation,
-    a raised one for atelectasis.
+def sample_body(
+    rng: np.random.Generator, findings: Sequence[Finding], marker: bool = False
+) -> Body:
+    """Sample a build that fits the findings.
+
+    Cardiomegaly has a wide heart, hyperinflation low domes, atelectasis a raised one.
+
+    Args:
+        rng: the order of its calls determines every phantom of a seed.
+        findings: of the study.
+        marker: as of `Body`.
     """
     by_name = {finding.name: finding for finding in findings}
+    # Normal and enlarged hearts do not overlap, so that the label is decidable from the image.
     ratio = rng.uniform(0.40, 0.49)
     if "cardiomegaly" in by_name:
         ratio = 0.56 + 0.12 * by_name["cardiomegaly"].size
@@ -51,13 +82,16 @@ def draw_body(rng: np.random.Generator, findings: Sequence[Finding], marker: boo
     thorax = rng.uniform(0.76, 0.82)
     depth = rng.uniform(0.46, 0.54)
     if "hyperinflation" in by_name:
-        dome += 0.14 + 0.08 * by_name["hyperinflation"].size
+        size = by_name["hyperinflation"].size
+        dome += 0.14 + 0.08 * size
         thorax += 0.03
-        depth += 0.08 + 0.06 * by_name["hyperinflation"].size
+        depth += 0.08 + 0.06 * size
         ratio *= 0.92
     domes = {"right": dome - rng.uniform(0.0, 0.04), "left": dome + rng.uniform(0.0, 0.04)}
     if "atelectasis" in by_name:
-        domes[by_name["atelectasis"].side] -= 0.14 + 0.10 * by_name["atelectasis"].size
+        finding = by_name["atelectasis"]
+        domes[finding.side] -= 0.14 + 0.10 * finding.size
+    # The arguments below are sampled in this order.
     return Body(
         thorax=thorax,
         depth=depth,
@@ -76,9 +110,13 @@ def draw_body(rng: np.random.Generator, findings: Sequence[Finding], marker: boo
         shift=(rng.uniform(-0.02, 0.02), rng.uniform(-0.02, 0.02)),
         rib_phase=rng.uniform(0, 1),
         texture=rng.uniform(0.7, 1.3),
-        place={
-            name: (rng.random(), rng.random(), rng.random())
-            for name in ("consolidation", "lung lesion")
-        },
+        focal_position=_sample_positions(rng),
         marker=marker,
     )
+
+
+def _sample_positions(rng: np.random.Generator) -> dict[str, tuple[float, float, float]]:
+    positions = {}
+    for name in FOCAL_FINDINGS:
+        positions[name] = (rng.random(), rng.random(), rng.random())
+    return positions

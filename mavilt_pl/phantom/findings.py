@@ -1,6 +1,4 @@
-"""What can be seen on a phantom: findings with side, zone and size, and how they are drawn at
-random.
-"""
+"""What can be seen on a phantom: findings with side, zone and size, sampled at random."""
 
 from __future__ import annotations
 
@@ -21,25 +19,34 @@ FINDINGS: tuple[str, ...] = (
     "hyperinflation",
 )
 # Hyperinflation has no column in the label table of MIMIC-CXR-JPG, so phantoms in that layout are
-# drawn without it.
+# sampled without it.
 MIMIC_FINDINGS: tuple[str, ...] = FINDINGS[:-1]
 
 PREVALENCE = 0.28
 SIDED = frozenset(
     {"pleural effusion", "pneumothorax", "consolidation", "atelectasis", "lung lesion"}
 )
+ZONED = frozenset({"consolidation", "lung lesion"})
+ZONES = ("upper", "lower")
 DEVICES = ("pacemaker", "central line", "endotracheal tube")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One finding. `side` is the patient's: left lies on the image's right. `size` is in [0, 1],
-    from subtle to gross; `kind` says which device.
+    """One finding.
+
+    Args:
+        name: one of `FINDINGS`.
+        side: left, right or both, or "" if the finding has none. It is the patient's: left lies on
+            the image's right.
+        zone: upper or lower, or "" if the finding has none.
+        size: in [0, 1], from subtle to gross.
+        kind: which device.
     """
 
     name: str
-    side: str = ""  # left | right | both | "" where the finding has none
-    zone: str = ""  # upper | lower | "" where the finding has none
+    side: str = ""
+    zone: str = ""
     size: float = 0.5
     kind: str = ""
 
@@ -47,26 +54,25 @@ class Finding:
 def make_finding(
     name: str, rng: np.random.Generator, side: str = "", zone: str = "", kind: str = ""
 ) -> Finding:
-    """One finding of that name; what is not given is drawn at random."""
+    """One finding; what is not given is sampled.
+
+    Raises:
+        ValueError: the phantom has no finding of that name.
+    """
     if name not in FINDINGS:
         raise ValueError(f"unknown finding {name!r}; the phantom knows {', '.join(FINDINGS)}")
     if name in SIDED and not side:
-        side = str(
-            rng.choice(
-                ["left", "right", "both"] if name == "pleural effusion" else ["left", "right"]
-            )
-        )
-    if name in ("consolidation", "lung lesion") and not zone:
-        zone = str(rng.choice(["upper", "lower"]))
+        sides = ["left", "right", "both"] if name == "pleural effusion" else ["left", "right"]
+        side = str(rng.choice(sides))
+    if name in ZONED and not zone:
+        zone = str(rng.choice(ZONES))
     if name == "support devices" and not kind:
         kind = str(rng.choice(DEVICES))
     return Finding(name, side, zone, float(rng.uniform(0, 1)), kind)
 
 
-def draw_findings(
+def sample_findings(
     rng: np.random.Generator, names: tuple[str, ...] = MIMIC_FINDINGS
 ) -> list[Finding]:
-    """Each finding is present with probability 0.28, on its own, so that about one study in
-    fourteen is normal.
-    """
+    """Sample each finding on its own with probability 0.28: one study in fourteen is normal."""
     return [make_finding(name, rng) for name in names if rng.random() < PREVALENCE]

@@ -1,21 +1,20 @@
-"""Phantoms in the layouts of MIMIC-CXR-JPG 2.x (pictures, reports, tables) and MIMIC-CXR 2.x
-(DICOM, reports, lists).
-"""
+"""Phantoms in the layouts of MIMIC-CXR-JPG 2.x (pictures and tables) and MIMIC-CXR 2.x (DICOM)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 from rich.progress import track
 
 from mavilt_pl.parallel.process_pool import process_pool
-from mavilt_pl.phantom.anatomy import Projection, draw_body, render
-from mavilt_pl.phantom.files import picture, write_archive, write_table
-from mavilt_pl.phantom.findings import MIMIC_FINDINGS, Finding, draw_findings
+from mavilt_pl.phantom.anatomy import Projection, render, sample_body
+from mavilt_pl.phantom.files import encode_picture, write_archive, write_table
+from mavilt_pl.phantom.findings import MIMIC_FINDINGS, Finding, sample_findings
 from mavilt_pl.phantom.shapes import Array
 from mavilt_pl.phantom.wording import findings_text, impression_text
 
@@ -65,98 +64,183 @@ REPORT = """                                 FINAL REPORT
 
  {impression}
 """
+FIRST_SUBJECT, FIRST_STUDY = 10_000_031, 50_000_000
+STUDIES_PER_TASK = 32  # tasks sent to a worker at a time
 
 
-class Task(NamedTuple):
+@dataclass(frozen=True)
+class MimicOptions:
+    """What to write; the same options give the same bytes.
+
+    Args:
+        root: an existing folder.
+        studies: number of studies.
+        size: pixels along each side.
+        seed: of everything random.
+        validate: number of studies in that split.
+        test: number of studies in that split.
+        laterals: share of studies with a lateral as well as a frontal image.
+        pixels: jpg with the tables of labels and splits, or dicom with the lists of records.
+        zipped: put the reports into mimic-cxr-reports.zip.
+    """
+
     root: Path
-    seed: int
+    studies: int
+    size: int = 160
+    seed: int = 0
+    validate: int = 0
+    test: int = 0
+    laterals: float = 0.0
+    pixels: Literal["jpg", "dicom"] = "jpg"
+    zipped: bool = False
+
+
+@dataclass(frozen=True)
+class StudyTask:
+    """One study to write.
+
+    Args:
+        options: of the dataset.
+        subject: identifier of the patient.
+        study: identifier of the study.
+        split: under its name in the split table.
+        number: of the study, from 0; it determines the images.
+    """
+
+    options: MimicOptions
     subject: int
     study: int
     split: str
-    size: int
-    number: int  # of the study, from 0
-    laterals: float
-    pixels: Literal["jpg", "dicom"]
-    zipped: bool
+    number: int
+
+    @property
+    def patient_folder(self) -> str:
+        """Relative to the root."""
+        return f"files/p{str(self.subject)[:2]}/p{self.subject}"
 
 
-class Row(NamedTuple):
-    """What a study adds to the tables: a split, a metadata and a record row an image, a row of
-    labels, and its report.
+@dataclass(frozen=True)
+class RenderedStudy:
+    """Images as name, projection and pixels [H,W]; findings; texts."""
+
+    images: list[tuple[str, Projection, Array]]
+    findings: list[Finding]
+    examination: str
+    report: str
+
+    @property
+    def bedside(self) -> bool:
+        """Whether the patient could not stand: an AP image, and no lateral is taken."""
+        return len(self.images) == 1 and self.images[0][1] == "AP"
+
+
+@dataclass
+class StudyRows:
+    """What a study adds to the tables: a split, metadata and record row an image, and labels.
+
+    `report` is its path under the root and, if it goes into the archive, its text.
     """
 
-    splits: list[dict]
-    metadata: list[dict]
-    labels: dict
-    report: tuple[str, str]  # path under the root; text, where it goes into the archive
-    records: list[dict]
+    labels: dict[str, Any]
+    report: tuple[str, str]
+    splits: list[dict[str, Any]] = field(default_factory=list)
+    metadata: list[dict[str, Any]] = field(default_factory=list)
+    records: list[dict[str, Any]] = field(default_factory=list)
 
 
-def _labels(findings: list[Finding]) -> dict[str, str]:
-    present = {finding.name for finding in findings}
-    row = {name: "" for name in CHEXPERT}
-    row |= {
-        name: "1.0" if name.lower() in present else "0.0"
-        for name in CHEXPERT
-        if name.lower() in MIMIC_FINDINGS
+def write_mimic(options: MimicOptions, workers: int = 1) -> None:
+    """Write a dataset; the bytes do not depend on the number of workers.
+
+    The split table or record list is written last: a folder without it is not a dataset to any
+    reader.
+    """
+    tasks = list(study_tasks(options))
+    title = "Phantoms, MIMIC-CXR-JPG" if options.pixels == "jpg" else "Phantoms, MIMIC-CXR"
+    with process_pool(workers) as processes:
+        results = processes.map(_write_study, tasks, chunksize=STUDIES_PER_TASK)
+        studies = list(track(results, title, len(tasks)))
+    if options.zipped:
+        reports = dict(study.report for study in studies)
+        write_archive(options.root / "mimic-cxr-reports.zip", reports)
+    if options.pixels == "jpg":
+        _write_jpg_tables(options.root, studies)
+    else:
+        _write_dicom_lists(options.root, studies)
+
+
+def study_tasks(options: MimicOptions) -> Iterator[StudyTask]:
+    """Yield the studies in order; a patient has one to three.
+
+    Whole patients go to test, then to validate, then to train.
+    """
+    # A stream that no study number reaches.
+    rng = np.random.default_rng([options.seed, 2**32 - 1])
+    ends = {
+        "test": options.test,
+        "validate": options.test + options.validate,
+        "train": options.studies,
     }
-    if not present:
-        row["No Finding"] = "1.0"
-    return row
+    subject, number = FIRST_SUBJECT, 0
+    while number < options.studies:
+        subject += int(rng.integers(1, 30))
+        split = next(name for name, end in ends.items() if number < end)
+        for _ in range(min(int(rng.integers(1, 4)), ends[split] - number)):
+            yield StudyTask(options, subject, FIRST_STUDY + number, split, number)
+            number += 1
 
 
-def _name(rng: np.random.Generator) -> str:
-    return "-".join(f"{rng.integers(2**32):08x}" for _ in range(5))
+def render_study(task: StudyTask) -> RenderedStudy:
+    """Sample and render a study.
 
-
-def _draw(task: Task) -> tuple[list[tuple[str, Projection, Array]], list[Finding], str, str]:
-    """Images as name, view and pixels; findings; the examination's name; the report's text.
-    Laterals have a random stream of their own, so that the frontal images and the reports'
-    sentences are the same with and without them.
+    Laterals have a random stream of their own: the frontal images and the reports' sentences are
+    the same with and without them.
     """
-    rng, beside = (np.random.default_rng([task.seed, task.number, *more]) for more in ((), (1,)))
-    findings = draw_findings(rng)
+    options = task.options
+    rng = np.random.default_rng([options.seed, task.number])
+    lateral_rng = np.random.default_rng([options.seed, task.number, 1])
+    findings = sample_findings(rng)
     view: Projection = "AP" if rng.choice(["PA", "AP"]) == "AP" else "PA"
-    body = draw_body(rng, findings)
-    image = render(body, findings, task.size, rng, view)
-    images: list[tuple[str, Projection, Array]] = [(_name(rng), view, image)]
+    body = sample_body(rng, findings)
+    frontal = render(body, findings, options.size, rng, view)
+    images: list[tuple[str, Projection, Array]] = [(_random_name(rng), view, frontal)]
     examination = f"CHEST ({view})"
-    if beside.random() < task.laterals:
-        images.append(
-            (_name(beside), "LATERAL", render(body, findings, task.size, beside, "LATERAL"))
-        )
+    if lateral_rng.random() < options.laterals:
+        name = _random_name(lateral_rng)
+        lateral = render(body, findings, options.size, lateral_rng, "LATERAL")
+        images.append((name, "LATERAL", lateral))
         examination = f"CHEST ({view} AND LAT)"
-    text = REPORT.format(
+    report = REPORT.format(
         examination=examination,
         findings=findings_text(findings, rng),
         impression=impression_text(findings),
     )
-    return images, findings, examination, text
+    return RenderedStudy(images, findings, examination, report)
 
 
-def _write_study(task: Task) -> Row:
-    cv2.setNumThreads(1)
-    images, findings, examination, text = _draw(task)
-    bedside = (
-        len(images) == 1 and images[0][1] == "AP"
-    )  # a patient who cannot stand has no lateral taken
-    date = 21000101 + task.number % 28
-    patient = f"files/p{str(task.subject)[:2]}/p{task.subject}"
-    folder = task.root / patient / f"s{task.study}"
+def _random_name(rng: np.random.Generator) -> str:
+    return "-".join(f"{rng.integers(2**32):08x}" for _ in range(5))
+
+
+def _write_study(task: StudyTask) -> StudyRows:
+    """Write a study's images and, unless it is zipped, its report."""
+    cv2.setNumThreads(1)  # one process runs on each core
+    options = task.options
+    study = render_study(task)
+    folder = options.root / task.patient_folder / f"s{task.study}"
     folder.mkdir(parents=True, exist_ok=True)
+    report = f"{task.patient_folder}/s{task.study}.txt"
+    if not options.zipped:
+        (options.root / report).write_text(study.report, encoding="utf-8")
     ids = {"subject_id": task.subject, "study_id": task.study}
-    splits, metadata, records = [], [], []
-    for name, view, image in images:
-        if task.pixels == "jpg":
-            (folder / f"{name}.jpg").write_bytes(picture(image, ".jpg"))
-        else:
-            from mavilt_pl.phantom.dicom import dicom, variety
-
-            kind = variety(task.number + (view == "LATERAL"))
-            (folder / f"{name}.dcm").write_bytes(
-                dicom(image, kind, task.subject, task.study, name, view, date)
-            )
-        splits.append(
+    rows = StudyRows(
+        labels=ids | _labels(study.findings),
+        report=(report, study.report if options.zipped else ""),
+    )
+    date = 21000101 + task.number % 28
+    for name, view, image in study.images:
+        path = folder / f"{name}.{'jpg' if options.pixels == 'jpg' else 'dcm'}"
+        path.write_bytes(_encode(task, image, name, view, date))
+        rows.splits.append(
             {
                 "dicom_id": name,
                 "study_id": task.study,
@@ -164,108 +248,82 @@ def _write_study(task: Task) -> Row:
                 "split": task.split,
             }
         )
-        records.append(ids | {"dicom_id": name, "path": f"{patient}/s{task.study}/{name}.dcm"})
-        meta = dict.fromkeys(METADATA, "") | {"dicom_id": name} | ids
-        meta |= {"ViewPosition": view, "Rows": task.size, "Columns": task.size, "StudyDate": date}
-        meta |= {
-            "PerformedProcedureStepDescription": examination,
-            "StudyTime": f"{7 + task.number % 12:02d}{task.number % 60:02d}00.000",
-            "ProcedureCodeSequence_CodeMeaning": "CHEST (PORTABLE AP)" if bedside else examination,
-            "ViewCodeSequence_CodeMeaning": VIEW_CODE[view],
-            "PatientOrientationCodeSequence_CodeMeaning": "Recumbent" if bedside else "Erect",
-        }
-        metadata.append(meta)
-    report = f"{patient}/s{task.study}.txt"
-    if not task.zipped:
-        (task.root / report).write_text(text, encoding="utf-8")
-    return Row(
-        splits, metadata, ids | _labels(findings), (report, text if task.zipped else ""), records
-    )
+        record = f"{task.patient_folder}/s{task.study}/{name}.dcm"
+        rows.records.append(ids | {"dicom_id": name, "path": record})
+        rows.metadata.append(_metadata(task, study, name, view, date))
+    return rows
 
 
-def _tasks(
-    root: Path,
-    studies: int,
-    size: int,
-    seed: int,
-    validate: int,
-    test: int,
-    laterals: float,
-    pixels: Literal["jpg", "dicom"],
-    zipped: bool = False,
-) -> Iterator[Task]:
-    """Patients have one to three studies; whole patients go to test, then to validate, then to
-    train.
-    """
-    rng = np.random.default_rng([seed, 2**32 - 1])
-    subject, number = 10_000_031, 0
-    while number < studies:
-        subject += int(rng.integers(1, 30))
-        split = "test" if number < test else "validate" if number < test + validate else "train"
-        end = test if split == "test" else test + validate if split == "validate" else studies
-        for _ in range(min(int(rng.integers(1, 4)), end - number)):
-            yield Task(
-                root,
-                seed,
-                subject,
-                50_000_000 + number,
-                split,
-                size,
-                number,
-                laterals,
-                pixels,
-                zipped,
-            )
-            number += 1
+def _encode(task: StudyTask, image: Array, name: str, view: Projection, date: int) -> bytes:
+    if task.options.pixels == "jpg":
+        return encode_picture(image, ".jpg")
+    from mavilt_pl.phantom.dicom import encode_dicom, variety
+
+    kind = variety(task.number + (view == "LATERAL"))
+    return encode_dicom(image, kind, task.subject, task.study, name, view, date)
 
 
-def write_mimic(
-    root: Path,
-    studies: int,
-    size: int = 160,
-    seed: int = 0,
-    validate: int = 0,
-    test: int = 0,
-    workers: int = 1,
-    laterals: float = 0.0,
-    pixels: Literal["jpg", "dicom"] = "jpg",
-    zipped: bool = False,
-) -> None:
-    """Write `studies` studies of `size`² pixels under `root`; of them `validate` and `test` go to
-    those splits, and the share `laterals` has a lateral beside its frontal image. `pixels` chooses
-    between the two releases: JPEG with the tables of labels and splits, or DICOM with the lists of
-    records; `zipped` puts reports into mimic-cxr-reports.zip.
+def _metadata(
+    task: StudyTask, study: RenderedStudy, name: str, view: Projection, date: int
+) -> dict[str, Any]:
+    """The metadata row of one image, in the columns' order."""
+    procedure = "CHEST (PORTABLE AP)" if study.bedside else study.examination
+    values = {
+        "dicom_id": name,
+        "subject_id": task.subject,
+        "study_id": task.study,
+        "PerformedProcedureStepDescription": study.examination,
+        "ViewPosition": view,
+        "Rows": task.options.size,
+        "Columns": task.options.size,
+        "StudyDate": date,
+        "StudyTime": f"{7 + task.number % 12:02d}{task.number % 60:02d}00.000",
+        "ProcedureCodeSequence_CodeMeaning": procedure,
+        "ViewCodeSequence_CodeMeaning": VIEW_CODE[view],
+        "PatientOrientationCodeSequence_CodeMeaning": "Recumbent" if study.bedside else "Erect",
+    }
+    return {column: values[column] for column in METADATA}
 
-    The same arguments give the same bytes, whatever the number of workers. The split table or
-    record list is written last: a folder without it is not a dataset to any reader.
-    """
-    tasks = list(_tasks(root, studies, size, seed, validate, test, laterals, pixels, zipped))
-    title = "Phantoms, MIMIC-CXR-JPG" if pixels == "jpg" else "Phantoms, MIMIC-CXR"
-    with process_pool(workers) as processes:
-        rows = list(track(processes.map(_write_study, tasks, chunksize=32), title, len(tasks)))
-    if zipped:
-        write_archive(root / "mimic-cxr-reports.zip", dict(row.report for row in rows))
-    splits = [split for row in rows for split in row.splits]
-    if pixels == "jpg":
-        labels = [row.labels for row in rows]
-        write_table(
-            root / "mimic-cxr-2.0.0-metadata.csv.gz",
-            [meta for row in rows for meta in row.metadata],
-        )
-        write_table(root / "mimic-cxr-2.0.0-chexpert.csv.gz", labels)
-        write_table(root / "mimic-cxr-2.0.0-negbio.csv.gz", labels)
-        tested = {split["study_id"] for split in splits if split["split"] == "test"}
-        read = [row for row in labels if row["study_id"] in tested]
-        if read:  # on the test set radiologists labelled what was there
-            write_table(
-                root / "mimic-cxr-2.1.0-test-set-labeled.csv", read, ("study_id", *CHEXPERT)
-            )
-        write_table(root / "mimic-cxr-2.0.0-split.csv.gz", splits)
-    else:
-        studies_listed = [row.labels | {"path": row.report[0]} for row in rows]
-        write_table(
-            root / "cxr-study-list.csv.gz", studies_listed, ("subject_id", "study_id", "path")
-        )
-        write_table(
-            root / "cxr-record-list.csv.gz", [record for row in rows for record in row.records]
-        )
+
+def _labels(findings: list[Finding]) -> dict[str, str]:
+    """The label row of a study: 1.0, 0.0, or blank for what phantoms do not show."""
+    present = {finding.name for finding in findings}
+    row = {}
+    for column in CHEXPERT:
+        name = column.lower()
+        if name in MIMIC_FINDINGS:
+            row[column] = "1.0" if name in present else "0.0"
+        else:
+            row[column] = ""
+    if not present:
+        row["No Finding"] = "1.0"
+    return row
+
+
+def _write_jpg_tables(root: Path, studies: list[StudyRows]) -> None:
+    """Write the tables of MIMIC-CXR-JPG."""
+    metadata, splits = [], []
+    for study in studies:
+        metadata += study.metadata
+        splits += study.splits
+    labels = [study.labels for study in studies]
+    write_table(root / "mimic-cxr-2.0.0-metadata.csv.gz", metadata)
+    write_table(root / "mimic-cxr-2.0.0-chexpert.csv.gz", labels)
+    write_table(root / "mimic-cxr-2.0.0-negbio.csv.gz", labels)
+    tested = {row["study_id"] for row in splits if row["split"] == "test"}
+    # On the test set radiologists labelled what was there.
+    test_labels = [row for row in labels if row["study_id"] in tested]
+    if test_labels:
+        path = root / "mimic-cxr-2.1.0-test-set-labeled.csv"
+        write_table(path, test_labels, ("study_id", *CHEXPERT))
+    write_table(root / "mimic-cxr-2.0.0-split.csv.gz", splits)
+
+
+def _write_dicom_lists(root: Path, studies: list[StudyRows]) -> None:
+    """Write the lists of MIMIC-CXR."""
+    listed, records = [], []
+    for study in studies:
+        listed.append(study.labels | {"path": study.report[0]})
+        records += study.records
+    write_table(root / "cxr-study-list.csv.gz", listed, ("subject_id", "study_id", "path"))
+    write_table(root / "cxr-record-list.csv.gz", records)

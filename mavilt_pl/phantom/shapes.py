@@ -1,5 +1,6 @@
-"""Smooth shapes on a grid of coordinates: edges, blobs and tubes. x is [1,W] or [H,W], y is [H,1]
-or [H,W].
+"""Smooth shapes on a grid of coordinates: edges, blobs and tubes.
+
+x is [1,W] or [H,W], y is [H,1] or [H,W]; points are pairs (x, y).
 """
 
 from __future__ import annotations
@@ -13,19 +14,36 @@ Array = np.ndarray
 Points = Sequence[tuple[float, float]]
 
 
-def step(value: Array, width: float | Array) -> Array:
-    """0 below zero, 1 above, a smooth edge of about that width in units."""
+def smooth_step(value: Array, width: float | Array) -> Array:
+    """0 below zero, 1 above, with a smooth edge.
+
+    Args:
+        value: signed distance to the edge.
+        width: of the edge, in the same units.
+
+    >>> smooth_step(np.array([-1.0, 0.0, 1.0]), 0.1).tolist()
+    [0.0, 0.5, 1.0]
+    """
     t = np.clip(value * (0.75 / width) + 0.5, 0, 1)
     return t * t * (3 - 2 * t)
 
 
 def blob(x: Array, y: Array, cx: float, cy: float, rx: float, ry: float) -> Array:
-    """A Gaussian spot of height 1; it falls to 1/e at the radii."""
+    """A Gaussian spot of height 1; it falls to 1/e at the radii.
+
+    Args:
+        x: coordinates.
+        y: coordinates.
+        cx: of the centre.
+        cy: of the centre.
+        rx: radius along x.
+        ry: radius along y.
+    """
     return np.exp(-(((x - cx) / rx) ** 2)) * np.exp(-(((y - cy) / ry) ** 2))
 
 
-def distance(x: Array, y: Array, points: Points) -> Array:
-    """Squared distance [H,W] to a polyline."""
+def squared_distance(x: Array, y: Array, points: Points) -> Array:
+    """Squared distance to a polyline, [H,W]."""
     nearest = np.full(np.broadcast_shapes(x.shape, y.shape), np.inf, dtype=np.float32)
     for (ax, ay), (bx, by) in itertools.pairwise(points):
         dx, dy = bx - ax, by - ay
@@ -36,30 +54,38 @@ def distance(x: Array, y: Array, points: Points) -> Array:
 
 def tube(x: Array, y: Array, points: Points, width: float) -> Array:
     """A soft tube of height 1 along a polyline; it falls to 1/e at `width` from its axis."""
-    return np.exp(-distance(x, y, points) / width**2)
+    return np.exp(-squared_distance(x, y, points) / width**2)
 
 
-def curve(points: Points, pieces: int = 4) -> list[tuple[float, float]]:
-    """A polyline through the same points with round bends (Catmull–Rom)."""
+def smooth_curve(points: Points, pieces: int = 4) -> list[tuple[float, float]]:
+    """A polyline through the same points with round bends (Catmull–Rom).
+
+    Args:
+        points: at least two.
+        pieces: number of straight pieces between two points.
+    """
     p = np.asarray([points[0], *points, points[-1]], dtype=float)
     t = np.arange(pieces)[:, None] / pieces
-    bends = [
-        0.5
-        * (
-            2 * b
-            + (c - a) * t
-            + (2 * a - 5 * b + 4 * c - d) * t**2
-            + (3 * b - a - 3 * c + d) * t**3
-        )
-        for a, b, c, d in zip(p, p[1:], p[2:], p[3:])
-    ]
-    return [(float(u), float(v)) for u, v in np.concatenate([*bends, p[-1:]])]
+    bends = []
+    for a, b, c, d in zip(p, p[1:], p[2:], p[3:]):
+        square = (2 * a - 5 * b + 4 * c - d) * t**2
+        cube = (3 * b - a - 3 * c + d) * t**3
+        bends.append(0.5 * (2 * b + (c - a) * t + square + cube))
+    return [(float(x), float(y)) for x, y in np.concatenate([*bends, p[-1:]])]
 
 
-def inside(x: Array, y: Array, corners: Points, width: float) -> Array:
-    """A convex polygon of height 1 with soft edges; corners run clockwise on the image."""
+def convex_polygon(x: Array, y: Array, corners: Points, width: float) -> Array:
+    """A convex polygon of height 1 with soft edges.
+
+    Args:
+        x: coordinates.
+        y: coordinates.
+        corners: clockwise on the image.
+        width: of the edges.
+    """
     out = np.ones(np.broadcast_shapes(x.shape, y.shape), dtype=np.float32)
     for (ax, ay), (bx, by) in zip(corners, [*corners[1:], corners[0]]):
         length = float(np.hypot(bx - ax, by - ay))
-        out = out * step(((bx - ax) * (y - ay) - (by - ay) * (x - ax)) / length, width)
+        inwards = ((bx - ax) * (y - ay) - (by - ay) * (x - ax)) / length
+        out = out * smooth_step(inwards, width)
     return out

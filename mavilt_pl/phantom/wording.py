@@ -1,6 +1,4 @@
-"""The report of a phantom: sentences worded from its findings, in the fixed order of a structured
-report.
-"""
+"""Word the report of a phantom from its findings, in the fixed order of a structured report."""
 
 from __future__ import annotations
 
@@ -49,51 +47,70 @@ DEVICE = {
     "central line": "A right central venous line ends in the superior vena cava.",
     "endotracheal tube": "An endotracheal tube ends above the carina.",
 }
+AMOUNTS = ("Small", "Moderate", "Large")
+GRADES = ("mild", "moderate", "severe")
 LUNG = ("edema", "consolidation", "lung lesion", "atelectasis")
 PLEURA = ("pleural effusion", "pneumothorax")
 
 
-def _present(finding: Finding, rng: np.random.Generator) -> str:
+def _side(finding: Finding) -> str:
+    return "bilateral" if finding.side == "both" else finding.side
+
+
+def _describe(finding: Finding, rng: np.random.Generator) -> str:
+    """A sentence that says that the finding is present."""
     third = min(int(finding.size * 3), 2)
     return str(rng.choice(PRESENT[finding.name])).format(
-        side="bilateral" if finding.side == "both" else finding.side,
+        side=_side(finding),
         zone=finding.zone,
-        amount=("Small", "Moderate", "Large")[third],
-        grade=("mild", "moderate", "severe")[third],
+        amount=AMOUNTS[third],
+        grade=GRADES[third],
         mm=round(14 + 15 * finding.size),
         device=DEVICE.get(finding.kind, ""),
     )
 
 
 def findings_text(findings: Sequence[Finding], rng: np.random.Generator) -> str:
-    """The FINDINGS section: every finding is either described or denied."""
+    """The FINDINGS section: every finding is either described or denied.
+
+    Args:
+        findings: of the study.
+        rng: chooses among wordings, in the order of the sentences.
+    """
     by_name = {finding.name: finding for finding in findings}
 
-    def say(name: str) -> str:
-        return _present(by_name[name], rng) if name in by_name else str(rng.choice(ABSENT[name]))
+    def sentence(name: str) -> str:
+        if name in by_name:
+            return _describe(by_name[name], rng)
+        return str(rng.choice(ABSENT[name]))
 
-    sentences = [say("cardiomegaly")]
+    sentences = [sentence("cardiomegaly")]
     if "hyperinflation" in by_name:
-        sentences.append(say("hyperinflation"))
+        sentences.append(sentence("hyperinflation"))
     if any(name in by_name for name in LUNG):
-        sentences += [say(name) for name in LUNG]
+        sentences += [sentence(name) for name in LUNG]
     else:
         sentences.append("The lungs are clear.")
     if any(name in by_name for name in PLEURA):
-        sentences += [say(name) for name in PLEURA]
+        sentences += [sentence(name) for name in PLEURA]
     else:
         sentences.append("No pleural effusion or pneumothorax.")
-    sentences.append(say("support devices"))
+    sentences.append(sentence("support devices"))
     return " ".join(sentences)
 
 
 def impression_text(findings: Sequence[Finding]) -> str:
-    """The IMPRESSION section: what is present, named."""
-    names = []
+    """The IMPRESSION section: names what is present.
+
+    >>> impression_text([Finding("pleural effusion", side="both"), Finding("edema")])
+    'Bilateral pleural effusion. Edema.'
+    """
+    sentences = []
     for finding in findings:
-        name = {"lung lesion": "lung nodule", "support devices": finding.kind}.get(
-            finding.name, finding.name
-        )
-        side = "bilateral" if finding.side == "both" else finding.side
-        names.append(f"{side} {name}".strip().capitalize() + ".")
-    return " ".join(names) or "No acute cardiopulmonary process."
+        name = finding.name
+        if name == "lung lesion":
+            name = "lung nodule"
+        elif name == "support devices":
+            name = finding.kind
+        sentences.append(f"{_side(finding)} {name}".strip().capitalize() + ".")
+    return " ".join(sentences) or "No acute cardiopulmonary process."

@@ -1,4 +1,4 @@
-"""Prepare: everything adds up, nothing is done twice, a poisoned file costs itself only."""
+"""Prepare: the counts add up, nothing is done twice, a bad file is rejected alone."""
 
 from __future__ import annotations
 
@@ -19,47 +19,41 @@ import pytest
 from PIL import Image
 
 from mavilt_pl.cli import main
-from mavilt_pl.data.corpus import Corpus, _Journal
-from mavilt_pl.data.radiograph import read_radiograph, resize
+from mavilt_pl.data.corpus import Corpus
+from mavilt_pl.data.decode_journal import DecodeJournal
+from mavilt_pl.data.radiograph import read_radiograph, read_sized, resize
 from mavilt_pl.parallel.process_pool import IsolatedMap
 
 
-def test_what_is_read_is_kept_or_rejected(mimic_root: Path, tmp_path: Path) -> None:
+def prepare_arguments(root: Path, out: Path, *options: str) -> list[str]:
+    return ["prepare", "mimic-cxr-jpg", str(root), "--out", str(out), "--size", "32", *options]
+
+
+def test_everything_read_is_kept_or_rejected(mimic_root: Path, tmp_path: Path) -> None:
     root, out = tmp_path / "raw", tmp_path / "out"
     shutil.copytree(mimic_root, root)
     damaged, missing = sorted(root.rglob("*.jpg"))[:2]
     damaged.write_bytes(damaged.read_bytes()[:200])
     missing.unlink()
-    command = [
-        "prepare",
-        "mimic-cxr-jpg",
-        str(root),
-        "--out",
-        str(out),
-        "--size",
-        "32",
-        "--views",
-        "PA",
-    ]
-    assert main(command) == 0
+    assert main(prepare_arguments(root, out, "--views", "PA")) == 0
+
     facts = json.loads((out / "corpus.json").read_text())
     rejects = list(csv.DictReader((out / "rejects.csv").open()))
     stages = Counter(row["stage"] for row in rejects)
     images, studies = facts["total"]["images"], facts["total"]["studies"]
-    assert images["read"] == 61 == images["kept"] + images["rejected"]
-    assert images["rejected"] == stages["views"] + stages["decode"] and stages["views"] > 10
-    assert (
-        studies["read"] == 61 == studies["kept"] + studies["rejected"]
-        and studies["rejected"] == stages["images"]
-    )
-    for what, total in facts["total"].items():
+    assert images["read"] == 61
+    assert images["read"] == images["kept"] + images["rejected"]
+    assert images["rejected"] == stages["views"] + stages["decode"]
+    assert stages["views"] > 10
+    assert studies["read"] == 61
+    assert studies["read"] == studies["kept"] + studies["rejected"]
+    assert studies["rejected"] == stages["images"]
+    for kind, total in facts["total"].items():
         for column in total:
-            assert total[column] == sum(split[what][column] for split in facts["splits"].values())
+            assert total[column] == sum(split[kind][column] for split in facts["splits"].values())
     assert all(row["study"] and row["reason"] for row in rejects)
-    assert {Path(row["file"]).name for row in rejects if row["stage"] == "decode"} <= {
-        damaged.name,
-        missing.name,
-    }
+    undecoded = {Path(row["file"]).name for row in rejects if row["stage"] == "decode"}
+    assert undecoded <= {damaged.name, missing.name}
     rows = pq.read_table(out / "studies.parquet").to_pylist()
     assert len(rows) == studies["kept"] == len(Corpus(out))
 
@@ -74,69 +68,70 @@ def test_pixels_are_those_of_the_files(corpus_path: Path, mimic_root: Path) -> N
         assert np.abs(np.asarray(corpus.pixels(number)) - expected).max() <= 2
 
 
+# `mavilt`, slowed down; it logs an "x" for each image that it adds to a journal.
+SLOW_COMMAND = """
+import sys, time
+from mavilt_pl.cli import main
+from mavilt_pl.data.decode_journal import DecodeJournal
+
+add = DecodeJournal.add
+
+def logged_add(self, result):
+    add(self, result)
+    open({log!r}, "a").write("x")
+    time.sleep(0.05)
+
+DecodeJournal.add = logged_add
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
+"""
+
+
 @pytest.mark.slow
-def test_killed_at_any_moment_no_image_is_done_twice_or_lost(
+def test_a_killed_prepare_loses_no_image_and_decodes_none_twice(
     mimic_root: Path, tmp_path: Path
 ) -> None:
-    """Every decode leaves a line in a log; killed again and again, the corpus is the same and no
-    finished image is redone.
-    """
-    log = tmp_path / "decoded"
-    code = (
-        "import sys, time, mavilt_pl.data.corpus as corpus\nfrom mavilt_pl.cli import main\n"
-        "add = corpus._Journal.add\n"
-        f"def told(self, made):\n    add(self, made); open({str(log)!r}, 'a').write('x'); "
-        f"time.sleep(0.05)\n"
-        "corpus._Journal.add = told\n"
-        "if __name__ == '__main__':\n    sys.exit(main(sys.argv[1:]))\n"
-    )
-    script = tmp_path / "slow.py"
-    script.write_text(code)
-    command = [
-        sys.executable,
-        str(script),
-        "prepare",
-        "mimic-cxr-jpg",
-        str(mimic_root),
-        "--size",
-        "32",
-        "--workers",
-        "1",
-    ]
-    out = tmp_path / "out"
+    """Killed twice, the corpus is the same, and each image is decoded once."""
+    log, script, out = tmp_path / "decoded", tmp_path / "slow.py", tmp_path / "out"
+    log.touch()
+    script.write_text(SLOW_COMMAND.format(log=str(log)))
     kills = 0
     while not (out / "corpus.json").exists():
-        running = subprocess.Popen(
-            [*command, "--out", str(out)],
+        process = subprocess.Popen(
+            [sys.executable, script, *prepare_arguments(mimic_root, out, "--workers", "1")],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        before = log.stat().st_size if log.exists() else 0
-        while running.poll() is None and (log.stat().st_size if log.exists() else 0) < before + 20:
+        before = log.stat().st_size
+        while process.poll() is None and log.stat().st_size < before + 20:
             time.sleep(0.02)
-        if running.poll() is None and kills < 2:
-            os.killpg(running.pid, signal.SIGKILL)
+        if process.poll() is None and kills < 2:
+            os.killpg(process.pid, signal.SIGKILL)
             kills += 1
-        assert running.wait() in (0, -signal.SIGKILL)
-    assert kills == 2 and log.stat().st_size == 61
-    assert main([*command[2:], "--out", str(tmp_path / "whole")]) == 0
+        assert process.wait() in (0, -signal.SIGKILL)
+    assert kills == 2
+    assert log.stat().st_size == 61
+    assert main(prepare_arguments(mimic_root, tmp_path / "whole", "--workers", "1")) == 0
     assert Corpus(out).fingerprint == Corpus(tmp_path / "whole").fingerprint
 
 
-def test_a_line_without_its_pixels_is_not_believed(tmp_path: Path) -> None:
+def test_a_journal_line_without_its_pixels_is_dropped(tmp_path: Path) -> None:
     tasks = [("a", 4, "pad"), ("b", 4, "pad"), ("c", 4, "pad")]
-    journal = _Journal(tmp_path, 0, 4, tasks)
+    journal = DecodeJournal(tmp_path, 0, 4, tasks)
     journal.add(np.full((4, 4), 1, np.uint8))
     journal.add("b: no image")
     journal.add(np.full((4, 4), 3, np.uint8))
     journal.close()
-    assert _Journal(tmp_path, 0, 4, tasks).reasons == [None, "b: no image", None]
+    assert DecodeJournal(tmp_path, 0, 4, tasks).reasons == [None, "b: no image", None]
+
     os.truncate(journal.pixels_path, 20)
-    again = _Journal(tmp_path, 0, 4, tasks)
-    assert again.reasons == [None, "b: no image"] and journal.pixels_path.stat().st_size == 16
-    again.close()
-    assert _Journal(tmp_path, 0, 4, tasks[:2]).reasons == []  # other files: begun anew
+    reopened = DecodeJournal(tmp_path, 0, 4, tasks)
+    assert reopened.reasons == [None, "b: no image"]
+    assert journal.pixels_path.stat().st_size == 16
+    reopened.close()
+    # A journal of other files is started again.
+    assert DecodeJournal(tmp_path, 0, 4, tasks[:2]).reasons == []
 
 
 def work(task: str) -> str:
@@ -147,12 +142,11 @@ def work(task: str) -> str:
     return task.upper()
 
 
-def test_a_file_that_kills_or_hangs_its_decoder_costs_itself_only() -> None:
-    careful = IsolatedMap(work, lambda task, why: f"{task}: {why}", workers=2, timeout=6.0)
-    tasks = ["a", "b", "die", "c", "hang", "d", "e"]
-    made = list(careful(tasks))
-    careful.close()
-    assert made == [
+def test_a_file_that_kills_or_stalls_its_decoder_fails_alone() -> None:
+    isolated_map = IsolatedMap(work, lambda task, why: f"{task}: {why}", workers=2, timeout=6.0)
+    results = list(isolated_map(["a", "b", "die", "c", "hang", "d", "e"]))
+    isolated_map.close()
+    assert results == [
         "A",
         "B",
         "die: the decoder died on it",
@@ -163,11 +157,11 @@ def test_a_file_that_kills_or_hangs_its_decoder_costs_itself_only() -> None:
     ]
 
 
-def test_damage_to_a_finished_corpus_is_told(
+def test_damage_to_a_finished_corpus_is_reported(
     corpus_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, change in (
-        ("studies.arrow", lambda p: os.truncate(p, 100)),
+        ("studies.arrow", lambda path: os.truncate(path, 100)),
         ("pixels-00000.npy", Path.unlink),
     ):
         broken = tmp_path / name
@@ -177,38 +171,46 @@ def test_damage_to_a_finished_corpus_is_told(
         assert "prepare it again" in capsys.readouterr().err
 
 
-def test_views_and_sizes_that_make_no_sense_are_refused(
+@pytest.mark.parametrize("name", ["thesis.tex", "parts/00000.npy"])
+def test_a_folder_of_other_files_is_refused_and_left_alone(
+    mimic_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """Only prepare.json says that OUT, and OUT/parts in it, are of `mavilt prepare`."""
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("years of work")
+    assert main(prepare_arguments(mimic_root, tmp_path)) == 1
+    assert "is not empty and not a corpus in progress" in capsys.readouterr().err
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [file]
+    assert file.read_text() == "years of work"
+
+    file.unlink()
+    (tmp_path / "prepare.json").write_text('{"recipe": "bread"}')
+    assert main(prepare_arguments(mimic_root, tmp_path)) == 1
+    assert "is not a record of `mavilt prepare`" in capsys.readouterr().err
+
+
+def test_files_of_others_in_a_corpus_in_progress_stay(mimic_root: Path, tmp_path: Path) -> None:
+    (tmp_path / "prepare.json").touch()
+    note = tmp_path / "parts" / "note.txt"
+    note.parent.mkdir()
+    note.write_text("keep")
+    assert main(prepare_arguments(mimic_root, tmp_path, "--workers", "1")) == 0
+    assert [path.name for path in note.parent.iterdir()] == ["note.txt"]
+
+
+def test_unknown_views_are_refused(
     mimic_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert (
-        main(
-            [
-                "prepare",
-                "mimic-cxr-jpg",
-                str(mimic_root),
-                "--out",
-                str(tmp_path / "o"),
-                "--views",
-                "SIDE",
-            ]
-        )
-        == 1
-    )
+    assert main(prepare_arguments(mimic_root, tmp_path / "out", "--views", "SIDE")) == 1
     assert "expected views among PA, AP" in capsys.readouterr().err
 
 
-def test_a_picture_twice_the_size_gives_the_same_pixels(tmp_path: Path) -> None:
+def test_a_large_jpeg_gives_the_same_pixels_by_either_path(tmp_path: Path) -> None:
     """The fast path (a JPEG decoded at a quarter) against the plain one."""
-    from mavilt_pl.data.radiograph import read_sized
-
-    random = np.random.default_rng(0)
-    smooth = np.asarray(
-        Image.fromarray(random.integers(0, 255, (24, 20), dtype=np.uint8)).resize(
-            (1000, 1200), Image.Resampling.BICUBIC
-        )
-    )
-    Image.fromarray(smooth).save(tmp_path / "a.jpg", quality=95)
-    slow = resize(read_radiograph(tmp_path / "a.jpg"), 64).astype(int)
+    noise = np.random.default_rng(0).integers(0, 255, (24, 20), dtype=np.uint8)
+    smooth = Image.fromarray(noise).resize((1000, 1200), Image.Resampling.BICUBIC)
+    smooth.save(tmp_path / "a.jpg", quality=95)
     for fit in ("pad", "crop"):
-        slow = resize(read_radiograph(tmp_path / "a.jpg"), 64, fit).astype(int)
-        assert np.abs(read_sized(tmp_path / "a.jpg", 64, fit) - slow).max() <= 3
+        expected = resize(read_radiograph(tmp_path / "a.jpg"), 64, fit).astype(int)
+        assert np.abs(read_sized(tmp_path / "a.jpg", 64, fit) - expected).max() <= 3

@@ -21,7 +21,7 @@ from PIL import Image
 from pydicom.uid import JPEG2000Lossless, RLELossless
 from test_radiograph import RAMP, write_dicom
 
-from mavilt_pl.data.corpus import _decode, _died
+from mavilt_pl.data.decode_shard import decode_file, decoder_failed
 from mavilt_pl.data.records import Study
 from mavilt_pl.data.report_sections import CLEANING, clean, sections
 from mavilt_pl.data.sources import read_source
@@ -35,7 +35,7 @@ ROUNDS = settings(
 
 @pytest.fixture(scope="module")
 def decoder() -> Iterator[IsolatedMap]:
-    made = IsolatedMap(_decode, _died, workers=1, timeout=10.0)
+    made = IsolatedMap(decode_file, decoder_failed, workers=1, timeout=10.0)
     yield made
     made.close()
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from mavilt_pl.data.questions import YES_NO, from_labels, read_questions, with_questions
+from mavilt_pl.data.question_files import read_questions, with_questions
+from mavilt_pl.data.questions import YES_NO, from_labels
 from mavilt_pl.data.records import Question, Study
 from mavilt_pl.errors import UserError
 
@@ -151,7 +152,7 @@ def test_medical_diff_vqa(tmp_path: Path) -> None:
         )
     }
     assert "row 5: study '50': a blank" in rejects[0][3]
-    assert rejects[1][3] == "2 difference questions need the reference image too: left out"
+    assert rejects[1][3] == "2 difference questions are not read: they need a second image"
     assert read(tmp_path / "mimic_pair_questions.csv.gz")[0] == found
 
 

@@ -1,6 +1,4 @@
-"""Sections of awkward reports, worded after the patterns of MIMIC-CXR; cleaning protocols; what
-serves as the text.
-"""
+"""Sections of awkward reports, worded after MIMIC-CXR; cleaning protocols; composed texts."""
 
 from __future__ import annotations
 
@@ -70,7 +68,7 @@ AWKWARD = [
         CLEAR,
     ),
     (
-        "mid-line after a broken-off sentence",
+        "mid-line after an unfinished sentence",
         "INDICATION: cough for FINDINGS: The heart is big. old cxr IMPRESSION: Big heart.",
         "The heart is big. old cxr",
         CLEAR,
@@ -329,7 +327,7 @@ def test_no_text_takes_long(text: str) -> None:
     sections(text)
 
 
-def test_cleaning_is_named() -> None:
+def test_cleaning_protocols() -> None:
     text = "1. No XXXX\n\neffusion.  2. Heart ___ normal; T-spine (old).."
     assert clean(text, "none") == "1. No XXXX effusion. 2. Heart ___ normal; T-spine (old).."
     assert clean(text, "lower") == "1. no xxxx effusion. 2. heart ___ normal; t-spine (old).."
@@ -365,11 +363,11 @@ def study(findings: str = "", impression: str = "", report: str = "") -> Study:
         ("whole", study(), ""),
     ],
 )
-def test_what_serves_as_text(which: str, of: Study, text: str) -> None:
+def test_the_text_composed_of_sections(which: str, of: Study, text: str) -> None:
     assert compose(of, which) == text
 
 
 @pytest.mark.parametrize("which", ["", "finding", "findings|", "findings+whole", "report"])
-def test_a_section_that_is_none(which: str) -> None:
+def test_an_unknown_section_is_refused(which: str) -> None:
     with pytest.raises(UserError, match="expected one of findings"):
         compose(study(), which)

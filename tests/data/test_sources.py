@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 from mavilt_pl.cli import main
 from mavilt_pl.data.records import Study
-from mavilt_pl.data.sources import SOURCES, hash_split, read_source, source_options
+from mavilt_pl.data.sources import SOURCES, read_source, source_options
+from mavilt_pl.data.sources.fields import hash_split
 from mavilt_pl.errors import UserError
 
 

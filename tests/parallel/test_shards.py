@@ -1,4 +1,4 @@
-"""Several processes at one task: every piece is made once, and the whole is what one process makes."""
+"""Several processes at one task: each shard is written once, and the result is that of one process."""
 
 from __future__ import annotations
 
@@ -20,73 +20,86 @@ import pytest
 import torch
 
 from mavilt_pl.cli import main
+from mavilt_pl.data import prepare
 from mavilt_pl.data.token_cache import TokenCache
 from mavilt_pl.parallel.file_lock import file_lock
 from mavilt_pl.parallel.shards import claim_shards
 from mavilt_pl.vqgan.module import VQGAN
 
-# A command with small shards and pieces, which says which of them this process has made.
-SHARED = """
+# A command with small shards, which logs the numbers of those that this process works on.
+LOGGED_COMMAND = """
 import sys, time
 from mavilt_pl.cli import main
-from mavilt_pl.data import corpus
-from mavilt_pl.vqgan import verb
-corpus.SHARD = verb.PIECE = 8
-made = open(sys.argv[1], "w", buffering=1)
-decode = corpus._decode_shard
-corpus._decode_shard = lambda out, number, *rest: (print(number, file=made), decode(out, number, *rest))
-pieces = verb.claim_shards
-def told(*words):
-    for number in pieces(*words):
-        print(number, file=made)
+from mavilt_pl.data import decode_shard, prepare
+from mavilt_pl.vqgan import encode_corpus
+
+prepare.SHARD = encode_corpus.SHARD = 8
+log = open(sys.argv[1], "w", buffering=1)
+decode = decode_shard.ShardDecoder.decode
+claim_shards = encode_corpus.claim_shards
+
+def logged_decode(self, number):
+    print(number, file=log)
+    decode(self, number)
+
+def logged_claim(*args):
+    for number in claim_shards(*args):
+        print(number, file=log)
         time.sleep(0.05)
         yield number
-verb.claim_shards = told
+
+decode_shard.ShardDecoder.decode = logged_decode
+encode_corpus.claim_shards = logged_claim
 sys.exit(main(sys.argv[2:]))
 """
 
 
-def together(count: int, logs: Path, words: list[str]) -> list[int]:
-    """Start so many processes at one task; the pieces that they have made."""
+def start(log: Path, argv: list[str]) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", LOGGED_COMMAND, str(log), *argv], stdout=subprocess.DEVNULL
+    )
+
+
+def run_together(count: int, logs: Path, argv: list[str]) -> list[int]:
+    """Start `count` processes with the same command; return the sorted shards of all of them."""
     logs.mkdir()
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", SHARED, str(logs / str(n)), *words], stdout=subprocess.DEVNULL
-        )
-        for n in range(count)
-    ]
-    assert [one.wait(timeout=300) for one in running] == [0] * count
-    return sorted(int(line) for n in range(count) for line in (logs / str(n)).read_text().split())
+    processes = [start(logs / str(n), argv) for n in range(count)]
+    assert [process.wait(timeout=300) for process in processes] == [0] * count
+    numbers = []
+    for n in range(count):
+        numbers += map(int, (logs / str(n)).read_text().split())
+    return sorted(numbers)
 
 
-def same_files(one: Path, other: Path) -> None:
-    names = [
-        sorted(str(p.relative_to(o)) for p in o.rglob("*") if p.is_file()) for o in (one, other)
-    ]
-    assert names[0] == names[1]
-    assert [
-        name for name in names[0] if not filecmp.cmp(one / name, other / name, shallow=False)
-    ] == []
+def relative_files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def assert_same_files(one: Path, other: Path) -> None:
+    names = relative_files(one)
+    assert names == relative_files(other)
+    for name in names:
+        assert filecmp.cmp(one / name, other / name, shallow=False), name
+
+
+def prepare_arguments(root: Path, out: Path, *options: str) -> list[str]:
+    argv = ["prepare", "mimic-cxr-jpg", str(root), "--out", str(out), "--size", "32"]
+    return [*argv, "--workers", "1", *options]
 
 
 @pytest.mark.slow
 def test_three_processes_prepare_one_corpus(mimic_root: Path, tmp_path: Path) -> None:
-    def words(out: str) -> list[str]:
-        return [
-            "prepare",
-            "mimic-cxr-jpg",
-            str(mimic_root),
-            "--out",
-            str(tmp_path / out),
-            "--size",
-            "32",
-            "--workers",
-            "1",
-        ]
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    expected = [*range(8)]
+    assert run_together(1, tmp_path / "logs1", prepare_arguments(mimic_root, alone)) == expected
+    assert run_together(3, tmp_path / "logs3", prepare_arguments(mimic_root, shared)) == expected
+    # The folder is no setting, so prepare.json is the same too.
+    assert_same_files(alone, shared)
 
-    assert together(1, tmp_path / "alone.logs", words("alone")) == [*range(8)]
-    assert together(3, tmp_path / "shared.logs", words("shared")) == [*range(8)]
-    same_files(tmp_path / "alone", tmp_path / "shared")
+
+def tokenize_arguments(chain: Path, corpus: Path, out: Path) -> list[str]:
+    argv = ["tokenize", "--corpus", str(corpus), "--tokenizer", str(chain / "vqgan")]
+    return [*argv, "--out", str(out)]
 
 
 @pytest.mark.slow
@@ -94,52 +107,35 @@ def test_two_processes_tokenize_every_image_once(
     chain: Path, corpus_path: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "tokens"
-    words = [
-        "tokenize",
-        "--corpus",
-        str(corpus_path),
-        "--tokenizer",
-        str(chain / "vqgan"),
-        "--out",
-        str(out),
-    ]
-    assert together(2, tmp_path / "logs", words) == [*range(8)]
-    same_files(chain / "tokens", out)
+    argv = tokenize_arguments(chain, corpus_path, out)
+    assert run_together(2, tmp_path / "logs", argv) == [*range(8)]
+    assert_same_files(chain / "tokens", out)
 
 
 @pytest.mark.slow
-def test_a_killed_tokenize_keeps_its_pieces_and_drops_those_of_another_tokenizer(
+def test_a_killed_tokenize_keeps_its_shards_and_drops_those_of_another_tokenizer(
     chain: Path, corpus_path: Path, tmp_path: Path
 ) -> None:
-    out, log = tmp_path / "tokens", tmp_path / "log"
-    words = [
-        "tokenize",
-        "--corpus",
-        str(corpus_path),
-        "--tokenizer",
-        str(chain / "vqgan"),
-        "--out",
-        str(out),
-    ]
-    running = subprocess.Popen(
-        [sys.executable, "-c", SHARED, str(log), *words], stdout=subprocess.DEVNULL
-    )
-    while running.poll() is None and not (out / "parts/00001.npy").exists():
+    out = tmp_path / "tokens"
+    argv = tokenize_arguments(chain, corpus_path, out)
+    process = start(tmp_path / "log", argv)
+    while process.poll() is None and not (out / "parts/00001.npy").exists():
         time.sleep(0.01)
-    running.kill()
-    assert running.wait() == -signal.SIGKILL and not (out / "tokens.json").exists()
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert not (out / "tokens.json").exists()
     kept = len(list((out / "parts").glob("*.npy")))
-    assert together(1, tmp_path / "logs", words) == [*range(kept, 8)]
-    same_files(chain / "tokens", out)
+    assert run_together(1, tmp_path / "logs", argv) == [*range(kept, 8)]
+    assert_same_files(chain / "tokens", out)
 
     other = tmp_path / "other"
     (other / "parts").mkdir(parents=True)
     (other / "parts/00000.npy").write_bytes(b"of another tokenizer")
-    assert main([*words[:-1], str(other)]) == 0
-    same_files(out, other)
+    assert main(tokenize_arguments(chain, corpus_path, other)) == 0
+    assert_same_files(out, other)
 
 
-def test_a_piece_whose_holder_dies_is_taken_over(tmp_path: Path) -> None:
+def test_a_shard_whose_holder_dies_is_taken_over(tmp_path: Path) -> None:
     (tmp_path / "done").mkdir()
 
     def done() -> set[int]:
@@ -163,194 +159,168 @@ def test_a_piece_whose_holder_dies_is_taken_over(tmp_path: Path) -> None:
     assert seen == [0, 2, 1]
 
 
-def forgetful(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    """As NFS may: what was once asked for and missing in a folder is missing until the folder is
-    listed again.
+def cache_missing_names(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Cache negative look-ups as NFS may.
+
+    A name that was asked for and missing stays missing until its folder is listed again.
     """
     missing: set[str] = set()
-    exists, listing, open_, replace = Path.exists, os.listdir, io.open, os.replace
+    exists, listdir, io_open, replace = Path.exists, os.listdir, io.open, os.replace
 
-    def remembered(path: Path) -> bool:
+    def cached_exists(path: Path) -> bool:
         if folder not in path.parents:
             return exists(path)
         if not exists(path):
             missing.add(str(path))
         return str(path) not in missing
 
-    def listed(path: str | Path) -> list[str]:
-        missing.difference_update([one for one in missing if Path(one).parent == Path(path)])
-        return listing(path)
+    def refreshing_listdir(path: str | Path) -> list[str]:
+        for name in list(missing):
+            if Path(name).parent == Path(path):
+                missing.discard(name)
+        return listdir(path)
 
-    def opened(path: Any, *words: Any, **more: Any) -> Any:
-        if str(path) in missing and (words or ["r"])[0] in ("r", "rb"):
+    def cached_open(path: Any, *args: Any, **options: Any) -> Any:
+        mode = args[0] if args else "r"
+        if str(path) in missing and mode in ("r", "rb"):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
-        return open_(path, *words, **more)
+        return io_open(path, *args, **options)
 
-    def replaced(one: Path, other: Path) -> None:
-        replace(one, other)
-        missing.discard(str(other))
+    def cached_replace(source: Path, target: Path) -> None:
+        replace(source, target)
+        missing.discard(str(target))
 
-    monkeypatch.setattr(Path, "exists", remembered)
-    monkeypatch.setattr("os.replace", replaced)
-    monkeypatch.setattr("os.listdir", listed)
-    monkeypatch.setattr("io.open", opened)
+    monkeypatch.setattr(Path, "exists", cached_exists)
+    monkeypatch.setattr("os.replace", cached_replace)
+    monkeypatch.setattr("os.listdir", refreshing_listdir)
+    monkeypatch.setattr("io.open", cached_open)
 
 
-def after_first(
+def finish_during_first_wait(
     monkeypatch: pytest.MonkeyPatch, name: str, finish: Callable[[], object]
 ) -> list[str]:
-    """Another process finishes the whole while this one first waits for the lock of that name;
-    fills the list that it gives.
+    """Let another process finish everything while this one first waits for the lock `name`.
+
+    The list it returns is filled with the name when that has happened.
     """
     seen: list[str] = []
-    lock = fcntl.lockf
+    lockf = fcntl.lockf
 
-    def waited(file: Any, kind: int) -> None:
+    def lockf_after_finish(file: Any, operation: int) -> None:
         if Path(file.name).name == name and not seen:
             seen.append(name)
             finish()
-        lock(file, kind)
+        lockf(file, operation)
 
-    monkeypatch.setattr("fcntl.lockf", waited)
+    monkeypatch.setattr("fcntl.lockf", lockf_after_finish)
     return seen
 
 
-@pytest.mark.parametrize("at", [".lock", "00000.lock"])
-def test_who_waited_while_the_whole_was_finished_does_nothing(
-    mimic_root: Path, corpus_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+@pytest.mark.parametrize("lock", [".lock", "00000.lock"])
+def test_prepare_does_nothing_if_another_process_finished_while_it_waited(
+    mimic_root: Path, corpus_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lock: str
 ) -> None:
-    """The finisher has removed the parts, and this machine still remembers that corpus.json was
-    missing.
-    """
+    """The other has removed the parts, and NFS still caches that corpus.json is missing."""
     out = tmp_path / "corpus"
 
     def finish() -> None:
         shutil.copytree(corpus_path, out, dirs_exist_ok=True)
         shutil.rmtree(out / "parts")
 
-    forgetful(monkeypatch, out)
-    seen = after_first(monkeypatch, at, finish)
-    words = [
-        "prepare",
-        "mimic-cxr-jpg",
-        str(mimic_root),
-        "--out",
-        str(out),
-        "--size",
-        "32",
-        "--name",
-        "phantom_mimic",
-    ]
-    assert main([*words, "--workers", "1"]) == 0
-    assert seen == [at]
-    same_files(corpus_path, out)
+    cache_missing_names(monkeypatch, out)
+    seen = finish_during_first_wait(monkeypatch, lock, finish)
+    assert main(prepare_arguments(mimic_root, out, "--name", "phantom_mimic")) == 0
+    assert seen == [lock]
+    assert_same_files(corpus_path, out)
 
 
 @pytest.fixture(scope="module")
 def tokenized(
     corpus_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[list[str], Path]:
-    """The command of an untrained tokenizer but for its folder, and the cache that it made."""
+    """The command of an untrained tokenizer, without its folder, and a finished cache."""
     folder = tmp_path_factory.mktemp("untrained")
     torch.manual_seed(0)
-    net = VQGAN(
-        {
-            "image_size": 32,
-            "channels": 8,
-            "multipliers": [1, 2],
-            "blocks": 1,
-            "attention": [],
-            "latent": 8,
-        },
-        {"codes": 16, "code_width": 4},
-    )
-    torch.save(
-        {"state_dict": net.state_dict(), "hyper_parameters": dict(net.hparams)},
-        folder / "vqgan.ckpt",
-    )
-    words = [
-        "tokenize",
-        "--corpus",
-        str(corpus_path),
-        "--tokenizer",
-        str(folder / "vqgan.ckpt"),
-        "--out",
-    ]
-    assert main([*words, str(folder / "tokens")]) == 0
-    return words, folder / "tokens"
+    autoencoder = {
+        "image_size": 32,
+        "channels": 8,
+        "multipliers": [1, 2],
+        "blocks": 1,
+        "attention": [],
+        "latent": 8,
+    }
+    module = VQGAN(autoencoder, {"codes": 16, "code_width": 4})
+    checkpoint = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)}
+    torch.save(checkpoint, folder / "vqgan.ckpt")
+    argv = ["tokenize", "--corpus", str(corpus_path), "--tokenizer", str(folder / "vqgan.ckpt")]
+    argv.append("--out")
+    assert main([*argv, str(folder / "tokens")]) == 0
+    return argv, folder / "tokens"
 
 
-@pytest.mark.parametrize("at", [".lock", "00000.lock"])
-def test_who_waited_while_the_codes_were_finished_does_nothing(
-    tokenized: tuple[list[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+@pytest.mark.parametrize("lock", [".lock", "00000.lock"])
+def test_tokenize_does_nothing_if_another_process_finished_while_it_waited(
+    tokenized: tuple[list[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lock: str
 ) -> None:
-    (words, whole), out = tokenized, tmp_path / "tokens"
+    argv, finished = tokenized
+    out = tmp_path / "tokens"
 
     def finish() -> None:
-        shutil.copytree(whole, out, dirs_exist_ok=True)
+        shutil.copytree(finished, out, dirs_exist_ok=True)
         shutil.rmtree(out / "parts")
 
-    forgetful(monkeypatch, out)
-    seen = after_first(monkeypatch, at, finish)
-    assert main([*words, str(out)]) == 0 and seen == [at]
-    same_files(whole, out)
+    cache_missing_names(monkeypatch, out)
+    seen = finish_during_first_wait(monkeypatch, lock, finish)
+    assert main([*argv, str(out)]) == 0
+    assert seen == [lock]
+    assert_same_files(finished, out)
 
 
-def test_a_task_that_starts_while_another_begins_the_corpus(
+def test_prepare_starts_while_another_process_begins_the_corpus(
     mimic_root: Path, corpus_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its settings are being written, or are written between two looks at the folder."""
-    words = [
-        "prepare",
-        "mimic-cxr-jpg",
-        str(mimic_root),
-        "--size",
-        "32",
-        "--name",
-        "phantom_mimic",
-        "--workers",
-        "1",
-    ]
-    begun, now = tmp_path / "begun", tmp_path / "now"
+    """The other has claimed the folder, or writes its settings between two looks at it."""
+    claimed, begun = tmp_path / "claimed", tmp_path / "begun"
+    claimed.mkdir()
+    (claimed / "prepare.json").touch()
+    assert main(prepare_arguments(mimic_root, claimed, "--name", "phantom_mimic")) == 0
+    assert_same_files(corpus_path, claimed)
+
     begun.mkdir()
-    (begun / "prepare.json.part").write_text("{")
-    assert main([*words, "--out", str(begun)]) == 0
-    same_files(corpus_path, begun)
+    list_names = prepare.list_names
 
-    now.mkdir()
-    exists = Path.exists
+    def list_then_write(folder: Path) -> set[str]:
+        names = list_names(folder)
+        if folder == begun and not names:
+            shutil.copy(corpus_path / "prepare.json", folder)
+        return names
 
-    def written_after(path: Path) -> bool:
-        there = exists(path)
-        if path == now / "prepare.json" and not there:
-            shutil.copy(corpus_path / "prepare.json", path)
-        return there
-
-    monkeypatch.setattr(Path, "exists", written_after)
-    assert main([*words, "--out", str(now)]) == 0
-    same_files(corpus_path, now)
+    monkeypatch.setattr(prepare, "list_names", list_then_write)
+    assert main(prepare_arguments(mimic_root, begun, "--name", "phantom_mimic")) == 0
+    assert_same_files(corpus_path, begun)
 
 
-def test_a_cache_that_vanishes_while_it_is_looked_at_is_not_finished(
+def test_a_cache_that_vanishes_while_it_is_opened_is_not_finished(
     tokenized: tuple[list[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another process begins to write it anew: it takes tokens.json away first."""
-    (words, whole), out = tokenized, tmp_path / "tokens"
-    shutil.copytree(whole, out)
+    """Another process begins to write it again: it removes tokens.json first."""
+    argv, finished = tokenized
+    out = tmp_path / "tokens"
+    shutil.copytree(finished, out)
 
-    class Gone(TokenCache):
-        def __init__(self, *words: Any):
+    class VanishingCache(TokenCache):
+        def __init__(self, *args: Any):
             (out / "tokens.json").unlink(missing_ok=True)
-            super().__init__(*words)
+            super().__init__(*args)
 
-    monkeypatch.setattr("mavilt_pl.data.token_cache.TokenCache", Gone)
-    assert main([*words, str(out)]) == 0
-    same_files(whole, out)
+    monkeypatch.setattr("mavilt_pl.vqgan.encode_corpus.TokenCache", VanishingCache)
+    assert main([*argv, str(out)]) == 0
+    assert_same_files(finished, out)
 
 
-@pytest.mark.parametrize("more", [[], ["--only=step"]])
-def test_where_files_cannot_be_locked_a_recipe_warns_and_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: list[str]
+@pytest.mark.parametrize("options", [[], ["--only=step"]])
+def test_a_recipe_warns_and_continues_on_a_file_system_without_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str]
 ) -> None:
     def no_locks(*_: object) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
@@ -362,6 +332,6 @@ def test_where_files_cannot_be_locked_a_recipe_warns_and_goes_on(
         "steps: [{name: step, run: 'phantom mimic {out}/raw --studies 3 --validate 1 --test 1 "
         "--size 48 --workers 1', writes: raw}]"
     )
-    with pytest.warns(UserWarning, match="lies where files cannot be locked"):
-        assert main(["run", str(recipe), "--out", str(tmp_path / "run"), *more]) == 0
+    with pytest.warns(UserWarning, match="lies on a file system without locks"):
+        assert main(["run", str(recipe), "--out", str(tmp_path / "run"), *options]) == 0
     assert (tmp_path / "run/raw").exists()

@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pandas as pd
 
 from mavilt_pl.data.records import Image, Split, Study
-from mavilt_pl.data.sources import Reject, certainties, groups, inside, table, view
+from mavilt_pl.data.sources import Reject
+from mavilt_pl.data.sources.fields import parse_labels, parse_view, path_inside
+from mavilt_pl.data.sources.tables import group_rows, load_table
 from mavilt_pl.errors import Rejected, UserError
 
 FINDINGS = (
@@ -28,54 +31,87 @@ FINDINGS = (
     "Fracture",
     "Support Devices",
 )
-_PATH = re.compile(r"(?:CheXpert[^/]*/)?((?:train|valid)/(patient\d+)/(study\d+)/([^/]+)\.\w+)")
-
-
-def _studies(
-    rows: pd.DataFrame, stem: str, split: Split, root: Path, reject: Reject
-) -> Iterator[Study]:
-    matches = {path: match for path in rows["Path"] if (match := _PATH.fullmatch(path))}
-    for path in rows["Path"]:
-        if path not in matches:
-            try:
-                inside(root, path)
-                raise Rejected(
-                    f"Path {path[:300]!r}; expected …/train/patient00001/study1/view1_frontal.jpg"
-                )
-            except Rejected as reason:
-                reject("", path, "read", f"{stem}: {reason}")
-    rows = rows[rows["Path"].isin(matches)]
-    for group in groups(
-        rows.assign(study=[f"{m[2]}_{m[3]}" for m in map(matches.__getitem__, rows["Path"])]),
-        "study",
-    ):
-        study, images = group[0]["study"], []
-        try:
-            labels = [certainties(row, FINDINGS) for row in group]
-            if any(label != labels[0] for label in labels):
-                raise Rejected(
-                    f"{stem} gives the images of this study different labels; expected one set a "
-                    f"study"
-                )
-            for row in group:
-                match, side = matches[row["Path"]], row["Frontal/Lateral"]
-                codes = (side,) if side == "Lateral" else (row["AP/PA"], side)
-                images.append(Image(inside(root, match[1]), view(*codes), f"{study}_{match[4]}"))
-        except Rejected as reason:
-            reject(study, group[0]["Path"], "read", str(reason))
-            continue
-        yield Study("chexpert", study.split("_")[0], study, split, tuple(images), labels=labels[0])
+COLUMNS = ("Path", "Frontal/Lateral", "AP/PA", *FINDINGS)
+_PATH = re.compile(
+    r"""
+    (?:CheXpert[^/]*/)?
+    (?P<file>(?:train|valid)/(?P<patient>patient\d+)/(?P<study>study\d+)/(?P<image>[^/]+)\.\w+)
+    """,
+    re.VERBOSE,
+)
 
 
 def read(root: Path, reject: Reject, valid: str = "val") -> Iterator[Study]:
-    """Studies of train.csv, then those of valid.csv; the patient is read from the path. `root`
-    holds the two tables.
+    """Yield the studies of train.csv, then those of valid.csv; the path names the patient.
 
-    `valid` says which split the official validation set is: val, or test where CheXpert only
-    evaluates.
+    Args:
+        root: the folder with the two tables.
+        reject: called for everything that is not yielded.
+        valid: split of the official validation set: val, or test if CheXpert only evaluates.
+
+    Raises:
+        UserError: a table is missing or damaged, or `valid` is another split.
     """
     if valid not in ("val", "test"):
         raise UserError(f"option valid is {valid!r}; expected val or test")
-    columns = ("Path", "Frontal/Lateral", "AP/PA", *FINDINGS)
     for stem, split in (("train", "train"), ("valid", valid)):
-        yield from _studies(table(root, stem, columns, key=("Path",)), stem, split, root, reject)  # type: ignore[arg-type]
+        rows = load_table(root, stem, COLUMNS, key=("Path",))
+        yield from _read_studies(rows, stem, cast(Split, split), root, reject)
+
+
+def _read_studies(
+    rows: pd.DataFrame, stem: str, split: Split, root: Path, reject: Reject
+) -> Iterator[Study]:
+    matches: dict[str, re.Match[str]] = {}
+    for path in rows["Path"]:
+        match = _PATH.fullmatch(path)
+        if match is None:
+            reject("", path, "read", f"{stem}: {_wrong_path(root, path)}")
+        else:
+            matches[path] = match
+    rows = rows[rows["Path"].isin(matches)]
+    names = []
+    for path in rows["Path"]:
+        names.append(f"{matches[path]['patient']}_{matches[path]['study']}")
+    for group in group_rows(rows.assign(study=names), "study"):
+        try:
+            study = _study(group, matches, stem, split, root)
+        except Rejected as reason:
+            reject(group[0]["study"], group[0]["Path"], "read", str(reason))
+            continue
+        yield study
+
+
+def _wrong_path(root: Path, path: str) -> str:
+    """What is wrong with a path that is not of the official layout."""
+    try:
+        path_inside(root, path)
+    except Rejected as reason:
+        return str(reason)
+    return f"Path {path[:300]!r}; expected …/train/patient00001/study1/view1_frontal.jpg"
+
+
+def _study(
+    group: list[dict[str, str]],
+    matches: dict[str, re.Match[str]],
+    stem: str,
+    split: Split,
+    root: Path,
+) -> Study:
+    """The study of one group of rows; each row is an image."""
+    name = group[0]["study"]
+    labels = [parse_labels(row, FINDINGS) for row in group]
+    if any(of_row != labels[0] for of_row in labels):
+        raise Rejected(
+            f"{stem} gives the images of this study different labels; expected one set a study"
+        )
+    images = []
+    for row in group:
+        match, side = matches[row["Path"]], row["Frontal/Lateral"]
+        # AP/PA is blank on laterals and on frontal images of unknown projection.
+        codes = (side,) if side == "Lateral" else (row["AP/PA"], side)
+        path = path_inside(root, match["file"])
+        # The key contains the study: "view1_frontal" alone is in every study.
+        images.append(Image(path, parse_view(*codes), f"{name}_{match['image']}"))
+    patient = name.split("_")[0]
+    return Study("chexpert", patient, name, split, tuple(images), labels=labels[0])

@@ -1,6 +1,4 @@
-"""Indiana University collection (IU X-ray, Open-i): the official XML reports with PNG or DICOM
-images.
-"""
+"""Indiana University collection (IU X-ray, Open-i): official XML reports, PNG or DICOM images."""
 
 from __future__ import annotations
 
@@ -9,17 +7,20 @@ import tarfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from xml.etree.ElementTree import Element
 
 from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import ParseError, fromstring
 
 from mavilt_pl.data.records import FRONTAL, Image, Label, Split, Study, View
-from mavilt_pl.data.sources import Reject, find_table, hash_split, inside, read_table, view
+from mavilt_pl.data.sources import Reject
+from mavilt_pl.data.sources.fields import hash_split, parse_view, path_inside
 from mavilt_pl.data.sources.r2gen import entries
+from mavilt_pl.data.sources.tables import find_table, read_table
 from mavilt_pl.errors import Rejected, UserError
 
-# The first part of a MeSH heading → the finding's name in the label tables of MIMIC-CXR, and a few
-# of its own.
+# The first part of a MeSH heading → the finding's name in the label tables of MIMIC-CXR, with a few
+# names of its own.
 MESH = {
     "cardiomegaly": "cardiomegaly",
     "pleural effusion": "pleural effusion",
@@ -46,158 +47,198 @@ MESH = {
 }
 
 
-def by_number(name: str) -> tuple[int, str]:
-    """`2.xml` before `10.xml`."""
-    return len(Path(name).stem), Path(name).stem
+def read(root: Path, reject: Reject, reports: str | None = None) -> Iterator[Study]:
+    """Yield the studies by number; each report is one patient.
+
+    Images are `NLMCXR_png/<id>.png` or `<n>/<n>_IM-….dcm`. Views: see `view_lookup`. Splits are
+    those of R2Gen's annotation.json if it lies in the folder (a report that it does not name is
+    rejected), else 70 / 10 / 20 by hash.
+
+    Args:
+        root: the folder of the download.
+        reject: called for everything that is not yielded.
+        reports: the XML folder or the .tgz; default: ecgen-radiology in `root`.
+
+    Raises:
+        UserError: there are no reports, or a table or archive is damaged.
+    """
+    views = view_lookup(root)
+    annotation = root / "annotation.json"
+    splits = _r2gen_splits(annotation)
+    missing = dict.fromkeys(splits)
+    for file, data in _xml_files(root, reports):
+        number = Path(file).stem
+        try:
+            # defusedxml refuses entities, which could expand without end or read local files.
+            tree = fromstring(data)
+        except (ParseError, DefusedXmlException, ValueError, LookupError) as error:
+            reject(number, file, "read", f"not readable XML ({type(error).__name__}: {error})")
+            continue
+        name = _study_name(tree, number)
+        missing.pop(name, None)
+        if splits and name not in splits:
+            reason = f"{annotation} does not name this report: it is in none of R2Gen's splits"
+            reject(name, file, "read", reason)
+            continue
+        texts = _texts(tree)
+        images = []
+        for parent in tree.iter("parentImage"):
+            try:
+                images.append(_image(root, number, parent.attrib.get("id", ""), views))
+            except Rejected as reason_:
+                reject(name, file, "image", str(reason_))
+        yield Study(
+            source="indiana",
+            patient=name,
+            study=name,
+            split=splits.get(name) or hash_split("indiana", name),
+            images=tuple(images),
+            findings=texts.get("FINDINGS", ""),
+            impression=texts.get("IMPRESSION", ""),
+            report=join_sections(texts),
+            labels=mesh_labels(major.text or "" for major in tree.iter("major")),
+        )
+    for name in missing:
+        reason = "no XML report with this uId; expected every study of the annotation"
+        reject(name, str(annotation), "read", reason)
+
+
+def _r2gen_splits(annotation: Path) -> dict[str, Split]:
+    """The split of each study that R2Gen's annotation names; empty without the file."""
+    if not annotation.exists():
+        return {}
+    return {str(entry.get("id", "")).split("_")[0]: split for split, entry in entries(annotation)}
+
+
+def _number_order(name: str) -> tuple[int, str]:
+    """Sorting key by number: `2.xml` before `10.xml`."""
+    stem = Path(name).stem
+    return len(stem), stem
 
 
 def _xml_files(root: Path, reports: str | None) -> Iterator[tuple[str, bytes]]:
-    """Name and bytes of every report, by number; from `ecgen-radiology/` or a .tgz."""
-    place = Path(reports) if reports else root / "ecgen-radiology"
-    if place.suffix in (".tgz", ".gz"):
-        try:
-            with tarfile.open(place) as archive:
-                members = [
-                    m for m in archive.getmembers() if m.isfile() and m.name.endswith(".xml")
-                ]
-                for member in sorted(members, key=lambda m: by_number(m.name)):
-                    yield member.name, archive.extractfile(member).read()  # type: ignore[union-attr]
-        except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
-            raise UserError(
-                f"{place} is not a readable archive ({error}): download it again"
-            ) from None
+    """Yield name and bytes of every report, by number."""
+    source = Path(reports) if reports else root / "ecgen-radiology"
+    if source.suffix in (".tgz", ".gz"):
+        yield from _archived_xml_files(source)
         return
-    files = sorted(place.rglob("*.xml"), key=lambda p: by_number(p.name))
+    files = sorted(source.rglob("*.xml"), key=lambda path: _number_order(path.name))
     if not files:
         raise UserError(
-            f"{place}: no *.xml found; expected the folder ecgen-radiology of the Open-i download "
-            f"(or --reports "
-            "NLMCXR_reports.tgz)"
+            f"{source}: no *.xml found; expected the folder ecgen-radiology of the Open-i download "
+            "(or --reports NLMCXR_reports.tgz)"
         )
     for path in files:
         yield str(path), path.read_bytes()
 
 
-def stem(name: str) -> str:
-    """`CXR1_1_IM-0001-3001` of the XML and `1_IM-0001-3001.dcm.png` of the other layouts →
-    `1_IM-0001-3001`.
+def _archived_xml_files(path: Path) -> Iterator[tuple[str, bytes]]:
+    try:
+        with tarfile.open(path) as archive:
+            members = []
+            for member in archive.getmembers():
+                if member.isfile() and member.name.endswith(".xml"):
+                    members.append(member)
+            for member in sorted(members, key=lambda member: _number_order(member.name)):
+                file = archive.extractfile(member)
+                assert file is not None  # it is a regular file
+                yield member.name, file.read()
+    except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
+        raise UserError(f"{path} is not a readable archive ({error}): download it again") from None
+
+
+def _study_name(tree: Element, number: str) -> str:
+    uid = tree.find("uId")
+    name = uid.attrib.get("id") if uid is not None else None
+    return name or f"CXR{number}"
+
+
+def _texts(tree: Element) -> dict[str, str]:
+    """The report's sections by label; several parts of one label are joined."""
+    texts: dict[str, str] = {}
+    for part in tree.iter("AbstractText"):
+        label = part.attrib.get("Label", "")
+        text = "".join(part.itertext()).strip()
+        texts[label] = f"{texts.get(label, '')} {text}".strip()
+    return texts
+
+
+def _image(root: Path, number: str, key: str, views: Mapping[str, View]) -> Image:
+    """The image that a report names: a DICOM file if it is there, else a PNG."""
+    if not key or "/" in key:
+        raise Rejected(
+            f"parentImage id {key!r} is no file name; expected one such as CXR1_1_IM-0001-3001"
+        )
+    dicom = path_inside(root, f"{number}/{image_stem(key)}.dcm")
+    png = path_inside(root / "NLMCXR_png", f"{key}.png")
+    path = dicom if dicom.exists() else png
+    return Image(path, views.get(image_stem(key), "UNKNOWN"), key)
+
+
+def image_stem(name: str) -> str:
+    """An image's name as all layouts share it.
+
+    >>> image_stem("CXR1_1_IM-0001-3001"), image_stem("1_IM-0001-3001.dcm.png")
+    ('1_IM-0001-3001', '1_IM-0001-3001')
     """
     return re.sub(r"^CXR(\d+)_(?:\1_)?", r"\1_", name.removesuffix(".png").removesuffix(".dcm"))
 
 
 def view_lookup(root: Path) -> dict[str, View]:
-    """Views by `stem`, of indiana_projections and nlmcxr_dicom_metadata where these lie in `root`.
+    """Views by `image_stem`, of indiana_projections and nlmcxr_dicom_metadata if they are there.
 
-    The projections were set by people, the headers by machines: a header's PA or AP refines a
-    frontal projection, and counts alone where no projection is known.
+    The projections were set by people, the headers by machines. So a header's PA or AP refines a
+    frontal projection, and counts alone only if no projection is known.
     """
     views: dict[str, View] = {}
-    if path := find_table(root, "nlmcxr_dicom_metadata"):
-        rows = read_table(path, ("imageid", "View Position"), key=("imageid",))
-        views = {
-            stem(name): view(code) for name, code in zip(rows["imageid"], rows["View Position"])
-        }
-    if path := find_table(root, "indiana_projections"):
-        rows = read_table(path, ("uid", "filename", "projection"), key=("filename",))
-        for name, projection in zip(map(stem, rows["filename"]), map(view, rows["projection"])):
-            if not (projection == "FRONTAL" and views.get(name) in FRONTAL):
-                views[name] = projection
+    headers = find_table(root, "nlmcxr_dicom_metadata")
+    if headers is not None:
+        rows = read_table(headers, ("imageid", "View Position"), key=("imageid",))
+        for name, code in zip(rows["imageid"], rows["View Position"]):
+            views[image_stem(name)] = parse_view(code)
+    projections = find_table(root, "indiana_projections")
+    if projections is not None:
+        rows = read_table(projections, ("uid", "filename", "projection"), key=("filename",))
+        for name, code in zip(rows["filename"], rows["projection"]):
+            stem, projection = image_stem(name), parse_view(code)
+            refined = projection == "FRONTAL" and views.get(stem) in FRONTAL
+            if not refined:
+                views[stem] = projection
     return views
 
 
 def mesh_labels(headings: Iterable[str]) -> dict[str, Label]:
-    """MeSH/major headings such as `Pleural Effusion/left` → labels. What no heading names is
-    absent: the indexers listed what they saw. No heading at all is no label.
+    """Labels of MeSH/major headings such as `Pleural Effusion/left`.
+
+    What no heading names is absent, because the indexers listed what they saw. Without any heading
+    there are no labels.
+
+    >>> mesh_labels(["Cardiomegaly/mild"])["cardiomegaly"], mesh_labels([])
+    ('present', {})
     """
-    parts = [
-        [part.strip() for part in heading.lower().split("/")]
-        for heading in headings
-        if heading.strip()
-    ]
-    if not parts:
+    present = set()
+    any_heading = False
+    for heading in headings:
+        if not heading.strip():
+            continue
+        any_heading = True
+        first, *rest = (part.strip() for part in heading.lower().split("/"))
+        if first in MESH:
+            present.add(MESH[first])
+        if first == "lung" and "hyperdistention" in rest:
+            present.add("hyperinflation")
+    if not any_heading:
         return {}
-    present = {MESH[first] for first, *_ in parts if first in MESH}
-    if any(first == "lung" and "hyperdistention" in rest for first, *rest in parts):
-        present.add("hyperinflation")
-    return {name: "present" if name in present else "absent" for name in sorted(set(MESH.values()))}
+    labels: dict[str, Label] = {}
+    for name in sorted(set(MESH.values())):
+        labels[name] = "present" if name in present else "absent"
+    return labels
 
 
-def whole(texts: Mapping[str, str]) -> str:
-    """A report's sections in their order, each under its heading."""
-    return " ".join(f"{heading.upper()}: {text}" for heading, text in texts.items() if text)
+def join_sections(texts: Mapping[str, str]) -> str:
+    """A report's sections in their order, each under its heading.
 
-
-def read(root: Path, reject: Reject, reports: str | None = None) -> Iterator[Study]:
-    """Studies by number. Images are `NLMCXR_png/<id>.png` or `<n>/<n>_IM-….dcm`; `reports` is the
-    XML folder or .tgz.
-
-    Splits: those of R2Gen's annotation.json where it lies in the folder (a report that it leaves
-    out is rejected), else 70 / 10 / 20 by patient (each report is one patient). Views: see
-    `view_lookup`.
+    >>> join_sections({"findings": "Clear.", "impression": ""})
+    'FINDINGS: Clear.'
     """
-    views = view_lookup(root)
-    annotation = root / "annotation.json"
-    splits: dict[str, Split] = {}
-    if annotation.exists():
-        splits = {
-            str(entry.get("id", "")).split("_")[0]: split for split, entry in entries(annotation)
-        }
-    unread = dict.fromkeys(splits)
-    for name, data in _xml_files(root, reports):
-        number = Path(name).stem
-        try:
-            tree = fromstring(data)
-        except (ParseError, DefusedXmlException, ValueError, LookupError) as error:
-            reject(number, name, "read", f"not readable XML ({type(error).__name__}: {error})")
-            continue
-        uid = tree.find("uId")
-        identity = (uid.attrib.get("id") if uid is not None else None) or f"CXR{number}"
-        unread.pop(identity, None)
-        if splits and identity not in splits:
-            reject(
-                identity,
-                name,
-                "read",
-                f"{annotation} does not name this report: it is in none of R2Gen's splits",
-            )
-            continue
-        texts: dict[str, str] = {}
-        for part in tree.iter("AbstractText"):
-            label = part.attrib.get("Label", "")
-            texts[label] = f"{texts.get(label, '')} {''.join(part.itertext()).strip()}".strip()
-        images = []
-        for key in (image.attrib.get("id", "") for image in tree.iter("parentImage")):
-            try:
-                if not key or "/" in key:
-                    raise Rejected(
-                        f"parentImage id {key!r} is no file name; expected one such as "
-                        f"CXR1_1_IM-0001-3001"
-                    )
-                dicom, png = (
-                    inside(root, f"{number}/{stem(key)}.dcm"),
-                    inside(root / "NLMCXR_png", f"{key}.png"),
-                )
-            except Rejected as reason:
-                reject(identity, name, "image", str(reason))
-                continue
-            images.append(
-                Image(dicom if dicom.exists() else png, views.get(stem(key), "UNKNOWN"), key)
-            )
-        yield Study(
-            source="indiana",
-            patient=identity,
-            study=identity,
-            split=splits.get(identity) or hash_split("indiana", identity),
-            images=tuple(images),
-            findings=texts.get("FINDINGS", ""),
-            impression=texts.get("IMPRESSION", ""),
-            report=whole(texts),
-            labels=mesh_labels(major.text or "" for major in tree.iter("major")),
-        )
-    for identity in unread:
-        reject(
-            identity,
-            str(annotation),
-            "read",
-            "no XML report with this uId; expected every study of the annotation",
-        )
+    return " ".join(f"{heading.upper()}: {text}" for heading, text in texts.items() if text)

@@ -5,52 +5,66 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import pandas as pd
+
 from mavilt_pl.data.records import Image, Study
-from mavilt_pl.data.sources import Reject, hash_split, inside, table
-from mavilt_pl.data.sources.indiana import mesh_labels, view_lookup, whole
-from mavilt_pl.data.sources.indiana import stem as short
+from mavilt_pl.data.sources import Reject
+from mavilt_pl.data.sources.fields import hash_split, path_inside
+from mavilt_pl.data.sources.indiana import image_stem, join_sections, mesh_labels, view_lookup
+from mavilt_pl.data.sources.tables import load_table
 from mavilt_pl.errors import Rejected
 
 SECTIONS = ("comparison", "indication", "findings", "impression")
+PROJECTION_COLUMNS = ("uid", "filename", "projection")
 
 
 def read(root: Path, reject: Reject) -> Iterator[Study]:
-    """Studies in the order of indiana_reports; uid 1 is the study `CXR1` of the Open-i layout, and
-    in the same split: 70 / 10 / 20 by patient (each report is one patient).
+    """Yield the studies in the order of indiana_reports; each report is one patient.
+
+    uid 1 is the study `CXR1` of the Open-i layout, and in the same split: 70 / 10 / 20 by hash.
+
+    Args:
+        root: the folder with the two tables and images/.
+        reject: called for everything that is not yielded.
+
+    Raises:
+        UserError: a table is missing or damaged.
     """
-    reports = table(root, "indiana_reports", ("uid", "MeSH", *SECTIONS), key=("uid",))
-    projections = table(
-        root, "indiana_projections", ("uid", "filename", "projection"), key=("filename",)
-    )
-    views = view_lookup(root)
-    images: dict[str, list[Image]] = {}
-    known = set(reports["uid"])
-    for uid, name in zip(projections["uid"], projections["filename"]):
-        if uid not in known:
-            reject(
-                f"CXR{uid}",
-                name,
-                "image",
-                f"indiana_reports has no uid {uid}; expected each uid of the projections",
-            )
-            continue
-        try:
-            path = inside(root / "images" / "images_normalized", name)
-        except Rejected as reason:
-            reject(f"CXR{uid}", name, "image", str(reason))
-            continue
-        images.setdefault(uid, []).append(Image(path, views[short(name)], short(name)))
+    reports = load_table(root, "indiana_reports", ("uid", "MeSH", *SECTIONS), key=("uid",))
+    images = _read_images(root, set(reports["uid"]), reject)
     for row in reports.to_dict("records"):
-        identity = f"CXR{row['uid']}" if row["uid"].strip() else ""
-        texts = {name: row[name].strip() for name in SECTIONS}
+        name = f"CXR{row['uid']}" if row["uid"].strip() else ""
+        texts = {section: row[section].strip() for section in SECTIONS}
         yield Study(
             source="indiana",
-            patient=identity,
-            study=identity,
-            split=hash_split("indiana", identity),
+            patient=name,
+            study=name,
+            split=hash_split("indiana", name),
             images=tuple(images.get(row["uid"], ())),
             findings=texts["findings"],
             impression=texts["impression"],
-            report=whole(texts),
+            report=join_sections(texts),
             labels=mesh_labels(row["MeSH"].split(";")),
         )
+
+
+def _read_images(root: Path, known: set[str], reject: Reject) -> dict[str, list[Image]]:
+    """Images by uid, for the uids that have a report."""
+    projections: pd.DataFrame = load_table(
+        root, "indiana_projections", PROJECTION_COLUMNS, key=("filename",)
+    )
+    views = view_lookup(root)
+    images: dict[str, list[Image]] = {}
+    for uid, name in zip(projections["uid"], projections["filename"]):
+        try:
+            if uid not in known:
+                raise Rejected(
+                    f"indiana_reports has no uid {uid}; expected each uid of the projections"
+                )
+            path = path_inside(root / "images" / "images_normalized", name)
+        except Rejected as reason:
+            reject(f"CXR{uid}", name, "image", str(reason))
+            continue
+        stem = image_stem(name)
+        images.setdefault(uid, []).append(Image(path, views[stem], stem))
+    return images

@@ -1,6 +1,4 @@
-"""MIMIC-CXR 2.x: the DICOM files and the reports. Splits, views and labels come from the tables of
-MIMIC-CXR-JPG.
-"""
+"""MIMIC-CXR 2.x: DICOM files and reports, with MIMIC-CXR-JPG's splits, views and labels."""
 
 from __future__ import annotations
 
@@ -8,20 +6,29 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+import pandas as pd
+
 from mavilt_pl.data.records import Study
-from mavilt_pl.data.sources import Reject, find_table, hash_split, table
+from mavilt_pl.data.sources import Reject
+from mavilt_pl.data.sources.fields import hash_split
 from mavilt_pl.data.sources.mimic_cxr_jpg import (
-    LABELLERS,
+    METADATA_TABLE,
     SPLIT,
+    SPLIT_TABLE,
+    StudyTables,
+    check_labeller,
     label_table,
     report_reader,
     split_table,
     studies,
     view_table,
 )
+from mavilt_pl.data.sources.tables import find_table, load_table
 from mavilt_pl.errors import UserError
 
-_OFFICIAL = {split: name for name, split in SPLIT.items()}
+RECORD_COLUMNS = ("subject_id", "study_id", "dicom_id", "path")
+STUDY_COLUMNS = ("subject_id", "study_id", "path")
+_OFFICIAL_NAME = {split: name for name, split in SPLIT.items()}
 
 
 def read(
@@ -31,52 +38,61 @@ def read(
     labels: str = "chexpert",
     tables: str | None = None,
 ) -> Iterator[Study]:
-    """Studies in the order of cxr-record-list; after them, those of cxr-study-list that have no
-    image.
+    """Yield the studies in the order of cxr-record-list.
 
-    `tables` is the folder with the tables of MIMIC-CXR-JPG, by default `root`; of these, what is
-    there is used. Without the split table, patients are split 70 / 10 / 20 by hash, with a warning;
-    without the metadata table every view is UNKNOWN. `reports` and `labels` are as for
-    mimic-cxr-jpg.
+    Studies of cxr-study-list without an image are rejected. Without the split table, patients are
+    split 70 / 10 / 20 by hash, with a warning. Without the metadata table every view is UNKNOWN.
+
+    Args:
+        root: the folder with the lists and files/.
+        reject: called for everything that is not yielded.
+        reports: as for mimic-cxr-jpg.
+        labels: as for mimic-cxr-jpg.
+        tables: folder with the tables of MIMIC-CXR-JPG, each of which may be missing; default:
+            `root`.
+
+    Raises:
+        UserError: a list or the archive is missing or damaged, or an option is wrong.
     """
-    place = Path(tables) if tables else root
-    if tables and find_table(place, "mimic-cxr-2.0.0-split") is None:
+    table_folder = Path(tables) if tables else root
+    if tables and find_table(table_folder, SPLIT_TABLE) is None:
         raise UserError(
-            f"option tables: {place} holds no mimic-cxr-2.0.0-split.csv.gz; expected "
-            f"MIMIC-CXR-JPG's tables"
+            f"option tables: {table_folder} holds no {SPLIT_TABLE}.csv.gz; expected "
+            "MIMIC-CXR-JPG's tables"
         )
-    if labels not in LABELLERS:
-        raise UserError(f"option labels is {labels!r}; expected one of {', '.join(LABELLERS)}")
-    rows = table(
-        root, "cxr-record-list", ("subject_id", "study_id", "dicom_id", "path"), key=("dicom_id",)
+    check_labeller(labels)
+    rows = load_table(root, "cxr-record-list", RECORD_COLUMNS, key=("dicom_id",))
+    listed = load_table(root, "cxr-study-list", STUDY_COLUMNS, key=("study_id",))
+    # The tables of the JPG release come separately, so each of them may be missing.
+    rows["split"] = _splits(rows, table_folder)
+    read_report = report_reader(root, reports)
+    has_views = find_table(table_folder, METADATA_TABLE) is not None
+    has_labels = find_table(table_folder, f"mimic-cxr-2.0.0-{labels}") is not None
+    study_tables = StudyTables(
+        read_report,
+        view_table(table_folder) if has_views else {},
+        label_table(table_folder, labels) if has_labels else {},
+        dict(zip(listed["study_id"], listed["path"])),
     )
-    listed = table(root, "cxr-study-list", ("subject_id", "study_id", "path"), key=("study_id",))
-    if find_table(place, "mimic-cxr-2.0.0-split"):
-        official = split_table(place)
-        splits = dict(zip(official["dicom_id"], official["split"]))
-        rows["split"] = [splits.get(dicom, "not in the table") for dicom in rows["dicom_id"]]
-    else:
-        warnings.warn(
-            f"{place}: no mimic-cxr-2.0.0-split table; patients are split 70 / 10 / 20 by hash, "
-            f"and figures on that "
-            "split compare with no published ones. Name the folder of MIMIC-CXR-JPG's tables with "
-            "the option tables.",
-            stacklevel=2,
-        )
-        by_hash = {
-            subject: _OFFICIAL[hash_split("mimic-cxr", subject)]
-            for subject in rows["subject_id"].unique()
-        }
-        rows["split"] = rows["subject_id"].map(by_hash)
-    text = report_reader(root, reports)
-    yield from studies(
-        rows,
-        root,
-        reject,
-        text=text,
-        report_paths=dict(zip(listed["study_id"], listed["path"])),
-        views=view_table(place) if find_table(place, "mimic-cxr-2.0.0-metadata") else {},
-        labels=label_table(place, labels) if find_table(place, f"mimic-cxr-2.0.0-{labels}") else {},
-    )
-    for row in listed[~listed["study_id"].isin(rows["study_id"])].to_dict("records"):
+    yield from studies(rows, root, reject, study_tables)
+    without_image = listed[~listed["study_id"].isin(rows["study_id"])]
+    for row in without_image.to_dict("records"):
         reject(row["study_id"], row["path"], "read", "cxr-record-list names no image of this study")
+
+
+def _splits(rows: pd.DataFrame, table_folder: Path) -> list[str]:
+    """The split of each row, under the names of the official table."""
+    if find_table(table_folder, SPLIT_TABLE) is not None:
+        official = split_table(table_folder)
+        by_image = dict(zip(official["dicom_id"], official["split"]))
+        return [by_image.get(dicom, "not in the table") for dicom in rows["dicom_id"]]
+    warnings.warn(
+        f"{table_folder}: no {SPLIT_TABLE} table; patients are split 70 / 10 / 20 by hash, and "
+        "metrics on that split do not compare with published ones. Name the folder of "
+        "MIMIC-CXR-JPG's tables with the option tables.",
+        stacklevel=2,
+    )
+    by_patient = {}
+    for subject in rows["subject_id"].unique():
+        by_patient[subject] = _OFFICIAL_NAME[hash_split("mimic-cxr", subject)]
+    return [by_patient[subject] for subject in rows["subject_id"]]

@@ -6,182 +6,234 @@ import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 
 from mavilt_pl.data.records import Image, Split, Study
 from mavilt_pl.data.report_sections import sections
-from mavilt_pl.data.sources import Reject, certainties, groups, inside, table, view
+from mavilt_pl.data.sources import Reject
+from mavilt_pl.data.sources.fields import parse_labels, parse_view, path_inside
+from mavilt_pl.data.sources.tables import group_rows, load_table
 from mavilt_pl.errors import Rejected, UserError
 
 SPLIT: dict[str, Split] = {"train": "train", "validate": "val", "test": "test"}
 LABELLERS = ("chexpert", "negbio")
-_IDENTIFIER = re.compile(r"(?!\.+$)[\w.-]+", re.ASCII)  # of what folder and file names are made
+REPORTS_ARCHIVE = "mimic-cxr-reports.zip"
+SPLIT_TABLE = "mimic-cxr-2.0.0-split"
+METADATA_TABLE = "mimic-cxr-2.0.0-metadata"
+_IDENTIFIER = re.compile(r"(?!\.+$)[\w.-]+", re.ASCII)  # of what folder and file names consist
+_ZIP_ERRORS = (
+    OSError,
+    EOFError,
+    zipfile.BadZipFile,
+    zlib.error,
+    NotImplementedError,
+    RuntimeError,
+)
+ReadReport = Callable[[str], str]  # from `files/p10/p…/s….txt` to its text, "" if there is none
 Labels = Mapping[tuple[str, str], dict[str, str]]  # (subject_id, study_id) → a row's label columns
 
 
-def report_reader(root: Path, reports: str | None) -> Callable[[str], str]:
-    """A function from `files/p10/p…/s….txt` to its text, "" where there is none.
+@dataclass(frozen=True)
+class StudyTables:
+    """What a release says of its studies besides the list of images.
 
-    `reports` is mimic-cxr-reports.zip or the folder that holds it or `files/`; by default it is
-    looked for in `root` and beside it. Raises `UserError` where `reports` names nothing, and for a
-    zip file that cannot be opened.
+    Args:
+        read_report: from a report's path to its text.
+        views: dicom_id → codes of its view, as `parse_view` takes them.
+        labels: by subject and study.
+        report_paths: by study; default: `files/p10/p…/s….txt`.
     """
-    place = Path(reports) if reports else root
-    if not place.exists():
-        raise UserError(
-            f"--reports {reports} does not exist; expected mimic-cxr-reports.zip or the folder "
-            f"that holds files/"
-        )
-    zips = (
-        [place]
-        if place.suffix == ".zip"
-        else [p / "mimic-cxr-reports.zip" for p in (place, place.parent)]
-    )
-    archive = next((path for path in zips if path.exists()), None)
-    if archive is None:
 
-        def read_file(name: str) -> str:
-            path = inside(place, name)
-            return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-
-        return read_file
-    try:
-        opened = zipfile.ZipFile(archive)
-    except (OSError, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"{archive} is not a readable zip file ({error}): download it again"
-        ) from None
-    names = set(opened.namelist())
-
-    def read_member(name: str) -> str:
-        try:
-            return opened.read(name).decode("utf-8", "replace") if name in names else ""
-        except (
-            OSError,
-            EOFError,
-            zipfile.BadZipFile,
-            zlib.error,
-            NotImplementedError,
-            RuntimeError,
-        ) as error:
-            raise Rejected(
-                f"{archive}: report {name} is damaged ({error}): download it again"
-            ) from None
-
-    return read_member
-
-
-def view_table(root: Path) -> dict[str, tuple[str, ...]]:
-    """dicom_id → the codes that tell its view: ViewPosition, then the name of the view code where
-    that is blank.
-    """
-    rows = table(root, "mimic-cxr-2.0.0-metadata", ("dicom_id", "ViewPosition"), key=("dicom_id",))
-    second = rows.get("ViewCodeSequence_CodeMeaning", rows["ViewPosition"])
-    return dict(zip(rows["dicom_id"], zip(rows["ViewPosition"], second)))
-
-
-def split_table(root: Path) -> pd.DataFrame:
-    return table(
-        root,
-        "mimic-cxr-2.0.0-split",
-        ("dicom_id", "study_id", "subject_id", "split"),
-        key=("dicom_id",),
-    )
-
-
-def label_table(root: Path, labels: str) -> Labels:
-    """Raises `UserError` where `labels` is not one of the release's two labellers."""
-    if labels not in LABELLERS:
-        raise UserError(f"option labels is {labels!r}; expected one of {', '.join(LABELLERS)}")
-    key = ["subject_id", "study_id"]
-    rows = table(root, f"mimic-cxr-2.0.0-{labels}", key, key=key)
-    names = rows.columns.difference(key, sort=False)
-    return dict(zip(zip(rows["subject_id"], rows["study_id"]), rows[names].to_dict("records")))  # type: ignore[arg-type]
-
-
-def folder(subject: str) -> str:
-    return f"files/p{subject[:2]}/p{subject}"
-
-
-def studies(
-    rows: pd.DataFrame,
-    root: Path,
-    reject: Reject,
-    *,
-    text: Callable[[str], str],
-    report_paths: Mapping[str, str],
-    views: Mapping[str, tuple[str, ...]],
-    labels: Labels,
-) -> Iterator[Study]:
-    """Studies in the order of `rows`, which name an image each: dicom_id, study_id, subject_id,
-    split, path.
-    """
-    for group in groups(rows, "subject_id", "study_id"):
-        subject, study = group[0]["subject_id"], group[0]["study_id"]
-        try:
-            split = "/".join(dict.fromkeys(row["split"] for row in group))
-            if split not in SPLIT:
-                raise Rejected(
-                    f"split {split!r}; expected one of {', '.join(SPLIT)}: correct the split table"
-                )
-            wrong = [
-                name
-                for name in (subject, study, *(r["dicom_id"] for r in group))
-                if not _IDENTIFIER.fullmatch(name)
-            ]
-            if wrong:
-                raise Rejected(
-                    f"identifier {wrong[0]!r}; expected letters, digits, dots and dashes: correct "
-                    f"the table"
-                )
-            images = [
-                Image(
-                    inside(root, row["path"]),
-                    view(*views.get(row["dicom_id"], ())),
-                    row["dicom_id"],
-                )
-                for row in group
-            ]
-            report = text(report_paths.get(study, f"{folder(subject)}/s{study}.txt"))
-            said = labels.get((subject, study), {})
-            found = certainties(said, list(said))
-        except Rejected as reason:
-            reject(study, group[0]["path"], "read", str(reason))
-            continue
-        parts = sections(report)
-        yield Study(
-            source="mimic-cxr",
-            patient=subject,
-            study=study,
-            split=SPLIT[split],
-            images=tuple(images),
-            findings=parts["findings"],
-            impression=parts["impression"],
-            report=parts["whole"],
-            labels=found,
-        )
+    read_report: ReadReport
+    views: Mapping[str, tuple[str, ...]]
+    labels: Labels
+    report_paths: Mapping[str, str] = field(default_factory=dict)
 
 
 def read(
     root: Path, reject: Reject, reports: str | None = None, labels: str = "chexpert"
 ) -> Iterator[Study]:
-    """Studies in the order of the split table.
+    """Yield the studies in the order of the split table.
 
-    `reports` is mimic-cxr-reports.zip or the folder that holds `files/`; by default it is looked
-    for in and beside `root`. `labels` is chexpert or negbio. A study without a report is kept (its
-    images train the tokenizer).
+    A study without a report is kept: its images train the tokenizer.
+
+    Args:
+        root: the folder with the tables and files/.
+        reject: called for everything that is not yielded.
+        reports: as for `report_reader`.
+        labels: the labeller, chexpert or negbio.
+
+    Raises:
+        UserError: a table or the archive is missing or damaged, or an option is wrong.
     """
     rows = split_table(root)
-    names = zip(rows["subject_id"], rows["study_id"], rows["dicom_id"])
-    rows["path"] = [f"{folder(subject)}/s{study}/{dicom}.jpg" for subject, study, dicom in names]
-    yield from studies(
-        rows,
-        root,
-        reject,
-        text=report_reader(root, reports),
-        report_paths={},
-        views=view_table(root),
-        labels=label_table(root, labels),
+    paths = []
+    for subject, study, dicom in zip(rows["subject_id"], rows["study_id"], rows["dicom_id"]):
+        paths.append(f"{patient_folder(subject)}/s{study}/{dicom}.jpg")
+    rows["path"] = paths
+    tables = StudyTables(report_reader(root, reports), view_table(root), label_table(root, labels))
+    yield from studies(rows, root, reject, tables)
+
+
+def report_reader(root: Path, reports: str | None) -> ReadReport:
+    """A function from a report's path in the release to its text.
+
+    Args:
+        root: the dataset's folder.
+        reports: mimic-cxr-reports.zip, or the folder that holds it or `files/`; by default `root`
+            and the folder above it are searched.
+
+    Raises:
+        UserError: `reports` does not exist, or the archive cannot be opened.
+    """
+    source = Path(reports) if reports else root
+    if not source.exists():
+        raise UserError(
+            f"--reports {reports} does not exist; expected {REPORTS_ARCHIVE} or the folder that "
+            "holds files/"
+        )
+    candidates = [source / REPORTS_ARCHIVE, source.parent / REPORTS_ARCHIVE]
+    if source.suffix == ".zip":
+        candidates = [source]
+    for archive in candidates:
+        if archive.exists():
+            return _archive_reader(archive)
+    return _folder_reader(source)
+
+
+def _folder_reader(folder: Path) -> ReadReport:
+    def read_report(name: str) -> str:
+        path = path_inside(folder, name)
+        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+    return read_report
+
+
+def _archive_reader(path: Path) -> ReadReport:
+    try:
+        archive = zipfile.ZipFile(path)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is not a readable zip file ({error}): download it again") from None
+    names = set(archive.namelist())
+
+    def read_report(name: str) -> str:
+        if name not in names:
+            return ""
+        try:
+            return archive.read(name).decode("utf-8", "replace")
+        except _ZIP_ERRORS as error:
+            raise Rejected(
+                f"{path}: report {name} is damaged ({error}): download it again"
+            ) from None
+
+    return read_report
+
+
+def view_table(root: Path) -> dict[str, tuple[str, ...]]:
+    """dicom_id → ViewPosition, and the meaning of the view code in case that is blank."""
+    rows = load_table(root, METADATA_TABLE, ("dicom_id", "ViewPosition"), key=("dicom_id",))
+    meanings = rows.get("ViewCodeSequence_CodeMeaning", rows["ViewPosition"])
+    return dict(zip(rows["dicom_id"], zip(rows["ViewPosition"], meanings)))
+
+
+def split_table(root: Path) -> pd.DataFrame:
+    """The split table: a row for each image."""
+    columns = ("dicom_id", "study_id", "subject_id", "split")
+    return load_table(root, SPLIT_TABLE, columns, key=("dicom_id",))
+
+
+def label_table(root: Path, labeller: str) -> Labels:
+    """The labels of one labeller, by subject and study.
+
+    Raises:
+        UserError: the table is missing or damaged, or there is no such labeller.
+    """
+    check_labeller(labeller)
+    key = ["subject_id", "study_id"]
+    rows = load_table(root, f"mimic-cxr-2.0.0-{labeller}", key, key=key)
+    names = rows.columns.difference(key, sort=False)
+    labels = {}
+    for subject, study, row in zip(
+        rows["subject_id"], rows["study_id"], rows[names].to_dict("records")
+    ):
+        labels[subject, study] = {str(name): value for name, value in row.items()}
+    return labels
+
+
+def check_labeller(labeller: str) -> None:
+    """Refuse a labeller that the release does not have.
+
+    Raises:
+        UserError: there is no such labeller.
+    """
+    if labeller not in LABELLERS:
+        raise UserError(f"option labels is {labeller!r}; expected one of {', '.join(LABELLERS)}")
+
+
+def patient_folder(subject: str) -> str:
+    """The folder of a patient in the release.
+
+    >>> patient_folder("10000032")
+    'files/p10/p10000032'
+    """
+    return f"files/p{subject[:2]}/p{subject}"
+
+
+def studies(rows: pd.DataFrame, root: Path, reject: Reject, tables: StudyTables) -> Iterator[Study]:
+    """Yield the studies in the order of `rows`.
+
+    Args:
+        rows: one an image, with dicom_id, study_id, subject_id, split and path.
+        root: the folder that the paths are relative to.
+        reject: called for each study that is not yielded.
+        tables: what else is known of the studies.
+    """
+    for group in group_rows(rows, "subject_id", "study_id"):
+        try:
+            study = _study(group, root, tables)
+        except Rejected as reason:
+            reject(group[0]["study_id"], group[0]["path"], "read", str(reason))
+            continue
+        yield study
+
+
+def _study(group: list[dict[str, str]], root: Path, tables: StudyTables) -> Study:
+    """The study of one group of rows; each row is an image."""
+    subject, study = group[0]["subject_id"], group[0]["study_id"]
+    # Joined, so that a study in two splits is rejected with both of them named.
+    split = "/".join(dict.fromkeys(row["split"] for row in group))
+    if split not in SPLIT:
+        raise Rejected(
+            f"split {split!r}; expected one of {', '.join(SPLIT)}: correct the split table"
+        )
+    _check_identifiers(subject, study, *(row["dicom_id"] for row in group))
+    images = []
+    for row in group:
+        view = parse_view(*tables.views.get(row["dicom_id"], ()))
+        images.append(Image(path_inside(root, row["path"]), view, row["dicom_id"]))
+    # A study without a report has the text "" and is kept: its images train the tokenizer.
+    default_path = f"{patient_folder(subject)}/s{study}.txt"
+    report = sections(tables.read_report(tables.report_paths.get(study, default_path)))
+    label_row = tables.labels.get((subject, study), {})
+    return Study(
+        source="mimic-cxr",
+        patient=subject,
+        study=study,
+        split=SPLIT[split],
+        images=tuple(images),
+        findings=report["findings"],
+        impression=report["impression"],
+        report=report["whole"],
+        labels=parse_labels(label_row, list(label_row)),
     )
+
+
+def _check_identifiers(*names: str) -> None:
+    for name in names:
+        if not _IDENTIFIER.fullmatch(name):
+            raise Rejected(
+                f"identifier {name!r}; expected letters, digits, dots and dashes: correct the table"
+            )

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from mavilt_pl.data.records import Image, Label, Split, Study
-from mavilt_pl.data.sources import Reject, hash_split, inside, table, view
+from mavilt_pl.data.sources import Reject
+from mavilt_pl.data.sources.fields import hash_split, parse_view, path_inside
+from mavilt_pl.data.sources.tables import load_table
 from mavilt_pl.errors import Rejected, UserError
 
-# The finding's name in the table → its name here, where they differ.
+# The finding's name in the table → its name here, if they differ.
 NAMES = {
     "effusion": "pleural effusion",
     "nodule": "lung lesion",
@@ -33,9 +35,52 @@ FINDINGS = (
     "pneumonia",
     "pneumothorax",
 )
+COLUMNS = ("Image Index", "Finding Labels", "Patient ID", "View Position")
+VAL_SHARE = 0.125  # of the patients outside the official test set
 
 
-def _list(root: Path, name: str) -> set[str]:
+def read(root: Path, reject: Reject) -> Iterator[Study]:
+    """Yield one study an image.
+
+    With the official lists, test is the official test and an eighth of the other patients is val.
+    Without them, patients are split 70 / 10 / 20 by hash.
+
+    Args:
+        root: the folder with the table, the lists and the image folders.
+        reject: called for everything that is not yielded.
+
+    Raises:
+        UserError: a table or list is missing or damaged, or there are no images.
+    """
+    rows = load_table(root, "Data_Entry_2017_v2020", COLUMNS, key=("Image Index",))
+    test, train = _read_list(root, "test_list.txt"), _read_list(root, "train_val_list.txt")
+    files = _find_images(root)
+    for row in rows.to_dict("records"):
+        name, patient = row["Image Index"], row["Patient ID"]
+        key = Path(name).stem
+        try:
+            path = files.get(name) or path_inside(root / "images", name)
+            labels = _labels(row)
+            if test and train and name not in test and name not in train:
+                raise Rejected(
+                    f"{name} is in neither test_list.txt nor train_val_list.txt: download the "
+                    "lists again"
+                )
+        except Rejected as reason:
+            reject(key, name, "read", str(reason))
+            continue
+        # Either list is enough: what is not in the test list trains or validates.
+        split: Split = hash_split("nih", patient)
+        if name in test:
+            split = "test"
+        elif test or train:
+            split = hash_split("nih", patient, test=0, val=VAL_SHARE)
+        image = Image(path, parse_view(row["View Position"]), key)
+        yield Study("nih", patient, key, split, (image,), labels=labels)
+
+
+def _read_list(root: Path, name: str) -> set[str]:
+    """File names of an official list; empty if it is not there."""
     path = root / name
     try:
         return set(path.read_text(encoding="utf-8-sig").split()) if path.exists() else set()
@@ -45,48 +90,30 @@ def _list(root: Path, name: str) -> set[str]:
         ) from None
 
 
-def _labels(row: dict[str, str]) -> dict[str, Label]:
-    found = {label.strip().lower() for label in row["Finding Labels"].split("|")}
-    if unknown := found - {*FINDINGS, "no finding"}:
-        raise Rejected(
-            f"Finding Labels {', '.join(sorted(unknown))!r}; expected those of ChestX-ray14, "
-            f"joined by |"
-        )
-    labels: dict[str, Label] = {NAMES.get(name, name): "absent" for name in FINDINGS}
-    labels |= {NAMES.get(name, name): "present" for name in found}
-    return {"no finding": "absent", **labels}
-
-
-def read(root: Path, reject: Reject) -> Iterator[Study]:
-    """One study an image. With the official lists, test is the official test and an eighth of the
-    other patients is val; without, 70 / 10 / 20 by patient.
-    """
-    columns = ("Image Index", "Finding Labels", "Patient ID", "View Position")
-    rows = table(root, "Data_Entry_2017_v2020", columns, key=("Image Index",))
-    test, train = _list(root, "test_list.txt"), _list(root, "train_val_list.txt")
-    files = {
-        path.name: path for folder in sorted(root.glob("images*")) for path in folder.rglob("*.png")
-    }
+def _find_images(root: Path) -> dict[str, Path]:
+    files = {}
+    for folder in sorted(root.glob("images*")):
+        for path in folder.rglob("*.png"):
+            files[path.name] = path
     if not files:
         raise UserError(
             f"{root}: no *.png under images*/; expected images/ or images_001/images/ … of the "
-            f"official layout"
+            "official layout"
         )
-    for row in rows.to_dict("records"):
-        name, patient = row["Image Index"], row["Patient ID"]
-        try:
-            path = files.get(name) or inside(root / "images", name)
-            labels = _labels(row)
-            if test and train and name not in test and name not in train:
-                raise Rejected(
-                    f"{name} is in neither test_list.txt nor train_val_list.txt: download the "
-                    f"lists again"
-                )
-        except Rejected as reason:
-            reject(Path(name).stem, name, "read", str(reason))
-            continue
-        split: Split = hash_split("nih", patient)
-        if test or train:
-            split = "test" if name in test else hash_split("nih", patient, 0, 0.125)
-        image = Image(path, view(row["View Position"]), Path(name).stem)
-        yield Study("nih", patient, Path(name).stem, split, (image,), labels=labels)
+    return files
+
+
+def _labels(row: Mapping[str, str]) -> dict[str, Label]:
+    found = {label.strip().lower() for label in row["Finding Labels"].split("|")}
+    unknown = found - {*FINDINGS, "no finding"}
+    if unknown:
+        raise Rejected(
+            f"Finding Labels {', '.join(sorted(unknown))!r}; expected those of ChestX-ray14, "
+            "joined by |"
+        )
+    labels: dict[str, Label] = {"no finding": "absent"}
+    for name in FINDINGS:
+        labels[NAMES.get(name, name)] = "absent"
+    for name in found:
+        labels[NAMES.get(name, name)] = "present"
+    return labels

@@ -1,28 +1,66 @@
-"""The annotation.json with which R2Gen and most work after it reads IU X-ray and MIMIC-CXR, and its
-`images/`.
-"""
+"""The annotation.json with which R2Gen and most later work read IU X-ray and MIMIC-CXR."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mavilt_pl.data.records import SPLITS, Image, Split, Study
-from mavilt_pl.data.sources import Reject, inside, read_json
+from mavilt_pl.data.sources import Reject
+from mavilt_pl.data.sources.fields import path_inside
+from mavilt_pl.data.sources.tables import read_json
 from mavilt_pl.errors import Rejected, UserError
 
 
+def read(root: Path, reject: Reject) -> Iterator[Study]:
+    """Yield the studies in the order of the file, with its splits.
+
+    The report counts as findings, and every view is UNKNOWN. The file of MIMIC-CXR lists an entry
+    an image: the entries of one study become one record with all its images.
+
+    Args:
+        root: the folder with annotation.json and images/.
+        reject: called for everything that is not yielded.
+
+    Raises:
+        UserError: the annotation is missing or damaged.
+    """
+    path = root / "annotation.json"
+    studies: dict[tuple[Split, str], Study] = {}
+    # The split is part of the key: a study listed in two splits is rejected by `read_source`.
+    for split, entry in entries(path):
+        try:
+            study = _study(entry, split, root)
+        except Rejected as reason:
+            name = str(entry.get("study_id", entry.get("id", "")))[:80]
+            reject(name, str(path), "read", str(reason))
+            continue
+        first = studies.setdefault((split, study.study), study)
+        if first is study:
+            continue
+        problem = _merge_problem(first, study)
+        if problem:
+            reason_ = f"a second entry of study {study.study} {problem}; the first is kept"
+            reject(study.study, str(study.images[0].path), "image", reason_)
+        else:
+            studies[split, study.study] = replace(first, images=first.images + study.images)
+    yield from studies.values()
+
+
 def entries(path: Path) -> Iterator[tuple[Split, dict[str, Any]]]:
-    """Each entry with its split: train, then val, then test. Raises `UserError` for a file that is
-    no annotation.
+    """Yield each entry with its split: train, then val, then test.
+
+    Raises:
+        UserError: the file is no annotation of R2Gen, or is empty.
     """
     groups = read_json(path, dict)
     for split in SPLITS:
         if not isinstance(groups.get(split), list):
             raise UserError(
                 f"{path} has no list {split!r} (found {', '.join(groups) or 'nothing'}): is it "
-                f"R2Gen's file?"
+                "R2Gen's file?"
             )
     if not any(groups[split] for split in SPLITS):
         raise UserError(f"{path} has no entries: the annotation is empty, download it again")
@@ -31,64 +69,49 @@ def entries(path: Path) -> Iterator[tuple[Split, dict[str, Any]]]:
             if not isinstance(entry, dict):
                 raise UserError(
                     f"{path}: {split}[{number}] is a {type(entry).__name__}; expected an object "
-                    f"with an id"
+                    "with an id"
                 )
             yield split, entry
 
 
 def _study(entry: dict[str, Any], split: Split, root: Path) -> Study:
-    name, text, paths = entry.get("id"), entry.get("report"), entry.get("image_path")
+    name, text = entry.get("id"), entry.get("report")
     if not isinstance(name, str) or not name or not isinstance(text, str):
         raise Rejected(
             f"id {str(name)[:80]!r}, report {str(text)[:80]!r}; expected two texts: correct the "
-            f"annotation"
+            "annotation"
         )
-    paths = [paths] if isinstance(paths, str) else paths
-    if not (isinstance(paths, list) and paths and all(isinstance(path, str) for path in paths)):
-        raise Rejected(
-            f"image_path {str(paths)[:80]!r}; expected a list of file names: correct the annotation"
-        )
-    mimic = "subject_id" in entry
+    images = []
+    for path in _image_paths(entry):
+        key = Path(path).with_suffix("").as_posix()
+        images.append(Image(path_inside(root / "images", path), "UNKNOWN", key))
+    is_mimic = "subject_id" in entry
     return Study(
-        source="mimic-cxr" if mimic else "indiana",
-        patient=str(entry["subject_id"]) if mimic else name.split("_")[0],
+        source="mimic-cxr" if is_mimic else "indiana",
+        patient=str(entry["subject_id"]) if is_mimic else name.split("_")[0],
         study=str(entry.get("study_id", name)),
         split=split,
-        images=tuple(
-            Image(inside(root / "images", path), "UNKNOWN", Path(path).with_suffix("").as_posix())
-            for path in paths
-        ),
+        images=tuple(images),
         findings=text.strip(),
     )
 
 
-def read(root: Path, reject: Reject) -> Iterator[Study]:
-    """Studies in the order of the file, with its splits; the report is the findings, every view is
-    UNKNOWN.
+def _image_paths(entry: dict[str, Any]) -> list[str]:
+    paths = entry.get("image_path")
+    if isinstance(paths, str):
+        paths = [paths]
+    if not isinstance(paths, list) or not paths or not all(isinstance(p, str) for p in paths):
+        raise Rejected(
+            f"image_path {str(paths)[:80]!r}; expected a list of file names: correct the annotation"
+        )
+    return paths
 
-    MIMIC-CXR's flavour lists an entry an image: the entries of one study become one record with all
-    its images.
-    """
-    path = root / "annotation.json"
-    studies: dict[tuple[Split, str], Study] = {}
-    for split, entry in entries(path):
-        try:
-            study = _study(entry, split, root)
-        except Rejected as reason:
-            reject(
-                str(entry.get("study_id", entry.get("id", "")))[:80], str(path), "read", str(reason)
-            )
-            continue
-        first = studies.setdefault((split, study.study), study)
-        if first is study:
-            continue
-        keys = {image.key for image in first.images}
-        new = tuple(image for image in study.images if image.key not in keys)
-        same = first.patient == study.patient and first.findings == study.findings
-        if same and len(new) == len(study.images):
-            studies[split, study.study] = Study(**{**vars(first), "images": first.images + new})
-        else:
-            why = "lists an image twice" if same else "has another report or patient"
-            reason_ = f"a second entry of study {study.study} {why}; the first is kept"
-            reject(study.study, str(study.images[0].path), "image", reason_)
-    yield from studies.values()
+
+def _merge_problem(first: Study, second: Study) -> str:
+    """Why two entries of one study cannot become one record; "" if they can."""
+    if first.patient != second.patient or first.findings != second.findings:
+        return "has another report or patient"
+    known = {image.key for image in first.images}
+    if any(image.key in known for image in second.images):
+        return "lists an image twice"
+    return ""

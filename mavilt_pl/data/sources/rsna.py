@@ -1,6 +1,4 @@
-"""RSNA Pneumonia Detection Challenge, stage 2: frontal radiographs of the NIH as DICOM, and who had
-an opacity.
-"""
+"""RSNA Pneumonia Detection Challenge, stage 2: frontal radiographs of the NIH as DICOM."""
 
 from __future__ import annotations
 
@@ -8,55 +6,70 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mavilt_pl.data.records import Image, Label, Study
-from mavilt_pl.data.sources import Reject, find_table, groups, hash_split, inside, read_table, table
+from mavilt_pl.data.sources import Reject
+from mavilt_pl.data.sources.fields import hash_split, path_inside
+from mavilt_pl.data.sources.tables import find_table, group_rows, load_table, read_table
 from mavilt_pl.errors import Rejected
 
-CLASSES = {
-    "lung opacity": "1",
-    "normal": "0",
-    "no lung opacity / not normal": "0",
-}  # class → its Target
+# Detailed class → the Target that belongs to it.
+CLASSES = {"lung opacity": "1", "normal": "0", "no lung opacity / not normal": "0"}
 
 
 def read(root: Path, reject: Reject) -> Iterator[Study]:
-    """One study an image, 70 / 10 / 20 by hash; several rows of a patientId are boxes of one image
-    and give one study.
+    """Yield one study an image, split 70 / 10 / 20 by hash.
 
-    Target is both `pneumonia` and `lung opacity`: the challenge boxed opacities that suggest
-    pneumonia. The detailed classes, where their table lies in `root`, tell normal images from other
-    abnormal ones.
+    Several rows of a patientId are boxes of one image and give one study. Target is both
+    `pneumonia` and `lung opacity`: the challenge boxed opacities that suggest pneumonia. The table
+    of detailed classes, if it lies in `root`, separates normal images from other abnormal ones.
+
+    Args:
+        root: the folder with the tables and stage_2_train_images/.
+        reject: called for everything that is not yielded.
+
+    Raises:
+        UserError: a table is missing or damaged.
     """
-    rows = table(root, "stage_2_train_labels", ("patientId", "Target"))
-    classes: dict[str, set[str]] = {}
-    if path := find_table(root, "stage_2_detailed_class_info"):
-        for group in groups(read_table(path, ("patientId", "class")), "patientId"):
-            classes[group[0]["patientId"]] = {row["class"].strip().lower() for row in group}
-    for boxes in groups(rows, "patientId"):
-        patient, targets = boxes[0]["patientId"], {box["Target"] for box in boxes}
-        named = classes.get(patient, set())
+    rows = load_table(root, "stage_2_train_labels", ("patientId", "Target"))
+    classes = _read_classes(root)
+    for boxes in group_rows(rows, "patientId"):
+        patient = boxes[0]["patientId"]
+        targets = {box["Target"] for box in boxes}
         try:
-            if targets not in ({"0"}, {"1"}):
-                raise Rejected(
-                    f"Target {' and '.join(sorted(targets))}; expected 0 or 1, the same in all rows"
-                )
-            if named and ({CLASSES.get(name) for name in named} != targets or len(named) > 1):
-                raise Rejected(
-                    f"class {' and '.join(sorted(named))} with Target {targets.pop()}: correct the "
-                    f"tables"
-                )
-            file = inside(root / "stage_2_train_images", f"{patient}.dcm")
+            labels = _labels(targets, classes.get(patient, set()))
+            path = path_inside(root / "stage_2_train_images", f"{patient}.dcm")
         except Rejected as reason:
             reject(patient, f"{patient}.dcm", "read", str(reason))
             continue
-        opacity: Label = "present" if targets == {"1"} else "absent"
-        labels: dict[str, Label] = {"pneumonia": opacity, "lung opacity": opacity}
-        if named:
-            labels["no finding"] = "present" if named == {"normal"} else "absent"
-        yield Study(
-            "rsna",
-            patient,
-            patient,
-            hash_split("rsna", patient),
-            (Image(file, "FRONTAL", patient),),
-            labels=labels,
+        # patientId names one image; the challenge does not say which images share a patient.
+        image = Image(path, "FRONTAL", patient)
+        split = hash_split("rsna", patient)
+        yield Study("rsna", patient, patient, split, (image,), labels=labels)
+
+
+def _read_classes(root: Path) -> dict[str, set[str]]:
+    """Detailed classes by patientId; empty without the table."""
+    path = find_table(root, "stage_2_detailed_class_info")
+    if path is None:
+        return {}
+    classes = {}
+    for group in group_rows(read_table(path, ("patientId", "class")), "patientId"):
+        classes[group[0]["patientId"]] = {row["class"].strip().lower() for row in group}
+    return classes
+
+
+def _labels(targets: set[str], classes: set[str]) -> dict[str, Label]:
+    """Labels of one image, from all its rows in both tables."""
+    if targets not in ({"0"}, {"1"}):
+        raise Rejected(
+            f"Target {' and '.join(sorted(targets))}; expected 0 or 1, the same in all rows"
         )
+    (target,) = targets
+    if classes and (len(classes) > 1 or {CLASSES.get(name) for name in classes} != targets):
+        raise Rejected(
+            f"class {' and '.join(sorted(classes))} with Target {target}: correct the tables"
+        )
+    opacity: Label = "present" if target == "1" else "absent"
+    labels: dict[str, Label] = {"pneumonia": opacity, "lung opacity": opacity}
+    if classes:
+        labels["no finding"] = "present" if classes == {"normal"} else "absent"
+    return labels

@@ -1,0 +1,147 @@
+"""Join the decoded shards of a corpus: one table, one list of rejects, corpus.json."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mavilt_pl.data.corpus import FORMAT, SCHEMA, corpus_files_sha256, pixels_path
+from mavilt_pl.data.corpus_parts import Parts, RejectRow
+from mavilt_pl.data.records import SPLITS
+from mavilt_pl.errors import UserError
+from mavilt_pl.parallel.atomic_write import atomic_write_text
+
+UNKNOWN = "unknown"  # split of what was rejected before its split was known
+# A reader's rejects are of a whole study, or of one image of a study that it kept.
+KIND_OF_STAGE = {"read": "studies", "image": "images"}
+
+
+class ShardJoiner:
+    """Joins the shards of one corpus.
+
+    Args:
+        out: folder of the corpus.
+        settings: contents of prepare.json.
+        num_shards: all of them decoded.
+    """
+
+    def __init__(self, out: Path, settings: Mapping[str, Any], num_shards: int):
+        self.out, self.parts, self.settings = out, Parts(out / "parts"), settings
+        self.num_shards = num_shards
+
+    def join(self, reader_rejects: Sequence[RejectRow]) -> None:
+        """Write the table, rejects.csv and, last, corpus.json.
+
+        Raises:
+            UserError: not a single study was kept.
+        """
+        counts = _count_reader_rejects(reader_rejects)
+        rejects = list(reader_rejects)
+        for number in range(self.num_shards):
+            tally = json.loads(self.parts.tally(number).read_text(encoding="utf-8"))
+            rejects += tally["rejects"]
+            for kind, counter in counts.items():
+                counter.update(tally[kind])
+        num_images = self._write_table()
+        self._write_rejects(rejects)
+        # Staged in the parts and moved: a killed process leaves nothing half-written in OUT.
+        for name in ("studies.parquet", "studies.arrow", "rejects.csv"):
+            os.replace(self.parts.folder / name, self.out / name)
+        self._write_facts(num_images, counts, rejects)
+
+    def _write_table(self) -> int:
+        """Write studies.parquet and studies.arrow into the parts; return the number of images."""
+        first_image = 0
+        with (
+            pq.ParquetWriter(self.parts.folder / "studies.parquet", SCHEMA) as parquet,
+            pa.OSFile(str(self.parts.folder / "studies.arrow"), "wb") as file,
+            pa.ipc.new_file(file, SCHEMA) as arrow,
+        ):
+            for number in range(self.num_shards):
+                # Rows count within their shard; here they become rows of the whole pixel store.
+                rows = pq.read_table(self.parts.kept_rows(number)).to_pylist()
+                for row in rows:
+                    images = json.loads(row["images"])
+                    for image in images:
+                        image["row"] += first_image
+                    row["images"] = json.dumps(images)
+                table = pa.Table.from_pylist(rows, SCHEMA)
+                parquet.write_table(table)
+                arrow.write_table(table)
+                first_image += len(np.load(pixels_path(self.out, number), mmap_mode="r"))
+        return first_image
+
+    def _write_rejects(self, rejects: Sequence[RejectRow]) -> None:
+        path = self.parts.folder / "rejects.csv"
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(("study", "file", "stage", "reason"))
+            writer.writerows(rejects)
+
+    def _write_facts(
+        self,
+        num_images: int,
+        counts: Mapping[str, Counter[str]],
+        rejects: Sequence[RejectRow],
+    ) -> None:
+        """Write corpus.json, unless not a single study was kept."""
+        splits = {}
+        for split in (*SPLITS, UNKNOWN):
+            totals = {kind: _total(counter, split) for kind, counter in counts.items()}
+            if totals["studies"]["read"] or totals["images"]["read"]:
+                splits[split] = totals
+        total = {kind: _total(counter) for kind, counter in counts.items()}
+        if not total["studies"]["kept"]:
+            reason = "the dataset is empty"
+            if rejects:
+                study, file, _, why = rejects[0]
+                reason = f"the first: {study}: {why} {file}"
+            raise UserError(
+                f"{self.settings['root']}: no study of {total['studies']['read']} could be used; "
+                f"{reason}"
+            )
+        facts = {
+            "format": FORMAT,
+            "name": self.settings["name"],
+            "source": self.settings["source"],
+            "size": self.settings["size"],
+            "studies": total["studies"]["kept"],
+            "images": num_images,
+            "total": total,
+            "splits": splits,
+            "shards": self.num_shards,
+            "fingerprint": corpus_files_sha256(self.out, self.num_shards),
+        }
+        atomic_write_text(self.out / "corpus.json", json.dumps(facts, indent=1))
+
+
+def _count_reader_rejects(rejects: Sequence[RejectRow]) -> dict[str, Counter[str]]:
+    counts = {"studies": Counter[str](), "images": Counter[str]()}
+    for _, _, stage, _ in rejects:
+        if stage in KIND_OF_STAGE:
+            counts[KIND_OF_STAGE[stage]][f"{UNKNOWN}/rejected"] += 1
+    return counts
+
+
+def _total(counter: Counter[str], split: str | None = None) -> dict[str, int]:
+    """Numbers of one split or of all; read = kept + rejected.
+
+    Args:
+        counter: numbers under keys such as `train/kept`.
+        split: None for all.
+    """
+    totals = {"kept": 0, "rejected": 0}
+    for key, count in counter.items():
+        of_split, _, outcome = key.partition("/")
+        if split in (None, of_split):
+            totals[outcome] += count
+    return {"read": totals["kept"] + totals["rejected"], **totals}
