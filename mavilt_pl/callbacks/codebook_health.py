@@ -62,7 +62,7 @@ class CodebookHealth(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         device = pl_module.device
         self.counts_WK = torch.zeros(
-            self.window, pl_module.tokenizer.codes, dtype=torch.int32, device=device
+            self.window, pl_module.tokenizer.codebook_size, dtype=torch.int32, device=device
         )
         self.energy_W2 = torch.zeros(self.window, 2, dtype=torch.float64, device=device)
         counts = self._resumed.get("counts_WK")

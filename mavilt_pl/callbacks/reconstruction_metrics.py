@@ -59,7 +59,7 @@ class ReconstructionMetrics(MetricCallback):
     def metrics(self, trainer: Trainer, module: Any) -> dict[str, Metric]:
         found: dict[str, Metric] = {
             "scores": ReconstructionScores(self.lpips),
-            "codes": CodebookUse(module.tokenizer.codes),
+            "codes": CodebookUse(module.tokenizer.codebook_size),
         }
         if self.judge is not None:
             found["fid_cxr"] = FrechetDistance(

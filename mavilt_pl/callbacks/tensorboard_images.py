@@ -64,7 +64,7 @@ class Pictures(Callback):
         step, first = trainer.global_step, batch_idx == dataloader_idx == 0
         if "pixels" in batch and isinstance(outputs, dict) and "reconstruction" in outputs:
             uses_K = torch.bincount(
-                outputs["codes"].flatten().cpu(), minlength=pl_module.tokenizer.codes
+                outputs["codes"].flatten().cpu(), minlength=pl_module.tokenizer.codebook_size
             )
             self._uses_K = uses_K if self._uses_K is None else self._uses_K + uses_K
             self._images += len(batch["pixels"])

@@ -27,7 +27,7 @@ from mavilt_pl.language.module import LanguageModule
 from mavilt_pl.language.vocabulary import VIEW_MARKS
 from mavilt_pl.parallel.device import resolve_device
 from mavilt_pl.vqgan.loading import load_tokenizer
-from mavilt_pl.vqgan.module import Tokenizer
+from mavilt_pl.vqgan.tokenizer import Tokenizer
 
 BATCH = 16  # studies
 Radiograph = str | Path

@@ -1,10 +1,12 @@
-"""Where in the epoch a resumed run goes on.
+"""The position in the epoch at which a resumed run continues.
 
-The rule: at the item of the epoch's order that came next, whatever the batch size and the number of
-ranks are now. Nothing is repeated; what is left out at the epoch's end is what does not fill a
-batch of all ranks, as in any epoch. Optimizer steps go on counting, so `max_steps`, schedules and
-checkpoints come when they would have; a step takes the new number of items. Where batches are
-accumulated, the first step may be made of fewer.
+A resumed run continues at the next item of the epoch's order, whatever the batch size and the
+number of ranks are now. Nothing is repeated. As in any epoch, the last items that do not fill a
+batch of all ranks are dropped.
+
+Optimizer steps are counted on, so `max_steps`, schedules and checkpoints stay where they were; a
+step takes the new number of items. If gradients are accumulated, the first step may have fewer
+batches.
 """
 
 from __future__ import annotations
@@ -15,14 +17,17 @@ from mavilt_pl.data.datamodule import ResumableLoader
 
 
 class ResumePosition(Callback):
-    """Sets Lightning's count of the epoch's batches to what it would be had the epoch begun with
-    the present layout.
-    """
+    """Sets Lightning's count of the epoch's batches to that of the present batch size and ranks."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        loader, progress = trainer.train_dataloader, trainer.fit_loop.epoch_loop.batch_progress
+        loader = trainer.train_dataloader
         if not trainer.ckpt_path or not isinstance(loader, ResumableLoader):
             return
-        moved = len(loader) - loader.left - progress.current.ready
-        for count in ("ready", "started", "processed", "completed"):
-            setattr(progress.current, count, getattr(progress.current, count) + moved)
+        # `len(loader)` is the epoch in batches of the present size, `loader.left` what remains.
+        position = len(loader) - loader.left
+        progress = trainer.fit_loop.epoch_loop.batch_progress.current
+        shift = position - progress.ready
+        progress.ready += shift
+        progress.started += shift
+        progress.processed += shift
+        progress.completed += shift

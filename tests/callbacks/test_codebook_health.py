@@ -32,7 +32,7 @@ class StandIn(LightningModule):
         super().__init__()
         self.save_hyperparameters()
         self.weight = torch.nn.Parameter(torch.zeros(()))
-        self.tokenizer = SimpleNamespace(codes=K)
+        self.tokenizer = SimpleNamespace(codebook_size=K)
 
     def training_step(self, batch: dict, index: int) -> dict:
         self.log("train/discriminator_right", batch["right"].mean())
@@ -193,7 +193,7 @@ def test_each_failure_is_told_once_with_its_key_and_again_after_a_recovery(tmp_p
     )
     for key in (
         "learning_rate (now 0.1)",
-        "quantizer.code_width",
+        "quantizer.code_dim",
         "quantizer.dead_code_threshold",
         "data.batch_size",
     ):

@@ -22,7 +22,7 @@ from mavilt_pl.data.corpus import Corpus
 class StandIn(LightningModule):
     """Reconstructs a blurred image; uses few codes often, some once and most never."""
 
-    tokenizer = SimpleNamespace(codes=64)
+    tokenizer = SimpleNamespace(codebook_size=64)
 
     def validation_step(self, batch: dict, index: int, dataloader_idx: int = 0) -> dict:
         made = torch.nn.functional.avg_pool2d(batch["pixels"], 5, 1, 2)

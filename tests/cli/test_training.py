@@ -40,7 +40,7 @@ def language(chain: Path, corpus: Path) -> list[str]:
 
 
 def vqgan(chain: Path, corpus: Path) -> list[str]:
-    small = {"autoencoder.image_size": 32, "autoencoder.channels": 8, "quantizer.codes": 32}
+    small = {"autoencoder.image_size": 32, "autoencoder.channels": 8, "quantizer.codebook_size": 32}
     encoder = f"--model.init_args.encoder={chain}/encoder/checkpoints/last.ckpt"
     sizes = [f"--model.init_args.{name}={value}" for name, value in small.items()]
     return [

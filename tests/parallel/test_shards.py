@@ -257,12 +257,12 @@ def tokenized(
         {
             "image_size": 32,
             "channels": 8,
-            "multipliers": [1, 2],
-            "blocks": 1,
-            "attention": [],
-            "latent": 8,
+            "channel_multipliers": [1, 2],
+            "num_res_blocks": 1,
+            "attention_resolutions": [],
+            "latent_dim": 8,
         },
-        {"codes": 16, "code_width": 4},
+        {"codebook_size": 16, "code_dim": 4},
     )
     torch.save(
         {"state_dict": net.state_dict(), "hyper_parameters": dict(net.hparams)},

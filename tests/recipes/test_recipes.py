@@ -461,7 +461,7 @@ def test_the_baselines_walk_to_their_page(chain: Path, corpus_path: Path, tmp_pa
     """What each is trained with is what its paper says, in the checkpoints themselves."""
     vqgan = yaml.safe_load((CONFIGS / "demo/vqgan.yaml").read_text())
     vqgan["model"]["init_args"]["autoencoder"] |= {"image_size": 32, "channels": 8}
-    vqgan["model"]["init_args"]["quantizer"]["codes"] = 32
+    vqgan["model"]["init_args"]["quantizer"]["codebook_size"] = 32
     encoder = yaml.safe_load((CONFIGS / "demo/encoder.yaml").read_text())
     encoder["model"]["init_args"]["image_size"] = 32
     for name, content in (("vqgan", vqgan), ("encoder", encoder)):

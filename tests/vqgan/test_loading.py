@@ -19,8 +19,9 @@ from mavilt_pl.cli import main
 from mavilt_pl.errors import UserError
 from mavilt_pl.vqgan import load_tokenizer, published_shape, published_weights
 from mavilt_pl.vqgan.autoencoder import Autoencoder
-from mavilt_pl.vqgan.module import VQGAN, Tokenizer
+from mavilt_pl.vqgan.module import VQGAN
 from mavilt_pl.vqgan.quantizer import Quantizer
+from mavilt_pl.vqgan.tokenizer import Tokenizer
 
 vqgan = pytest.importorskip("torchxrayvision.baseline_models.ieee8023.vqgan")
 ieee8023 = pytest.importorskip("torchxrayvision.baseline_models.ieee8023")
@@ -28,10 +29,10 @@ ieee8023 = pytest.importorskip("torchxrayvision.baseline_models.ieee8023")
 SMALL = {
     "image_size": 16,
     "channels": 8,
-    "multipliers": [1, 2],
-    "blocks": 1,
-    "attention": [8],
-    "latent": 8,
+    "channel_multipliers": [1, 2],
+    "num_res_blocks": 1,
+    "attention_resolutions": [8],
+    "latent_dim": 8,
 }
 CASES = {
     "grey": {"in_channels": 1, "out_ch": 1},
@@ -99,7 +100,9 @@ def test_a_taming_file_tokenizes_as_its_own_network(case: str, tmp_path: Path) -
     }
     torch.save({"state_dict": state, "epoch": 3, "global_step": 9}, path := tmp_path / "last.ckpt")
     tokenizer = load_tokenizer(path, image_size=32)
-    assert tokenizer.codes == 64 and not any(p.requires_grad for p in tokenizer.parameters())
+    assert tokenizer.codebook_size == 64 and not any(
+        p.requires_grad for p in tokenizer.parameters()
+    )
     assert_same(tokenizer, net, images())
 
 
@@ -138,7 +141,7 @@ def test_torchxrayvision_tokenizes_as_its_own_class(
     torch.testing.assert_close(tokenizer.decode(tokenizer.encode(pixels)), made, atol=1e-4, rtol=0)
     assert (
         published_shape(path)[0]["image_size"] == 768
-        and load_tokenizer(path, otherwise=32).grid == 384
+        and load_tokenizer(path, default_image_size=32).grid == 384
     )
 
 
@@ -151,9 +154,9 @@ def test_safetensors_and_a_stored_image_size(tmp_path: Path) -> None:
         UserError, match=r"vqgan.safetensors .*does not say its image size.*--image-size"
     ):
         load_tokenizer(path)
-    assert_same(load_tokenizer(path, otherwise=32), net, images())
+    assert_same(load_tokenizer(path, default_image_size=32), net, images())
     torch.save({"state_dict": net.state_dict(), "image_size": 32}, path := tmp_path / "vqgan.pt")
-    assert_same(load_tokenizer(path, otherwise=64), net, images())
+    assert_same(load_tokenizer(path, default_image_size=64), net, images())
     assert load_tokenizer(path, image_size=64).grid == 32
     with pytest.raises(UserError, match="multiples of 2, not 33"):
         load_tokenizer(path, image_size=33)
@@ -182,7 +185,7 @@ def test_a_corpus_is_tokenized_by_a_published_net(
 def test_attention_stays_at_its_level_at_another_size(tmp_path: Path) -> None:
     net, _ = published()
     torch.save(net.state_dict(), path := tmp_path / "vqgan.pt")
-    assert published_shape(path, 64)[0]["attention"] == [32]
+    assert published_shape(path, 64)[0]["attention_resolutions"] == [32]
     assert_same(load_tokenizer(path, image_size=64), net, images(size=64))
 
 
@@ -223,7 +226,7 @@ def test_the_defaults_are_what_they_were() -> None:
         "Conv2d",
     ]
     assert net.encoder[3].padding == (1, 1) and net.encoder[2].norm1.num_groups == 2
-    assert net.state_dict().keys() == Autoencoder(**net.shape).state_dict().keys()
+    assert net.state_dict().keys() == Autoencoder(**net.config).state_dict().keys()
     narrow, same = Quantizer(16, 8, 4), Quantizer(16, 8, 8)
     assert isinstance(narrow.project_in, nn.Module) and isinstance(same.project_out, nn.Identity)
     with pytest.raises(ValueError, match=r"codes of width 4 .* latents of width 8"):
@@ -232,7 +235,7 @@ def test_the_defaults_are_what_they_were() -> None:
 
 @pytest.fixture
 def ours(tmp_path: Path) -> Iterator[tuple[Path, VQGAN]]:
-    module = VQGAN(SMALL, {"codes": 16, "code_width": 4, "kmeans": False}, gan_weight=0)
+    module = VQGAN(SMALL, {"codebook_size": 16, "code_dim": 4, "kmeans": False}, gan_weight=0)
     trainer = Trainer(
         accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
     )
@@ -244,7 +247,7 @@ def ours(tmp_path: Path) -> Iterator[tuple[Path, VQGAN]]:
 def test_a_checkpoint_of_ours_has_its_own_size(ours: tuple[Path, VQGAN]) -> None:
     path, module = ours
     pixels = images(size=16)
-    tokenizer = load_tokenizer(path, otherwise=32)
+    tokenizer = load_tokenizer(path, default_image_size=32)
     assert torch.equal(tokenizer.encode(pixels), module.eval().tokenizer.encode(pixels))
     with pytest.raises(UserError, match=r"trained on images of 16².*asked for 32²"):
         load_tokenizer(path, image_size=32)
@@ -261,27 +264,27 @@ def test_a_checkpoint_of_other_settings_is_refused_in_words(ours: tuple[Path, VQ
 
     def said(autoencoder: dict, quantizer: dict) -> str:
         with pytest.raises(UserError) as caught:
-            quantizer = {"codes": 16, "code_width": 4, "kmeans": False, **quantizer}
+            quantizer = {"codebook_size": 16, "code_dim": 4, "kmeans": False, **quantizer}
             check_compatible(checkpoint, VQGAN({**SMALL, **autoencoder}, quantizer, gan_weight=0))
         return str(caught.value)
 
-    text = said({}, {"codes": 2048})
+    text = said({}, {"codebook_size": 2048})
     assert "codebook of 16 codes in the checkpoint, codebook of 2,048 codes in the config" in text
-    assert "(model.init_args.quantizer.codes)" in text
+    assert "(model.init_args.quantizer.codebook_size)" in text
     # Neither of these two changes the shape of a weight.
     assert (
         "image size of 16 pixels in the checkpoint, image size of 32 pixels in the config"
-        in said({"image_size": 32, "attention": [16]}, {})
+        in said({"image_size": 32, "attention_resolutions": [16]}, {})
     )
     assert "group norm of None groups in the checkpoint, group norm of 1 groups" in said(
         {"groups": 1}, {}
     )
-    text = said({"channels": 16}, {"code_width": 8})
+    text = said({"channels": 16}, {"code_dim": 8})
     assert (
         "8 channels at the first level in the checkpoint, 16 channels" in text
         and "codes of width 4" in text
     )
-    assert "weights differ" in said({"attention": []}, {})
+    assert "weights differ" in said({"attention_resolutions": []}, {})
     check_compatible(checkpoint, ours[1])
 
 
@@ -407,6 +410,6 @@ def test_training_starts_from_a_published_net(
     assert_same(load_tokenizer(tmp_path / "checkpoints" / "last.ckpt"), net, images())
 
     torch.save(net.state_dict(), start)
-    assert main([*words, "--model.init_args.quantizer={codes: 7}"]) == 1
+    assert main([*words, "--model.init_args.quantizer={codebook_size: 7}"]) == 1
     said = " ".join(capsys.readouterr().err.split())
-    assert f"quantizer.codes is 7 and {config['n_embed']} in" in said
+    assert f"quantizer.codebook_size is 7 and {config['n_embed']} in" in said

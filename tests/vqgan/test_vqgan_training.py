@@ -23,10 +23,10 @@ from mavilt_pl.vqgan.module import VQGAN
 SMALL = {
     "image_size": 16,
     "channels": 8,
-    "multipliers": [1, 2],
-    "blocks": 1,
-    "attention": [8],
-    "latent": 8,
+    "channel_multipliers": [1, 2],
+    "num_res_blocks": 1,
+    "attention_resolutions": [8],
+    "latent_dim": 8,
 }
 EMA = [
     "--trainer.callbacks+=lightning.pytorch.callbacks.EMAWeightAveraging",
@@ -37,9 +37,9 @@ EMA = [
 
 def words(chain: Path, corpus: Path, out: Path, batch: int, *more: str) -> list[str]:
     model = {
-        "autoencoder": "{image_size: 32, channels: 8, multipliers: [1, 2], blocks: 1, attention: "
-        "[16], latent: 16}",
-        "quantizer": "{codes: 32, code_width: 4}",
+        "autoencoder": "{image_size: 32, channels: 8, channel_multipliers: [1, 2], num_res_blocks: 1, attention_resolutions: "
+        "[16], latent_dim: 16}",
+        "quantizer": "{codebook_size: 32, code_dim: 4}",
         "encoder": f"{chain}/encoder/checkpoints/last.ckpt",
         "gan_start": "4",
         # At the demo's 3, rounding alone grows to 2e-4 of the loss within 20 steps
@@ -185,9 +185,9 @@ def test_accumulated_batches_are_one_batch(corpus_path: Path, tmp_path: Path) ->
     for name, batch, each in (("whole", 8, 1), ("parts", 4, 2)):
         out = tmp_path / name
         plain = {
-            "autoencoder": "{image_size: 32, channels: 8, multipliers: [1, 2], blocks: 1, "
-            "attention: [], latent: 8}",
-            "quantizer": "{codes: 16, code_width: 4, decay: 1.0, dead_code_threshold: 0, kmeans: false}",
+            "autoencoder": "{image_size: 32, channels: 8, channel_multipliers: [1, 2], num_res_blocks: 1, "
+            "attention_resolutions: [], latent_dim: 8}",
+            "quantizer": "{codebook_size: 16, code_dim: 4, decay: 1.0, dead_code_threshold: 0, kmeans: false}",
             "accumulate_grad_batches": each,
             "gan_weight": 0,
             "warmup": 0,
@@ -279,7 +279,7 @@ def test_compiled_networks_train_as_plain_ones_and_keep_their_names(
 
 def test_a_weight_of_zero_costs_nothing() -> None:
     """No encoder is loaded, no discriminator is built, and only the plain terms are computed."""
-    module = VQGAN(SMALL, {"codes": 16, "kmeans": False}, lambda_grad=0, gan_weight=0)
+    module = VQGAN(SMALL, {"codebook_size": 16, "kmeans": False}, lambda_grad=0, gan_weight=0)
     assert module.phi is None and module.discriminator is None
     terms, *_ = module.terms(torch.zeros(2, 1, 16, 16))
     assert set(terms) == {"l1", "commitment"}
