@@ -41,8 +41,7 @@ def _link(path: Path, name: Path) -> None:
 class StepCheckpoints(ModelCheckpoint):
     """`step=N.ckpt` every `every` steps and at the end; `last.ckpt` is the newest's second name.
 
-    Lightning's own `ModelCheckpoint` counts batches, saves after validations too, and numbers
-    files that exist. Here the files depend on the step alone.
+    Which files there are depends on the step alone, not on epochs or validations.
 
     Args:
         folder: of the checkpoints.

@@ -15,7 +15,7 @@ def rate_share(step: int, warmup: int, steps: int) -> float:
     cosine with a minimum differs: its warm-up starts at 0, so that its first step learns nothing.
 
     >>> [round(rate_share(step, warmup=3, steps=7), 2) for step in (0, 3, 5, 7, 9)]
-    [0.25, 1.0, 0.5, 0.01, 0.01]
+    [0.25, 1.0, 0.51, 0.01, 0.01]
     """
     if step < warmup:
         return (step + 1) / (warmup + 1)

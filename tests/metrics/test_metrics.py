@@ -184,12 +184,12 @@ def test_findings_f1_against_sklearn() -> None:
             f1_score(truth, said, average=average)
         )
     # Chance: the expectation over all ways of dealing the four reports to the four patients.
-    gather_interleaved = [
+    chances = [
         f1_score(truth, [said[i] for i in order], average=None)
         for order in itertools.permutations(range(4))
     ]
     assert found["findings_f1_macro_chance"].value == pytest.approx(
-        np.mean(gather_interleaved), abs=0.02
+        np.mean(chances), abs=0.02
     )
     metric = FindingsF1(names)
     metric.update(written, [{"cardiomegaly": "uncertain"}] * 4, list("abcd"))
