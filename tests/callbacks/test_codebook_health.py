@@ -140,7 +140,7 @@ def test_resumed_equals_never_stopped(tmp_path: Path) -> None:
     """From the checkpoint of step 3 of 9, with a window of four; what was told before is not told
     again.
     """
-    data, more = images(18, right=[1] * 18), {"patience": 10**9, "max_right": 0.6}
+    data, more = images(18, right=[1] * 18), {"min_steps": 10**9, "max_right": 0.6}
     whole = train(tmp_path / "whole", data, CodebookHealth(4, **more), every=1, epochs=3)  # type: ignore[arg-type]
     point = {"ckpt": str(tmp_path / "whole/ckpt/step=3.ckpt"), "every": 1, "epochs": 3}
     second = train(tmp_path / "second", data, CodebookHealth(4, **more), **point)  # type: ignore[arg-type]
@@ -184,7 +184,7 @@ def test_each_failure_is_told_once_with_its_key_and_again_after_a_recovery(tmp_p
     data = images(16, [*sound, *poor] * 2, [1, 1, 1, 1, 0.5, 0.5, 0.5, 0.5] * 2, [0.5] * 16)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        found = train(tmp_path, data, CodebookHealth(window=1, patience=2), batch=1, every=1)
+        found = train(tmp_path, data, CodebookHealth(window=1, min_steps=2), batch=1, every=1)
     said = [str(w.message) for w in caught if str(w.message).startswith("step ")]
     assert [text.split(":")[0] for text in said] == ["step 5", "step 5", "step 13", "step 13"]
     assert (
@@ -207,7 +207,7 @@ def test_each_failure_is_told_once_with_its_key_and_again_after_a_recovery(tmp_p
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        train(tmp_path / "patient", data, CodebookHealth(window=1, patience=13), batch=1, every=1)
+        train(tmp_path / "patient", data, CodebookHealth(window=1, min_steps=13), batch=1, every=1)
     assert [str(w.message)[:8] for w in caught if "codebook" in str(w.message)] == ["step 13:"]
 
 
@@ -217,7 +217,7 @@ def test_a_discriminator_that_always_wins_is_named(tmp_path: Path) -> None:
         UserWarning, match=r"step 11: the discriminator wins: .*gan_weight \(now 0\.3\).*gan_start"
     ):
         train(
-            tmp_path, data, CodebookHealth(patience=10**9), batch=1, every=1
+            tmp_path, data, CodebookHealth(min_steps=10**9), batch=1, every=1
         )  # 1 − 0.5 · 0.8¹¹ = 0.957
 
 
