@@ -22,9 +22,11 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import mavilt_pl.trainer.fsdp_strategy  # noqa: F401  it registers the strategy
+from mavilt_pl.cli.tables import print_figures
 from mavilt_pl.config_files import find_config
 from mavilt_pl.data.datamodule import CXRDataModule
 from mavilt_pl.errors import UserError
+from mavilt_pl.evaluation.results import ResultsWriter
 from mavilt_pl.trainer.checkpoint_callbacks import BestCheckpoint, StepCheckpoints
 from mavilt_pl.trainer.checkpoint_io import BackgroundCheckpointIO, VerifiedCheckpointIO
 from mavilt_pl.trainer.preemption import Preemption, report_exit
@@ -209,4 +211,8 @@ def run(argv: list[str]) -> int:
     last = Path(done.trainer.default_root_dir) / "checkpoints" / "last.ckpt"
     if argv[0] == "fit" and done.trainer.is_global_zero and last.exists():
         print(f"{done.trainer.global_step:,} steps: {last}")
+    for callback in done.trainer.callbacks:
+        if isinstance(callback, ResultsWriter) and callback.path is not None:
+            print_figures(callback.figures)
+            print(f"{len(callback.figures)} figures: {callback.path}")
     return 0

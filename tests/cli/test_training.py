@@ -277,8 +277,8 @@ def test_stage2_of_questions_without_reports(chain: Path, mimic_root: Path, tmp_
     page = (tmp_path / "run" / "report.html").read_text()
     assert (
         page.count("open_exact_match") == 2
-        and "truth: in the chest" in page
-        and "truth: yes" in page
+        and "answer: in the chest" in page
+        and "answer: yes" in page
     )
 
 
