@@ -22,11 +22,11 @@ Key = tuple[str, ...]  # task, source, metric, control
 Interval = tuple[float | None, float | None]
 
 PROTOCOL = (
-    "A cell is the mean over the arm's runs with its 95 % t interval: how much trainings differ, not "
-    "how much patients do. A single run has its bootstrap interval by patient. A difference is the "
-    "first arm minus another one. Its 95 % interval is the paired t interval over runs in the given "
-    "order (the same seed in both arms). It has no interval if the arms have different numbers of "
-    "runs, or one run each. Intervals are not corrected for the number of rows."
+    "A cell is the mean over the arm's runs with its 95 % t interval: how much trainings differ, "
+    "not how much patients do. A single run has its bootstrap interval by patient. A difference is "
+    "the first arm minus another one. Its 95 % interval is the paired t interval over runs in the "
+    "given order (the same seed in both arms). It has no interval if the arms have different "
+    "numbers of runs, or one run each. Intervals are not corrected for the number of rows."
 )
 # Task, and the keys of its samples for the original image and for what an arm made of it.
 PICTURES = (
@@ -171,14 +171,12 @@ def compare(
     runs = [run for arm in compared for run in arm.runs]
     for other in runs[1:]:
         runs[0].check_comparable(other)
-    shared = [key for key in runs[0].figures if all(key in run.figures for run in runs)]
+    shared, partial = _shared_figures(runs)
     rows = [_row(key, compared) for key in shared]
-    missing = {_describe(key) for run in runs for key in run.figures}
-    missing -= {_describe(key) for key in shared}
     folders = {}
     for arm in compared:
         folders[arm.name] = [os.path.relpath(run.folder, out) for run in arm.runs]
-    content = {"arms": folders, "protocol": PROTOCOL, "rows": rows, "left_out": sorted(missing)}
+    content = {"arms": folders, "protocol": PROTOCOL, "rows": rows, "left_out": partial}
     write_json(out / "compare.json", content)
 
     headlines = []
@@ -191,7 +189,7 @@ def compare(
         rows=headlines,
         arms=[arm.name for arm in compared],
         counts=[len(arm.runs) for arm in compared],
-        left_out=sorted(missing),
+        left_out=partial,
         protocol=PROTOCOL,
         titles=TITLES,
         name=out.resolve().name,
@@ -219,6 +217,19 @@ def _read_arms(
                 runs.append(RunResults.read(out / part / subfolder))
         read.append(Arm(name, tuple(runs)))
     return tuple(read)
+
+
+def _shared_figures(runs: Sequence[RunResults]) -> tuple[list[Key], list[str]]:
+    """The figures that all runs have, in order, and descriptions of the others, sorted."""
+    shared = []
+    for key in runs[0].figures:
+        if all(key in run.figures for run in runs):
+            shared.append(key)
+    names: set[str] = set()
+    for run in runs:
+        names.update(_describe(key) for key in run.figures)
+    names.difference_update(_describe(key) for key in shared)
+    return shared, sorted(names)
 
 
 def _describe(key: Key) -> str:

@@ -273,7 +273,7 @@ def test_the_ablation_walks_to_its_page(tmp_path: Path) -> None:
     )
     assert original[0]["mean"] == original[1]["mean"] and made[0]["mean"] != made[1]["mean"]
     page = (tmp_path / "compare.html").read_text()
-    assert page.count("<figcaption>without</figcaption>") == 16 and "Drawn from the text" in page
+    assert page.count("<figcaption>without</figcaption>") == 16 and "Generated from the text" in page
     assert (tmp_path / "tokenizers" / "compare.html").exists()
 
 
