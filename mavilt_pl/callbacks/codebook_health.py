@@ -64,6 +64,7 @@ class CodebookHealth(Callback):
         self._resumed: dict[str, Tensor] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Make an empty window, or take over the resumed one."""
         device, codebook_size = pl_module.device, pl_module.tokenizer.codebook_size
         self.counts_WK = torch.zeros(self.window, codebook_size, dtype=torch.int32, device=device)
         self.energy_W2 = torch.zeros(self.window, 2, dtype=torch.float64, device=device)
@@ -80,6 +81,7 @@ class CodebookHealth(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        """Record the batch; log and check at every logged step."""
         if not isinstance(outputs, dict) or not {"codes", "reconstruction"} <= outputs.keys():
             return
         with torch.no_grad():

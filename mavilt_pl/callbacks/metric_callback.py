@@ -184,6 +184,7 @@ class MetricCallback(Callback):
     # Lightning's hooks.
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make new metrics, unless Lightning only checks that validation runs."""
         if self.validate and not trainer.sanity_checking:
             self._start(trainer, pl_module, (None,))
 
@@ -196,6 +197,7 @@ class MetricCallback(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
+        """Score the batch if more studies of its source are to be scored."""
         if self._metrics and self._remaining[dataloader_idx] > 0:
             # All ranks score a batch of this size at the same time.
             self._remaining[dataloader_idx] -= len(batch["studies"]) * trainer.world_size
@@ -205,10 +207,12 @@ class MetricCallback(Callback):
             )
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compute and log the figures."""
         if self._metrics:
             self._finish(trainer, pl_module, "val")
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make new metrics."""
         # If the config and the command line each have one of a kind, the last one tests.
         same = [callback for callback in trainer.callbacks if type(callback) is type(self)]
         if same[-1] is self:
@@ -223,6 +227,7 @@ class MetricCallback(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
+        """Score the batch under every control."""
         if not self._metrics:
             return
         for control in self.controls:
@@ -232,6 +237,7 @@ class MetricCallback(Callback):
             )
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compute, log and keep the figures."""
         self.figures = self._finish(trainer, pl_module, "test")
 
     def _start(

@@ -72,6 +72,7 @@ class Pictures(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
+        """Count the codes of the batch; write the images of the first one."""
         writer = self._writer(trainer)
         if writer is None:
             return
@@ -95,6 +96,7 @@ class Pictures(Callback):
                 self._add_generated_images(writer, trainer, pl_module, studies, keys)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Write the chart of code usage."""
         writer = self._writer(trainer)
         if writer is not None and self._uses_K is not None:
             chart = code_usage(self._uses_K, self._images)

@@ -109,14 +109,17 @@ class Forgetting(Callback):
         trainer.logger.log_metrics(values, trainer.global_step)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure the model before its first step."""
         if trainer.global_step == 0:
             self._log(trainer, pl_module)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure the model in training."""
         if not trainer.sanity_checking:
             self._log(trainer, pl_module)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure the model and, if asked for, the original backbone."""
         earlier = pl_module.at_start() if self.before else None
         if earlier is not None:
             earlier = earlier.to(pl_module.device).eval()

@@ -62,6 +62,8 @@ def _with_configs(argv: list[str]) -> list[str]:
 
 
 class MaviltCLI(LightningCLI):
+    """LightningCLI with one folder per run and checkpoints that can be resumed."""
+
     claims: ExitStack  # what the running command holds: its folder
 
     def _instantiate_trainer(self, config: Any, callbacks: list[Any]) -> Trainer:
@@ -143,6 +145,7 @@ class MaviltCLI(LightningCLI):
         """
 
     def add_arguments_to_parser(self, parser: Any) -> None:
+        """The options about checkpoints."""
         parser.add_argument(
             "--checkpoint_every", type=int, default=500, help="steps between checkpoints"
         )

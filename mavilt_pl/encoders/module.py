@@ -46,6 +46,7 @@ class CXRClassifier(LightningModule):
         self.validated: list[tuple[Tensor, Tensor]] = []  # logits and labels of this validation
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
+        """Refuse weights of another network."""
         check_compatible(checkpoint, self)
 
     def loss(self, batch: dict) -> tuple[Tensor, Tensor]:
@@ -57,11 +58,13 @@ class CXRClassifier(LightningModule):
         return loss, logits_BF
 
     def training_step(self, batch: dict, index: int) -> Tensor:
+        """The loss of a batch."""
         loss, _ = self.loss(batch)
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
     def validation_step(self, batch: dict, index: int, dataloader_idx: int = 0) -> None:
+        """Log the loss of a batch; keep its logits."""
         loss, logits_BF = self.loss(batch)
         self.validated.append((logits_BF, batch["labels"]))
         source = self.trainer.datamodule.names[dataloader_idx]
@@ -74,6 +77,7 @@ class CXRClassifier(LightningModule):
         )
 
     def on_validation_epoch_end(self) -> None:
+        """Log the AUROC of each finding and their mean."""
         logits_BF = torch.cat([logits for logits, _ in self.validated])
         labels_BF = torch.cat([labels for _, labels in self.validated])
         self.validated.clear()
@@ -89,6 +93,7 @@ class CXRClassifier(LightningModule):
             self.log("val/auroc", torch.stack(areas).mean(), prog_bar=True, sync_dist=True)
 
     def configure_optimizers(self) -> Any:
+        """AdamW with a one-cycle schedule."""
         h = self.hparams
         optimizer = torch.optim.AdamW(
             self.parameters(), lr=h["learning_rate"], weight_decay=h["weight_decay"]

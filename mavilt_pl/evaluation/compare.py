@@ -227,8 +227,8 @@ def _shared_figures(runs: Sequence[RunResults]) -> tuple[list[Key], list[str]]:
             shared.append(key)
     names: set[str] = set()
     for run in runs:
-        names.update(_describe(key) for key in run.figures)
-    names.difference_update(_describe(key) for key in shared)
+        names.update(map(_describe, run.figures))
+    names.difference_update(map(_describe, shared))
     return shared, sorted(names)
 
 

@@ -83,7 +83,8 @@ def read_samples(run: Path) -> dict[str, list[dict[str, Any]]]:
             continue
         by_task = json.loads((folder / "samples.json").read_text(encoding="utf-8"))
         for task, rows in by_task.items():
-            samples.setdefault(task, []).extend(inline_images(row, folder) for row in rows)
+            for row in rows:
+                samples.setdefault(task, []).append(inline_images(row, folder))
     return samples
 
 
@@ -130,7 +131,8 @@ def _per_finding(figures: Sequence[Figure]) -> list[dict[str, Any]]:
             if is_ours and slash and column in FINDING_COLUMNS:
                 by_cell[column, finding] = figure
         findings = sorted({finding for _, finding in by_cell})
-        columns = [key for key in FINDING_COLUMNS if any(column == key for column, _ in by_cell)]
+        used = {column for column, _ in by_cell}
+        columns = [column for column in FINDING_COLUMNS if column in used]
         if not findings:
             continue
         rows = []
@@ -145,6 +147,7 @@ def _controls(figures: Sequence[Figure]) -> list[tuple[Figure, Figure]]:
     """Pairs of a figure and its negative control."""
 
     def identity(figure: Figure) -> tuple[str, str, str]:
+        """What a figure and its control have in common."""
         return figure["task"], figure["source"], figure["metric"]
 
     real = {identity(figure): figure for figure in figures if figure["control"] is None}

@@ -161,17 +161,19 @@ class FindingsF1(PatientBootstrapMetric):
         right_nF = present_nF * claimed_nF
 
         def f1_per_finding(weights_n: np.ndarray) -> np.ndarray:
+            """2 right / (present + claimed)."""
             present_F = weights_n @ present_nF
             denominator_F = present_F + weights_n @ claimed_nF
             return _ratio(2 * (weights_n @ right_nF), denominator_F, present_F)
 
         def chance_per_finding(weights_n: np.ndarray) -> np.ndarray:
-            # 2pq / (p + q) with the prevalence p and the rate q of assertions.
+            """2pq / (p + q) with the prevalence p and the rate q of assertions."""
             present_F, claimed_F = weights_n @ present_nF, weights_n @ claimed_nF
             denominator_F = (present_F + claimed_F) * (weights_n @ known_nF)
             return _ratio(2 * present_F * claimed_F, denominator_F, present_F)
 
         def micro(weights_n: np.ndarray) -> float:
+            """F1 over the counts of all findings."""
             present = (weights_n @ present_nF).sum()
             claimed = (weights_n @ claimed_nF).sum()
             return float(_ratio(2 * (weights_n @ right_nF).sum(), present + claimed, present))

@@ -190,6 +190,7 @@ class FrechetDistance(PatientBootstrapMetric):
         value = frechet_distance(features[is_real], features[~is_real])
 
         def resampled_distance(weights: np.ndarray) -> float:
+            """The distance with images repeated by their weights."""
             chosen = np.repeat(np.arange(len(rows)), weights.astype(int))
             real, generated = chosen[is_real[chosen]], chosen[~is_real[chosen]]
             if min(len(real), len(generated)) < 2:
@@ -226,6 +227,7 @@ def inception_features(weights: str | Path) -> Callable[[Tensor], Tensor]:
         )
 
     def read_local(*_: Any, **__: Any) -> Any:
+        """Stands in for the download."""
         return torch.load(weights, map_location="cpu", weights_only=True)
 
     # The package always downloads; its download is replaced by reading the local file.
@@ -233,6 +235,7 @@ def inception_features(weights: str | Path) -> Callable[[Tensor], Tensor]:
         net = inception.InceptionV3([3], normalize_input=True).eval().requires_grad_(False)
 
     def features(pixels_BCHW: Tensor) -> Tensor:
+        """[B,1,H,W] → [B,2048]."""
         rgb_B3HW = ((pixels_BCHW + 1) / 2).clamp(0, 1).expand(-1, 3, -1, -1)
         with torch.inference_mode():
             return net.to(rgb_B3HW.device)(rgb_B3HW)[0].flatten(1)
@@ -273,6 +276,7 @@ def lpips_distance(weights: str | Path) -> Distance:
     build = models.alexnet if is_alexnet else models.vgg16
 
     def local_backbone(*_: Any, **__: Any) -> nn.Module:
+        """Stands in for the download."""
         net = build(weights=None).features
         try:
             net.load_state_dict(backbone)
@@ -287,6 +291,7 @@ def lpips_distance(weights: str | Path) -> Distance:
         net = lpips._NoTrainLpips(net="alex" if is_alexnet else "vgg")
 
     def distance(real_BCHW: Tensor, recon_BCHW: Tensor) -> Tensor:
+        """[B,1,H,W] twice → [B]."""
         real_B3HW = real_BCHW.clamp(-1, 1).expand(-1, 3, -1, -1)
         recon_B3HW = recon_BCHW.clamp(-1, 1).expand(-1, 3, -1, -1)
         with torch.inference_mode():

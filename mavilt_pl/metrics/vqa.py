@@ -103,6 +103,7 @@ class GroupedAUROC(PatientBootstrapMetric):
             return figures
 
         def macro(weights: np.ndarray) -> float:
+            """Mean AUROC over the groups that have one."""
             areas = [area(weights[chosen]) for chosen, area in groups]
             # In a resample a group may lack a class.
             defined = [area for area in areas if not np.isnan(area)]

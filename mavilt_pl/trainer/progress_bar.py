@@ -25,6 +25,7 @@ class StepProgressBar(RichProgressBar):
             self.train_progress_bar_id = self.progress.add_task("Step", completed=done, total=total)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Add the bar once, not again at every epoch."""
         if trainer.max_steps < 1:
             super().on_train_epoch_start(trainer, pl_module)
         elif self.is_enabled and self.train_progress_bar_id is None:

@@ -20,6 +20,7 @@ class ResumePosition(Callback):
     """Sets Lightning's count of the epoch's batches to that of the present batch size and ranks."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Shift the counts by what another batch size or number of ranks makes of them."""
         loader = trainer.train_dataloader
         if not trainer.ckpt_path or not isinstance(loader, ResumableLoader):
             return

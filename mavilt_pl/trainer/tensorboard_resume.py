@@ -52,6 +52,7 @@ class TensorBoardResume(Callback):
         self.only_validates = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Keep the trainer: `state_dict` is not given one."""
         self.trainer = trainer
 
     def state_dict(self) -> dict[str, Any]:
@@ -95,6 +96,7 @@ class TensorBoardResume(Callback):
             self.pending = {"metrics": state_dict["metrics"], "step": state_dict["step"]}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log what was saved unlogged; put the history of an earlier run aside."""
         if not trainer.ckpt_path and trainer.is_global_zero:
             for path in self.earlier:
                 path.rename(path.with_name(path.name.replace("tfevents", "aside")))
@@ -106,6 +108,7 @@ class TensorBoardResume(Callback):
             trainer.fit_loop.epoch_loop.max_steps += 1
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Correct the number of steps again, see `on_fit_start`."""
         if self.only_validates and not trainer.sanity_checking:
             trainer.fit_loop.epoch_loop.max_steps -= 1
             self.only_validates = False
@@ -113,6 +116,7 @@ class TensorBoardResume(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
+        """Record whether a validation is due."""
         loop = trainer.fit_loop.epoch_loop
         fetcher = trainer.fit_loop._data_fetcher
         due = False

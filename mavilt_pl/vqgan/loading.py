@@ -96,7 +96,7 @@ def published_shape(
 def published_weights(path: str | Path) -> dict[str, Tensor]:
     """The state dict of the `Tokenizer` of `published_shape`, for any image size.
 
-    The moving averages of the codes start as if each had been used `taming_weights.INITIAL_COUNT` times.
+    The moving averages of the codes start with `taming_weights.INITIAL_COUNT` uses of each.
     """
     return TamingConversion(PublishedVQGAN.read(path)).state_dict()
 

@@ -132,6 +132,7 @@ class VQGAN(LightningModule):
         return self._phi[0].to(self.device) if self._phi else None
 
     def setup(self, stage: str) -> None:
+        """Check the precision; compile and set the memory format if asked for."""
         if self.trainer.precision == "16-mixed":
             raise UserError(
                 "trainer.precision 16-mixed overflows in the adversarial term; use bf16-mixed, or "
@@ -285,6 +286,7 @@ class VQGAN(LightningModule):
     def validation_step(
         self, batch: dict, index: int, dataloader_idx: int = 0
     ) -> dict[str, Tensor]:
+        """Log PSNR in dB and L1; return reconstruction and codes to the callbacks."""
         pixels_BCHW = batch["pixels"]
         recon_BCHW, codes_BN, _ = self(pixels_BCHW)
         recon_BCHW = recon_BCHW.clamp(-1, 1)
@@ -306,10 +308,12 @@ class VQGAN(LightningModule):
         return {"reconstruction": recon_BCHW, "codes": codes_BN}
 
     def test_step(self, batch: dict, index: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """Return reconstruction and codes to the callbacks."""
         recon_BCHW, codes_BN, _ = self(batch["pixels"])
         return {"reconstruction": recon_BCHW.clamp(-1, 1), "codes": codes_BN}
 
     def configure_optimizers(self) -> Any:
+        """AdamW for both networks, each with warm-up and cosine."""
         h = self.hparams
         steps = int(self.trainer.estimated_stepping_batches)
         trained = [weight for weight in self.tokenizer.parameters() if weight.requires_grad]
@@ -327,9 +331,11 @@ class VQGAN(LightningModule):
         return optimizers, schedules
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
+        """Refuse weights of another network."""
         check_compatible(checkpoint, self)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
+        """Save the arguments in use, also those that came from a published file."""
         clinical = self.tokenizer.clinical
         checkpoint["clinical"] = None if clinical is None else clinical.config
         checkpoint["autoencoder"] = self.tokenizer.autoencoder.config

@@ -127,9 +127,11 @@ class Quantizer(nn.Module):
         self.draws = 0  # number of random draws, which seeds the next one
 
     def get_extra_state(self) -> Tensor:
+        """The number of draws, for the state dict."""
         return torch.tensor(self.draws)
 
     def set_extra_state(self, state: Tensor) -> None:
+        """Restore the number of draws."""
         self.draws = int(state)
 
     def forward(self, latents_BDhw: Tensor) -> tuple[Tensor, Tensor, Tensor]:

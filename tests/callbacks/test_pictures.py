@@ -25,8 +25,8 @@ class StandIn(LightningModule):
     tokenizer = SimpleNamespace(codebook_size=64)
 
     def validation_step(self, batch: dict, index: int, dataloader_idx: int = 0) -> dict:
-        made = torch.nn.functional.avg_pool2d(batch["pixels"], 5, 1, 2)
-        return {"reconstruction": made, "codes": batch["codes"]}
+        recon = torch.nn.functional.avg_pool2d(batch["pixels"], 5, 1, 2)
+        return {"reconstruction": recon, "codes": batch["codes"]}
 
 
 def pictures(root: Path, data: list[dict], batch: int = 4) -> dict[str, np.ndarray]:
@@ -68,8 +68,8 @@ def test_rows_and_code_usage(corpus_path: Path, tmp_path: Path) -> None:
         rows.shape[0] == 5 * size and rows[:, :margin].max() > 100
     )  # names of the rows stand on the left
     original, _, _, edges, blurred = (rows[i * size : (i + 1) * size, margin:] for i in range(5))
-    wanted = ((torch.cat(list(pixels[:4, 0]), 1) + 1) * 127.5).round().numpy()
-    assert np.abs(original - wanted).max() <= 1
+    expected = ((torch.cat(list(pixels[:4, 0]), 1) + 1) * 127.5).round().numpy()
+    assert np.abs(original - expected).max() <= 1
     assert (
         0 < blurred.mean() < 0.75 * edges.mean() and edges.max() == 255
     )  # on one scale, so that blur is seen

@@ -83,12 +83,12 @@ def assert_same(
 ) -> None:
     channels = net.encoder.in_channels  # type: ignore[union-attr]
     quantised, _, (_, _, codes) = net.encode(pixels.repeat(1, channels, 1, 1))  # type: ignore[operator]
-    made = net.decode(quantised)  # type: ignore[operator]
-    made = (made[:, :1] if first_channel else made.mean(1, keepdim=True)).clamp(-1, 1)
+    decoded = net.decode(quantised)  # type: ignore[operator]
+    decoded = (decoded[:, :1] if first_channel else decoded.mean(1, keepdim=True)).clamp(-1, 1)
     mine = tokenizer.encode(pixels)
     assert mine.unique().numel() > 16 and torch.equal(mine.flatten(), codes)
-    assert made.abs().lt(1).float().mean() > 0.3  # the comparison is not one of clamped pixels
-    torch.testing.assert_close(tokenizer.decode(mine), made, atol=1e-4, rtol=0)
+    assert decoded.abs().lt(1).float().mean() > 0.3  # the comparison is not one of clamped pixels
+    torch.testing.assert_close(tokenizer.decode(mine), decoded, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -137,8 +137,9 @@ def test_torchxrayvision_tokenizes_as_its_own_class(
     pixels = images()
     assert_same(tokenizer, theirs.model, pixels, first_channel=True)
     with torch.no_grad():
-        made = theirs.decode(theirs.encode(pixels * 1024)) / 1024
-    torch.testing.assert_close(tokenizer.decode(tokenizer.encode(pixels)), made, atol=1e-4, rtol=0)
+        decoded = theirs.decode(theirs.encode(pixels * 1024)) / 1024
+    ours = tokenizer.decode(tokenizer.encode(pixels))
+    torch.testing.assert_close(ours, decoded, atol=1e-4, rtol=0)
     assert (
         published_shape(path)[0]["image_size"] == 768
         and load_tokenizer(path, default_image_size=32).grid == 384
@@ -177,7 +178,7 @@ def test_a_corpus_is_tokenized_by_a_published_net(
         str(tmp_path / "tokens"),
     ]
     assert main([*arguments, "--image-size", "64"]) == 1
-    assert "holds 32² images" in (said := capsys.readouterr().err) and "takes 64²" in said
+    assert "holds 32² images" in (message := capsys.readouterr().err) and "takes 64²" in message
     assert main([*arguments, "--device", "cpu"]) == 0
     assert "as 256 codes each" in capsys.readouterr().out
 
@@ -189,7 +190,7 @@ def test_attention_stays_at_its_level_at_another_size(tmp_path: Path) -> None:
     assert_same(load_tokenizer(path, image_size=64), net, images(size=64))
 
 
-def test_training_goes_on_from_a_published_net(tmp_path: Path) -> None:
+def test_training_continues_from_a_published_net(tmp_path: Path) -> None:
     """Shape and weights fit a VQGAN; a step moves its codes a little and revives none of them."""
     net, _ = published()
     torch.save(net.state_dict(), path := tmp_path / "vqgan.pt")
@@ -198,8 +199,8 @@ def test_training_goes_on_from_a_published_net(tmp_path: Path) -> None:
     module.tokenizer.load_state_dict(published_weights(path))
     before = module.tokenizer.quantizer.codebook.clone()
     torch.testing.assert_close(before, net.quantize.embedding.weight, atol=0, rtol=0)
-    made, _, commitment = module(images())
-    (made.square().mean() + commitment).backward()
+    decoded, _, commitment = module(images())
+    (decoded.square().mean() + commitment).backward()
     assert all(
         p.grad is not None and p.grad.isfinite().all() for p in module.tokenizer.parameters()
     )
@@ -259,32 +260,32 @@ def test_a_checkpoint_of_ours_has_its_own_size(ours: tuple[Path, VQGAN]) -> None
         tokenizer.encode(images())
 
 
-def test_a_checkpoint_of_other_settings_is_refused_in_words(ours: tuple[Path, VQGAN]) -> None:
+def test_an_error_about_other_settings_describes_them(ours: tuple[Path, VQGAN]) -> None:
     checkpoint = torch.load(ours[0], weights_only=True)
 
-    def said(autoencoder: dict, quantizer: dict) -> str:
+    def message(autoencoder: dict, quantizer: dict) -> str:
         with pytest.raises(UserError) as caught:
             quantizer = {"codebook_size": 16, "code_dim": 4, "kmeans": False, **quantizer}
             check_compatible(checkpoint, VQGAN({**SMALL, **autoencoder}, quantizer, gan_weight=0))
         return str(caught.value)
 
-    text = said({}, {"codebook_size": 2048})
+    text = message({}, {"codebook_size": 2048})
     assert "codebook of 16 codes in the checkpoint, codebook of 2,048 codes in the config" in text
     assert "(model.init_args.quantizer.codebook_size)" in text
     # Neither of these two changes the shape of a weight.
     assert (
         "image size of 16 pixels in the checkpoint, image size of 32 pixels in the config"
-        in said({"image_size": 32, "attention_resolutions": [16]}, {})
+        in message({"image_size": 32, "attention_resolutions": [16]}, {})
     )
-    assert "group norm of None groups in the checkpoint, group norm of 1 groups" in said(
+    assert "group norm of None groups in the checkpoint, group norm of 1 groups" in message(
         {"groups": 1}, {}
     )
-    text = said({"channels": 16}, {"code_dim": 8})
+    text = message({"channels": 16}, {"code_dim": 8})
     assert (
         "8 channels at the first level in the checkpoint, 16 channels" in text
         and "codes of width 4" in text
     )
-    assert "weights differ" in said({"attention_resolutions": []}, {})
+    assert "weights differ" in message({"attention_resolutions": []}, {})
     check_compatible(checkpoint, ours[1])
 
 
@@ -300,7 +301,8 @@ def test_files_that_are_no_tokenizer(tmp_path: Path) -> None:
     torch.save({"state_dict": {"layer.weight": torch.zeros(2), "layer.bias": torch.zeros(2)}}, path)
     refused(
         path,
-        match=r"found weights such as layer.weight, layer.bias\); expected one of VQGAN .*taming.*torchxrayvision",
+        match=r"found weights such as layer.weight, layer.bias\); expected one of VQGAN "
+        r".*taming.*torchxrayvision",
     )
     torch.save(torch.zeros(3), path)
     refused(path, match="holds a Tensor; expected a state dict")
@@ -318,7 +320,8 @@ def test_pickled_objects_are_not_opened(tmp_path: Path) -> None:
     torch.save({"state_dict": {}, "callbacks": {"x": Trap()}}, path := tmp_path / "last.ckpt")
     refused(
         path,
-        match=r"pickled objects \(\S*Trap\).*torchxrayvision as xrv; torch.save\(xrv.baseline_models",
+        match=r"pickled objects \(\S*Trap\).*"
+        r"torchxrayvision as xrv; torch.save\(xrv.baseline_models",
     )
     assert not Trap.opened
 
@@ -411,5 +414,5 @@ def test_training_starts_from_a_published_net(
 
     torch.save(net.state_dict(), start)
     assert main([*words, "--model.init_args.quantizer={codebook_size: 7}"]) == 1
-    said = " ".join(capsys.readouterr().err.split())
-    assert f"quantizer.codebook_size is 7 and {config['n_embed']} in" in said
+    message = " ".join(capsys.readouterr().err.split())
+    assert f"quantizer.codebook_size is 7 and {config['n_embed']} in" in message

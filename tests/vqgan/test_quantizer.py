@@ -16,12 +16,12 @@ from mavilt_pl.vqgan.quantizer import Quantizer, rotate
 
 def test_rotation_against_the_library() -> None:
     torch.manual_seed(0)
-    z, code, pull = (torch.randn(3, 5, 8) for _ in range(3))
+    z, code, gradient = (torch.randn(3, 5, 8) for _ in range(3))
     ours, theirs = z.clone().requires_grad_(), z.clone().requires_grad_()
     first, second = rotate(ours, code), rotate_to(theirs, code)
     torch.testing.assert_close(first, code)
-    (first * pull).sum().backward()
-    (second * pull).sum().backward()
+    (first * gradient).sum().backward()
+    (second * gradient).sum().backward()
     torch.testing.assert_close(ours.grad, theirs.grad)
 
 
@@ -96,7 +96,7 @@ def test_clustering_starts_the_codes_on_the_clusters() -> None:
     assert (centres @ quantizer.codebook.T).amax(1).min() > 0.999
 
 
-def test_what_is_saved_draws_on_as_if_never_stopped() -> None:
+def test_a_resumed_quantizer_draws_as_one_that_never_stopped() -> None:
     torch.manual_seed(0)
     whole, batches = (
         Quantizer(codebook_size=32, latent_dim=4, code_dim=4),
@@ -134,7 +134,7 @@ def _train(rank: int, size: int, folder: str) -> None:
 
 
 def test_two_ranks_move_the_codes_as_one_does(tmp_path: Path) -> None:
-    """Clustering, moving averages and revived codes of 20 batches gather_interleaved out to two processes."""
+    """Clustering, moving averages and revived codes of 20 batches, dealt out to two processes."""
     _train(0, 1, str(tmp_path))
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=_train, args=(rank, 2, str(tmp_path))) for rank in range(2)]

@@ -34,13 +34,13 @@ SMALL = {
 
 def test_loss_terms_by_hand() -> None:
     real = torch.tensor([[[[0.0, 1.0], [0.0, 0.0]]]])
-    made = torch.tensor([[[[0.0, 0.0], [0.0, 0.5]]]])
-    assert losses.reconstruction_term(real, made) == pytest.approx(1.5 / 4)
+    recon = torch.tensor([[[[0.0, 0.0], [0.0, 0.5]]]])
+    assert losses.reconstruction_term(real, recon) == pytest.approx(1.5 / 4)
     weight = torch.tensor([[[[0.0, 2.0], [1.0, 1.0]]]])
-    assert losses.reconstruction_term(real, made, weight) == pytest.approx(2.5 / 4)
+    assert losses.reconstruction_term(real, recon, weight) == pytest.approx(2.5 / 4)
     # Across: 1 against 0, 0 against 0.5. Down: 0 against 0, -1 against 0.5.
-    assert losses.gradient_term(real, made) == pytest.approx((1 + 0.25) / 2 + (0 + 2.25) / 2)
-    assert losses.feature_term([real, real[..., :1]], [made, made[..., :1]]) == pytest.approx(
+    assert losses.gradient_term(real, recon) == pytest.approx((1 + 0.25) / 2 + (0 + 2.25) / 2)
+    assert losses.feature_term([real, real[..., :1]], [recon, recon[..., :1]]) == pytest.approx(
         1.25 / 4 / 2
     )
     logits = torch.tensor([2.0, 0.5]), torch.tensor([-3.0, 0.0])
@@ -136,10 +136,10 @@ def test_blur_against_scipy() -> None:
 
     deviation = 1.6 * float(torch.rand((), generator=torch.Generator().manual_seed(7))) + 1e-3
     pixels = torch.linspace(-1, 1, 2 * 9 * 11).sin().view(2, 1, 9, 11)
-    (made,) = blurred((pixels,), 1.6, 7)
-    for image, other in zip(pixels, made):
-        wanted = gaussian_filter(image[0].numpy(), deviation, mode="nearest", radius=5)
-        torch.testing.assert_close(other[0], torch.from_numpy(wanted), atol=1e-5, rtol=0)
+    (recon,) = blurred((pixels,), 1.6, 7)
+    for image, other in zip(pixels, recon):
+        expected = gaussian_filter(image[0].numpy(), deviation, mode="nearest", radius=5)
+        torch.testing.assert_close(other[0], torch.from_numpy(expected), atol=1e-5, rtol=0)
 
 
 def test_the_gradient_is_that_of_the_loss_as_written(chain: Path) -> None:
@@ -199,8 +199,8 @@ def test_the_gradient_is_that_of_the_loss_as_written(chain: Path) -> None:
     trainer.fit(module, DataLoader([{"pixels": pixels, "studies": []}], batch_size=None))
 
     plain.train()
-    terms, made, _ = plain.terms(pixels)
-    adversarial = -plain.discriminator(made).mean()  # type: ignore[misc]
+    terms, recon, _ = plain.terms(pixels)
+    adversarial = -plain.discriminator(recon).mean()  # type: ignore[misc]
     recon_loss = torch.stack([value for name, value in terms.items() if name != "commitment"]).sum()
     last = plain.tokenizer.autoencoder.last_layer
     weight = losses.adaptive_weight(recon_loss, adversarial, last)

@@ -37,8 +37,8 @@ EMA = [
 
 def words(chain: Path, corpus: Path, out: Path, batch: int, *more: str) -> list[str]:
     model = {
-        "autoencoder": "{image_size: 32, channels: 8, channel_multipliers: [1, 2], num_res_blocks: 1, attention_resolutions: "
-        "[16], latent_dim: 16}",
+        "autoencoder": "{image_size: 32, channels: 8, channel_multipliers: [1, 2], "
+        "num_res_blocks: 1, attention_resolutions: [16], latent_dim: 16}",
         "quantizer": "{codebook_size: 32, code_dim: 4}",
         "encoder": f"{chain}/encoder/checkpoints/last.ckpt",
         "gan_start": "4",
@@ -109,8 +109,8 @@ def test_two_ranks_train_as_one_does(chain: Path, corpus_path: Path, tmp_path: P
                 *more,
             )
         )
-        said, _ = running.communicate(timeout=240)
-        assert running.returncode == 0, said[-3000:]
+        message, _ = running.communicate(timeout=240)
+        assert running.returncode == 0, message[-3000:]
         runs[name] = (
             checkpoint(out)["state_dict"],
             [dict(logged(out, f"train/{tag}")) for tag in ("loss", "adversarial", "discriminator")],
@@ -142,17 +142,17 @@ def test_killed_and_resumed_is_bit_for_bit_as_never_killed(
         return words(chain, corpus_path, out, 4, *more, *EMA)
 
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    said, _ = elsewhere(command(whole)).communicate(timeout=240)
+    message, _ = elsewhere(command(whole)).communicate(timeout=240)
     running = elsewhere(command(broken))
     while running.poll() is None and not (broken / "checkpoints" / "step=5.ckpt").exists():
         time.sleep(0.01)
     os.killpg(running.pid, signal.SIGKILL)
     running.wait()
     reached = checkpoint(broken)["global_step"]
-    assert 0 < reached < 12, said[-2000:]
+    assert 0 < reached < 12, message[-2000:]
     again = elsewhere(command(broken))
-    said, _ = again.communicate(timeout=240)
-    assert again.returncode == 0, said[-3000:]
+    message, _ = again.communicate(timeout=240)
+    assert again.returncode == 0, message[-3000:]
 
     first, second = checkpoint(whole), checkpoint(broken)
     assert first["global_step"] == second["global_step"] == 12
@@ -185,9 +185,10 @@ def test_accumulated_batches_are_one_batch(corpus_path: Path, tmp_path: Path) ->
     for name, batch, each in (("whole", 8, 1), ("parts", 4, 2)):
         out = tmp_path / name
         plain = {
-            "autoencoder": "{image_size: 32, channels: 8, channel_multipliers: [1, 2], num_res_blocks: 1, "
-            "attention_resolutions: [], latent_dim: 8}",
-            "quantizer": "{codebook_size: 16, code_dim: 4, decay: 1.0, dead_code_threshold: 0, kmeans: false}",
+            "autoencoder": "{image_size: 32, channels: 8, channel_multipliers: [1, 2], "
+            "num_res_blocks: 1, attention_resolutions: [], latent_dim: 8}",
+            "quantizer": "{codebook_size: 16, code_dim: 4, decay: 1.0, "
+            "dead_code_threshold: 0, kmeans: false}",
             "accumulate_grad_batches": each,
             "gan_weight": 0,
             "warmup": 0,
@@ -296,10 +297,10 @@ def test_a_batch_that_is_not_finite_stops_and_leaves_the_last_checkpoint_good(
     plain = VQGAN.terms
 
     def spoiled(self: VQGAN, pixels: torch.Tensor) -> Any:
-        terms, made, codes = plain(self, pixels)
+        terms, recon, codes = plain(self, pixels)
         if self.global_step == 3:
             terms["gradient"] = terms["gradient"] * float("inf")
-        return terms, made, codes
+        return terms, recon, codes
 
     monkeypatch.setattr(VQGAN, "terms", spoiled)
     assert (
@@ -308,10 +309,10 @@ def test_a_batch_that_is_not_finite_stops_and_leaves_the_last_checkpoint_good(
         )
         == 1
     )
-    said = " ".join(capsys.readouterr().err.split())
+    message = " ".join(capsys.readouterr().err.split())
     assert (
-        "step 3: not finite: gradient; studies of the batch: " in said
-        and "--ckpt_path last" in said
+        "step 3: not finite: gradient; studies of the batch: " in message
+        and "--ckpt_path last" in message
     )
     kept = checkpoint(tmp_path)
     assert kept["global_step"] == 3 and all(
