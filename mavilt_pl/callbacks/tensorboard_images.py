@@ -92,8 +92,7 @@ class Pictures(Callback):
             keys = [sample_key(study["study"]) for study in studies]
             reports = pl_module.write_reports(visible_images(batch)[: self.count], keys=keys)
             writer.add_text("val/reports", _report_table(reports, studies), trainer.global_step)
-            if self.path is not None:
-                self._add_generated_images(writer, trainer, pl_module, studies, keys)
+            self._add_generated_images(writer, trainer, pl_module, studies, keys)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Write the chart of code usage."""
@@ -111,6 +110,8 @@ class Pictures(Callback):
     def _add_generated_images(
         self, writer: Any, trainer: Trainer, module: Any, studies: list[dict], keys: list[int]
     ) -> None:
+        if self.path is None:
+            return
         if self.tokenizer is None:
             self.tokenizer = load_tokenizer(self.path)
         codes_BN = module.draw([study["text"] for study in studies], keys=keys)

@@ -103,7 +103,7 @@ def _tables(figures: Sequence[Figure]) -> list[dict[str, Any]]:
     """Headline figures by task: rows are metrics, columns are sources."""
     tables = []
     for task in TASKS:
-        by_cell = {}
+        by_cell: dict[tuple[str, str], Figure] = {}
         for figure in figures:
             if figure["task"] == task and figure["control"] is None:
                 by_cell.setdefault((figure["metric"], figure["source"]), figure)

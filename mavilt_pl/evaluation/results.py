@@ -201,9 +201,11 @@ def _provenance(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
     caches = {}
     for corpus, cache in zip(data.opened, data.caches):
         caches[corpus.name] = cache.tokenizer
-    has_file = checkpoint is not None and checkpoint.is_file()
+    checksum = None
+    if checkpoint is not None and checkpoint.is_file():
+        checksum = sha256(checkpoint)
     return {
-        "checkpoint_sha256": sha256(checkpoint) if has_file else None,
+        "checkpoint_sha256": checksum,
         "corpus": {corpus.name: corpus.fingerprint for corpus in data.opened},
         "judges": judges,
         "tokens": caches,

@@ -122,7 +122,7 @@ class VQGAN(LightningModule):
             # The tokenizer owns the encoder then: it is saved, and needed to encode.
             self.tokenizer.clinical.load_state_dict(self._phi[0].state_dict())
             self._phi = [self.tokenizer.clinical]
-        self.discriminator: Discriminator | None = None
+        self.discriminator: Any = None
         if gan_weight > 0:
             self.discriminator = Discriminator(**(discriminator or {}))
 
