@@ -168,15 +168,8 @@ def test_a_corpus_is_tokenized_by_a_published_net(
 ) -> None:
     net, _ = published()
     torch.save(net.state_dict(), path := tmp_path / "vqgan.pt")
-    arguments = [
-        "tokenize",
-        "--corpus",
-        str(corpus_path),
-        "--tokenizer",
-        str(path),
-        "--out",
-        str(tmp_path / "tokens"),
-    ]
+    out = tmp_path / "tokens"
+    arguments = f"tokenize --corpus {corpus_path} --tokenizer {path} --out {out}".split()
     assert main([*arguments, "--image-size", "64"]) == 1
     assert "holds 32² images" in (message := capsys.readouterr().err) and "takes 64²" in message
     assert main([*arguments, "--device", "cpu"]) == 0

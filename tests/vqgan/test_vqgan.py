@@ -216,15 +216,7 @@ def test_the_gradient_is_that_of_the_loss_as_written(chain: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiled_codes_are_the_same(chain: Path, corpus_path: Path, tmp_path: Path) -> None:
-    words = [
-        "tokenize",
-        "--corpus",
-        str(corpus_path),
-        "--tokenizer",
-        str(chain / "vqgan"),
-        "--out",
-        str(tmp_path / "t"),
-    ]
+    words = f"tokenize --corpus {corpus_path} --tokenizer {chain}/vqgan --out {tmp_path}/t".split()
     assert main([*words, "--compile", "--device", "cpu"]) == 0
     compiled, eager = TokenCache(tmp_path / "t"), TokenCache(chain / "tokens")
     rows = range(Corpus(corpus_path).n_images)
