@@ -77,9 +77,9 @@ def commands(base: Path) -> dict[str, list[str]]:
         "--model.init_args.regularization.condition_dropout=0.5",
     ]
     vqgan = {
-        "autoencoder": "{image_size: 32, channels: 8, multipliers: [1, 2], blocks: 1, attention: "
-        "[], latent: 8}",
-        "quantizer": "{codes: 32, code_width: 4}",
+        "autoencoder": "{image_size: 32, channels: 8, channel_multipliers: [1, 2], num_res_blocks: 1, attention_resolutions: "
+        "[], latent_dim: 8}",
+        "quantizer": "{codebook_size: 32, code_dim: 4}",
         "lambda_feat": 0,
         "lambda_finding": 0,
         "finding_weight": 0,

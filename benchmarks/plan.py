@@ -191,7 +191,7 @@ def language_run(row: str, folder: Path, small: bool) -> None:
 def tokenizer_run(row: str, folder: Path, small: bool) -> None:
     import torch
 
-    from mavilt_pl.encoders.findings import CXRClassifier
+    from mavilt_pl.encoders import CXRClassifier
     from mavilt_pl.vqgan.module import VQGAN
 
     path = folder / "encoder.ckpt"

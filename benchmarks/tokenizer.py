@@ -1,9 +1,11 @@
-"""The tokenizer's speed and memory, each as a ratio to a named peer within one run.
+"""The tokenizer's speed and memory, each as a ratio to a named alternative within one run.
 
-python benchmarks/tokenizer.py step      # autoencoder step against diffusers.VQModel (pip install
-diffusers) python benchmarks/tokenizer.py gan       # whole step, both optimizers, against running
-the autoencoder twice as taming does python benchmarks/tokenizer.py encode    # batches, as `mavilt
-tokenize`, also compiled, against the same model called image by image
+python benchmarks/tokenizer.py step
+    one training step of the autoencoder, against diffusers.VQModel (pip install diffusers)
+python benchmarks/tokenizer.py gan
+    a whole step with both optimizers, against running the autoencoder twice as taming does
+python benchmarks/tokenizer.py encode
+    batches as in `mavilt tokenize`, also compiled, against the same model image by image
 """
 
 from __future__ import annotations
@@ -27,9 +29,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mavilt_pl.cli.tokenize import images_at_once
+from mavilt_pl.vqgan.encode_corpus import batch_size_for
 from mavilt_pl.vqgan.losses import adaptive_weight
-from mavilt_pl.vqgan.module import VQGAN, Tokenizer
+from mavilt_pl.vqgan.module import VQGAN
+from mavilt_pl.vqgan.tokenizer import Tokenizer
 
 # The published network's shape (taming's custom_vqgan.yaml, factor 16) on a quarter of the pixels;
 # CHANNELS=64 is half its width.
@@ -41,11 +44,21 @@ ROUNDS, STEPS = 5, 3
 
 
 def ours() -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
-    shape = {"image_size": SIZE, "channels": CHANNELS, "multipliers": MULTIPLIERS, "latent": LATENT}
-    published = {"attention": (), "middle_attention": True, "groups": 32, "asymmetric": True}
+    shape = {
+        "image_size": SIZE,
+        "channels": CHANNELS,
+        "channel_multipliers": MULTIPLIERS,
+        "latent_dim": LATENT,
+    }
+    published = {
+        "attention_resolutions": (),
+        "middle_attention": True,
+        "groups": 32,
+        "asymmetric": True,
+    }
     codes = {
-        "codes": CODES,
-        "code_width": LATENT,
+        "codebook_size": CODES,
+        "code_dim": LATENT,
         "cosine": False,
         "project": True,
         "kmeans": False,
@@ -85,8 +98,10 @@ def diffusers() -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
 
 
 def one_arm(name: str) -> None:
-    """Seconds a step, peak memory in MB, GFLOP a step and the machine's GFLOP/s in matrix products,
-    on one line.
+    """Measure one arm in its own process and print one line of numbers.
+
+    Seconds per step, peak memory in MB, GFLOP per step, the machine's GFLOP/s in matrix products,
+    number of weights.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -129,7 +144,7 @@ def step() -> None:
                 sys.exit(done.stderr)
             rows.append([float(word) for word in done.stdout.split()])
     print(
-        "| | weights, M | images/s | GFLOP a step | share of the matrix-product rate | peak "
+        "| | weights, M | images/s | GFLOP per step | share of the matrix-product rate | peak "
         "memory, MB |"
     )
     print("| --- | --- | --- | --- | --- | --- |")
@@ -149,28 +164,30 @@ def step() -> None:
 
 
 class TwiceRun(VQGAN):
-    """taming's schedule: the adaptive weight is measured through the discriminator, and the
-    discriminator's turn runs the autoencoder and its loss again.
+    """taming's schedule, to compare with.
+
+    The adaptive weight is measured through the discriminator, and the discriminator's step runs the
+    autoencoder and its loss again.
     """
 
-    def training_step(self, batch: dict, index: int) -> None:  # type: ignore[override]
-        generator, critic = self.optimizers()
+    def training_step(self, batch: dict, index: int) -> None:
+        generator, opt_disc = self.optimizers()
         with generator.toggle_model():
-            terms, made, _ = self.terms(batch["pixels"])
-            adversarial = -self.discriminator(made).mean()
-            likeness = torch.stack(
-                [value for name, value in terms.items() if name != "commitment"]
-            ).sum()
-            weight = adaptive_weight(likeness, adversarial, self.tokenizer.autoencoder.last_layer)
-            self.manual_backward(
-                likeness + terms["commitment"] + self.hparams["gan_weight"] * weight * adversarial
-            )
+            terms, recon, _ = self.terms(batch["pixels"])
+            adversarial = -self.discriminator(recon).mean()
+            compared = [value for name, value in terms.items() if name != "commitment"]
+            recon_loss = torch.stack(compared).sum()
+            last_layer = self.tokenizer.autoencoder.last_layer
+            weight = adaptive_weight(recon_loss, adversarial, last_layer)
+            adversarial = self.hparams["gan_weight"] * weight * adversarial
+            self.manual_backward(recon_loss + terms["commitment"] + adversarial)
             self._clip(generator, "generator", batch)
             generator.step()
             generator.zero_grad()
-        with critic.toggle_model():
+        with opt_disc.toggle_model():
             _, again, _ = self.terms(batch["pixels"])
-            self._critic_turn(critic, batch["pixels"], again.detach(), True, batch)
+            images = (batch["pixels"], again.detach())
+            self._discriminator_step(opt_disc, images, True, batch)
 
 
 def gan() -> None:
@@ -192,10 +209,10 @@ def gan() -> None:
         net = {
             "image_size": SIZE,
             "channels": CHANNELS,
-            "multipliers": MULTIPLIERS,
-            "latent": LATENT,
+            "channel_multipliers": MULTIPLIERS,
+            "latent_dim": LATENT,
         }
-        module = kind(net, {"codes": CODES, "kmeans": False}, gan_start=0, warmup=0)
+        module = kind(net, {"codebook_size": CODES, "kmeans": False}, gan_start=0, warmup=0)
         clock = Clock()
         trainer = lightning.Trainer(
             accelerator="cpu",
@@ -239,23 +256,28 @@ def encode() -> None:
     demo = {
         "image_size": 64,
         "channels": 32,
-        "multipliers": [1, 2, 3],
-        "blocks": 1,
-        "attention": [8],
-        "latent": 64,
+        "channel_multipliers": [1, 2, 3],
+        "num_res_blocks": 1,
+        "attention_resolutions": [8],
+        "latent_dim": 64,
         "patch": 2,
     }
-    half = {"image_size": SIZE, "channels": 64, "multipliers": MULTIPLIERS, "latent": LATENT}
+    half = {
+        "image_size": SIZE,
+        "channels": 64,
+        "channel_multipliers": MULTIPLIERS,
+        "latent_dim": LATENT,
+    }
     for name, shape, count in (
         ("the demo's, 64²", demo, 512),
         (f"published shape at {SIZE}², 64 channels", half, 64),
     ):
         torch.manual_seed(0)
-        net = Tokenizer(shape, {"codes": CODES}).eval()
+        net = Tokenizer(shape, {"codebook_size": CODES}).eval()
         compiled = copy.deepcopy(net)
         compiled.autoencoder.encoder.compile()
         pixels = torch.rand(count, 1, shape["image_size"], shape["image_size"]) * 2 - 1
-        size = images_at_once(net.autoencoder.shape, "cpu")
+        size = batch_size_for(net.autoencoder.config, "cpu")
         times: dict[str, list[float]] = {"one": [], "many": [], "compiled": []}
         for turn in range(ROUNDS + 1):
             for way, (encoder, batch) in zip(times, ((net, 1), (net, size), (compiled, size))):

@@ -97,7 +97,7 @@ def chain(corpus_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     vqgan = [
         "--model.init_args.autoencoder.image_size=32",
         "--model.init_args.autoencoder.channels=8",
-        "--model.init_args.quantizer.codes=32",
+        "--model.init_args.quantizer.codebook_size=32",
     ]
     vqgan += [
         f"--model.init_args.encoder={out}/encoder/checkpoints/last.ckpt",

@@ -1,4 +1,4 @@
-"""Lightning callbacks: the figures of each task, forgetting, the tokenizer's health, and pictures."""
+"""Lightning callbacks: metrics of each task, forgetting, the tokenizer's health, and images."""
 
 from mavilt_pl.callbacks.codebook_health import CodebookHealth
 from mavilt_pl.callbacks.reconstruction_metrics import ReconstructionMetrics

@@ -1,15 +1,18 @@
-"""The tokenizer: reconstruction, codebook use, and whether findings survive it."""
+"""The tokenizer: reconstruction, use of the codebook, and whether findings are preserved.
+
+Shape legend: B images, H W height and width in pixels, F findings of the judge.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
+from torch import Tensor
 from torchmetrics import Metric
 
-from mavilt_pl.callbacks.metric_callback import MetricCallback
+from mavilt_pl.callbacks.metric_callback import MetricCallback, Observation
 from mavilt_pl.data.pixels import to_uint8
 from mavilt_pl.encoders.loading import Kind, load_encoder
 from mavilt_pl.errors import UserError
@@ -23,14 +26,19 @@ from mavilt_pl.metrics.vqa import GroupedAUROC
 
 
 class ReconstructionMetrics(MetricCallback):
-    """psnr, ssim, gradient_psnr, codebook_used; lpips with its weights; and under a judge: the
-    AUROC of the findings on the originals (`original_auroc`) and on the reconstructions
+    """Figures of reconstructions.
+
+    Always psnr, ssim, gradient_psnr and the use of the codebook; lpips with its weights; with a
+    judge, the AUROC of the findings on the originals (`original_auroc`) and on the reconstructions
     (`reconstructed_auroc`), and their Fréchet distance.
 
     Args:
-        judge: weights of an encoder other than the tokenizer's own; without, there are no figures
-            of findings.
-        lpips: torchvision's weights of AlexNet or VGG-16 on this disk; without, there is no lpips.
+        judge: weights of an encoder. Never evaluate a tokenizer with the encoder it was trained
+            against.
+        judge_kind: classifier | torchxrayvision | huggingface.
+        validate: number of studies of each source that a validation scores.
+        samples: number of studies of each source that are kept as samples.
+        lpips: a local file of torchvision's weights of AlexNet or VGG-16.
     """
 
     task = "tokenizer"
@@ -49,61 +57,65 @@ class ReconstructionMetrics(MetricCallback):
         self.lpips: Any = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "test" or self.validate:
-            self.judge = load_encoder(self.judge_path, self.judge_kind) if self.judge_path else None
+        """Load the judge and LPIPS, unless nothing will be scored."""
+        if stage != "test" and not self.validate:
+            return
+        if self.judge_path:
+            self.judge = load_encoder(self.judge_path, self.judge_kind)
+        if self.lpips_path:
             try:
-                self.lpips = lpips_distance(self.lpips_path) if self.lpips_path else None
+                self.lpips = lpips_distance(self.lpips_path)
             except ValueError as error:
                 raise UserError(str(error)) from None
 
     def metrics(self, trainer: Trainer, module: Any) -> dict[str, Metric]:
-        found: dict[str, Metric] = {
+        """Figures of pixels and codes; of findings and features if there is a judge."""
+        metrics: dict[str, Metric] = {
             "scores": ReconstructionScores(self.lpips),
-            "codes": CodebookUse(module.tokenizer.codes),
+            "codes": CodebookUse(module.tokenizer.codebook_size),
         }
-        if self.judge is not None:
-            found["fid_cxr"] = FrechetDistance(
-                "fid_cxr",
-                self.judge.width,
-                f"pooled features of the {self.judge_kind} encoder, reconstructions against "
-                f"originals",
-            )
-            for side in ("original", "reconstructed"):
-                area = GroupedAUROC(self.judge.findings, f"{side}_auroc")
-                area.protocol = f"{self.judge_kind} encoder, not the tokenizer's, on the {side} images; {area.protocol}"
-                found[side] = area
-        return found
+        if self.judge is None:
+            return metrics
+        encoder = f"{self.judge_kind} encoder"
+        metrics["fid_cxr"] = FrechetDistance(
+            "fid_cxr",
+            self.judge.width,
+            f"pooled features of the {encoder}, reconstructions against originals",
+        )
+        for side in ("original", "reconstructed"):
+            area = GroupedAUROC(self.judge.findings, f"{side}_auroc")
+            area.protocol = f"{encoder}, not the tokenizer's, on the {side} images; {area.protocol}"
+            metrics[side] = area
+        return metrics
 
-    def update_metrics(
-        self,
-        trainer: Trainer,
-        module: Any,
-        batch: dict,
-        outputs: Any,
-        control: str | None,
-        metrics: Mapping[str, Metric],
-        source: int,
-    ) -> None:
-        real, made = batch["pixels"], outputs["reconstruction"]
-        metrics["scores"].update(real, made, batch["patient"])
-        metrics["codes"].update(outputs["codes"])
+    def update_metrics(self, observation: Observation) -> None:
+        """Score the reconstructions of a batch."""
+        real_BCHW = observation.batch["pixels"]
+        recon_BCHW = observation.outputs["reconstruction"]
+        observation.metrics["scores"].update(real_BCHW, recon_BCHW, observation.patients)
+        observation.metrics["codes"].update(observation.outputs["codes"])
         if self.judge is not None:
-            self.judge.to(real.device)
-            names = trainer.datamodule.findings  # type: ignore[attr-defined]
-            columns = [names.index(f) if f in names else -1 for f in self.judge.findings]
-            unknown = torch.full((len(real), 1), float("nan"), device=real.device)
-            truths = torch.cat([batch["labels"], unknown], 1)[:, columns]
-            with torch.inference_mode():
-                for side, pixels in (("original", real), ("reconstructed", made)):
-                    maps = self.judge.maps(pixels)
-                    metrics[side].update_columns(
-                        self.judge.logits(maps).cpu(), truths.cpu(), batch["patient"]
-                    )
-                    metrics["fid_cxr"].update(
-                        self.judge.features(maps), side == "original", batch["patient"]
-                    )
-        for study, original, image in zip(batch["studies"], to_uint8(real), to_uint8(made)):
-            if self.wants_sample(trainer, source):
-                self.examples.append(
-                    self.sample(trainer, study, source, original=original, reconstruction=image)
-                )
+            self._judge(observation, real_BCHW, recon_BCHW)
+        pairs = zip(observation.studies, to_uint8(real_BCHW), to_uint8(recon_BCHW))
+        for study, original, reconstruction in pairs:
+            self.add_sample(observation, study, original=original, reconstruction=reconstruction)
+
+    def _judge(self, observation: Observation, real_BCHW: Tensor, recon_BCHW: Tensor) -> None:
+        metrics, patients = observation.metrics, observation.patients
+        self.judge.to(real_BCHW.device)
+        labels_BF = self._labels_of_judge(observation)
+        with torch.inference_mode():
+            for side, pixels_BCHW in (("original", real_BCHW), ("reconstructed", recon_BCHW)):
+                maps = self.judge.maps(pixels_BCHW)
+                metrics[side].update_columns(self.judge.logits(maps).cpu(), labels_BF, patients)
+                metrics["fid_cxr"].update(self.judge.features(maps), side == "original", patients)
+
+    def _labels_of_judge(self, observation: Observation) -> Tensor:
+        """Labels [B,F] of the judge's findings; nan for a finding that the data do not label."""
+        labels_BL = observation.batch["labels"].cpu()
+        unknown_B1 = torch.full((len(labels_BL), 1), float("nan"))
+        names = observation.findings
+        columns = []
+        for finding in self.judge.findings:
+            columns.append(names.index(finding) if finding in names else -1)
+        return torch.cat([labels_BL, unknown_B1], 1)[:, columns]

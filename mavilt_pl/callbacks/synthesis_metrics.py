@@ -1,8 +1,11 @@
-"""Drawn radiographs: Fréchet distances, and whether what was asked for is there."""
+"""Generated radiographs: Fréchet distances, and whether the requested findings are present.
+
+Shape legend: B studies, H W height and width in pixels, F findings of the judge.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,9 +13,7 @@ from lightning import LightningModule, Trainer
 from torch import Tensor
 from torchmetrics import Metric
 
-from mavilt_pl.callbacks.metric_callback import MetricCallback, originals
-from mavilt_pl.callbacks.report_metrics import with_text
-from mavilt_pl.data.collate import sample_key
+from mavilt_pl.callbacks.metric_callback import MetricCallback, Observation
 from mavilt_pl.data.pixels import to_uint8
 from mavilt_pl.data.records import Side
 from mavilt_pl.encoders.loading import Kind, load_encoder
@@ -22,22 +23,28 @@ from mavilt_pl.metrics.vqa import GroupedAUROC
 from mavilt_pl.vqgan.loading import load_tokenizer
 
 MISSING = "missing_view_"
+INCEPTION_WIDTH = 2048
+LABEL_VALUES = {"present": 1.0, "absent": 0.0}  # others are unknown
 
 
 class SynthesisMetrics(MetricCallback):
-    """Draws a radiograph for every study's text. Where the data bring several views
-    (`data.each_view`) that is its first view, from the text alone; and in the test, of a study that
-    has both, the second is drawn too, from the first and the text (`missing_view_…`). What the
-    judge reads in the studies' own images (`original_auroc`) is the most that can be asked of drawn
-    ones.
+    """Generates a radiograph for every study's text, and scores it.
+
+    If the data bring several views (`data.each_view`), it is the study's first view, from the text
+    alone. A test then also generates the second view of each study that has both, from the first
+    view and the text (`missing_view_…`). The judge's AUROC on the studies' own images
+    (`original_auroc`) is an upper bound for generated ones.
 
     Args:
-        tokenizer: checkpoint of the VQ-GAN whose codes the model writes.
-        judge: weights of the encoder that features and findings are read with; it has never seen a
-            drawn image. Let it be another than the one the tokenizer was trained with.
+        tokenizer: checkpoint of the VQ-GAN whose codes the model generates.
+        judge: weights of the encoder that reads features and findings; it has never seen a
+            generated image. Use another one than the tokenizer was trained against.
         judge_kind: classifier | torchxrayvision | huggingface.
-        inception: pytorch-fid's Inception weights on this disk; without, there is no fid_inception.
-        seed: of the drawings.
+        inception: a local file of pytorch-fid's Inception weights; without it there is no
+            fid_inception.
+        validate: number of studies of each source that a validation scores.
+        samples: number of studies of each source that are kept as samples.
+        seed: of the generation.
     """
 
     task = "synthesis"
@@ -53,132 +60,135 @@ class SynthesisMetrics(MetricCallback):
         seed: int = 0,
     ):
         super().__init__(validate, samples)
-        self.tokenizer_path, self.judge_path, self.judge_kind, self.inception_path, self.seed = (
-            tokenizer,
-            judge,
-            judge_kind,
-            inception,
-            seed,
-        )
+        self.tokenizer_path, self.judge_path, self.judge_kind = tokenizer, judge, judge_kind
+        self.inception_path, self.seed = inception, seed
         self.tokenizer: Any = None
         self.judge: Any = None
         self.inception: Any = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "test" or self.validate:
-            self.tokenizer = load_tokenizer(self.tokenizer_path)
-            self.judge = load_encoder(self.judge_path, self.judge_kind)
-            self.inception = (
-                inception_features(self.inception_path) if self.inception_path else None
-            )
+        """Load tokenizer, judge and Inception, unless nothing will be scored."""
+        if stage != "test" and not self.validate:
+            return
+        self.tokenizer = load_tokenizer(self.tokenizer_path)
+        self.judge = load_encoder(self.judge_path, self.judge_kind)
+        if self.inception_path:
+            self.inception = inception_features(self.inception_path)
 
     def metrics(self, trainer: Trainer, module: Any) -> dict[str, Metric]:
-        found: dict[str, Metric] = {}
-        for prefix in ("", MISSING) if self._draws_missing(trainer) else ("",):
-            how = "; second view, from the first and the text" if prefix else ""
-            for name, what in (("drawn_auroc", "requested finding"), ("original_auroc", "finding")):
-                area = GroupedAUROC(self.judge.findings, prefix + name)
-                area.protocol = f"{what} present or not; {self.judge_kind} encoder, not the tokenizer's; {area.protocol}{how}"
-                found[prefix + name] = area
-            against = f"against the set's own images{how}"
-            kinds = {
-                "fid_cxr": (
-                    self.judge.width,
-                    f"pooled features of the {self.judge_kind} encoder, {against}",
-                )
-            }
-            if self.inception is not None:
-                kinds["fid_inception"] = (
-                    2048,
-                    f"pytorch-fid's Inception, 2048 pooled features, {against}",
-                )
-            for name, (width, protocol) in kinds.items():
-                found[prefix + name] = FrechetDistance(prefix + name, width, protocol)
-        return found
+        """Figures of generated images, and of generated second views if there will be some."""
+        metrics = self._metrics_of("", "")
+        if self._generates_second_views(trainer):
+            metrics |= self._metrics_of(MISSING, "; second view, from the first and the text")
+        return metrics
 
-    def update_metrics(
-        self,
-        trainer: Trainer,
-        module: Any,
-        batch: dict,
-        outputs: Any,
-        control: str | None,
-        metrics: Mapping[str, Metric],
-        source: int,
-    ) -> None:
-        batch = with_text(batch)
-        if not batch["text"]:
-            return
-        views = [next(iter(shown)) for shown in batch["views"]] if "views" in batch else None
-        drawn, real = self._scored(trainer, module, batch, metrics, source, "", views)
-        pictures: list[dict[str, Any]] = [
-            {"image": image, "reference_image": own}
-            for image, own in zip(to_uint8(drawn), to_uint8(real))
-        ]
-        rows = [row for row, shown in enumerate(batch.get("views", [])) if len(shown) > 1]
-        if rows and self._draws_missing(trainer):
-            both = {
-                key: [batch[key][row] for row in rows]
-                for key in ("studies", "text", "patient", "views")
-            }
-            first, second = zip(*(tuple(shown) for shown in both["views"]))
-            given = [{name: shown[name]} for name, shown in zip(first, both["views"])]
-            drawn, real = self._scored(
-                trainer, module, both, metrics, source, MISSING, second, given
+    def _metrics_of(self, prefix: str, how: str) -> dict[str, Metric]:
+        encoder = f"{self.judge_kind} encoder"
+        metrics: dict[str, Metric] = {}
+        for name, what in (("drawn_auroc", "requested finding"), ("original_auroc", "finding")):
+            area = GroupedAUROC(self.judge.findings, prefix + name)
+            area.protocol = (
+                f"{what} present or not; {encoder}, not the tokenizer's; {area.protocol}{how}"
             )
-            for row, image, own in zip(rows, to_uint8(drawn), to_uint8(real)):
-                pictures[row] |= {"second_image": image, "second_reference_image": own}
-        for study, text, found in zip(batch["studies"], batch["text"], pictures):
-            if control is None and self.wants_sample(trainer, source):
-                self.examples.append(self.sample(trainer, study, source, text=text, **found))
+            metrics[prefix + name] = area
+        against = f"against the set's own images{how}"
+        metrics[f"{prefix}fid_cxr"] = FrechetDistance(
+            f"{prefix}fid_cxr", self.judge.width, f"pooled features of the {encoder}, {against}"
+        )
+        if self.inception is not None:
+            metrics[f"{prefix}fid_inception"] = FrechetDistance(
+                f"{prefix}fid_inception",
+                INCEPTION_WIDTH,
+                f"pytorch-fid's Inception, {INCEPTION_WIDTH} pooled features, {against}",
+            )
+        return metrics
 
     @staticmethod
-    def _draws_missing(trainer: Trainer) -> bool:
-        return trainer.testing and trainer.datamodule.hparams["each_view"]  # type: ignore[attr-defined]
+    def _generates_second_views(trainer: Trainer) -> bool:
+        return trainer.testing and trainer.datamodule.hparams["each_view"]
 
-    def _scored(
+    def update_metrics(self, observation: Observation) -> None:
+        """Generate and score the images of a batch."""
+        requested = observation.with_text()
+        if not requested.studies:
+            return
+        all_views = requested.batch.get("views")  # of each study: name of a view → its codes
+        first_views = None
+        if all_views is not None:
+            first_views = [next(iter(views)) for views in all_views]
+        generated_BCHW = self._generate(requested, first_views)
+        real_BCHW = self._score(requested, generated_BCHW, first_views, "")
+        pictures: list[dict[str, Any]] = []
+        for image, reference in zip(to_uint8(generated_BCHW), to_uint8(real_BCHW)):
+            pictures.append({"image": image, "reference_image": reference})
+        if all_views is not None and self._generates_second_views(requested.trainer):
+            rows = [row for row, views in enumerate(all_views) if len(views) > 1]
+            if rows:
+                self._second_views(requested, rows, pictures)
+        for study, text, images in zip(requested.studies, requested.batch["text"], pictures):
+            self.add_sample(requested, study, text=text, **images)
+
+    def _second_views(
+        self, requested: Observation, rows: list[int], pictures: list[dict[str, Any]]
+    ) -> None:
+        """Generate and score the second views of these rows; add them to their pictures."""
+        both = requested.select(rows)
+        second_views, given = [], []
+        for views in both.batch["views"]:
+            first, second = tuple(views)
+            second_views.append(second)
+            given.append({first: views[first]})
+        generated_BCHW = self._generate(both, second_views, given)
+        real_BCHW = self._score(both, generated_BCHW, second_views, MISSING)
+        for row, image, reference in zip(rows, to_uint8(generated_BCHW), to_uint8(real_BCHW)):
+            pictures[row] |= {"second_image": image, "second_reference_image": reference}
+
+    def _generate(
         self,
-        trainer: Trainer,
-        module: Any,
-        batch: Mapping[str, Any],
-        metrics: Mapping[str, Metric],
-        source: int,
-        prefix: str,
+        requested: Observation,
         views: Sequence[Side] | None,
         given: Sequence[Views] | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Draws a view of each study, and updates the metrics of that prefix with it. Gives what
-        was drawn and the originals.
-        """
-        device, studies, patients = module.device, batch["studies"], batch["patient"]
-        real = originals(trainer, studies, source, views).to(device)
-        keys = [sample_key(study["study"]) for study in studies]
-        codes = module.generator.generate_images(
-            batch["text"], self.seed, keys, views=views, given=given
+    ) -> Tensor:
+        """An image for each text, float32 [B,1,H,W] in [-1, 1]."""
+        module = requested.module
+        texts, keys = requested.batch["text"], requested.sample_keys
+        codes_BN = module.generator.generate_images(
+            texts, self.seed, keys, views=views, given=given
         )
-        self.tokenizer.to(device), self.judge.to(device)
         with torch.inference_mode():
-            drawn = self.tokenizer.decode(codes)
-            drawn_maps, real_maps = self.judge.maps(drawn), self.judge.maps(real)
-            asked = torch.tensor(
-                [
-                    [_value(study["label_names"].get(f)) for f in self.judge.findings]
-                    for study in studies
-                ]
-            )
+            return self.tokenizer.to(module.device).decode(codes_BN)
+
+    def _score(
+        self,
+        requested: Observation,
+        generated_BCHW: Tensor,
+        views: Sequence[Side] | None,
+        prefix: str,
+    ) -> Tensor:
+        """Update the metrics of a prefix; return the studies' own images [B,1,H,W]."""
+        metrics, patients = requested.metrics, requested.patients
+        device = requested.module.device
+        real_BCHW = requested.original_pixels(views).to(device)
+        self.judge.to(device)
+        with torch.inference_mode():
+            generated_maps = self.judge.maps(generated_BCHW)
+            real_maps = self.judge.maps(real_BCHW)
             if self.judge.findings:
-                for name, maps in (("drawn_auroc", drawn_maps), ("original_auroc", real_maps)):
-                    metrics[prefix + name].update_columns(
-                        self.judge.logits(maps).cpu(), asked, patients
-                    )
-            for is_real, pixels, maps in ((True, real, real_maps), (False, drawn, drawn_maps)):
+                labels_BF = torch.tensor([self._labels(study) for study in requested.studies])
+                for name, maps in (("drawn_auroc", generated_maps), ("original_auroc", real_maps)):
+                    logits_BF = self.judge.logits(maps).cpu()
+                    metrics[prefix + name].update_columns(logits_BF, labels_BF, patients)
+            for is_real, pixels_BCHW, maps in (
+                (True, real_BCHW, real_maps),
+                (False, generated_BCHW, generated_maps),
+            ):
                 metrics[f"{prefix}fid_cxr"].update(self.judge.features(maps), is_real, patients)
                 if self.inception is not None:
-                    metrics[f"{prefix}fid_inception"].update(
-                        self.inception(pixels), is_real, patients
-                    )
-        return drawn, real
+                    features_BD = self.inception(pixels_BCHW)
+                    metrics[f"{prefix}fid_inception"].update(features_BD, is_real, patients)
+        return real_BCHW
 
-
-def _value(label: str | None) -> float:
-    return {"present": 1.0, "absent": 0.0}.get(label or "", float("nan"))
+    def _labels(self, study: dict[str, Any]) -> list[float]:
+        """1, 0 or nan for each of the judge's findings."""
+        labels = study["label_names"]
+        return [LABEL_VALUES.get(labels.get(name), float("nan")) for name in self.judge.findings]

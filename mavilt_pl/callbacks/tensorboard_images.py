@@ -1,7 +1,11 @@
-"""Pictures and texts for TensorBoard: reconstructions, drawn radiographs, sample reports."""
+"""Images and texts for TensorBoard: reconstructions, generated radiographs, sample reports.
+
+Shape legend: B images, H W height and width in pixels, K codes.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,24 +13,38 @@ import torch
 import torch.nn.functional as F
 from lightning import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from PIL import Image, ImageDraw, ImageFont
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import StrMethodFormatter
 from torch import Tensor
+from torchvision.utils import make_grid
 
-from mavilt_pl.callbacks.metric_callback import originals, shown
-from mavilt_pl.data.collate import sample_key
+from mavilt_pl.callbacks.metric_callback import original_pixels, visible_images
+from mavilt_pl.data.datamodule import sample_key
 from mavilt_pl.vqgan.loading import load_tokenizer
 from mavilt_pl.vqgan.losses import forward_differences
 
+DPI = 100
+ROW_NAMES = (
+    "original",
+    "recon-\nstruction",
+    "difference,\ndoubled",
+    "edges of\noriginal",
+    "edges of\nrecon-\nstruction",
+)
+
 
 class Pictures(Callback):
-    """At every validation, from the first studies of the first source: for the VQ-GAN original,
-    reconstruction, difference and the edges of both on one scale, and over the whole validation how
-    often each code was used (with several processes, of the first one's share); for the language
-    stages the image, the image drawn from its text, and its report beside the reference.
+    """At every validation, images of the first studies of the first source.
+
+    For the VQ-GAN: originals, reconstructions, their difference and the edges of both on one scale,
+    and how often each code was used over the whole validation (of several processes, the first
+    one's part). For the language stages: the image, the image generated from its text, and its
+    generated report with the reference.
 
     Args:
-        count: studies shown.
-        tokenizer: checkpoint of the VQ-GAN; the language stages need it to show what they draw.
+        count: number of studies.
+        tokenizer: checkpoint of the VQ-GAN; the language stages need it to show generated images.
     """
 
     def __init__(self, count: int = 8, tokenizer: str | None = None):
@@ -36,18 +54,14 @@ class Pictures(Callback):
         self._images = 0
 
     @staticmethod
-    def _board(trainer: Trainer) -> Any:
-        """TensorBoard's writer, where pictures are wanted now."""
+    def _writer(trainer: Trainer) -> Any:
+        """TensorBoard's writer if this process writes images now, else None."""
         if trainer.sanity_checking or not trainer.is_global_zero:
             return None
-        return next(
-            (
-                logger.experiment
-                for logger in trainer.loggers
-                if isinstance(logger, TensorBoardLogger)
-            ),
-            None,
-        )
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                return logger.experiment
+        return None
 
     def on_validation_batch_end(
         self,
@@ -58,148 +72,181 @@ class Pictures(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        board = self._board(trainer)
-        if board is None:
+        """Count the codes of the batch; write the images of the first one."""
+        writer = self._writer(trainer)
+        if writer is None:
             return
-        step, first = trainer.global_step, batch_idx == dataloader_idx == 0
+        is_first = batch_idx == dataloader_idx == 0
         if "pixels" in batch and isinstance(outputs, dict) and "reconstruction" in outputs:
-            uses_K = torch.bincount(
-                outputs["codes"].flatten().cpu(), minlength=pl_module.tokenizer.codes
-            )
-            self._uses_K = uses_K if self._uses_K is None else self._uses_K + uses_K
-            self._images += len(batch["pixels"])
-            if first:
-                real, made = batch["pixels"][: self.count], outputs["reconstruction"][: self.count]
-                board.add_image(
+            self._count_codes(outputs["codes"], pl_module.tokenizer.codebook_size)
+            if is_first:
+                real_BCHW = batch["pixels"][: self.count]
+                recon_BCHW = outputs["reconstruction"][: self.count]
+                writer.add_image(
                     "val/original, reconstruction, difference, edges",
-                    reconstructions(real, made),
-                    step,
+                    reconstructions(real_BCHW, recon_BCHW),
+                    trainer.global_step,
                 )
-        elif "codes" in batch and first:
-            self._language(board, trainer, pl_module, batch, dataloader_idx, step)
+        elif "codes" in batch and is_first:
+            studies = batch["studies"][: self.count]
+            keys = [sample_key(study["study"]) for study in studies]
+            reports = pl_module.generator.generate_reports(
+                visible_images(batch)[: self.count], keys=keys
+            )
+            writer.add_text("val/reports", _report_table(reports, studies), trainer.global_step)
+            self._add_generated_images(writer, trainer, pl_module, studies, keys)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
-        board = self._board(trainer)
-        if board is not None and self._uses_K is not None:
-            board.add_image(
-                "val/code usage", code_usage(self._uses_K, self._images), trainer.global_step
-            )
+        """Write the chart of code usage."""
+        writer = self._writer(trainer)
+        if writer is not None and self._uses_K is not None:
+            chart = code_usage(self._uses_K, self._images)
+            writer.add_image("val/code usage", chart, trainer.global_step)
         self._uses_K, self._images = None, 0
 
-    def _language(
-        self, board: Any, trainer: Trainer, module: Any, batch: dict, source: int, step: int
+    def _count_codes(self, codes_BN: Tensor, codebook_size: int) -> None:
+        uses_K = torch.bincount(codes_BN.flatten().cpu(), minlength=codebook_size)
+        self._uses_K = uses_K if self._uses_K is None else self._uses_K + uses_K
+        self._images += len(codes_BN)
+
+    def _add_generated_images(
+        self, writer: Any, trainer: Trainer, module: Any, studies: list[dict], keys: list[int]
     ) -> None:
-        studies = batch["studies"][: self.count]
-        keys = [sample_key(study["study"]) for study in studies]
-        written = module.generator.generate_reports(shown(batch)[: self.count], keys=keys)
-        lines = [
-            f"| {_cell(text)} | {_cell(study['text'])} |" for text, study in zip(written, studies)
-        ]
-        board.add_text(
-            "val/reports", "\n".join(["| written | reference |", "| --- | --- |", *lines]), step
-        )
         if self.path is None:
             return
         if self.tokenizer is None:
             self.tokenizer = load_tokenizer(self.path)
-        codes = module.generator.generate_images([study["text"] for study in studies], keys=keys)
+        codes_BN = module.generator.generate_images([study["text"] for study in studies], keys=keys)
         with torch.inference_mode():
-            drawn = self.tokenizer.to(module.device).decode(codes)
-        board.add_image(
-            "val/real, drawn from its text",
-            _grid([originals(trainer, studies, source), drawn.cpu()]),
-            step,
-        )
+            generated_BCHW = self.tokenizer.to(module.device).decode(codes_BN)
+        rows = [original_pixels(trainer, 0, studies), generated_BCHW.cpu()]
+        writer.add_image("val/real, drawn from its text", image_grid(rows), trainer.global_step)
 
 
-def _cell(text: str) -> str:
+def _report_table(reports: Sequence[str], studies: Sequence[dict[str, Any]]) -> str:
+    """A Markdown table of generated reports and their references."""
+    lines = ["| generated | reference |", "| --- | --- |"]
+    for report, study in zip(reports, studies):
+        lines.append(f"| {_table_cell(report)} | {_table_cell(study['text'])} |")
+    return "\n".join(lines)
+
+
+def _table_cell(text: str) -> str:
     return text.replace("|", "/").replace("\n", " ")
 
 
-def _grid(rows: list[Tensor]) -> Tensor:
-    """Rows of images [B,1,H,W] in [-1,1] → one picture [1,H',W'] in [0,1]."""
-    lines = [torch.cat(list(row.detach().cpu().clamp(-1, 1)), 2) for row in rows]
-    return (torch.cat(lines, 1) + 1) / 2
+def image_grid(rows: Sequence[Tensor]) -> Tensor:
+    """Rows of images [B,1,H,W] in [-1, 1] → one picture [1,rows·H,B·W] in [0, 1].
+
+    >>> image_grid([torch.zeros(3, 1, 8, 8), torch.ones(3, 1, 8, 8)]).shape
+    torch.Size([1, 16, 24])
+    """
+    images = torch.cat([row.detach().cpu().clamp(-1, 1) for row in rows])
+    grid = make_grid(images, nrow=len(rows[0]), padding=0)
+    return (grid[:1] + 1) / 2
 
 
 def _edges(pixels_BCHW: Tensor) -> Tensor:
-    """|∇x| of forward differences, [B,1,H,W], 0 and above; the last row and column have one axis
-    only.
+    """|∇x| of forward differences, [B,1,H,W], at least 0.
+
+    The last row and the last column have differences along one axis only.
     """
     across, down = forward_differences(pixels_BCHW)
     return (F.pad(across, (0, 1)).square() + F.pad(down, (0, 0, 0, 1)).square()).sqrt()
 
 
-def reconstructions(real_BCHW: Tensor, made_BCHW: Tensor) -> Tensor:
-    """Labelled rows original, reconstruction, difference, |∇x|, |∇x̂| → one picture [1,H',W'] in
-    [0,1].
+def reconstructions(real_BCHW: Tensor, recon_BCHW: Tensor) -> Tensor:
+    """Labelled rows original, reconstruction, difference, |∇x|, |∇x̂| as one picture.
 
-    Both rows of edges are on one scale: white is what 1 in 200 pixels of the originals' edges
-    exceed.
+    Both rows of edges are on one scale: white is the level that 1 in 200 pixels of the originals'
+    edges exceed.
+
+    Returns:
+        The picture [1,5·H,margin + B·W] in [0, 1].
     """
-    real, made = real_BCHW.detach().float().cpu(), made_BCHW.detach().float().cpu()
-    edges = _edges(real), _edges(made)
-    white = torch.quantile(edges[0].flatten()[: 2**24], 0.995).clamp(min=1e-6)
+    real, recon = real_BCHW.detach().float().cpu(), recon_BCHW.detach().float().cpu()
+    real_edges, recon_edges = _edges(real), _edges(recon)
+    # torch.quantile takes at most 2**24 values.
+    white = torch.quantile(real_edges.flatten()[: 2**24], 0.995).clamp(min=1e-6)
     rows = [
         real,
-        made,
-        (real - made).abs().mul(2).sub(1),
-        *(edge / white * 2 - 1 for edge in edges),
+        recon,
+        (real - recon).abs().mul(2).sub(1),
+        real_edges / white * 2 - 1,
+        recon_edges / white * 2 - 1,
     ]
-    names = (
-        "original",
-        "recon-\nstruction",
-        "difference,\ndoubled",
-        "edges of\noriginal",
-        "edges of\nrecon-\nstruction",
-    )
-    height = real.shape[-2]
-    margin = Image.new("L", (max(72, height // 3), height * len(rows)), 0)
-    pen, font = ImageDraw.Draw(margin), ImageFont.load_default(max(12, height // 16))
-    for number, name in enumerate(names):
-        pen.multiline_text((4, number * height + 4), name, 220, font)
-    return torch.cat([_tensor(margin), _grid(rows)], 2)
+    return torch.cat([_row_labels(real.shape[-2]), image_grid(rows)], 2)
+
+
+def _row_labels(height: int) -> Tensor:
+    """A margin [1,5·height,width] with the names of the rows, white on black."""
+    width = max(72, height // 3)
+    figure = _dark_figure(width, height * len(ROW_NAMES))
+    points = max(12, height // 16) * 72 / DPI * 0.75
+    for number, name in enumerate(ROW_NAMES):
+        top = 1 - (number * height + 4) / (height * len(ROW_NAMES))
+        figure.text(4 / width, top, name, color="0.87", fontsize=points, va="top")
+    return _to_tensor(figure)
 
 
 def code_usage(uses_K: Tensor, images: int) -> Tensor:
-    """How often each of K codes was used, from the most to the least, on a log scale → picture
-    [1,H,W] in [0,1].
+    """A chart of how often each code was used, most used first, on a log scale.
 
-    The line is what every code would have if all were used alike; the dark end on the right is dead
-    codes.
+    The horizontal line is the use of every code if all were used equally; the empty end on the
+    right shows dead codes.
+
+    Args:
+        uses_K: number of uses of each code.
+        images: number of images they come from.
+
+    Returns:
+        The picture [1,H,W] in [0, 1].
     """
-    width, height, left, top = 560, 260, 44, 44
     uses = np.sort(uses_K.cpu().numpy())[::-1].astype(float)
     share = uses[uses > 0] / max(uses.sum(), 1)
-    used, perplexity = len(share) / len(uses), float(np.exp(-(share * np.log(share)).sum()))
-    most = max(uses.max(), 10.0)
-    page = Image.new("L", (width, height), 0)
-    pen, font, small = ImageDraw.Draw(page), ImageFont.load_default(15), ImageFont.load_default(11)
-    pen.text(
-        (8, 6),
-        f"{used:.0%} of {len(uses):,} codes used, as if {perplexity:,.0f} alike · {images:,} "
-        f"images",
-        255,
-        font,
+    used, perplexity = len(share) / len(uses), np.exp(-(share * np.log(share)).sum())
+    width, height = 560, 260
+    left, right, top, bottom = 44, 550, 44, 238  # of the plotted field, in pixels
+
+    figure = _dark_figure(width, height)
+    field = (left / width, 1 - bottom / height, (right - left) / width, (bottom - top) / height)
+    axes = figure.add_axes(field, facecolor="black")
+    edges = np.arange(len(uses) + 1)
+    axes.stairs(uses, edges, fill=True, color="0.67", antialiased=False)
+    axes.axhline(uses.mean(), color="white", linewidth=72 / DPI, antialiased=False)
+    # Linear up to one use, so that unused codes are at 0.
+    axes.set_yscale("symlog", linthresh=1)
+    axes.set_ylim(0, max(uses.max(), 10) * 1.3)
+    axes.set_xlim(0, len(uses))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.minorticks_off()
+    axes.grid(axis="y", color="0.2", linewidth=72 / DPI)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors="0.6", labelsize=8, length=0)
+    axes.set_xticks([0, len(uses)], ["code 1", f"code {len(uses):,}"])
+    first, last = axes.get_xticklabels()
+    first.set_horizontalalignment("left")
+    last.set_horizontalalignment("right")
+    axes.spines[:].set_visible(False)
+    title = (
+        f"{used:.0%} of {len(uses):,} codes used, perplexity {perplexity:,.0f}, {images:,} images"
     )
-    pen.text((8, 26), "uses of each code, most used first; line: all alike", 150, small)
-    bottom, right = height - 22, width - 10
-
-    def y(count: float) -> float:
-        """log(1 + count), so that unused codes stand at 0."""
-        return bottom - (bottom - top - 8) * np.log1p(count) / np.log1p(most)
-
-    for power in range(int(np.log10(most)) + 1):
-        pen.text((4, y(10**power) - 6), f"{10**power:,}", 150, small)
-        pen.line((left, y(10**power), right, y(10**power)), 50)
-    columns = np.linspace(0, len(uses), right - left + 1)
-    for x in range(right - left):
-        pen.line((left + x, bottom, left + x, y(uses[min(int(columns[x]), len(uses) - 1)])), 170)
-    pen.line((left, y(uses.sum() / len(uses)), right, y(uses.sum() / len(uses))), 255)
-    pen.text((left, bottom + 5), "code 1", 150, small)
-    pen.text((right, bottom + 5), f"code {len(uses):,}", 150, small, anchor="ra")
-    return _tensor(page)
+    figure.text(8 / width, 0.97, title, color="white", fontsize=10, va="top")
+    subtitle = "uses of each code, most used first; line: equal use"
+    figure.text(8 / width, 0.9, subtitle, color="0.6", fontsize=8, va="top")
+    return _to_tensor(figure)
 
 
-def _tensor(page: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(page))[None].float() / 255
+def _dark_figure(width: int, height: int) -> Figure:
+    """An empty figure of that size in pixels, without pyplot's global state."""
+    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="black")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _to_tensor(figure: Figure) -> Tensor:
+    """Render a figure to grey values [1,H,W] in [0, 1]."""
+    canvas = figure.canvas
+    canvas.draw()
+    rgba = np.asarray(canvas.buffer_rgba())
+    return torch.from_numpy(rgba[..., 0].copy())[None].float() / 255

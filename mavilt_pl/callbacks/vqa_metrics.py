@@ -1,108 +1,120 @@
-"""Answers: accuracy and AUROC from the likelihood of what may be answered; exact match and F1 of
-answers in free text.
+"""Answers to questions about images.
+
+Closed questions are scored by the likelihood of their candidate answers (accuracy, AUROC), open
+ones by comparing texts (exact match, F1 of the words).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning import Trainer
 from torchmetrics import Metric
 
-from mavilt_pl.callbacks.metric_callback import SHUFFLED, MetricCallback, originals, shown
-from mavilt_pl.data.collate import sample_key
-from mavilt_pl.data.pixels import to_uint8
+from mavilt_pl.callbacks.metric_callback import SHUFFLED, MetricCallback, Observation
 from mavilt_pl.metrics.vqa import GroupedAUROC, GroupedMean, exact_match, word_f1
 
 
+class _Case(NamedTuple):
+    """A question with its answer: probabilities of the candidates, or a text without them."""
+
+    question: Any
+    prediction: Any
+    patient: str
+
+
 class VQAMetrics(MetricCallback):
-    """Scores the candidates of every closed question by their likelihood, and what is written to
-    every open one. The control looks at another patient's image.
+    """Answers every question of a study, and scores the answers.
+
+    The control shows another patient's image.
     """
 
     task = "vqa"
     controls = (None, SHUFFLED)
 
     def metrics(self, trainer: Trainer, module: Any) -> dict[str, Metric]:
-        topics = [*trainer.datamodule.findings, "other"]  # type: ignore[attr-defined]
-        written = "free text as text_decoding says; lower case, no punctuation, no articles (SQuAD)"
+        """Figures by topic: the findings of the data, and one group for other topics."""
+        topics = [*trainer.datamodule.findings, "other"]
+        likeliest = "likeliest candidate, likelihood per token"
+        free_text = (
+            "free text as text_decoding says; lower case, no punctuation, no articles (SQuAD)"
+        )
         return {
             "auroc": GroupedAUROC(topics),
-            "accuracy": GroupedMean(
-                "accuracy", topics, "likeliest candidate, likelihood per token"
-            ),
-            "exact": GroupedMean("open_exact_match", protocol=written),
-            "f1": GroupedMean("open_f1", protocol=f"words, {written}"),
+            "accuracy": GroupedMean("accuracy", topics, likeliest),
+            "exact": GroupedMean("open_exact_match", protocol=free_text),
+            "f1": GroupedMean("open_f1", protocol=f"words, {free_text}"),
         }
 
-    def update_metrics(
-        self,
-        trainer: Trainer,
-        module: Any,
-        batch: dict,
-        outputs: Any,
-        control: str | None,
-        metrics: Mapping[str, Metric],
-        source: int,
-    ) -> None:
-        topics = list(trainer.datamodule.findings)  # type: ignore[attr-defined]
-        rows = [row for row, study in enumerate(batch["studies"]) if study["questions"]]
+    def update_metrics(self, observation: Observation) -> None:
+        """Answer and score the questions of a batch."""
+        rows = [row for row, study in enumerate(observation.studies) if study["questions"]]
         if not rows:
             return
-        studies, patients = (
-            [batch["studies"][row] for row in rows],
-            [batch["patient"][row] for row in rows],
-        )
-        seen = shown(batch, control)
-        seen = seen[rows] if isinstance(seen, torch.Tensor) else [seen[row] for row in rows]
-        asked = [[(q.question, q.candidates) for q in study["questions"]] for study in studies]
-        answers = module.generator.answer_questions(
-            seen, asked, keys=[sample_key(study["study"]) for study in studies]
-        )
-        cases = [
-            (question, said, patient)
-            for study, patient, given in zip(studies, patients, answers)
-            for question, said in zip(study["questions"], given)
-        ]
-        self._closed([case for case in cases if case[0].candidates], topics, metrics)
-        written = [case for case in cases if not case[0].candidates]
-        for name, score in (("exact", exact_match), ("f1", word_f1)):
-            scores = [score(said, question.answer) for question, said, _ in written]
-            metrics[name].update(scores, [0] * len(written), [patient for *_, patient in written])
-        if control is None and self.wants_sample(trainer, source):
-            images = to_uint8(originals(trainer, studies, source))
-            for study, given, image in zip(studies, answers, images):
-                for question, said in zip(study["questions"], given):
-                    if self.wants_sample(trainer, source):
-                        found = {"probabilities": said} if question.candidates else {"said": said}
-                        self.examples.append(
-                            self.sample(
-                                trainer,
-                                study,
-                                source,
-                                image=image,
-                                topic=question.topic,
-                                question=question.question,
-                                answer=question.answer,
-                                candidates=list(question.candidates),
-                                **found,
-                            )
-                        )
+        asked = observation.select(rows)
+        answers = self._answers(asked)
+        closed: list[_Case] = []
+        free_text: list[_Case] = []
+        for study, patient, predictions in zip(asked.studies, asked.patients, answers):
+            for question, prediction in zip(study["questions"], predictions):
+                case = _Case(question, prediction, patient)
+                (closed if question.candidates else free_text).append(case)
+        self._score_closed(asked, closed)
+        self._score_free_text(asked, free_text)
+        if self.wants_sample(asked):
+            self._keep_samples(asked, answers)
 
     @staticmethod
-    def _closed(
-        cases: list[tuple[Any, list[float], str]], topics: list[str], metrics: Mapping[str, Metric]
-    ) -> None:
+    def _answers(asked: Observation) -> list[list[Any]]:
+        """A prediction for each question of each study."""
+        questions = []
+        for study in asked.studies:
+            questions.append([(q.question, q.candidates) for q in study["questions"]])
+        return asked.module.generator.answer_questions(
+            asked.images, questions, keys=asked.sample_keys
+        )
+
+    @staticmethod
+    def _score_closed(asked: Observation, cases: list[_Case]) -> None:
+        topics = asked.findings
         right, scores, truths, groups = [], [], [], []
-        for question, likelihood, _ in cases:
-            groups.append(topics.index(question.topic) if question.topic in topics else len(topics))
-            best = question.candidates[max(range(len(likelihood)), key=likelihood.__getitem__)]
-            right.append(best == question.answer)
-            yes_no = set(question.candidates) == {"yes", "no"}
-            scores.append(likelihood[question.candidates.index("yes")] if yes_no else 0.0)
-            truths.append(float(question.answer == "yes") if yes_no else float("nan"))
-        patients = [patient for *_, patient in cases]
-        metrics["auroc"].update(torch.tensor(scores), torch.tensor(truths), groups, patients)
-        metrics["accuracy"].update(right, groups, patients)
+        for question, probabilities, _ in cases:
+            known_topic = question.topic in topics
+            groups.append(topics.index(question.topic) if known_topic else len(topics))
+            likeliest = probabilities.index(max(probabilities))
+            right.append(question.candidates[likeliest] == question.answer)
+            # Only questions between yes and no have an AUROC.
+            score, truth = 0.0, float("nan")
+            if set(question.candidates) == {"yes", "no"}:
+                score = probabilities[question.candidates.index("yes")]
+                truth = float(question.answer == "yes")
+            scores.append(score)
+            truths.append(truth)
+        patients = [case.patient for case in cases]
+        auroc, accuracy = asked.metrics["auroc"], asked.metrics["accuracy"]
+        auroc.update(torch.tensor(scores), torch.tensor(truths), groups, patients)
+        accuracy.update(right, groups, patients)
+
+    @staticmethod
+    def _score_free_text(asked: Observation, cases: list[_Case]) -> None:
+        patients = [case.patient for case in cases]
+        for name, score in (("exact", exact_match), ("f1", word_f1)):
+            scores = [score(case.prediction, case.question.answer) for case in cases]
+            asked.metrics[name].update(scores, [0] * len(cases), patients)
+
+    def _keep_samples(self, asked: Observation, answers: list[list[Any]]) -> None:
+        images = asked.original_images()
+        for study, predictions, image in zip(asked.studies, answers, images):
+            for question, prediction in zip(study["questions"], predictions):
+                kind = "probabilities" if question.candidates else "prediction"
+                self.add_sample(
+                    asked,
+                    study,
+                    image=image,
+                    topic=question.topic,
+                    question=question.question,
+                    answer=question.answer,
+                    candidates=list(question.candidates),
+                    **{kind: prediction},
+                )

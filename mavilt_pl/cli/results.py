@@ -1,6 +1,4 @@
-"""`mavilt results RUN`: gather a run's figures and make its page; with `--compare`, set runs side
-by side.
-"""
+"""`mavilt results RUN`: collect a run's figures and write its page, or compare runs."""
 
 from __future__ import annotations
 
@@ -9,28 +7,32 @@ from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `mavilt results`."""
     parser.add_argument(
-        "run", type=Path, help="folder of a run; every test/results.json below it is gathered"
+        "run", type=Path, help="folder of a run; every test/results.json below it is collected"
     )
     parser.add_argument(
         "--compare",
         nargs="+",
         metavar="ARM",
-        help="instead: arms side by side, in RUN/compare.json and compare.html. An arm is a folder "
-        "of a run, or several "
-        "between commas (one a seed), absolute or within RUN",
+        help="compare arms instead, in RUN/compare.json and compare.html. An arm is the folder of "
+        "a run, or several separated by commas (one per seed), absolute or below RUN",
     )
     parser.add_argument(
-        "--seeds", help="with --compare: each arm's runs are its subfolders of these names: 1,2,3"
+        "--seeds", help="with --compare: subfolders of each arm that are its runs, such as 1,2,3"
     )
-    parser.add_argument("--names", help="with --compare: what the arms are called: with,without")
+    parser.add_argument("--names", help="with --compare: names of the arms, such as with,without")
 
 
 def run(args: argparse.Namespace) -> int:
+    """Write the pages and print where they are."""
     if args.compare:
+        from mavilt_pl.cli.tables import print_comparison
         from mavilt_pl.evaluation.compare import compare
 
-        print(compare(args.run, args.compare, args.seeds, args.names))
+        comparison = compare(args.run, args.compare, args.seeds, args.names)
+        print_comparison(comparison)
+        print(comparison.page)
         return 0
     from mavilt_pl.evaluation.html_report import gather
 

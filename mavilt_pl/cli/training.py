@@ -22,9 +22,11 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import mavilt_pl.trainer.fsdp_strategy  # noqa: F401  it registers the strategy
+from mavilt_pl.cli.tables import print_figures
 from mavilt_pl.config_files import find_config
 from mavilt_pl.data.datamodule import CXRDataModule
 from mavilt_pl.errors import UserError
+from mavilt_pl.evaluation.results import ResultsWriter
 from mavilt_pl.trainer.checkpoint_callbacks import BestCheckpoint, StepCheckpoints
 from mavilt_pl.trainer.checkpoint_io import BackgroundCheckpointIO, VerifiedCheckpointIO
 from mavilt_pl.trainer.preemption import Preemption, report_exit
@@ -60,6 +62,8 @@ def _with_configs(argv: list[str]) -> list[str]:
 
 
 class MaviltCLI(LightningCLI):
+    """LightningCLI with one folder per run and checkpoints that can be resumed."""
+
     claims: ExitStack  # what the running command holds: its folder
 
     def _instantiate_trainer(self, config: Any, callbacks: list[Any]) -> Trainer:
@@ -141,6 +145,7 @@ class MaviltCLI(LightningCLI):
         """
 
     def add_arguments_to_parser(self, parser: Any) -> None:
+        """The options about checkpoints."""
         parser.add_argument(
             "--checkpoint_every", type=int, default=500, help="steps between checkpoints"
         )
@@ -209,4 +214,8 @@ def run(argv: list[str]) -> int:
     last = Path(done.trainer.default_root_dir) / "checkpoints" / "last.ckpt"
     if argv[0] == "fit" and done.trainer.is_global_zero and last.exists():
         print(f"{done.trainer.global_step:,} steps: {last}")
+    for callback in done.trainer.callbacks:
+        if isinstance(callback, ResultsWriter) and callback.path is not None:
+            print_figures(callback.figures)
+            print(f"{len(callback.figures)} figures: {callback.path}")
     return 0

@@ -1,138 +1,146 @@
-"""A small convolutional classifier of findings: the chest-radiograph encoder that can be trained
-anywhere.
+"""A small convolutional classifier of findings, which can be trained on any machine.
 
-It serves three ends: features for the tokenizer's clinical terms, features for the Fréchet
-distance, and a judge of whether a finding is still there on a reconstruction or drawn on demand.
+It has three uses: features for the tokenizer's clinical terms, features for the Fréchet distance,
+and a judge of whether a finding is present in a reconstruction or in a generated image.
+
+Shape legend: B batch, C channels, H W height and width in pixels, F findings.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from lightning import LightningModule
 from torch import Tensor, nn
-from torchmetrics.functional.classification import binary_auroc
 
-from mavilt_pl.checkpoint import check_compatible
+from mavilt_pl.checkpoint import check_format_version, read_weights
+from mavilt_pl.errors import UserError
+
+MARK = "net.head.weight"  # a weight by which a checkpoint of `CXRClassifier` is recognised
 
 
-def _block(inside: int, outside: int, stride: int) -> nn.Sequential:
+def _conv_block(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(inside, outside, 3, stride, 1, bias=False),
-        nn.BatchNorm2d(outside),
+        nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False),
+        nn.BatchNorm2d(out_channels),
         nn.ReLU(inplace=True),
     )
 
 
 class FindingsNet(nn.Module):
-    """Pixels [B,1,H,W] in [-1,1] → feature maps → logits [B,F], one a finding.
+    """Pixels [B,1,H,W] in [-1, 1] → feature maps → logits [B,F], one per finding.
 
-    Mean and maximum are pooled side by side: a large heart is a mean, a nodule is a maximum.
+    Mean and maximum of the last map are concatenated: a large heart shows in the mean, a nodule in
+    the maximum.
+
+    Args:
+        findings: names of the outputs.
+        widths: channels of each level; the resolution halves between levels.
+
+    >>> net = FindingsNet(["edema", "pneumothorax"], widths=(4, 8)).eval()
+    >>> net(torch.zeros(3, 1, 16, 16)).shape
+    torch.Size([3, 2])
     """
 
     def __init__(self, findings: Sequence[str], widths: Sequence[int] = (16, 32, 48, 64)):
         super().__init__()
         self.findings = tuple(findings)
-        layers, inside = [], 1
-        for level, wide in enumerate(widths):
-            stride = 1 if level == 0 else 2
-            first = _block(inside, wide, stride)
-            layers.append(nn.Sequential(first, _block(wide, wide, 1)) if level else first)
-            inside = wide
-        self.levels = nn.ModuleList(layers)
-        self.width = 2 * inside
+        self.levels = nn.ModuleList()
+        in_channels = 1
+        for level, width in enumerate(widths):
+            if level == 0:
+                self.levels.append(_conv_block(in_channels, width, 1))
+            else:
+                first, second = _conv_block(in_channels, width, 2), _conv_block(width, width, 1)
+                self.levels.append(nn.Sequential(first, second))
+            in_channels = width
+        self.width = 2 * in_channels
         self.head = nn.Linear(self.width, len(self.findings))
 
     def maps(self, pixels_BCHW: Tensor) -> list[Tensor]:
-        """Feature maps of each level, [B,C_l,H/2^l,W/2^l]."""
-        maps, x = [], pixels_BCHW
+        """Feature maps of all levels, [B,C_l,H/2^l,W/2^l]."""
+        maps = []
+        features_BCHW = pixels_BCHW
         for level in self.levels:
-            x = level(x)
-            maps.append(x)
+            features_BCHW = level(features_BCHW)
+            maps.append(features_BCHW)
         return maps
 
-    def pool(self, map_BCHW: Tensor) -> Tensor:
+    def pool(self, map_BChw: Tensor) -> Tensor:
         """Mean and maximum of each channel, [B,2C]."""
-        return torch.cat([map_BCHW.mean((2, 3)), map_BCHW.amax((2, 3))], 1)
+        return torch.cat([map_BChw.mean((2, 3)), map_BChw.amax((2, 3))], 1)
 
     def forward(self, pixels_BCHW: Tensor) -> Tensor:
+        """Pixels [B,1,H,W] → logits [B,F]."""
         return self.head(self.pool(self.maps(pixels_BCHW)[-1]))
 
 
-class CXRClassifier(LightningModule):
-    """Trains a `FindingsNet` on labelled radiographs (`batch_kind: images`, `findings:` set in the
-    data). A label that is uncertain or not mentioned does not count.
+class Classifier(nn.Module):
+    """A `FindingsNet` behind the interface `Encoder`, with the image size it was trained on.
 
     Args:
-        findings: names of the outputs; linked to the data's `findings` by the command line.
-        image_size: side of the pixels it is trained on.
-        widths: channels of each level; the resolution halves between levels.
-        learning_rate: peak of a one-cycle schedule of AdamW.
+        findings: names of the outputs.
+        image_size: side in pixels; images of another size are resized.
+        widths: channels of each level.
     """
 
-    def __init__(
-        self,
-        findings: list[str],
-        image_size: int = 256,
-        widths: Sequence[int] = (16, 32, 48, 64),
-        learning_rate: float = 3e-3,
-        weight_decay: float = 1e-2,
-    ):
+    def __init__(self, findings: Sequence[str], image_size: int, widths: Sequence[int]):
         super().__init__()
-        self.save_hyperparameters()
         self.net = FindingsNet(findings, widths)
-        self.seen: list[tuple[Tensor, Tensor]] = []
+        self.size = image_size
+        self.findings = self.net.findings
+        self.width = self.net.width
+        self.widths = [*widths]
 
-    def on_load_checkpoint(self, checkpoint: dict) -> None:
-        check_compatible(checkpoint, self)
+    @classmethod
+    def from_checkpoint(cls, path: str | Path) -> Classifier:
+        """Load the weights of a checkpoint of `CXRClassifier`.
 
-    def loss(self, batch: dict) -> tuple[Tensor, Tensor]:
-        labels_BF = batch["labels"]
-        known = ~labels_BF.isnan()
-        logits_BF = self.net(batch["pixels"])
-        loss = F.binary_cross_entropy_with_logits(logits_BF[known], labels_BF[known])
-        return loss, logits_BF
+        Raises:
+            UserError: the file is missing, damaged, or of another module.
+        """
+        checkpoint = read_weights(path)
+        state = checkpoint.get("state_dict", {})
+        if MARK not in state or "hyper_parameters" not in checkpoint:
+            found = next(iter(state), "none")
+            raise UserError(
+                f"{path} is a checkpoint of another module (found weights such as {found}); "
+                "expected one of CXRClassifier (mavilt fit --config encoder.yaml)"
+            )
+        check_format_version(checkpoint, f"the checkpoint {path}")
+        h = checkpoint["hyper_parameters"]
+        encoder = cls(h["findings"], int(h["image_size"]), h["widths"])
+        prefix = "net."
+        weights = {}
+        for key, value in state.items():
+            if key.startswith(prefix):
+                weights[key.removeprefix(prefix)] = value
+        encoder.net.load_state_dict(weights)
+        return encoder
 
-    def training_step(self, batch: dict, index: int) -> Tensor:
-        loss, _ = self.loss(batch)
-        self.log("train/loss", loss, prog_bar=True)
-        return loss
+    @property
+    def config(self) -> dict[str, Any]:
+        """Arguments that build the encoder again."""
+        return {"findings": [*self.findings], "image_size": self.size, "widths": self.widths}
 
-    def validation_step(self, batch: dict, index: int, dataloader_idx: int = 0) -> None:
-        loss, logits = self.loss(batch)
-        self.seen.append((logits, batch["labels"]))
-        source = self.trainer.datamodule.names[dataloader_idx]  # type: ignore[attr-defined]
-        self.log(
-            f"val/{source}/loss",
-            loss,
-            sync_dist=True,
-            batch_size=len(logits),
-            add_dataloader_idx=False,
-        )
+    def maps(self, pixels_BCHW: Tensor) -> list[Tensor]:
+        """Feature maps [B,C,h,w], from fine to coarse."""
+        if pixels_BCHW.shape[-1] != self.size:
+            size = (self.size, self.size)
+            pixels_BCHW = F.interpolate(pixels_BCHW, size=size, mode="bilinear", antialias=True)
+        return self.net.maps(pixels_BCHW)
 
-    def on_validation_epoch_end(self) -> None:
-        logits, labels = (torch.cat(part) for part in zip(*self.seen))
-        self.seen.clear()
-        areas = []
-        for column, name in enumerate(self.net.findings):
-            known = ~labels[:, column].isnan()
-            truth = labels[known, column]
-            if 0 < truth.sum() < len(truth):
-                areas.append(binary_auroc(logits[known, column], truth.int()))
-                self.log(f"val/auroc/{name}", areas[-1], sync_dist=True)
-        if areas:
-            self.log("val/auroc", torch.stack(areas).mean(), prog_bar=True, sync_dist=True)
+    def features(self, maps: list[Tensor]) -> Tensor:
+        """Pooled features [B,width] of the last map."""
+        return self.net.pool(maps[-1])
 
-    def configure_optimizers(self) -> Any:
-        h = self.hparams
-        optimizer = torch.optim.AdamW(
-            self.parameters(), lr=h["learning_rate"], weight_decay=h["weight_decay"]
-        )
-        steps = int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, h["learning_rate"], total_steps=max(steps, 2)
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+    def logits(self, maps: list[Tensor]) -> Tensor:
+        """Logits of the findings [B,F] from the last map."""
+        return self.net.head(self.features(maps))
+
+    def last_level(self, map_BChw: Tensor) -> Tensor:
+        """The last map from the one before it."""
+        return self.net.levels[-1](map_BChw)

@@ -1,4 +1,4 @@
-"""Figures with what made them, and the page that shows them to people."""
+"""Figures with their provenance, and the pages that show them to people."""
 
 from mavilt_pl.evaluation.results import ResultsWriter
 

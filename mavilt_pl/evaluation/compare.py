@@ -1,228 +1,281 @@
-"""Arms of an experiment side by side: means over runs, what differs, and how sure that is."""
+"""Compare the arms of an experiment: means over runs, differences, and their intervals."""
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from scipy import stats
 
 from mavilt_pl.errors import UserError
-from mavilt_pl.evaluation.html_report import HEADLINES, TITLES, samples_below, tested, write_page
-from mavilt_pl.evaluation.results import read_results, write_json
+from mavilt_pl.evaluation.headlines import HEADLINES, TITLES
+from mavilt_pl.evaluation.html_report import find_results, read_samples
+from mavilt_pl.evaluation.page import write_page
+from mavilt_pl.evaluation.results import Figure, read_results, write_json
 from mavilt_pl.evaluation.tradeoff import tradeoffs
 
+Key = tuple[str, ...]  # task, source, metric, control
+Interval = tuple[float | None, float | None]
+
 PROTOCOL = (
-    "A cell is the mean over the arm's runs with the 95 % t interval over them: how much a "
-    "training differs from the "
-    "next, not how much patients do. Of a single run it is that run's bootstrap interval by "
-    "patient. A difference is the "
-    "first arm minus another; its 95 % interval is the paired t interval over runs in the order "
-    "given (the same seed in "
-    "both arms), and there is none where the arms differ in number or have one run. Intervals are "
-    "not corrected for the "
-    "number of rows."
+    "A cell is the mean over the arm's runs with its 95 % t interval: how much trainings differ, "
+    "not how much patients do. A single run has its bootstrap interval by patient. A difference is "
+    "the first arm minus another one. Its 95 % interval is the paired t interval over runs in the "
+    "given order (the same seed in both arms). It has no interval if the arms have different "
+    "numbers of runs, or one run each. Intervals are not corrected for the number of rows."
+)
+# Task, and the keys of its samples for the original image and for what an arm made of it.
+PICTURES = (
+    ("tokenizer", "original", "reconstruction"),
+    ("synthesis", "reference_image", "image"),
 )
 
 
-class _Tests(NamedTuple):
-    """What the tests of one run found, and on what."""
+@dataclass
+class RunResults:
+    """The figures of all tests of one run, and what they were tested with."""
 
     folder: Path
-    figures: dict[tuple[str, ...], dict[str, Any]]
-    corpora: dict[str, str]
-    judges: dict[str, str]
+    figures: dict[Key, Figure] = field(default_factory=dict)
+    corpora: dict[str, str] = field(default_factory=dict)  # name → fingerprint
+    judges: dict[str, str] = field(default_factory=dict)  # task → SHA-256
+
+    @classmethod
+    def read(cls, folder: Path) -> RunResults:
+        """Read every test below a run's folder.
+
+        Raises:
+            UserError: there is none, or two tests have the same figure.
+        """
+        run = cls(folder)
+        for path in find_results(folder):
+            content = read_results(path)
+            for figure in content["figures"]:
+                key = tuple(str(figure[part]) for part in ("task", "source", "metric", "control"))
+                if key in run.figures:
+                    raise UserError(
+                        f"{folder}: two tests below it have {_describe(key)}; name the folder of "
+                        "one run"
+                    )
+                run.figures[key] = figure
+            run.corpora.update(content["made_by"].get("corpus", {}))
+            run.judges.update(content["made_by"].get("judges", {}))
+        return run
+
+    def check_comparable(self, other: RunResults) -> None:
+        """Check that two runs were tested on the same studies, by the same judge and protocol.
+
+        Raises:
+            UserError: they differ in one of these.
+        """
+        self._check_same("corpus", self.corpora, other, other.corpora)
+        self._check_same("judge", self.judges, other, other.judges)
+        for key in self.figures.keys() & other.figures.keys():
+            mine, theirs = self.figures[key], other.figures[key]
+            if mine["n"] != theirs["n"]:
+                what = f"the number of cases of {_describe(key)}"
+                raise self._not_comparable(other, what, mine["n"], theirs["n"])
+            if mine["protocol"] != theirs["protocol"]:
+                what = f"the protocol of {_describe(key)}"
+                raise self._not_comparable(other, what, mine["protocol"], theirs["protocol"])
+
+    def _check_same(
+        self, what: str, mine: Mapping[str, str], other: RunResults, theirs: Mapping[str, str]
+    ) -> None:
+        for name in sorted(mine.keys() | theirs.keys()):
+            here, there = mine.get(name, "none"), theirs.get(name, "none")
+            if here != there:
+                what = f"the fingerprint of {what} {name}"
+                raise self._not_comparable(other, what, here, there)
+
+    def _not_comparable(self, other: RunResults, what: str, here: Any, there: Any) -> UserError:
+        return UserError(
+            f"not comparable: {self.folder} and {other.folder} differ in {what}: {here} and "
+            f"{there}. Test both in the same way, on the same corpus"
+        )
 
 
-def t_interval(values: Sequence[float]) -> tuple[float | None, float | None]:
-    """The 95 % t interval of the mean; none below two values."""
+@dataclass(frozen=True)
+class Arm:
+    """An arm of an experiment: its name and its runs."""
+
+    name: str
+    runs: tuple[RunResults, ...]
+
+    def values(self, key: Key) -> list[float]:
+        """A figure of every run."""
+        return [run.figures[key]["value"] for run in self.runs]
+
+    def cell(self, key: Key) -> dict[str, Any]:
+        """The mean of a figure with its interval."""
+        values = self.values(key)
+        if len(values) > 1:
+            low, high = t_interval(values)
+        else:
+            figure = self.runs[0].figures[key]
+            low, high = figure["low"], figure["high"]
+        mean = float(np.mean(values))
+        return {"arm": self.name, "mean": mean, "low": low, "high": high, "values": values}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A finished comparison.
+
+    Args:
+        arms: in the given order.
+        headlines: rows of compare.json that the page shows.
+        page: path of compare.html.
+    """
+
+    arms: tuple[Arm, ...]
+    headlines: list[dict[str, Any]]
+    page: Path
+
+
+def t_interval(values: Sequence[float]) -> Interval:
+    """The 95 % t interval of the mean; none below two values.
+
+    >>> low, high = t_interval([1.0, 2.0, 3.0])
+    >>> round(low, 3), round(high, 3)
+    (-0.484, 4.484)
+    """
     if len(values) < 2:
         return None, None
-    half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
-    return float(np.mean(values) - half), float(np.mean(values) + half)
-
-
-def _read(folder: Path) -> _Tests:
-    made = _Tests(folder, {}, {}, {})
-    for path in tested(folder):
-        content = read_results(path)
-        for figure in content["figures"]:
-            key = tuple(str(figure[part]) for part in ("task", "source", "metric", "control"))
-            if key in made.figures:
-                raise UserError(
-                    f"{folder}: two tests below it have {' '.join(key[:3])}; name the folder of "
-                    f"one run"
-                )
-            made.figures[key] = figure
-        made.corpora.update(content["made_by"].get("corpus", {}))
-        made.judges.update(content["made_by"].get("judges", {}))
-    return made
-
-
-def _refuse_others(first: _Tests, other: _Tests) -> None:
-    """Raise where two runs were not tested on the same studies, by the same judge, in the same way."""
-
-    def refuse(what: str, here: Any, there: Any) -> None:
-        if here != there:
-            raise UserError(
-                f"not comparable: {first.folder} and {other.folder} differ in {what}: {here} and "
-                f"{there}. Test both in "
-                "the same way, on the same corpus"
-            )
-
-    for what, here, there in (
-        ("corpus", first.corpora, other.corpora),
-        ("judge", first.judges, other.judges),
-    ):
-        for name in sorted(here.keys() | there.keys()):
-            refuse(
-                f"the fingerprint of {what} {name}", here.get(name, "none"), there.get(name, "none")
-            )
-    for key in first.figures.keys() & other.figures.keys():
-        for part, what in (("n", "the number of cases"), ("protocol", "the protocol")):
-            refuse(
-                f"{what} of {' '.join(key[:3])}", first.figures[key][part], other.figures[key][part]
-            )
+    mean, error = float(np.mean(values)), float(stats.sem(values))
+    if error == 0:  # scipy's interval of equal values is nan
+        return mean, mean
+    low, high = stats.t.interval(0.95, len(values) - 1, loc=mean, scale=error)
+    return float(low), float(high)
 
 
 def compare(
     out: Path, arms: Sequence[str], seeds: str | None = None, names: str | None = None
-) -> Path:
-    """Writes compare.json and compare.html in `out`, prints the table, and gives the page's path.
+) -> Comparison:
+    """Compare arms, and write compare.json and compare.html.
 
     Args:
-        arms: each a run's folder or several between commas, absolute or within `out`.
-        seeds: subfolders of every arm that are its runs, between commas.
-        names: of the arms, between commas; without, their folders' names.
+        out: folder of both files.
+        arms: each the folder of a run, or several separated by commas, absolute or below `out`.
+        seeds: subfolders of every arm that are its runs, separated by commas.
+        names: of the arms, separated by commas; default: their folders.
+
+    Raises:
+        UserError: there are fewer than two arms, or runs are not comparable.
     """
-    folders = [
-        [
-            out / part / seed.strip()
-            for part in arm.split(",")
-            for seed in (seeds.split(",") if seeds else [""])
-        ]
-        for arm in arms
-    ]
-    called = names.split(",") if names else arms
-    if len(called) != len(arms) or len(arms) < 2:
-        raise UserError(
-            f"--compare {' '.join(arms)}: expected two arms or more, and as many names; found "
-            f"{len(called)} names"
-        )
-    runs = [[_read(folder) for folder in arm] for arm in folders]
-    everything = [run for arm in runs for run in arm]
-    for other in everything[1:]:
-        _refuse_others(everything[0], other)
-    keys = [key for key in everything[0].figures if all(key in run.figures for run in everything)]
-    left_out = sorted(
-        {" ".join(key[:3]) for run in everything for key in run.figures}
-        - {" ".join(k[:3]) for k in keys}
-    )
-    rows = [_row(key, called, runs) for key in keys]
-    content = {
-        "arms": {
-            name: [os.path.relpath(run.folder, out) for run in arm]
-            for name, arm in zip(called, runs)
-        },
-        "protocol": PROTOCOL,
-    }
-    write_json(out / "compare.json", content | {"rows": rows, "left_out": left_out})
-    shown = [
-        row for row in rows if row["control"] is None and row["metric"] in HEADLINES[row["task"]]
-    ]
-    _print(shown, called, [len(arm) for arm in runs])
-    return write_page(
+    compared = _read_arms(out, arms, seeds, names)
+    runs = [run for arm in compared for run in arm.runs]
+    for other in runs[1:]:
+        runs[0].check_comparable(other)
+    shared, partial = _shared_figures(runs)
+    rows = [_row(key, compared) for key in shared]
+    folders = {}
+    for arm in compared:
+        folders[arm.name] = [os.path.relpath(run.folder, out) for run in arm.runs]
+    content = {"arms": folders, "protocol": PROTOCOL, "rows": rows, "left_out": partial}
+    write_json(out / "compare.json", content)
+
+    headlines = []
+    for row in rows:
+        if row["control"] is None and row["metric"] in HEADLINES[row["task"]]:
+            headlines.append(row)
+    page = write_page(
         out / "compare.html",
         "compare.html.jinja",
-        rows=shown,
-        arms=called,
-        counts=[len(arm) for arm in runs],
-        left_out=left_out,
+        rows=headlines,
+        arms=[arm.name for arm in compared],
+        counts=[len(arm.runs) for arm in compared],
+        left_out=partial,
         protocol=PROTOCOL,
         titles=TITLES,
         name=out.resolve().name,
-        pictures=_pictures([arm[0].folder for arm in runs]),
-        charts=tradeoffs(rows) if len(arms) > 2 else [],
+        pictures=_pictures(compared),
+        charts=tradeoffs(rows) if len(compared) > 2 else [],
     )
+    return Comparison(compared, headlines, page)
 
 
-def _row(key: tuple[str, ...], names: Sequence[str], runs: list[list[_Tests]]) -> dict[str, Any]:
-    """One figure of every arm, and the differences of the first to each other."""
-    first = runs[0][0].figures[key]
-    values = [[run.figures[key]["value"] for run in arm] for arm in runs]
-    cells = []
-    for name, arm, mine in zip(names, runs, values):
-        only = arm[0].figures[key]
-        low, high = t_interval(mine) if len(mine) > 1 else (only["low"], only["high"])
-        cells.append(
-            {"arm": name, "mean": float(np.mean(mine)), "low": low, "high": high, "values": mine}
+def _read_arms(
+    out: Path, arms: Sequence[str], seeds: str | None, names: str | None
+) -> tuple[Arm, ...]:
+    arm_names = names.split(",") if names else list(arms)
+    if len(arm_names) != len(arms) or len(arms) < 2:
+        raise UserError(
+            f"--compare {' '.join(arms)}: expected two arms or more, and as many names; found "
+            f"{len(arm_names)} names"
         )
-    differences = []
-    for name, other in zip(names[1:], values[1:]):
-        paired = [a - b for a, b in zip(values[0], other)] if len(values[0]) == len(other) else []
-        low, high = t_interval(paired)
-        mean = float(np.mean(values[0]) - np.mean(other))
-        differences.append({"of": f"{names[0]} − {name}", "mean": mean, "low": low, "high": high})
-    return {
-        **{part: first[part] for part in ("task", "source", "metric", "control", "n", "protocol")},
-        "cells": cells,
-        "differences": differences,
-    }
+    subfolders = [seed.strip() for seed in seeds.split(",")] if seeds else [""]
+    read = []
+    for name, arm in zip(arm_names, arms):
+        runs = []
+        for part in arm.split(","):
+            for subfolder in subfolders:
+                runs.append(RunResults.read(out / part / subfolder))
+        read.append(Arm(name, tuple(runs)))
+    return tuple(read)
 
 
-def _pictures(folders: list[Path]) -> list[dict[str, Any]]:
-    """Studies that the first run of every arm shows: the original, and what each arm made of it."""
-    samples = [samples_below(folder) for folder in folders]
-    out = []
-    for task, original, made in (
-        ("tokenizer", "original", "reconstruction"),
-        ("synthesis", "reference_image", "image"),
-    ):
-        arms = [
-            {(row["source"], row["study"]): row for row in sample.get(task, [])}
-            for sample in samples
-        ]
-        shared = [study for study in arms[0] if all(study in arm for arm in arms)]
-        rows = [
-            {
-                "study": " · ".join(study),
-                "original": arms[0][study][original],
-                "made": [arm[study][made] for arm in arms],
-                "text": arms[0][study].get("text", ""),
-            }
-            for study in shared
-        ]
+def _shared_figures(runs: Sequence[RunResults]) -> tuple[list[Key], list[str]]:
+    """The figures that all runs have, in order, and descriptions of the others, sorted."""
+    shared = []
+    for key in runs[0].figures:
+        if all(key in run.figures for run in runs):
+            shared.append(key)
+    names: set[str] = set()
+    for run in runs:
+        names.update(map(_describe, run.figures))
+    names.difference_update(map(_describe, shared))
+    return shared, sorted(names)
+
+
+def _describe(key: Key) -> str:
+    """Task, source and metric of a figure."""
+    return " ".join(key[:3])
+
+
+def _row(key: Key, arms: Sequence[Arm]) -> dict[str, Any]:
+    """One figure of every arm, and the differences of the first arm to each other one."""
+    first = arms[0]
+    figure = first.runs[0].figures[key]
+    row = {part: figure[part] for part in ("task", "source", "metric", "control", "n", "protocol")}
+    row["cells"] = [arm.cell(key) for arm in arms]
+    row["differences"] = [_difference(first, other, key) for other in arms[1:]]
+    return row
+
+
+def _difference(first: Arm, other: Arm, key: Key) -> dict[str, Any]:
+    mine, theirs = first.values(key), other.values(key)
+    low, high = None, None
+    if len(mine) == len(theirs):
+        low, high = t_interval([a - b for a, b in zip(mine, theirs)])
+    mean = float(np.mean(mine) - np.mean(theirs))
+    return {"of": f"{first.name} − {other.name}", "mean": mean, "low": low, "high": high}
+
+
+def _pictures(arms: Sequence[Arm]) -> list[dict[str, Any]]:
+    """Studies that the first run of every arm shows: the original, and each arm's image."""
+    samples = [read_samples(arm.runs[0].folder) for arm in arms]
+    parts = []
+    for task, original, generated in PICTURES:
+        by_study = []  # of each arm
+        for sample in samples:
+            rows = sample.get(task, [])
+            by_study.append({(row["source"], row["study"]): row for row in rows})
+        rows = []
+        for study, row in by_study[0].items():
+            if all(study in of_arm for of_arm in by_study):
+                rows.append(
+                    {
+                        "study": " · ".join(study),
+                        "original": row[original],
+                        "images": [of_arm[study][generated] for of_arm in by_study],
+                        "text": row.get("text", ""),
+                    }
+                )
         if rows:
-            out.append({"task": task, "rows": rows})
-    return out
-
-
-def _print(rows: list[dict[str, Any]], names: Sequence[str], counts: Sequence[int]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    def cell(value: dict[str, Any]) -> str:
-        text = f"{value['mean']:.4g}"
-        return (
-            text if value["low"] is None else f"{text} ({value['low']:.4g} to {value['high']:.4g})"
-        )
-
-    table = Table(title="means over runs, with 95 % intervals")
-    for heading in (
-        "metric",
-        *(f"{name}, {n} run{'s' * (n > 1)}" for name, n in zip(names, counts)),
-    ):
-        table.add_column(heading)
-    for name in names[1:]:
-        table.add_column(f"{names[0]} − {name}")
-    for row in rows:
-        table.add_row(
-            f"{row['task']} {row['source']} {row['metric']}",
-            *map(cell, row["cells"]),
-            *map(cell, row["differences"]),
-        )
-    Console().print(table)
+            parts.append({"task": task, "rows": rows})
+    return parts

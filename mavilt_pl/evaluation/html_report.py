@@ -1,103 +1,48 @@
-"""report.html: one page, complete in itself, that shows a run to people."""
+"""report.html: the page of a run."""
 
 from __future__ import annotations
 
-import base64
 import json
-import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from mavilt_pl.errors import UserError
-from mavilt_pl.evaluation.results import TASKS, read_results, write_json
-from mavilt_pl.metrics.clinical import findings_in
-
-# Published figures, for orientation: set, protocol, and what was reported. Protocols differ, so
-# none is comparable.
-PUBLISHED = (
-    (
-        "LLM-CXR (arXiv 2305.11490)",
-        "impressions, 3,530 AP/PA images of MIMIC test and validate",
-        "BLEU-1 .0920, BLEU-4 .0154, METEOR .0690, ROUGE-L .1618; FID Inception 22.75, CXR "
-        "features 0.714",
-    ),
-    (
-        "UniXGen-256, as re-run by LLM-CXR",
-        "the same 3,530",
-        "BLEU-1 .1287, BLEU-4 .0137, METEOR .0725, ROUGE-L .0893; FID 78.19 / 7.894",
-    ),
-    (
-        "R2Gen, as re-run by LLM-CXR",
-        "the same 3,530",
-        "BLEU-1 .0898, BLEU-4 .0057, METEOR .0822, ROUGE-L .0734",
-    ),
-    ("RoentGen, as re-run by LLM-CXR", "the same 3,530", "FID 42.38 / 6.039"),
-    (
-        "CvT2DistilGPT2",
-        "findings, R2Gen split, IU, n = 590",
-        "BLEU-1 .473, BLEU-4 .175, METEOR .200, ROUGE-L .376",
-    ),
+from mavilt_pl.evaluation.headlines import (
+    CONTROLLED,
+    FINDING_COLUMNS,
+    HEADLINES,
+    PUBLISHED,
+    TITLES,
 )
-HEADLINES = {
-    "tokenizer": (
-        "psnr",
-        "ssim",
-        "gradient_psnr",
-        "lpips",
-        "codebook_used",
-        "original_auroc_macro",
-        "reconstructed_auroc_macro",
-        "fid_cxr",
-    ),
-    "report": (
-        "findings_f1_macro",
-        "findings_f1_macro_chance",
-        "findings_f1_micro",
-        "bleu_1",
-        "bleu_4",
-        "rouge_l",
-        "meteor",
-    ),
-    "vqa": ("auroc_macro", "accuracy", "open_exact_match", "open_f1"),
-    "synthesis": (
-        "drawn_auroc_macro",
-        "original_auroc_macro",
-        "fid_cxr",
-        "fid_inception",
-        "missing_view_drawn_auroc_macro",
-        "missing_view_original_auroc_macro",
-        "missing_view_fid_cxr",
-        "missing_view_fid_inception",
-    ),
-    "text": ("perplexity", "perplexity_before", "perplexity_ratio"),
-}
-TITLES = {
-    "tokenizer": "Tokenizer",
-    "report": "Reports",
-    "vqa": "Questions",
-    "synthesis": "Drawn radiographs",
-    "text": "Plain text",
-}
+from mavilt_pl.evaluation.page import inline_images, write_page
+from mavilt_pl.evaluation.results import TASKS, Figure, read_results, write_json
+
+# Curves of a training that the page shows, besides train/loss.
+VALIDATION_CURVES = ("loss", "psnr", "auroc", "text_perplexity")
+MAX_POINTS = 2000  # of a curve
 
 
 def gather(run: Path) -> Path:
-    """Merge every test/results.json below `run` into results.json and write report.html; gives the
-    page's path.
+    """Merge every test/results.json below a run into results.json, and write report.html.
+
+    Args:
+        run: the run's folder.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        UserError: there are no results, or one of them cannot be read.
     """
-    found = tested(run)
-    parts = {str(path.parent.parent.relative_to(run)): read_results(path) for path in found}
-    figures = [figure for part in parts.values() for figure in part["figures"]]
-    made_by: dict[str, Any] = {name: part["made_by"] for name, part in parts.items()}
-    steps = [
-        json.loads(path.read_text(encoding="utf-8")) | {"step": path.stem}
-        for path in sorted((run / ".steps").glob("*.json"))
-    ]
-    made_by["seconds"] = {step["step"]: step["seconds"] for step in steps}
-    made_by["peak_memory_bytes"] = max([step["peak_memory_bytes"] for step in steps] or [0])
+    figures: list[Figure] = []
+    made_by: dict[str, Any] = {}
+    for path in find_results(run):
+        results = read_results(path)
+        figures += results["figures"]
+        made_by[str(path.parent.parent.relative_to(run))] = results["made_by"]
+    made_by["seconds"], made_by["peak_memory_bytes"] = _costs_of_steps(run)
     write_json(run / "results.json", {"figures": figures, "made_by": made_by})
-    samples = samples_below(run)
     return write_page(
         run / "report.html",
         "report.html.jinja",
@@ -105,19 +50,22 @@ def gather(run: Path) -> Path:
         tables=_tables(figures),
         per_finding=_per_finding(figures),
         controls=_controls(figures),
-        samples=samples,
+        samples=read_samples(run),
         curves=_curves(run),
         made_by=made_by,
         published=PUBLISHED,
         titles=TITLES,
         name=run.name,
-        findings_in=findings_in,
         total=sum(made_by["seconds"].values()),
     )
 
 
-def tested(run: Path) -> list[Path]:
-    """Every test/results.json below a run, in order."""
+def find_results(run: Path) -> list[Path]:
+    """Every test/results.json below a run, sorted.
+
+    Raises:
+        UserError: there is none.
+    """
     found = sorted(path for path in run.rglob("results.json") if path.parent.name == "test")
     if not found:
         raise UserError(
@@ -126,170 +74,109 @@ def tested(run: Path) -> list[Path]:
     return found
 
 
-def samples_below(run: Path) -> dict[str, list[dict[str, Any]]]:
-    """The samples of every test below a run by task, their pictures as data."""
+def read_samples(run: Path) -> dict[str, list[dict[str, Any]]]:
+    """The samples of every test below a run by task, with the content of their pictures."""
     samples: dict[str, list[dict[str, Any]]] = {}
-    for folder in (path.parent for path in tested(run)):
-        if (folder / "samples.json").exists():
-            for task, rows in json.loads(
-                (folder / "samples.json").read_text(encoding="utf-8")
-            ).items():
-                samples.setdefault(task, []).extend(_inline(row, folder) for row in rows)
+    for path in find_results(run):
+        folder = path.parent
+        if not (folder / "samples.json").exists():
+            continue
+        by_task = json.loads((folder / "samples.json").read_text(encoding="utf-8"))
+        for task, rows in by_task.items():
+            for row in rows:
+                samples.setdefault(task, []).append(inline_images(row, folder))
     return samples
 
 
-def write_page(page: Path, template: str, **content: Any) -> Path:
-    """A page of one of the templates here, whole or not at all."""
-    part = page.with_name(page.name + ".part")
-    part.write_text(_template(template).render(**content), encoding="utf-8")
-    os.replace(part, page)
-    return page
+def _costs_of_steps(run: Path) -> tuple[dict[str, float], int]:
+    """Seconds of each step of a recipe, and the peak memory of all in bytes."""
+    seconds: dict[str, float] = {}
+    peak = 0
+    for path in sorted((run / ".steps").glob("*.json")):
+        step = json.loads(path.read_text(encoding="utf-8"))
+        seconds[path.stem] = step["seconds"]
+        peak = max(peak, step["peak_memory_bytes"])
+    return seconds, peak
 
 
-def _template(name: str) -> Any:
-    environment = Environment(
-        loader=PackageLoader("mavilt_pl.evaluation", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["figure"] = _figure
-    environment.filters["claims"] = _claims
-    return environment.get_template(name)
-
-
-def _figure(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return (
-        f"{value:.1f}"
-        if abs(value) >= 10
-        else f"{value:.2g}"
-        if 0 < abs(value) < 0.01
-        else f"{value:.3f}"
-    )
-
-
-def _inline(row: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Pictures as data, so that the page is one file."""
-    out = dict(row)
-    for key, value in row.items():
-        if isinstance(value, str) and value.startswith("pictures/") and value.endswith(".png"):
-            out[key] = (
-                "data:image/png;base64," + base64.b64encode((folder / value).read_bytes()).decode()
-            )
-    return out
-
-
-def _claims(row: dict[str, Any]) -> list[tuple[str, str]]:
-    """What a generated report got right, missed and invented, against the known labels."""
-    said = findings_in(row["generated"])
-    out = []
-    for finding, label in row["labels"].items():
-        claimed = said.get(finding) == "present"
-        if label == "present":
-            out.append((finding, "right" if claimed else "missed"))
-        elif label == "absent" and claimed:
-            out.append((finding, "invented"))
-    return out
-
-
-def _tables(figures: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _tables(figures: Sequence[Figure]) -> list[dict[str, Any]]:
     """Headline figures by task: rows are metrics, columns are sources."""
     tables = []
     for task in TASKS:
-        mine = [f for f in figures if f["task"] == task and f["control"] is None]
-        sources = sorted({f["source"] for f in mine})
+        by_cell: dict[tuple[str, str], Figure] = {}
+        for figure in figures:
+            if figure["task"] == task and figure["control"] is None:
+                by_cell.setdefault((figure["metric"], figure["source"]), figure)
+        sources = sorted({source for _, source in by_cell})
         rows = []
         for metric in HEADLINES[task]:
-            cells = [
-                next((f for f in mine if f["metric"] == metric and f["source"] == s), None)
-                for s in sources
-            ]
-            if any(cells):
-                rows.append(
-                    {
-                        "metric": metric,
-                        "cells": cells,
-                        "protocol": next(c for c in cells if c)["protocol"],
-                    }
-                )
+            cells = [by_cell.get((metric, source)) for source in sources]
+            present = [cell for cell in cells if cell is not None]
+            if present:
+                protocol = present[0]["protocol"]
+                rows.append({"metric": metric, "cells": cells, "protocol": protocol})
         if rows:
             tables.append({"task": task, "sources": sources, "rows": rows})
     return tables
 
 
-def _per_finding(figures: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One table a source: what becomes of each finding along the chain."""
-    columns = {
-        "findings_f1": "report F1",
-        "auroc": "question AUROC",
-        "drawn_auroc": "drawn AUROC",
-        "original_auroc": "original AUROC",
-        "reconstructed_auroc": "reconstructed AUROC",
-    }
+def _per_finding(figures: Sequence[Figure]) -> list[dict[str, Any]]:
+    """One table per source: the figures of each finding along the chain."""
     tables = []
-    for source in sorted({f["source"] for f in figures}):
-        values = {
-            (f["metric"].split("/")[0], f["metric"].split("/")[1]): f
-            for f in figures
-            if f["source"] == source and f["control"] is None and "/" in f["metric"]
-        }
-        names = sorted({name for column, name in values if column in columns})
-        used = [column for column in columns if any((column, name) in values for name in names)]
-        if names:
-            tables.append(
-                {
-                    "source": source,
-                    "columns": [columns[c] for c in used],
-                    "rows": [(n, [values.get((c, n)) for c in used]) for n in names],
-                }
-            )
+    for source in sorted({figure["source"] for figure in figures}):
+        by_cell: dict[tuple[str, str], Figure] = {}
+        for figure in figures:
+            column, slash, finding = figure["metric"].partition("/")
+            is_ours = figure["source"] == source and figure["control"] is None
+            if is_ours and slash and column in FINDING_COLUMNS:
+                by_cell[column, finding] = figure
+        findings = sorted({finding for _, finding in by_cell})
+        used = {column for column, _ in by_cell}
+        columns = [column for column in FINDING_COLUMNS if column in used]
+        if not findings:
+            continue
+        rows = []
+        for finding in findings:
+            rows.append((finding, [by_cell.get((column, finding)) for column in columns]))
+        headings = [FINDING_COLUMNS[column] for column in columns]
+        tables.append({"source": source, "columns": headings, "rows": rows})
     return tables
 
 
-def _controls(figures: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Each control figure beside the real one."""
-    real = {(f["task"], f["source"], f["metric"]): f for f in figures if f["control"] is None}
-    wanted = {
-        "auroc_macro",
-        "accuracy",
-        "open_exact_match",
-        "open_f1",
-        "findings_f1_macro",
-        "findings_f1_micro",
-        "bleu_4",
-    }
-    return [
-        (real[f["task"], f["source"], f["metric"]], f)
-        for f in figures
-        if f["control"] is not None
-        and f["metric"] in wanted
-        and (f["task"], f["source"], f["metric"]) in real
-    ]
+def _controls(figures: Sequence[Figure]) -> list[tuple[Figure, Figure]]:
+    """Pairs of a figure and its negative control."""
+
+    def identity(figure: Figure) -> tuple[str, str, str]:
+        """What a figure and its control have in common."""
+        return figure["task"], figure["source"], figure["metric"]
+
+    real = {identity(figure): figure for figure in figures if figure["control"] is None}
+    pairs = []
+    for figure in figures:
+        is_control = figure["control"] is not None and figure["metric"] in CONTROLLED
+        if is_control and identity(figure) in real:
+            pairs.append((real[identity(figure)], figure))
+    return pairs
 
 
 def _curves(run: Path) -> list[dict[str, Any]]:
-    """Training and validation curves from TensorBoard's files, as points of small line charts."""
+    """Training and validation curves of TensorBoard's files, as points of small line charts."""
     from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
     charts = []
     for folder in sorted({path.parent for path in run.rglob("events.out.tfevents.*")}):
-        reader = EventAccumulator(str(folder), size_guidance={SCALARS: 2000})
+        reader = EventAccumulator(str(folder), size_guidance={SCALARS: MAX_POINTS})
         reader.Reload()
         for tag in reader.Tags()["scalars"]:
-            keep = tag == "train/loss" or (
-                tag.startswith("val/")
-                and tag.rsplit("/", 1)[-1] in ("loss", "psnr", "auroc", "text_perplexity")
-            )
-            points = [(event.step, event.value) for event in reader.Scalars(tag)] if keep else []
+            if not _is_shown(tag):
+                continue
+            points = [(event.step, event.value) for event in reader.Scalars(tag)]
             if len(points) > 1:
                 charts.append(
                     {
                         "module": str(folder.parent.relative_to(run)),
                         "tag": tag,
-                        "line": _line(points),
+                        "line": _polyline(points),
                         "last": points[-1],
                         "first": points[0],
                     }
@@ -297,11 +184,25 @@ def _curves(run: Path) -> list[dict[str, Any]]:
     return charts
 
 
-def _line(points: list[tuple[int, float]], width: float = 220, height: float = 60) -> str:
-    steps, values = zip(*points)
-    low, high = min(values), max(values)
-    across, up = (max(steps) - min(steps)) or 1, (high - low) or 1
-    return " ".join(
-        f"{(s - min(steps)) / across * width:.1f},{height - (v - low) / up * height:.1f}"
-        for s, v in points
-    )
+def _is_shown(tag: str) -> bool:
+    is_validation = tag.startswith("val/") and tag.rsplit("/", 1)[-1] in VALIDATION_CURVES
+    return tag == "train/loss" or is_validation
+
+
+def _polyline(points: Sequence[tuple[int, float]], width: float = 220, height: float = 60) -> str:
+    """Points of an SVG polyline that fills a field of that size.
+
+    >>> _polyline([(0, 2.0), (5, 1.0), (10, 0.0)], width=100, height=50)
+    '0.0,0.0 50.0,25.0 100.0,50.0'
+    """
+    steps = [step for step, _ in points]
+    values = [value for _, value in points]
+    first, low, high = min(steps), min(values), max(values)
+    # A constant curve is drawn at the bottom.
+    step_span, value_span = (max(steps) - first) or 1, (high - low) or 1
+    pairs = []
+    for step, value in points:
+        x = (step - first) / step_span * width
+        y = height - (value - low) / value_span * height
+        pairs.append(f"{x:.1f},{y:.1f}")
+    return " ".join(pairs)

@@ -1,6 +1,4 @@
-"""results.json: a flat list of figures and what made them; and the callback that writes it after a
-test.
-"""
+"""results.json: a flat list of figures with their provenance, and the callback that writes it."""
 
 from __future__ import annotations
 
@@ -10,49 +8,84 @@ import os
 import platform
 import resource
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from PIL import Image as Pillow
+from PIL import Image
 
 from mavilt_pl.checkpoint import sha256
 from mavilt_pl.errors import UserError
+from mavilt_pl.parallel.atomic_write import atomic_write_text
+
+Figure = dict[str, Any]
 
 TASKS = ("tokenizer", "report", "synthesis", "vqa", "text")
 KEYS = ("task", "source", "metric", "value", "low", "high", "n", "protocol", "control")
+# Settings of a module that decide on what it generates.
+# Settings that are paths: figures must not depend on where a run's files are.
+PATH_KEYS = {
+    "corpora",
+    "tokens",
+    "replay",
+    "backbone",
+    "init_from",
+    "encoder",
+    "_instantiator",
+    "_class_path",
+}
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Whole or not at all."""
+    """Write a JSON file whole or not at all, and its folder if missing.
+
+    Raises:
+        ValueError: a number is nan or infinite, which JSON does not have.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(
-        json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False), encoding="utf-8"
-    )
-    os.replace(part, path)
+    text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False)
+    atomic_write_text(path, text)
 
 
-def check_figures(figures: Sequence[dict[str, Any]], where: str) -> list[dict[str, Any]]:
-    """The figures, each with every key and a protocol; a number without its protocol is refused."""
+def check_figures(figures: Sequence[Figure], origin: str) -> list[Figure]:
+    """Check that every figure has all keys, a known task, a protocol and a finite value.
+
+    Args:
+        figures: to be checked.
+        origin: file or folder that they come from, for messages.
+
+    Raises:
+        UserError: one is incomplete. A number without its protocol is refused.
+
+    >>> check_figures([{"task": "vqa", "metric": "accuracy"}], "here")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    mavilt_pl.errors.UserError: here: figure accuracy of task vqa: missing ['source', ...
+    """
     for figure in figures:
         missing = [key for key in KEYS if key not in figure]
-        if (
-            missing
-            or figure["task"] not in TASKS
-            or not figure["protocol"]
-            or not math.isfinite(figure["value"])
-        ):
+        is_valid = (
+            not missing
+            and figure["task"] in TASKS
+            and figure["protocol"]
+            and math.isfinite(figure["value"])
+        )
+        if not is_valid:
             raise UserError(
-                f"{where}: figure {figure.get('metric', '?')} of task {figure.get('task', '?')}: "
-                f"missing {missing}, or a value or protocol that says nothing"
+                f"{origin}: figure {figure.get('metric', '?')} of task {figure.get('task', '?')}: "
+                f"missing {missing}, an unknown task, an empty protocol or a value that is not "
+                "finite; run the test again"
             )
     return list(figures)
 
 
 def read_results(path: Path) -> dict[str, Any]:
+    """Read and check a results.json.
+
+    Raises:
+        UserError: it cannot be read, or a figure is incomplete.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         check_figures(content["figures"], str(path))
@@ -64,151 +97,132 @@ def read_results(path: Path) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide on figures."""
     from importlib.metadata import version
 
-    names = ("mavilt", "torch", "lightning", "transformers", "torchmetrics")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+    found = {"python": platform.python_version()}
+    for name in ("mavilt", "torch", "lightning", "transformers", "torchmetrics"):
+        found[name] = version(name)
+    return found
 
 
 def commit() -> str | None:
-    """The commit of the source tree, where it is one."""
+    """The commit of the source tree; None if the package is installed without one."""
     try:
-        here = Path(__file__).parent
-        done = subprocess.run(
+        git = subprocess.run(
             ["git", "rev-parse", "HEAD"],
-            cwd=here,
+            cwd=Path(__file__).parent,
             capture_output=True,
             text=True,
             check=True,
             timeout=5,
         )
-        return done.stdout.strip()
+        return git.stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
 
 
 class ResultsWriter(Callback):
-    """After a test, writes `<default_root_dir>/test/results.json` and samples.json with their
-    pictures.
+    """Writes `<default_root_dir>/test/results.json` and samples.json after a test.
 
-    It gathers what the metric callbacks of the same trainer computed.
+    It collects what the other callbacks of the trainer computed. `figures` and `path` are kept for
+    the command line, which prints them.
     """
 
+    def __init__(self) -> None:
+        self.figures: list[Figure] = []
+        self.path: Path | None = None
+
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write both files.
+
+        Raises:
+            UserError: no callback computed a figure.
+        """
         if not trainer.is_global_zero:
             return
-        out = Path(trainer.default_root_dir) / "test"
-        # Every callback that has figures: the metrics of each task, and forgetting.
-        sources = [callback for callback in trainer.callbacks if hasattr(callback, "figures")]  # type: ignore[attr-defined]
-        figures = [figure for callback in sources for figure in callback.figures]  # type: ignore[attr-defined]
+        folder = Path(trainer.default_root_dir) / "test"
+        sources = self._callbacks_with_figures(trainer)
+        figures: list[Figure] = []
+        for callback in sources:
+            figures += callback.figures
         if not figures:
             raise UserError(
                 "the test computed no figure: add metric callbacks (mavilt_pl.callbacks) to "
                 "trainer.callbacks"
             )
-        samples = {
-            callback.task: self._saved(callback.examples, out, callback.task)
-            for callback in sources
-            if callback.examples
-        }  # type: ignore[attr-defined]
-        write_json(out / "samples.json", samples)
-        write_json(
-            out / "results.json",
-            {
-                "figures": check_figures(figures, str(out)),
-                "made_by": self._made_by(trainer, pl_module),
-            },
-        )
-        _print(figures)
-        print(f"{len(figures)} figures: {out / 'results.json'}")
-
-    @staticmethod
-    def _saved(examples: list[dict[str, Any]], out: Path, task: str) -> list[dict[str, Any]]:
-        """Samples with their arrays saved as PNG beside them."""
-        (out / "pictures").mkdir(parents=True, exist_ok=True)
-        saved = []
-        for number, example in enumerate(examples):
-            row = dict(example)
-            for key, value in example.items():
-                if hasattr(value, "dtype"):
-                    name = f"pictures/{task}-{number:03d}-{key}.png"
-                    Pillow.fromarray(value).save(out / name)
-                    row[key] = name
-            saved.append(row)
-        return saved
-
-    @staticmethod
-    def _made_by(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        path = Path(str(trainer.ckpt_path)) if trainer.ckpt_path else None
-        decoding = {}
-        if "sampling" in module.hparams:
-            decoding = dict(module.hparams["sampling"])
-            decoding["max_text_tokens"] = module.hparams["model"]["max_text_tokens"]
-        return {
-            "checkpoint_sha256": sha256(path) if path is not None and path.is_file() else None,
-            "corpus": {corpus.name: corpus.fingerprint for corpus in data.corpora},
-            "judges": {
-                callback.task: sha256(Path(callback.judge_path))  # type: ignore[attr-defined]
-                for callback in trainer.callbacks  # type: ignore[attr-defined]
-                if Path(getattr(callback, "judge_path", None) or "").is_file()
-            },
-            "tokens": {
-                corpus.name: cache.tokenizer
-                for corpus, cache in zip(data.corpora, data.token_caches)
-            },
-            "config": {"model": _plain(module.hparams), "data": _plain(data.hparams)},
-            "decoding": decoding,
-            "seed": int(os.environ.get("PL_GLOBAL_SEED", 0)),
-            "versions": versions(),
-            "commit": commit(),
-            "steps": trainer.global_step,
-            "threads": torch.get_num_threads(),
-            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        samples = {}
+        for callback in sources:
+            if callback.examples:
+                samples[callback.task] = _save_samples(callback.examples, folder, callback.task)
+        write_json(folder / "samples.json", samples)
+        content = {
+            "figures": check_figures(figures, str(folder)),
+            "made_by": _provenance(trainer, pl_module),
         }
+        self.figures, self.path = figures, folder / "results.json"
+        write_json(self.path, content)
+
+    @staticmethod
+    def _callbacks_with_figures(trainer: Trainer) -> list[Any]:
+        """The metric callbacks of all tasks, and the one that measures forgetting."""
+        found = []
+        for callback in trainer.callbacks:
+            if hasattr(callback, "figures") and not isinstance(callback, ResultsWriter):
+                found.append(callback)
+        return found
 
 
-def _print(figures: list[dict[str, Any]]) -> None:
-    """A table for each source, of what is not of a single finding; the whole is in the file."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
-    whole = [figure for figure in figures if "/" not in figure["metric"]]
-    for source in dict.fromkeys(figure["source"] for figure in whole):
-        table = Table(title=source, box=SIMPLE_HEAD, title_justify="left")
-        table.add_column("figure", overflow="fold")
-        for heading in ("value (95 % interval)", "images shuffled"):
-            table.add_column(heading, overflow="fold", justify="right")
-        of = {(f["task"], f["metric"], f["control"]): f for f in whole if f["source"] == source}
-        for (task, metric, control), figure in of.items():
-            other = of.get((task, metric, "shuffled_images"))
-            if control is None:
-                interval = (
-                    ""
-                    if figure["low"] is None
-                    else f" ({figure['low']:.4g} to {figure['high']:.4g})"
-                )
-                table.add_row(
-                    f"{task} {metric}",
-                    f"{figure['value']:.4g}{interval}",
-                    f"{other['value']:.4g}" if other else "",
-                )
-        Console().print(table)
+def _save_samples(examples: list[dict[str, Any]], folder: Path, task: str) -> list[dict[str, Any]]:
+    """Samples with their arrays saved as PNG files, named relative to the folder."""
+    (folder / "pictures").mkdir(parents=True, exist_ok=True)
+    saved = []
+    for number, example in enumerate(examples):
+        row = dict(example)
+        for key, value in example.items():
+            if hasattr(value, "dtype"):
+                name = f"pictures/{task}-{number:03d}-{key}.png"
+                Image.fromarray(value).save(folder / name)
+                row[key] = name
+        saved.append(row)
+    return saved
 
 
-def _plain(values: Any) -> dict[str, Any]:
-    """Hyperparameters without paths: a run's figures do not depend on where it lies."""
-    hidden = {
-        "corpora",
-        "tokens",
-        "replay",
-        "backbone",
-        "init_from",
-        "encoder",
-        "_instantiator",
-        "_class_path",
+def _provenance(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
+    """What the figures were made by: model, data, settings, versions, machine."""
+    data: Any = trainer.datamodule
+    checkpoint = Path(str(trainer.ckpt_path)) if trainer.ckpt_path else None
+    judges = {}
+    for callback in trainer.callbacks:
+        judge = getattr(callback, "judge_path", None)
+        if judge and Path(judge).is_file():
+            judges[callback.task] = sha256(Path(judge))
+    caches = {}
+    for corpus, cache in zip(data.corpora, data.token_caches):
+        caches[corpus.name] = cache.tokenizer
+    checksum = None
+    if checkpoint is not None and checkpoint.is_file():
+        checksum = sha256(checkpoint)
+    return {
+        "checkpoint_sha256": checksum,
+        "corpus": {corpus.name: corpus.fingerprint for corpus in data.corpora},
+        "judges": judges,
+        "tokens": caches,
+        "config": {
+            "model": _without_paths(module.hparams),
+            "data": _without_paths(data.hparams),
+        },
+        "decoding": dict(module.hparams.get("sampling", {})),
+        "seed": int(os.environ.get("PL_GLOBAL_SEED", 0)),
+        "versions": versions(),
+        "commit": commit(),
+        "steps": trainer.global_step,
+        "threads": torch.get_num_threads(),
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
-    return json.loads(
-        json.dumps({k: v for k, v in dict(values).items() if k not in hidden}, default=str)
-    )
+
+
+def _without_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings without paths, as plain values of JSON."""
+    kept = {key: value for key, value in settings.items() if key not in PATH_KEYS}
+    return json.loads(json.dumps(kept, default=str))

@@ -1,6 +1,4 @@
-"""What each arm has learned against what it has forgotten, as small charts for the page of a
-comparison.
-"""
+"""Small charts of what each arm has learned against what it has forgotten."""
 
 from __future__ import annotations
 
@@ -9,57 +7,76 @@ from typing import Any
 
 LEARNED = (("report", "bleu_4"), ("report", "findings_f1_macro"), ("vqa", "accuracy"))
 FORGOTTEN = ("text", "perplexity_ratio")
-WIDTH, HEIGHT, MARGIN = 300.0, 190.0, 14.0  # of the field of points, in pixels
+WIDTH, HEIGHT, MARGIN = 300.0, 190.0, 14.0  # of the plotted field, in pixels
+
+Row = dict[str, Any]  # of compare.json
 
 
-def tradeoffs(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A chart for every figure of `LEARNED` and every source: across, held-out perplexity as a
-    multiple of what it was before any stage (1: nothing forgotten); up, the figure. A point is an
-    arm's mean, its cross the interval.
+def tradeoffs(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """A chart for every metric of `LEARNED` and every source.
 
-    `rows` are compare.json's; there is no chart where the arms have no such figures.
+    The horizontal axis is the perplexity of held-out text, as a multiple of what it was before any
+    stage (1: nothing forgotten). The vertical axis is the metric. A point is an arm's mean, its
+    cross the interval. Without such figures there is no chart.
+
+    Args:
+        rows: those of compare.json.
     """
-    real = [row for row in rows if row["control"] is None]
-    forgotten = [row for row in real if (row["task"], row["metric"]) == FORGOTTEN]
-    learned = [row for row in real if (row["task"], row["metric"]) in LEARNED]
-    return [_chart(across, up) for across in forgotten for up in learned]
+    forgotten, learned = [], []
+    for row in rows:
+        name = (row["task"], row["metric"])
+        if row["control"] is None and name == FORGOTTEN:
+            forgotten.append(row)
+        if row["control"] is None and name in LEARNED:
+            learned.append(row)
+    charts = []
+    for horizontal in forgotten:
+        for vertical in learned:
+            charts.append(_chart(horizontal, vertical))
+    return charts
 
 
-def _chart(across: dict[str, Any], up: dict[str, Any]) -> dict[str, Any]:
-    x, y = _Axis(across["cells"], WIDTH), _Axis(up["cells"], HEIGHT)
-    points = [
-        {
-            "arm": right["arm"],
-            "x": x.place(right["mean"]),
-            "y": HEIGHT - y.place(high["mean"]),
-            "left": x.place(_end(right, "low")),
-            "right": x.place(_end(right, "high")),
-            "bottom": HEIGHT - y.place(_end(high, "low")),
-            "top": HEIGHT - y.place(_end(high, "high")),
-        }
-        for right, high in zip(across["cells"], up["cells"])
-    ]
+def _chart(horizontal: Row, vertical: Row) -> dict[str, Any]:
+    x_axis = _Axis(horizontal["cells"], WIDTH)
+    y_axis = _Axis(vertical["cells"], HEIGHT)
+    points = []
+    for x_cell, y_cell in zip(horizontal["cells"], vertical["cells"]):
+        # SVG counts y from the top.
+        points.append(
+            {
+                "arm": x_cell["arm"],
+                "x": x_axis.position(x_cell["mean"]),
+                "y": HEIGHT - y_axis.position(y_cell["mean"]),
+                "left": x_axis.position(_bound(x_cell, "low")),
+                "right": x_axis.position(_bound(x_cell, "high")),
+                "bottom": HEIGHT - y_axis.position(_bound(y_cell, "low")),
+                "top": HEIGHT - y_axis.position(_bound(y_cell, "high")),
+            }
+        )
     return {
-        "title": f"{up['task']} {up['metric']}, {up['source']}",
-        "across": f"{across['metric']}, {across['source']}",
-        "x": (x.low, x.high),
-        "y": (y.low, y.high),
+        "title": f"{vertical['task']} {vertical['metric']}, {vertical['source']}",
+        "across": f"{horizontal['metric']}, {horizontal['source']}",
+        "x": (x_axis.low, x_axis.high),
+        "y": (y_axis.low, y_axis.high),
         "points": points,
     }
 
 
-def _end(cell: dict[str, Any], which: str) -> float:
-    return cell["mean"] if cell[which] is None else cell[which]
+def _bound(cell: dict[str, Any], side: str) -> float:
+    """An end of a cell's interval; its mean if there is no interval."""
+    return cell["mean"] if cell[side] is None else cell[side]
 
 
 class _Axis:
-    """From values to pixels: all intervals fit, with a margin."""
+    """Maps values to pixels so that all intervals fit, with a margin."""
 
     def __init__(self, cells: Sequence[dict[str, Any]], length: float):
-        self.low = min(_end(cell, "low") for cell in cells)
-        self.high = max(_end(cell, "high") for cell in cells)
+        self.low = min(_bound(cell, "low") for cell in cells)
+        self.high = max(_bound(cell, "high") for cell in cells)
         self.length = length - 2 * MARGIN
 
-    def place(self, value: float) -> float:
+    def position(self, value: float) -> float:
+        """Pixels from the axis's start; the middle if all values are equal."""
         span = self.high - self.low
-        return round(MARGIN + ((value - self.low) / span if span else 0.5) * self.length, 1)
+        share = (value - self.low) / span if span else 0.5
+        return round(MARGIN + share * self.length, 1)

@@ -14,7 +14,7 @@ from torch import Tensor
 from mavilt_pl.encoders.loading import Encoder
 from mavilt_pl.errors import UserError
 from mavilt_pl.metrics.clinical import TERMS, findings_in
-from mavilt_pl.vqgan.module import Tokenizer
+from mavilt_pl.vqgan.tokenizer import Tokenizer
 
 
 class Judge:

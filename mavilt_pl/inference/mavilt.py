@@ -29,7 +29,7 @@ from mavilt_pl.language.prompt_builder import PromptBuilder
 from mavilt_pl.language.vocabulary import VIEW_TOKENS
 from mavilt_pl.parallel.device import resolve_device
 from mavilt_pl.vqgan.loading import load_tokenizer
-from mavilt_pl.vqgan.module import Tokenizer
+from mavilt_pl.vqgan.tokenizer import Tokenizer
 
 BATCH = 16  # studies at a time
 Radiograph = str | Path

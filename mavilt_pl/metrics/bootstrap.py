@@ -1,9 +1,13 @@
-"""A figure with its interval: the bootstrap over patients that every metric here uses."""
+"""Figures with an interval: the bootstrap over patients that every metric here uses.
+
+Own code: `scipy.stats.bootstrap` resamples rows, not groups of rows of one patient, and recomputes
+the statistic on the resampled rows instead of on weights, which is much slower for BLEU and AUROC.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,10 +15,13 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+Statistic = Callable[[np.ndarray], float]  # weights float64 [n] of the rows → a number or nan
+
 
 class Estimate(NamedTuple):
-    """A value, its 95 % bootstrap interval by patient (None where none is made), and the number of
-    cases.
+    """A value, its 95 % bootstrap interval by patient, and the number of cases.
+
+    `low` and `high` are None if no interval was computed.
     """
 
     value: float
@@ -24,27 +31,39 @@ class Estimate(NamedTuple):
 
 
 def patient_key(patient: str) -> int:
-    """A stable 63-bit number for a patient, so that tensors can carry it between processes."""
+    """A stable 63-bit number for a patient, which a tensor can carry between processes.
+
+    >>> patient_key("p10000032") == patient_key("p10000032") < 2**63
+    True
+    """
     return int.from_bytes(hashlib.blake2b(patient.encode(), digest_size=8).digest(), "big") >> 1
 
 
 def bootstrap(
-    statistic: Callable[[np.ndarray], float],
-    patients: np.ndarray,
-    resamples: int = 300,
-    seed: int = 0,
+    statistic: Statistic, patients: np.ndarray, resamples: int = 300, seed: int = 0
 ) -> tuple[float | None, float | None]:
-    """95 % percentile interval of `statistic(weights)` with patients drawn with replacement.
+    """95 % percentile interval of a statistic, with patients resampled with replacement.
 
-    `weights` float64 [n] says how often each row counts. Resamples in which the statistic is
-    undefined (nan) do not count; below two patients there is no interval.
+    Resamples in which the statistic is nan do not count. Below two patients there is no interval.
+
+    Args:
+        statistic: from weights float64 [n], how often each row counts.
+        patients: the patient of each row, int64 [n].
+        resamples: number of resamples.
+        seed: of the resampling.
+
+    >>> scores = np.array([1.0, 2.0, 3.0, 4.0])
+    >>> low, high = bootstrap(lambda w: float(w @ scores / w.sum()), np.array([7, 7, 8, 9]))
+    >>> 1.5 <= low < 2.5 < high <= 4.0
+    True
     """
     unique, index = np.unique(patients, return_inverse=True)
     if len(unique) < 2:
         return None, None
     random = np.random.default_rng(seed)
-    drawn = random.multinomial(len(unique), np.full(len(unique), 1 / len(unique)), size=resamples)
-    values = np.array([statistic(weights[index].astype(float)) for weights in drawn])
+    equal = np.full(len(unique), 1 / len(unique))
+    counts = random.multinomial(len(unique), equal, size=resamples)
+    values = np.array([statistic(count[index].astype(float)) for count in counts])
     values = values[np.isfinite(values)]
     if not len(values):
         return None, None
@@ -52,28 +71,53 @@ def bootstrap(
     return float(low), float(high)
 
 
-def estimate(
-    statistic: Callable[[np.ndarray], float], patients: np.ndarray, n: int | None = None
-) -> Estimate | None:
-    """The statistic on all rows with its interval; None where it is undefined."""
+def bootstrap_ci(statistic: Statistic, patients: np.ndarray) -> Estimate | None:
+    """The statistic of all rows with its interval; None if it is nan.
+
+    >>> scores = np.array([0.0, 1.0])
+    >>> bootstrap_ci(lambda w: float(w @ scores / w.sum()), np.array([1, 1]))
+    Estimate(value=0.5, low=None, high=None, n=2)
+    """
     value = statistic(np.ones(len(patients)))
     if not np.isfinite(value):
         return None
-    return Estimate(
-        float(value), *bootstrap(statistic, patients), len(patients) if n is None else n
-    )
+    low, high = bootstrap(statistic, patients)
+    return Estimate(float(value), low, high, len(patients))
+
+
+def weighted_mean_ci(scores: np.ndarray, patients: np.ndarray) -> Estimate | None:
+    """The mean of one score per row with its interval; None if it is nan.
+
+    >>> weighted_mean_ci(np.array([0.0, 1.0]), np.array([1, 1])).value
+    0.5
+    """
+    return bootstrap_ci(lambda weights: float(weights @ scores / weights.sum()), patients)
+
+
+def drop_undefined(figures: Mapping[str, Estimate | None]) -> dict[str, Estimate]:
+    """The figures that are defined.
+
+    >>> drop_undefined({"bleu_1": Estimate(0.5, None, None, 2), "meteor": None})
+    {'bleu_1': Estimate(value=0.5, low=None, high=None, n=2)}
+    """
+    return {name: figure for name, figure in figures.items() if figure is not None}
 
 
 class PatientBootstrapMetric(Metric):
-    """A metric that keeps one row of numbers a case, with its patient; figures are made of the rows
-    at the end.
+    """A metric that keeps one row of numbers per case with its patient.
 
-    Rows are put in a fixed order before anything is computed, so the result does not depend on how
-    cases were spread over processes. `protocol` names how it is counted.
+    Figures are computed from all rows at the end. Rows are sorted first, so the result does not
+    depend on how cases were spread over processes. `protocol` says how the metric is computed.
+
+    Args:
+        width: numbers per row.
     """
 
     full_state_update = False
     protocol = ""
+    # A list while cases are added; one tensor after torchmetrics has gathered it.
+    rows: Any
+    patients: Any
 
     def __init__(self, width: int):
         super().__init__()
@@ -82,31 +126,38 @@ class PatientBootstrapMetric(Metric):
         self.add_state("patients", [], dist_reduce_fx="cat")
 
     def add_rows(self, rows: Sequence[Sequence[float]] | Tensor, patients: Sequence[str]) -> None:
+        """Add cases.
+
+        Args:
+            rows: numbers [n,width].
+            patients: the patient of each row.
+
+        Raises:
+            ValueError: the lengths differ.
+        """
         values = torch.as_tensor(rows, dtype=torch.float64).reshape(-1, self.width)
         if len(values) != len(patients):
             raise ValueError(
-                f"{len(values)} cases and {len(patients)} patients: one patient a case"
+                f"{len(values)} cases and {len(patients)} patients: expected one patient per case"
             )
-        self.rows.append(values.to(self.device))  # type: ignore[union-attr,operator]
-        self.patients.append(
-            torch.tensor([patient_key(p) for p in patients], dtype=torch.int64, device=self.device)
-        )  # type: ignore[union-attr,operator]
+        keys = [patient_key(patient) for patient in patients]
+        self.rows.append(values.to(self.device))
+        self.patients.append(torch.tensor(keys, dtype=torch.int64, device=self.device))
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
-        """A process without a single case still takes part in the gathering, with no rows."""
+        """Gather the rows of all processes; one without a single case takes part with no rows."""
         if isinstance(self.rows, list) and not self.rows:
             self.rows.append(torch.empty(0, self.width, dtype=torch.float64, device=self.device))
-            self.patients.append(torch.empty(0, dtype=torch.int64, device=self.device))  # type: ignore[union-attr,operator]
+            self.patients.append(torch.empty(0, dtype=torch.int64, device=self.device))
         super().sync(*args, **kwargs)
 
     def table(self) -> tuple[np.ndarray, np.ndarray]:
         """All rows float64 [n,width] and patients int64 [n], in a fixed order."""
-        if isinstance(self.rows, list):
-            if not self.rows:
+        rows, patients = self.rows, self.patients
+        if isinstance(rows, list):
+            if not rows:
                 return np.empty((0, self.width)), np.empty(0, np.int64)
-            rows, patients = torch.cat(self.rows), torch.cat(self.patients)  # type: ignore[arg-type]
-        else:
-            rows, patients = self.rows, self.patients  # type: ignore[assignment]
+            rows, patients = torch.cat(rows), torch.cat(patients)
         values, keys = rows.cpu().numpy(), patients.cpu().numpy()
         order = np.lexsort((*values.T[::-1], keys))
         return values[order], keys[order]

@@ -1,12 +1,16 @@
-"""What a picture is worth: reconstruction, codebook use, and Fréchet distances.
+"""Quality of images: reconstruction, use of the codebook, and Fréchet distances.
 
 Pixels are float32 [B,1,H,W] in [-1, 1].
+
+Shape legend: B batch, C channels, H W height and width in pixels, N codes of an image, D features,
+n images.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -15,174 +19,244 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from mavilt_pl.metrics.bootstrap import Estimate, PatientBootstrapMetric, bootstrap, estimate
+from mavilt_pl.metrics.bootstrap import (
+    Estimate,
+    PatientBootstrapMetric,
+    bootstrap,
+    drop_undefined,
+    weighted_mean_ci,
+)
+
+Distance = Callable[[Tensor, Tensor], Tensor]  # two batches of pixels → [B]
+LARGEST_BOOTSTRAPPED_WIDTH = 256  # features; with more, an interval takes minutes
 
 
-def psnr(real: Tensor, made: Tensor) -> Tensor:
-    """Peak signal to noise ratio of each image in dB, [B]; the peak is the range, 2."""
-    return 10 * torch.log10(4 / (real - made).square().flatten(1).mean(1).clamp(min=1e-10))
+def psnr(real_BCHW: Tensor, recon_BCHW: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of each image in dB, [B]; the peak is the range, 2.
+
+    >>> psnr(torch.zeros(1, 1, 8, 8), torch.full((1, 1, 8, 8), 0.2)).round()
+    tensor([20.])
+    """
+    error_B = (real_BCHW - recon_BCHW).square().flatten(1).mean(1)
+    return 10 * torch.log10(4 / error_B.clamp(min=1e-10))
 
 
-def gradient_psnr(real: Tensor, made: Tensor) -> Tensor:
-    """PSNR in dB of the forward differences along both axes, [B]: how well edges are kept."""
-    across = (real.diff(dim=-1) - made.diff(dim=-1)).square().flatten(1)
-    down = (real.diff(dim=-2) - made.diff(dim=-2)).square().flatten(1)
-    return 10 * torch.log10(4 / torch.cat([across, down], 1).mean(1).clamp(min=1e-10))
+def gradient_psnr(real_BCHW: Tensor, recon_BCHW: Tensor) -> Tensor:
+    """PSNR in dB of the forward differences along both axes, [B]: how well edges are kept.
+
+    >>> image = torch.eye(8)[None, None]
+    >>> gradient_psnr(image, image + 0.5) > gradient_psnr(image, 0.9 * image)
+    tensor([True])
+    """
+    across = (real_BCHW.diff(dim=-1) - recon_BCHW.diff(dim=-1)).square().flatten(1)
+    down = (real_BCHW.diff(dim=-2) - recon_BCHW.diff(dim=-2)).square().flatten(1)
+    error_B = torch.cat([across, down], 1).mean(1)
+    return 10 * torch.log10(4 / error_B.clamp(min=1e-10))
 
 
 class ReconstructionScores(PatientBootstrapMetric):
-    """Mean psnr, ssim and gradient_psnr over images, and lpips with `lpips_distance` of local
-    weights.
+    """Mean psnr, ssim and gradient_psnr over images, and lpips if a distance is given.
+
+    Args:
+        lpips: a distance of images, see `lpips_distance`.
     """
 
     protocol = "per image, range 2, mean over images; SSIM 11×11 Gaussian"
 
-    def __init__(self, lpips: Callable[[Tensor, Tensor], Tensor] | None = None) -> None:
-        super().__init__(3 if lpips is None else 4)
-        self.lpips = lpips
+    def __init__(self, lpips: Distance | None = None) -> None:
+        names = ["psnr", "ssim", "gradient_psnr"]
+        if lpips is not None:
+            names.append("lpips")
+        super().__init__(len(names))
+        self.names, self.lpips = names, lpips
         if lpips is not None:
             self.protocol += "; LPIPS on three equal channels at the images' own size"
 
-    def update(self, real: Tensor, made: Tensor, patients: Sequence[str]) -> None:
-        ssim = structural_similarity_index_measure(
-            made, real, data_range=(-1.0, 1.0), reduction="none"
+    def update(self, real_BCHW: Tensor, recon_BCHW: Tensor, patients: Sequence[str]) -> None:
+        """Add images with their reconstructions."""
+        ssim: Any = structural_similarity_index_measure(
+            recon_BCHW, real_BCHW, data_range=(-1.0, 1.0), reduction="none"
         )
-        columns = [psnr(real, made), ssim.reshape(-1), gradient_psnr(real, made)]  # type: ignore[union-attr]
+        columns = [
+            psnr(real_BCHW, recon_BCHW),
+            ssim.reshape(-1),
+            gradient_psnr(real_BCHW, recon_BCHW),
+        ]
         if self.lpips is not None:
-            columns.append(self.lpips(real, made))
+            columns.append(self.lpips(real_BCHW, recon_BCHW))
         self.add_rows(torch.stack(columns, 1), patients)
 
     def compute(self) -> dict[str, Estimate]:
+        """All figures."""
         rows, patients = self.table()
-        found = {
-            name: estimate(lambda w, c=c: float(w @ rows[:, c] / w.sum()), patients)  # type: ignore[misc]
-            for c, name in enumerate(("psnr", "ssim", "gradient_psnr", "lpips")[: self.width])
-            if len(rows)
-        }
-        return {name: value for name, value in found.items() if value is not None}
+        if not len(rows):
+            return {}
+        figures = {}
+        for column, name in enumerate(self.names):
+            figures[name] = weighted_mean_ci(rows[:, column], patients)
+        return drop_undefined(figures)
 
 
 class CodebookUse(Metric):
-    """codebook_used, the share of the K codes seen at least once, and codebook_perplexity, exp of
-    the entropy.
+    """Use of the K codes over a set of images.
+
+    `codebook_used` is the share of codes seen at least once; `codebook_perplexity` is exp of the
+    entropy of their use, the number of codes that would have the same entropy if used equally.
+
+    Args:
+        codebook_size: K.
     """
 
     protocol = "over all images of the set"
     full_state_update = False
+    counts: Tensor
+    images: Tensor
 
-    def __init__(self, codes: int):
+    def __init__(self, codebook_size: int):
         super().__init__()
-        self.add_state("counts", torch.zeros(codes, dtype=torch.int64), dist_reduce_fx="sum")
+        zeros_K = torch.zeros(codebook_size, dtype=torch.int64)
+        self.add_state("counts", zeros_K, dist_reduce_fx="sum")
         self.add_state("images", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, codes_BN: Tensor) -> None:
-        self.counts += torch.bincount(codes_BN.flatten(), minlength=len(self.counts))  # type: ignore[arg-type]
-        self.images += len(codes_BN)  # type: ignore[operator,assignment]
+        """Add the codes int64 [B,N] of images."""
+        self.counts += torch.bincount(codes_BN.flatten(), minlength=len(self.counts))
+        self.images += len(codes_BN)
 
     def compute(self) -> dict[str, Estimate]:
-        n, counts = int(torch.as_tensor(self.images)), torch.as_tensor(self.counts).double()
-        if not n:
+        """Both figures; none without images."""
+        images, counts_K = int(self.images), self.counts.double()
+        if not images:
             return {}
-        share = counts / counts.sum()
-        entropy = float(-(share * share.clamp(min=1e-30).log()).sum())
-        used = float((counts > 0).double().mean())
+        share_K = counts_K / counts_K.sum()
+        entropy = float(-(share_K * share_K.clamp(min=1e-30).log()).sum())
+        used = float((counts_K > 0).double().mean())
         return {
-            "codebook_used": Estimate(used, None, None, n),
-            "codebook_perplexity": Estimate(float(np.exp(entropy)), None, None, n),
+            "codebook_used": Estimate(used, None, None, images),
+            "codebook_perplexity": Estimate(float(np.exp(entropy)), None, None, images),
         }
 
 
-def frechet_distance(real: np.ndarray, made: np.ndarray) -> float:
-    """Fréchet distance of Gaussians fitted to features [n,D] (arXiv 1706.08500, eq. 6), in float64.
+def frechet_distance(real_nD: np.ndarray, other_nD: np.ndarray) -> float:
+    """Fréchet distance of Gaussians fitted to features (arXiv 1706.08500, eq. 6), in float64.
 
-    The trace of the root of S₁S₂ is the sum of the roots of the eigenvalues of √S₁ S₂ √S₁, which is
-    symmetric.
+    The trace of √(S₁S₂) is the sum of the roots of the eigenvalues of √S₁ S₂ √S₁, which is
+    symmetric: exact, real and faster than the matrix root that pytorch-fid takes.
+
+    >>> features = np.array([[0.0], [1.0], [2.0]])
+    >>> round(frechet_distance(features, features + 3), 6)
+    9.0
     """
-    mean1, mean2 = real.mean(0), made.mean(0)
-    cov1, cov2 = (
-        np.atleast_2d(np.cov(real, rowvar=False)),
-        np.atleast_2d(np.cov(made, rowvar=False)),
-    )
+    mean1, mean2 = real_nD.mean(0), other_nD.mean(0)
+    cov1 = np.atleast_2d(np.cov(real_nD, rowvar=False))
+    cov2 = np.atleast_2d(np.cov(other_nD, rowvar=False))
     values, vectors = np.linalg.eigh(cov1)
-    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
-    middle = np.linalg.eigvalsh(root @ cov2 @ root)
-    return float(
-        ((mean1 - mean2) ** 2).sum()
-        + np.trace(cov1)
-        + np.trace(cov2)
-        - 2 * np.sqrt(middle.clip(0)).sum()
-    )
+    # Rounding leaves eigenvalues just below 0.
+    root1 = (vectors * np.sqrt(values.clip(0))) @ vectors.T
+    middle = np.linalg.eigvalsh(root1 @ cov2 @ root1)
+    trace_of_root = np.sqrt(middle.clip(0)).sum()
+    distance = ((mean1 - mean2) ** 2).sum() + np.trace(cov1) + np.trace(cov2) - 2 * trace_of_root
+    return float(distance)
 
 
 class FrechetDistance(PatientBootstrapMetric):
-    """Fréchet distance between features of real and of made images, under a name such as fid_cxr.
+    """Fréchet distance between features of real and of generated images.
 
-    Features are kept, so that there is an interval (where D ≤ 256); below two images a side there
-    is no figure.
+    Features are kept, so there is an interval if D ≤ 256. With fewer than two images on one side
+    there is no figure.
+
+    Args:
+        name: of the figure, such as fid_cxr.
+        width: D.
+        protocol: how the features are computed.
     """
 
     def __init__(self, name: str, width: int, protocol: str = ""):
+        # The first column is 1 for real images.
         super().__init__(width + 1)
         self.name, self.protocol = name, protocol
 
     def update(self, features_BD: Tensor, real: bool, patients: Sequence[str]) -> None:
-        mark = torch.full((len(features_BD), 1), float(real), device=features_BD.device)
-        self.add_rows(torch.cat([mark, features_BD], 1), patients)
+        """Add features [B,D] of real or of generated images."""
+        is_real_B1 = torch.full((len(features_BD), 1), float(real), device=features_BD.device)
+        self.add_rows(torch.cat([is_real_B1, features_BD], 1), patients)
 
     def compute(self) -> dict[str, Estimate]:
+        """The figure under its name."""
         rows, patients = self.table()
-        real = rows[:, 0] == 1
-        if real.sum() < 2 or (~real).sum() < 2:
+        is_real, features = rows[:, 0] == 1, rows[:, 1:]
+        if is_real.sum() < 2 or (~is_real).sum() < 2:
             return {}
-        value = frechet_distance(rows[real, 1:], rows[~real, 1:])
+        value = frechet_distance(features[is_real], features[~is_real])
 
-        def again(weights: np.ndarray) -> float:
-            drawn = np.repeat(np.arange(len(rows)), weights.astype(int))
-            first, second = drawn[real[drawn]], drawn[~real[drawn]]
-            return (
-                frechet_distance(rows[first, 1:], rows[second, 1:])
-                if min(len(first), len(second)) > 1
-                else np.nan
-            )
+        def resampled_distance(weights: np.ndarray) -> float:
+            """The distance with images repeated by their weights."""
+            chosen = np.repeat(np.arange(len(rows)), weights.astype(int))
+            real, generated = chosen[is_real[chosen]], chosen[~is_real[chosen]]
+            if min(len(real), len(generated)) < 2:
+                return float("nan")
+            return frechet_distance(features[real], features[generated])
 
-        low, high = bootstrap(again, patients, resamples=100) if self.width <= 257 else (None, None)
-        return {self.name: Estimate(value, low, high, int((~real).sum()))}
+        low, high = None, None
+        if features.shape[1] <= LARGEST_BOOTSTRAPPED_WIDTH:
+            low, high = bootstrap(resampled_distance, patients, resamples=100)
+        return {self.name: Estimate(value, low, high, int((~is_real).sum()))}
 
 
 def inception_features(weights: str | Path) -> Callable[[Tensor], Tensor]:
-    """pytorch-fid's Inception, pooled features [B,2048], from a local file of its own weights
-    (`pt_inception-2015-12-05-6726825d.pth`). Grey pixels in [-1,1] are repeated to three channels.
+    """pytorch-fid's Inception: pixels [B,1,H,W] → pooled features [B,2048].
+
+    Grey pixels are repeated to three channels.
+
+    Args:
+        weights: a local file of pytorch-fid's own, `pt_inception-2015-12-05-6726825d.pth`.
+
+    Raises:
+        ValueError: the file does not exist.
+
+    >>> inception_features("nowhere.pth")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ValueError: Inception weights nowhere.pth do not exist; expected pytorch-fid's ...
     """
     from pytorch_fid import inception
 
     if not Path(weights).exists():
         raise ValueError(
             f"Inception weights {weights} do not exist; expected pytorch-fid's "
-            f"pt_inception-2015-12-05-6726825d.pth on this disk"
-        )
-    # The package always downloads: the same call is made to read the local file, as tensors only.
-    with patch.object(
-        inception,
-        "load_state_dict_from_url",
-        lambda *_, **__: torch.load(weights, map_location="cpu", weights_only=True),
-    ):
-        net: nn.Module = (
-            inception.InceptionV3([3], normalize_input=True).eval().requires_grad_(False)
+            "pt_inception-2015-12-05-6726825d.pth on this disk"
         )
 
+    def read_local(*_: Any, **__: Any) -> Any:
+        """Stands in for the download."""
+        return torch.load(weights, map_location="cpu", weights_only=True)
+
+    # The package always downloads; its download is replaced by reading the local file.
+    with patch.object(inception, "load_state_dict_from_url", read_local):
+        net = inception.InceptionV3([3], normalize_input=True).eval().requires_grad_(False)
+
     def features(pixels_BCHW: Tensor) -> Tensor:
-        rgb = ((pixels_BCHW + 1) / 2).clamp(0, 1).expand(-1, 3, -1, -1)
+        """[B,1,H,W] → [B,2048]."""
+        rgb_B3HW = ((pixels_BCHW + 1) / 2).clamp(0, 1).expand(-1, 3, -1, -1)
         with torch.inference_mode():
-            return net.to(rgb.device)(rgb)[0].flatten(1)
+            return net.to(rgb_B3HW.device)(rgb_B3HW)[0].flatten(1)
 
     return features
 
 
-def lpips_distance(weights: str | Path) -> Callable[[Tensor, Tensor], Tensor]:
-    """LPIPS (arXiv 1801.03924, version 0.1) of each pair of grey images in [-1,1], [B]; 0 is alike.
+def lpips_distance(weights: str | Path) -> Distance:
+    """LPIPS (arXiv 1801.03924, version 0.1) of each pair of grey images, [B]; 0 if equal.
 
-    The backbone comes from a local file of torchvision's own weights, `alexnet-owt-7be5be79.pth` or
-    `vgg16-397923af.pth`; the heads from torchmetrics, which brings them."""
+    Args:
+        weights: a local file of torchvision's own backbone, `alexnet-owt-7be5be79.pth` or
+            `vgg16-397923af.pth`. The linear heads are part of torchmetrics.
+
+    Raises:
+        ValueError: the file does not exist, or is of another network.
+
+    >>> lpips_distance("nowhere.pth")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ValueError: LPIPS weights nowhere.pth do not exist; expected torchvision's ...
+    """
     from torchmetrics.functional.image import lpips
     from torchvision import models
 
@@ -192,32 +266,35 @@ def lpips_distance(weights: str | Path) -> Callable[[Tensor, Tensor], Tensor]:
             f"LPIPS weights {weights} do not exist; {expected} (nothing is downloaded)"
         )
     state = torch.load(weights, map_location="cpu", weights_only=True)
-    inside = {
-        key.removeprefix("features."): value
-        for key, value in state.items()
-        if key.startswith("features.")
-    }
-    name = "alexnet" if "10.weight" in inside and "12.weight" not in inside else "vgg16"
+    prefix = "features."
+    backbone = {}
+    for key, value in state.items():
+        if key.startswith(prefix):
+            backbone[key.removeprefix(prefix)] = value
+    # AlexNet has five convolutions, the last two at 8 and 10; VGG-16 has one at 12 too.
+    is_alexnet = "10.weight" in backbone and "12.weight" not in backbone
+    build = models.alexnet if is_alexnet else models.vgg16
 
-    def local(*_: object, **__: object) -> nn.Module:
-        net = getattr(models, name)(weights=None).features
+    def local_backbone(*_: Any, **__: Any) -> nn.Module:
+        """Stands in for the download."""
+        net = build(weights=None).features
         try:
-            net.load_state_dict(inside)
+            net.load_state_dict(backbone)
         except RuntimeError:
             raise ValueError(
                 f"LPIPS weights {weights} are neither AlexNet's nor VGG-16's; {expected}"
             ) from None
         return net
 
-    # The package would download the backbone: it is given the local one.
-    with patch.object(lpips, "_get_tv_model_features", local):
-        net = lpips._NoTrainLpips(net="alex" if name == "alexnet" else "vgg")
+    # The package would download the backbone; it is given the local one.
+    with patch.object(lpips, "_get_tv_model_features", local_backbone):
+        net = lpips._NoTrainLpips(net="alex" if is_alexnet else "vgg")
 
-    def distance(real_BCHW: Tensor, made_BCHW: Tensor) -> Tensor:
-        real, made = (
-            pixels.clamp(-1, 1).expand(-1, 3, -1, -1) for pixels in (real_BCHW, made_BCHW)
-        )
+    def distance(real_BCHW: Tensor, recon_BCHW: Tensor) -> Tensor:
+        """[B,1,H,W] twice → [B]."""
+        real_B3HW = real_BCHW.clamp(-1, 1).expand(-1, 3, -1, -1)
+        recon_B3HW = recon_BCHW.clamp(-1, 1).expand(-1, 3, -1, -1)
         with torch.inference_mode():
-            return net.to(real.device)(real, made).reshape(-1)
+            return net.to(real_B3HW.device)(real_B3HW, recon_B3HW).reshape(-1)
 
     return distance

@@ -11,40 +11,71 @@ import numpy as np
 from nltk.translate.meteor_score import meteor_score
 from rouge_score.rouge_scorer import RougeScorer
 
-from mavilt_pl.metrics.bootstrap import Estimate, PatientBootstrapMetric, estimate
+from mavilt_pl.metrics.bootstrap import (
+    Estimate,
+    PatientBootstrapMetric,
+    bootstrap_ci,
+    drop_undefined,
+    weighted_mean_ci,
+)
 
 
 def words(text: str) -> list[str]:
-    """Lower case; every run of letters and digits, and every other mark, is a word."""
+    """Split a text into lower-case words; every punctuation mark is a word of its own.
+
+    >>> words("No effusion.")
+    ['no', 'effusion', '.']
+    """
     return re.findall(r"\w+|[^\w\s]", text.lower())
 
 
+def _ngrams(tokens: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
+    return Counter(zip(*(tokens[start:] for start in range(n))))
+
+
 def bleu_counts(prediction: Sequence[str], reference: Sequence[str]) -> list[float]:
-    """Lengths of both, then for n = 1…4 the clipped matches and the number of n-grams: all that
-    corpus BLEU needs.
+    """All that corpus BLEU needs of a pair, 10 numbers that can be summed over pairs.
+
+    Lengths of prediction and reference, then for n = 1…4 the clipped matches and the number of
+    n-grams.
+
+    >>> bleu_counts(["no", "effusion"], ["no", "pleural", "effusion"])
+    [2, 3, 2, 2, 0, 1, 0, 0, 0, 0]
     """
     counts: list[float] = [len(prediction), len(reference)]
     for n in range(1, 5):
-        said = Counter(zip(*(prediction[i:] for i in range(n))))
-        wanted = Counter(zip(*(reference[i:] for i in range(n))))
-        counts += [sum((said & wanted).values()), max(len(prediction) - n + 1, 0)]
+        matches = _ngrams(prediction, n) & _ngrams(reference, n)
+        counts += [sum(matches.values()), max(len(prediction) - n + 1, 0)]
     return counts
 
 
 def corpus_bleu(counts: np.ndarray, order: int) -> float:
-    """BLEU-`order` (Papineni et al., 2002) from all_reduce_sum `bleu_counts` [10], uniform weights, no
-    smoothing.
+    """BLEU-`order` (Papineni et al., 2002), uniform weights, no smoothing.
+
+    Own code: NLTK and sacrebleu, which the tests compare with, score texts; the bootstrap needs the
+    score from weighted sums of counts.
+
+    Args:
+        counts: `bleu_counts` summed over pairs, [10].
+        order: longest n-gram, 1 to 4.
+
+    >>> round(corpus_bleu(np.array([4.0, 4.0, 3.0, 4.0, 1.0, 3.0, 0.0, 2.0, 0.0, 1.0]), order=2), 6)
+    0.5
     """
-    said, wanted = counts[:2]
+    prediction_length, reference_length = counts[:2]
     matches, total = counts[2::2][:order], counts[3::2][:order]
-    if said == 0 or (matches == 0).any():
+    if prediction_length == 0 or (matches == 0).any():
         return 0.0
-    brevity = min(0.0, 1 - wanted / said)
+    brevity = min(0.0, 1 - reference_length / prediction_length)
     return float(np.exp(brevity + np.log(matches / total).mean()))
 
 
 def has_wordnet() -> bool:
-    """Whether NLTK finds WordNet, which METEOR matches synonyms by."""
+    """Whether NLTK finds WordNet, by which METEOR matches synonyms.
+
+    >>> has_wordnet() in (True, False)
+    True
+    """
     import nltk
 
     for name in ("corpora/wordnet", "corpora/wordnet.zip"):
@@ -57,54 +88,64 @@ def has_wordnet() -> bool:
 
 
 class TextScores(PatientBootstrapMetric):
-    """bleu_1 … bleu_4 over the corpus, mean rouge_l (F, no stemmer) and mean meteor (NLTK, WordNet
-    3.0).
+    """bleu_1 to bleu_4 over the corpus, mean rouge_l (F, no stemmer) and mean meteor (NLTK).
 
-    Without WordNet there is no meteor figure, and one warning that says how to get it.
+    Without WordNet there is no meteor figure, and one warning says how to install it.
     """
 
-    protocol = "lower case, punctuation split; BLEU over the corpus, unsmoothed; ROUGE-L F, no stemmer; METEOR NLTK"
+    protocol = (
+        "lower case, punctuation split; BLEU over the corpus, unsmoothed; ROUGE-L F, no stemmer; "
+        "METEOR NLTK"
+    )
 
     def __init__(self) -> None:
+        # 10 counts of BLEU, then ROUGE-L and METEOR.
         super().__init__(12)
         self.rouge = RougeScorer(["rougeL"], use_stemmer=False)
         self.wordnet = has_wordnet()
         if not self.wordnet:
             warnings.warn(
                 "WordNet is not installed, so METEOR is not computed: run `python -m "
-                "nltk.downloader wordnet`, or set "
-                "NLTK_DATA to a folder that has it",
+                "nltk.downloader wordnet`, or set NLTK_DATA to a folder that has it",
                 stacklevel=2,
             )
 
     def update(
         self, predictions: Sequence[str], references: Sequence[str], patients: Sequence[str]
     ) -> None:
+        """Add generated reports with their references."""
         rows = []
         for prediction, reference in zip(predictions, references):
-            said, wanted = words(prediction), words(reference)
+            prediction_words, reference_words = words(prediction), words(reference)
             rouge = self.rouge.score(reference, prediction)["rougeL"].fmeasure
-            meteor = meteor_score([wanted], said) if self.wordnet else float("nan")
-            rows.append([*bleu_counts(said, wanted), rouge, meteor])
+            meteor = float("nan")
+            if self.wordnet:
+                meteor = meteor_score([reference_words], prediction_words)
+            rows.append([*bleu_counts(prediction_words, reference_words), rouge, meteor])
         self.add_rows(rows, patients)
 
     def compute(self) -> dict[str, Estimate]:
+        """All figures."""
         rows, patients = self.table()
         if not len(rows):
             return {}
-        found = {
-            f"bleu_{n}": estimate(lambda w, n=n: corpus_bleu(w @ rows[:, :10], n), patients)
-            for n in range(1, 5)
-        }  # type: ignore[misc]
-        for column, name in ((10, "rouge_l"), (11, "meteor")):
-            found[name] = estimate(lambda w, c=column: float(w @ rows[:, c] / w.sum()), patients)  # type: ignore[misc]
-        return {name: value for name, value in found.items() if value is not None}
+        figures: dict[str, Estimate | None] = {}
+        for order in range(1, 5):
+            figures[f"bleu_{order}"] = self._bleu(rows[:, :10], patients, order)
+        figures["rouge_l"] = weighted_mean_ci(rows[:, 10], patients)
+        figures["meteor"] = weighted_mean_ci(rows[:, 11], patients)
+        return drop_undefined(figures)
+
+    @staticmethod
+    def _bleu(counts: np.ndarray, patients: np.ndarray, order: int) -> Estimate | None:
+        return bootstrap_ci(lambda weights: corpus_bleu(weights @ counts, order), patients)
 
 
 class Perplexity(PatientBootstrapMetric):
-    """exp(nats per token) over all texts (`perplexity`); where the nats of an earlier model are
-    given too, that model's (`perplexity_before`) and how many times it the later one's is
-    (`perplexity_ratio`), on the same texts.
+    """`perplexity`: exp(nats per token) over all texts.
+
+    If the nats of an earlier model are given too, also its perplexity on the same texts
+    (`perplexity_before`) and the ratio of the two (`perplexity_ratio`; above 1: forgotten).
     """
 
     protocol = "exp of mean nats per token of the model's own tokenizer"
@@ -119,17 +160,31 @@ class Perplexity(PatientBootstrapMetric):
         patients: Sequence[str],
         before: Sequence[float] | None = None,
     ) -> None:
-        """Summed nats and the number of tokens of each text; `before`, the earlier model's nats."""
-        self.add_rows([*zip(nats, tokens, before or [np.nan] * len(nats))], patients)
+        """Add texts.
+
+        Args:
+            nats: negative log-likelihood of each text, summed over its tokens.
+            tokens: number of tokens of each text.
+            patients: the patient of each text.
+            before: `nats` under the earlier model.
+        """
+        earlier = before or [np.nan] * len(nats)
+        self.add_rows([*zip(nats, tokens, earlier)], patients)
 
     def compute(self) -> dict[str, Estimate]:
+        """All figures."""
         rows, patients = self.table()
-        nats, tokens, before = rows.T
         if not len(rows):
             return {}
+        nats, tokens, before = rows.T
 
-        def of(sums: np.ndarray) -> Estimate | None:
-            return estimate(lambda w: float(np.exp(w @ sums / (w @ tokens))), patients)
+        def exp_per_token(sums: np.ndarray) -> Estimate | None:
+            """exp of the sum over the number of tokens."""
+            return bootstrap_ci(lambda w: float(np.exp(w @ sums / (w @ tokens))), patients)
 
-        found = {"": of(nats), "_before": of(before), "_ratio": of(nats - before)}
-        return {f"perplexity{name}": value for name, value in found.items() if value is not None}
+        figures = {
+            "perplexity": exp_per_token(nats),
+            "perplexity_before": exp_per_token(before),
+            "perplexity_ratio": exp_per_token(nats - before),
+        }
+        return drop_undefined(figures)

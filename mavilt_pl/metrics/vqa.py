@@ -1,138 +1,188 @@
-"""Areas under the ROC curve and means of scores, by group (finding, topic) and over groups; answers
-in free text.
-"""
+"""Areas under the ROC curve and mean scores, by group (finding, topic), and free-text answers."""
 
 from __future__ import annotations
 
 import string
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from torch import Tensor
 
-from mavilt_pl.metrics.bootstrap import Estimate, PatientBootstrapMetric, estimate
+from mavilt_pl.metrics.bootstrap import (
+    Estimate,
+    PatientBootstrapMetric,
+    bootstrap_ci,
+    weighted_mean_ci,
+)
 
 
 def auroc(score: np.ndarray, positive: np.ndarray, weights: np.ndarray | None = None) -> float:
-    """Area under the ROC curve: the probability that a positive case scores above a negative one,
-    ties counting half.
+    """Area under the ROC curve, ties counting half; nan without cases of both classes.
 
-    Weights count cases. nan where one of the classes is empty.
+    It is the probability that a positive case scores above a negative one. Own code: that of
+    scikit-learn, which the tests compare with, warns for a single class and is no dependency.
+
+    Args:
+        score: [n].
+        positive: 1 or 0, [n].
+        weights: how often each case counts, [n].
+
+    >>> auroc(np.array([0.9, 0.4, 0.4]), np.array([1, 1, 0]))
+    0.75
     """
-    weights = np.ones(len(score)) if weights is None else weights
+    if weights is None:
+        weights = np.ones(len(score))
     values, index = np.unique(score, return_inverse=True)
-    up = np.bincount(index, weights * positive, minlength=len(values))
-    down = np.bincount(index, weights * (1 - positive), minlength=len(values))
-    if up.sum() == 0 or down.sum() == 0:
+    positives = np.bincount(index, weights * positive, minlength=len(values))
+    negatives = np.bincount(index, weights * (1 - positive), minlength=len(values))
+    if positives.sum() == 0 or negatives.sum() == 0:
         return float("nan")
-    below = np.cumsum(down) - down
-    return float((up * (below + 0.5 * down)).sum() / (up.sum() * down.sum()))
+    below = np.cumsum(negatives) - negatives
+    pairs_won = (positives * (below + 0.5 * negatives)).sum()
+    return float(pairs_won / (positives.sum() * negatives.sum()))
 
 
 class GroupedAUROC(PatientBootstrapMetric):
-    """AUROC of each group and their mean (`<prefix>_macro`, `<prefix>/<group>`).
+    """AUROC of each group and their mean, `<prefix>/<group>` and `<prefix>_macro`.
 
-    Groups that lack one of the classes are left out of the mean. Update with scores, truths (1, 0;
-    nan does not count) and group numbers, one a case.
+    A group without cases of both classes has no figure and is not part of the mean.
+
+    Args:
+        groups: names of the groups.
+        prefix: of the figures.
     """
 
     protocol = "ranks, ties half; mean over groups with both classes"
 
     def __init__(self, groups: Sequence[str], prefix: str = "auroc"):
+        # Group number, truth, score.
         super().__init__(3)
         self.groups, self.prefix = tuple(groups), prefix
 
     def update(
         self, scores: Tensor, truths: Tensor, groups: Sequence[int], patients: Sequence[str]
     ) -> None:
-        self.add_rows(
-            [[g, t, s] for g, t, s in zip(groups, truths.tolist(), scores.tolist()) if t == t],
-            [p for p, t in zip(patients, truths.tolist()) if t == t],
-        )
+        """Add cases.
+
+        Args:
+            scores: [n].
+            truths: 1 or 0, [n]; a case with nan does not count.
+            groups: number of the group of each case.
+            patients: the patient of each case.
+        """
+        rows, known_patients = [], []
+        cases = zip(groups, truths.tolist(), scores.tolist(), patients)
+        for group, truth, score, patient in cases:
+            if not np.isnan(truth):
+                rows.append([group, truth, score])
+                known_patients.append(patient)
+        self.add_rows(rows, known_patients)
 
     def update_columns(self, scores_BF: Tensor, truths_BF: Tensor, patients: Sequence[str]) -> None:
-        """One score and truth a case and group, [B,F]."""
+        """Add one score and truth per case and group, [B,F]."""
         for group in range(len(self.groups)):
-            self.update(scores_BF[:, group], truths_BF[:, group], [group] * len(patients), patients)
+            numbers = [group] * len(patients)
+            self.update(scores_BF[:, group], truths_BF[:, group], numbers, patients)
 
     def compute(self) -> dict[str, Estimate]:
+        """All figures."""
         rows, patients = self.table()
         figures: dict[str, Estimate] = {}
-
-        def area(weights: np.ndarray, number: int) -> float:
-            chosen = rows[:, 0] == number
-            return auroc(rows[chosen, 2], rows[chosen, 1], weights[chosen])
-
+        groups = []  # rows and area of each group that has a figure
         for number, name in enumerate(self.groups):
             chosen = rows[:, 0] == number
-            if chosen.any():
-                found = estimate(
-                    lambda w, c=chosen: auroc(rows[c, 2], rows[c, 1], w), patients[chosen]
-                )  # type: ignore[misc]
-                if found is not None:
-                    figures[f"{self.prefix}/{name}"] = found
-        present = [n for n, name in enumerate(self.groups) if f"{self.prefix}/{name}" in figures]
-        if present:
-            mean = estimate(
-                lambda w: float(
-                    np.mean([a for n in present if (a := area(w, n)) == a] or [np.nan])
-                ),
-                patients,
-            )
-            if mean is not None:
-                figures[f"{self.prefix}_macro"] = mean
+            if not chosen.any():
+                continue
+            area = _area_of(rows[chosen])
+            figure = bootstrap_ci(area, patients[chosen])
+            if figure is not None:
+                figures[f"{self.prefix}/{name}"] = figure
+                groups.append((chosen, area))
+        if not groups:
+            return figures
+
+        def macro(weights: np.ndarray) -> float:
+            """Mean AUROC over the groups that have one."""
+            areas = [area(weights[chosen]) for chosen, area in groups]
+            # In a resample a group may lack a class.
+            defined = [area for area in areas if not np.isnan(area)]
+            return float(np.mean(defined)) if defined else float("nan")
+
+        mean = bootstrap_ci(macro, patients)
+        if mean is not None:
+            figures[f"{self.prefix}_macro"] = mean
         return figures
 
 
+def _area_of(rows: np.ndarray) -> Callable[[np.ndarray], float]:
+    """AUROC of rows (group, truth, score) as a function of their weights."""
+    return lambda weights: auroc(rows[:, 2], rows[:, 1], weights)
+
+
 class GroupedMean(PatientBootstrapMetric):
-    """The mean of a score over all cases and by group (`<name>`, `<name>/<group>`); of 0 and 1, the
-    share that is right.
+    """Mean of a score over all cases and by group, `<name>` and `<name>/<group>`.
+
+    The mean of scores of 0 and 1 is the share of right answers.
+
+    Args:
+        name: of the figure.
+        groups: names of the groups.
+        protocol: how the score is computed.
     """
 
     def __init__(self, name: str, groups: Sequence[str] = (), protocol: str = ""):
+        # Group number, score.
         super().__init__(2)
         self.name, self.groups, self.protocol = name, tuple(groups), protocol
 
     def update(
         self, scores: Sequence[float], groups: Sequence[int], patients: Sequence[str]
     ) -> None:
+        """Add cases with the numbers of their groups."""
         self.add_rows([[group, float(score)] for group, score in zip(groups, scores)], patients)
 
     def compute(self) -> dict[str, Estimate]:
+        """All figures."""
         rows, patients = self.table()
+        selections = {self.name: np.ones(len(rows), bool)}
+        for number, group in enumerate(self.groups):
+            selections[f"{self.name}/{group}"] = rows[:, 0] == number
         figures = {}
-        for number, name in [
-            (-1, self.name),
-            *enumerate(f"{self.name}/{group}" for group in self.groups),
-        ]:
-            chosen = np.ones(len(rows), bool) if number < 0 else rows[:, 0] == number
-            if chosen.any():
-                scores = rows[chosen, 1]
-                found = estimate(lambda w, s=scores: float(w @ s / w.sum()), patients[chosen])  # type: ignore[misc]
-                if found is not None:
-                    figures[name] = found
+        for name, chosen in selections.items():
+            if not chosen.any():
+                continue
+            figure = weighted_mean_ci(rows[chosen, 1], patients[chosen])
+            if figure is not None:
+                figures[name] = figure
         return figures
 
 
 def _answer_words(answer: str) -> list[str]:
-    """As SQuAD compares answers: lower case, without punctuation and articles (Rajpurkar et al.,
-    arXiv 1606.05250).
-    """
+    """Words without case, punctuation and articles, as SQuAD compares them (arXiv 1606.05250)."""
     bare = "".join(letter for letter in answer.lower() if letter not in string.punctuation)
     return [word for word in bare.split() if word not in ("a", "an", "the")]
 
 
-def exact_match(said: str, answer: str) -> float:
-    """1 where the words are the same in the same order, else 0."""
-    return float(_answer_words(said) == _answer_words(answer))
+def exact_match(prediction: str, answer: str) -> float:
+    """1 if prediction and answer have the same words in the same order, else 0.
 
-
-def word_f1(said: str, answer: str) -> float:
-    """F1 of the words of an answer in free text, 0 to 1, each counted as often as it is there;
-    their order does not count.
+    >>> exact_match("The left lung.", "left lung"), exact_match("lung", "left lung")
+    (1.0, 0.0)
     """
-    ours, theirs = _answer_words(said), _answer_words(answer)
+    return float(_answer_words(prediction) == _answer_words(answer))
+
+
+def word_f1(prediction: str, answer: str) -> float:
+    """F1 of the words of a free-text answer, 0 to 1, whatever their order.
+
+    A word counts as often as it occurs in both.
+
+    >>> word_f1("in the left lung", "left lung")
+    0.8
+    """
+    ours, theirs = _answer_words(prediction), _answer_words(answer)
     if not ours or not theirs:
         return float(ours == theirs)
-    return 2 * (Counter(ours) & Counter(theirs)).total() / (len(ours) + len(theirs))
+    shared = (Counter(ours) & Counter(theirs)).total()
+    return 2 * shared / (len(ours) + len(theirs))

@@ -21,14 +21,14 @@ CHUNK = {"cpu": 2**22, "gpu": 2**26}  # logits held at once: `language.loss.CHUN
 AUTOENCODER: dict[str, Any] = {
     "image_size": 256,
     "channels": 128,
-    "multipliers": (1, 1, 2, 2, 4),
-    "blocks": 2,
-    "attention": (16,),
-    "latent": 256,
+    "channel_multipliers": (1, 1, 2, 2, 4),
+    "num_res_blocks": 2,
+    "attention_resolutions": (16,),
+    "latent_dim": 256,
     "patch": 1,
     "middle_attention": None,
 }
-QUANTIZER: dict[str, Any] = {"codes": 1024, "code_width": 8}
+QUANTIZER: dict[str, Any] = {"codebook_size": 1024, "code_dim": 8}
 DISCRIMINATOR: dict[str, Any] = {"channels": 64, "layers": 3}
 
 
@@ -267,34 +267,38 @@ def _autoencoder(shape: dict[str, Any]) -> _Walk:
     """`vqgan.autoencoder.Autoencoder`, layer by layer."""
     s = {**AUTOENCODER, **shape}
     walk, size, width = _Walk(), s["image_size"] // s["patch"], s["channels"]
-    widths = [s["channels"] * m for m in s["multipliers"]]
+    widths = [s["channels"] * m for m in s["channel_multipliers"]]
     walk.conv(s["patch"] ** 2, width)
     walk.saved += s["image_size"] ** 2
     for level, wide in enumerate(widths):
-        for _ in range(s["blocks"]):
+        for _ in range(s["num_res_blocks"]):
             walk.block(width, wide, size)
             width = wide
-            if size in s["attention"]:
+            if size in s["attention_resolutions"]:
                 walk.attention(width, size)
         if level < len(widths) - 1:
             walk.conv(width, width)
             walk.saved += width * size**2
             size //= 2
-    attends = size in s["attention"] if s["middle_attention"] is None else s["middle_attention"]
+    attends = (
+        size in s["attention_resolutions"]
+        if s["middle_attention"] is None
+        else s["middle_attention"]
+    )
     for _ in range(2):  # the middles of encoder and decoder
         walk.block(width, width, size)
         if attends:
             walk.attention(width, size)
         walk.block(width, width, size)
     walk.weights += 2 * width
-    walk.conv(width, s["latent"])
-    walk.conv(s["latent"], width)
-    walk.saved += (3 * width + 4 * s["latent"]) * size**2
+    walk.conv(width, s["latent_dim"])
+    walk.conv(s["latent_dim"], width)
+    walk.saved += (3 * width + 4 * s["latent_dim"]) * size**2
     for level, wide in reversed(list(enumerate(widths))):
-        for _ in range(s["blocks"] + 1):
+        for _ in range(s["num_res_blocks"] + 1):
             walk.block(width, wide, size)
             width = wide
-            if size in s["attention"]:
+            if size in s["attention_resolutions"]:
                 walk.attention(width, size)
         if level > 0:
             size *= 2
@@ -353,12 +357,13 @@ def tokenizer(
     A = 4 if precision == "32-true" else 2
     net = _autoencoder(settings.get("autoencoder") or {})
     side, latent = (
-        {**AUTOENCODER, **(settings.get("autoencoder") or {})}[k] for k in ("image_size", "latent")
+        {**AUTOENCODER, **(settings.get("autoencoder") or {})}[k]
+        for k in ("image_size", "latent_dim")
     )
-    code_width, book = (
-        {**QUANTIZER, **(settings.get("quantizer") or {})}[k] for k in ("code_width", "codes")
+    code_dim, book = (
+        {**QUANTIZER, **(settings.get("quantizer") or {})}[k] for k in ("code_dim", "codebook_size")
     )
-    net.weights += 2 * latent * code_width + latent + code_width if code_width != latent else 0
+    net.weights += 2 * latent * code_dim + latent + code_dim if code_dim != latent else 0
     net.saved += side**2 * 12  # the terms of the loss on pixels
     adversarial = settings.get("gan_weight", 0.8) > 0
     critic = _discriminator(settings.get("discriminator") or {}, side) if adversarial else _Walk()
@@ -373,9 +378,9 @@ def tokenizer(
     copies = 2 * trained if A == 2 else 0
     floats = net.saved + critic.saved + (2 * phi.saved if compares else 0)
     return Memory(
-        parameters=trained + phi.weights + book * code_width,
+        parameters=trained + phi.weights + book * code_dim,
         trained=trained,
-        weights=4 * (trained + phi.weights + 2 * book * code_width),
+        weights=4 * (trained + phi.weights + 2 * book * code_dim),
         gradients=4 * trained + buckets,
         optimizer=8 * trained,
         reference=0,

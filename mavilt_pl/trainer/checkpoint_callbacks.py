@@ -1,4 +1,4 @@
-"""Which checkpoints a training writes, when, and which of them stay."""
+"""Which checkpoints a training writes, when, and which of them are kept."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -22,8 +22,8 @@ from mavilt_pl.trainer.checkpoint_io import (
 )
 
 
-def _another_name(path: Path, name: Path) -> None:
-    """Give a file a second name, at once and without a second copy where the file system can."""
+def _link(path: Path, name: Path) -> None:
+    """Give a file a second name at once, without a second copy if the file system can."""
     part = name.with_name(f".{name.name}.link.part")
     part.unlink(missing_ok=True)
     try:
@@ -39,13 +39,17 @@ def _another_name(path: Path, name: Path) -> None:
 
 
 class StepCheckpoints(ModelCheckpoint):
-    """`step=N.ckpt` every so many steps and at the end, the last `keep` of them; `last.ckpt` is the
-    newest's other name.
+    """`step=N.ckpt` every `every` steps and at the end; `last.ckpt` is the newest's second name.
+
+    Which files there are depends on the step alone, not on epochs or validations.
 
     Args:
-        folder: where they lie.
-        every: optimizer steps between two.
-        keep: how many stay; 2 or more leave one to fall back on.
+        folder: of the checkpoints.
+        every: optimizer steps between two checkpoints.
+        keep: number of checkpoints kept; with 2 or more, a damaged one has a predecessor.
+
+    Raises:
+        UserError: `every` or `keep` is below 1.
     """
 
     def __init__(self, folder: Path, every: int, keep: int):
@@ -55,101 +59,110 @@ class StepCheckpoints(ModelCheckpoint):
         if every < 1 or keep < 1:
             raise UserError(
                 f"checkpoint_every {every}, checkpoint_keep {keep}: expected 1 or more (to save "
-                f"nothing: "
-                "trainer.enable_checkpointing false)"
+                "nothing: trainer.enable_checkpointing false)"
             )
-        self.folder, self.every, self.keep, self.saved = folder, every, keep, -1
+        self.folder, self.every, self.keep = folder, every, keep
+        self.saved_step = -1
 
     def _find_last_checkpoints(self, trainer: Trainer) -> set[str]:
-        """What `--ckpt_path last` means."""
+        """What `--ckpt_path last` means; private in Lightning 2.6.6."""
         newest = newest_whole(self.folder)
         return set() if newest is None else {str(newest)}
 
     def save(self, trainer: Trainer) -> None:
-        """Save this step, once; on all ranks."""
-        if self.saved == trainer.global_step or trainer.fast_dev_run:
+        """Save this step once; call it on all ranks."""
+        if self.saved_step == trainer.global_step or trainer.fast_dev_run:
             return
         path = self.folder / f"step={trainer.global_step}.ckpt"
         trainer.save_checkpoint(path, weights_only=False)
-        self.saved = trainer.global_step
+        self.saved_step = trainer.global_step
         self.best_model_path = self.last_model_path = str(path)
         if trainer.is_global_zero:
-            self._files(trainer).then(lambda: self._named(path))
+            self._checkpoint_io(trainer).then(lambda: self._rotate(path))
         trainer.strategy.barrier("StepCheckpoints.save")
 
     @staticmethod
-    def _files(trainer: Trainer) -> VerifiedCheckpointIO:
-        return trainer.strategy.checkpoint_io  # type: ignore[return-value]
+    def _checkpoint_io(trainer: Trainer) -> VerifiedCheckpointIO:
+        return cast(VerifiedCheckpointIO, trainer.strategy.checkpoint_io)
 
-    def _named(self, path: Path) -> None:
-        """It is the last, and those before the last `keep` go."""
-        _another_name(path, self.folder / "last.ckpt")
+    def _rotate(self, path: Path) -> None:
+        """Name the newest file `last.ckpt`, and delete all but the newest `keep`."""
+        _link(path, self.folder / "last.ckpt")
         steps = sorted(self.folder.glob("step=*.ckpt"), key=sequence_number, reverse=True)
         for old in steps[self.keep :]:
             old.unlink(missing_ok=True)
 
     def finish(self, trainer: Trainer) -> None:
-        """Save this step, and stay until it is on the disk."""
+        """Save this step, and wait until it is on the disk."""
         self.save(trainer)
-        self._files(trainer).wait()
+        self._checkpoint_io(trainer).wait()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Nothing is saved again that was resumed from; `last.ckpt` is its name, also where the
-        last had been damaged.
+        """Note the step that was resumed from, and check the folder.
+
+        The file that was resumed from becomes `last.ckpt`, also if the last one was damaged.
         """
         resumed = Path(trainer.ckpt_path) if trainer.ckpt_path else None
         if resumed is not None and resumed.resolve().parent == self.folder.resolve():
-            self.saved = trainer._checkpoint_connector._loaded_checkpoint.get("global_step", -1)
+            # Private in Lightning 2.6.6; the step of the file is not public before training.
+            loaded = trainer._checkpoint_connector._loaded_checkpoint
+            self.saved_step = loaded.get("global_step", -1)
             if trainer.is_global_zero and resumed.name.startswith("step="):
-                _another_name(resumed, self.folder / "last.ckpt")
+                _link(resumed, self.folder / "last.ckpt")
         if trainer.is_global_zero:
             check_writable(self.folder)
             remove_partial_files(self.folder)
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Save every `every`-th step."""
         if trainer.global_step and trainer.global_step % self.every == 0:
             self.save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the last step."""
         self.finish(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Steps are counted, not epochs."""
+        """Do nothing: steps are counted, not epochs."""
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """What is saved does not depend on when validation runs; but after the last of all, the end
-        is saved anew: nothing is due any more.
+        """Save the end again after the last validation, because then no validation is due any more.
+
+        Otherwise what is saved does not depend on when validation runs.
         """
         if trainer.global_step >= trainer.max_steps > 0 and not trainer.sanity_checking:
-            self.saved = -1
+            self.saved_step = -1
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """The last save stays the last: a state that broke is not kept."""
+        """Do nothing: the state that failed is not kept, the last save stays the last."""
 
     def state_dict(self) -> dict[str, Any]:
-        return {}  # the folder tells
+        """Nothing: the files in the folder are the state."""
+        return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The folder tells."""
+        """Do nothing: the files in the folder are the state."""
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """`best.ckpt`: of all validations, the one with the smallest or largest value of a logged
-    metric.
+    """`best.ckpt`: the checkpoint of the best validation by a logged metric.
 
     Args:
-        folder: where it lies.
-        wanted: `min:METRIC` or `max:METRIC`, e.g. `max:val/mimic/psnr`.
+        folder: of the checkpoint.
+        criterion: `min:METRIC` or `max:METRIC`, e.g. `max:val/mimic/psnr`.
+
+    Raises:
+        UserError: `criterion` is neither; or, at a validation, the metric is not logged.
     """
 
-    def __init__(self, folder: Path, wanted: str):
-        mode, _, metric = wanted.partition(":")
+    def __init__(self, folder: Path, criterion: str):
+        mode, _, metric = criterion.partition(":")
         if mode not in ("min", "max") or not metric:
             raise UserError(
-                f"checkpoint_best {wanted}: expected min:METRIC or max:METRIC, e.g. "
-                f"max:val/mimic/psnr"
+                f"checkpoint_best {criterion}: expected min:METRIC or max:METRIC, e.g. "
+                "max:val/mimic/psnr"
             )
         super().__init__(
             folder,
@@ -163,17 +176,17 @@ class BestCheckpoint(ModelCheckpoint):
         )
 
     def _find_last_checkpoints(self, trainer: Trainer) -> set[str]:
+        """None: `--ckpt_path last` is the business of `StepCheckpoints`."""
         return set()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save if this validation is the best one."""
         if trainer.sanity_checking:
             return
         if self.monitor not in trainer.callback_metrics:
-            logged = ", ".join(
-                sorted(name for name in trainer.callback_metrics if name.startswith("val/"))
-            )
+            validated = [name for name in trainer.callback_metrics if name.startswith("val/")]
+            logged = ", ".join(sorted(validated)) or "none"
             raise UserError(
-                f"checkpoint_best: {self.monitor} is not logged in validation; logged are "
-                f"{logged or 'none'}"
+                f"checkpoint_best: {self.monitor} is not logged in validation; logged are {logged}"
             )
         super().on_validation_end(trainer, pl_module)

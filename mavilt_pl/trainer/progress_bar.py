@@ -1,4 +1,4 @@
-"""The progress bar of a training whose length is told in steps."""
+"""Progress bar of a training whose length is given in steps."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from lightning.pytorch.callbacks import RichProgressBar
 
 
 class StepProgressBar(RichProgressBar):
-    """Counts the steps of the whole training, where `max_steps` ends it, so that the time left is
-    that of the run. (Lightning's counts batches of an epoch, and says "0/-2" where no number of
-    epochs is set.)
+    """Counts the steps of the whole training if `max_steps` ends it.
+
+    The remaining time is then that of the run. Lightning's bar counts the batches of an epoch, and
+    shows "0/-2" if no number of epochs is set.
+
+    It overrides private methods of Lightning 2.6.
     """
 
     def _initialize_train_progress_bar_id(self) -> None:
@@ -22,6 +25,7 @@ class StepProgressBar(RichProgressBar):
             self.train_progress_bar_id = self.progress.add_task("Step", completed=done, total=total)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Add the bar once, not again at every epoch."""
         if trainer.max_steps < 1:
             super().on_train_epoch_start(trainer, pl_module)
         elif self.is_enabled and self.train_progress_bar_id is None:
@@ -30,18 +34,13 @@ class StepProgressBar(RichProgressBar):
     def _update(
         self, progress_bar_id: Any, current: int, visible: bool = True, hard: bool = False
     ) -> None:
-        if (
-            self.trainer.max_steps > 0
-            and progress_bar_id is not None
-            and progress_bar_id == self.train_progress_bar_id
-        ):
+        is_train_bar = progress_bar_id is not None and progress_bar_id == self.train_progress_bar_id
+        if is_train_bar and self.trainer.max_steps > 0:
             current = self.trainer.global_step
         super()._update(progress_bar_id, current, visible, hard)
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """All but the logger's version: a run has one folder and one history."""
-        return {
-            name: value
-            for name, value in super().get_metrics(trainer, pl_module).items()
-            if name != "v_num"
-        }
+        """All metrics but the logger's version: a run has one folder and one history."""
+        metrics = {**super().get_metrics(trainer, pl_module)}
+        metrics.pop("v_num", None)
+        return metrics

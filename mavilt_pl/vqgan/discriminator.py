@@ -1,4 +1,7 @@
-"""PatchGAN discriminator (pix2pix, arXiv 1611.07004), as in taming-transformers."""
+"""PatchGAN discriminator (pix2pix, arXiv 1611.07004), as in taming-transformers.
+
+Shape legend: B batch, H W height and width in pixels, h w patches.
+"""
 
 from __future__ import annotations
 
@@ -6,30 +9,35 @@ from torch import Tensor, nn
 
 
 class Discriminator(nn.Module):
-    """Pixels [B,1,H,W] → one logit a patch [B,1,h,w]; high means real.
+    """Pixels [B,1,H,W] → one logit per patch [B,1,h,w]; high means real.
 
-    Group norm instead of batch norm: statistics of a batch differ between ranks and between real
-    and drawn halves.
+    It has group norm instead of batch norm: statistics of a batch differ between ranks and between
+    its real and its reconstructed half.
+
+    Args:
+        channels: width of the first layer; it doubles with each layer, up to 8 times.
+        layers: convolutions after the first; all but the last halve the resolution.
     """
 
     def __init__(self, channels: int = 64, layers: int = 3):
         super().__init__()
         net: list[nn.Module] = [nn.Conv2d(1, channels, 4, 2, 1), nn.LeakyReLU(0.2, True)]
-        width = channels
-        for n in range(1, layers + 1):
-            wide = channels * min(2**n, 8)
-            stride = 2 if n < layers else 1
+        in_width = channels
+        for number in range(1, layers + 1):
+            width = channels * min(2**number, 8)
+            stride = 2 if number < layers else 1
             net += [
-                nn.Conv2d(width, wide, 4, stride, 1, bias=False),
-                nn.GroupNorm(8, wide),
+                nn.Conv2d(in_width, width, 4, stride, 1, bias=False),
+                nn.GroupNorm(8, width),
                 nn.LeakyReLU(0.2, True),
             ]
-            width = wide
-        net.append(nn.Conv2d(width, 1, 4, 1, 1))
+            in_width = width
+        net.append(nn.Conv2d(in_width, 1, 4, 1, 1))
         self.net = nn.Sequential(*net)
         for layer in self.net:
             if isinstance(layer, nn.Conv2d):
                 nn.init.normal_(layer.weight, 0.0, 0.02)
 
     def forward(self, pixels_BCHW: Tensor) -> Tensor:
+        """Pixels [B,1,H,W] in [-1, 1] → logits [B,1,h,w]."""
         return self.net(pixels_BCHW)

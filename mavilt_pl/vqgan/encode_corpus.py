@@ -24,7 +24,7 @@ from mavilt_pl.errors import UserError
 from mavilt_pl.parallel.atomic_write import atomic_write_bytes, atomic_write_text
 from mavilt_pl.parallel.file_lock import file_lock
 from mavilt_pl.parallel.shards import claim_shards, list_names
-from mavilt_pl.vqgan.module import Tokenizer
+from mavilt_pl.vqgan.tokenizer import Tokenizer
 
 SHARD = 1024  # images
 CPU_CACHE = 2**19  # numbers of a feature map that a CPU's cache holds

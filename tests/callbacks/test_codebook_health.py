@@ -32,7 +32,7 @@ class StandIn(LightningModule):
         super().__init__()
         self.save_hyperparameters()
         self.weight = torch.nn.Parameter(torch.zeros(()))
-        self.tokenizer = SimpleNamespace(codes=K)
+        self.tokenizer = SimpleNamespace(codebook_size=K)
 
     def training_step(self, batch: dict, index: int) -> dict:
         self.log("train/discriminator_right", batch["right"].mean())
@@ -132,15 +132,15 @@ def test_figures_by_hand(tmp_path: Path) -> None:
     )
     pixels = torch.stack([row["pixels"] for row in data[4:]])
     energy = torch.stack([pixels.diff(dim=d).square().sum((1, 2, 3)) for d in (-1, -2)]).sum(0)
-    wanted = (energy * torch.tensor([0.25, 0.25, 0.0625, 0.0625])).sum() / energy.sum()
-    assert found["train/sharpness"][4] == pytest.approx(float(wanted), rel=1e-6)
+    expected = (energy * torch.tensor([0.25, 0.25, 0.0625, 0.0625])).sum() / energy.sum()
+    assert found["train/sharpness"][4] == pytest.approx(float(expected), rel=1e-6)
 
 
 def test_resumed_equals_never_stopped(tmp_path: Path) -> None:
-    """From the checkpoint of step 3 of 9, with a window of four; what was told before is not told
-    again.
+    """From the checkpoint of step 3 of 9, with a window of four; what was reported before is not
+    reported again.
     """
-    data, more = images(18, right=[1] * 18), {"patience": 10**9, "max_right": 0.6}
+    data, more = images(18, right=[1] * 18), {"min_steps": 10**9, "max_right": 0.6}
     whole = train(tmp_path / "whole", data, CodebookHealth(4, **more), every=1, epochs=3)  # type: ignore[arg-type]
     point = {"ckpt": str(tmp_path / "whole/ckpt/step=3.ckpt"), "every": 1, "epochs": 3}
     second = train(tmp_path / "second", data, CodebookHealth(4, **more), **point)  # type: ignore[arg-type]
@@ -153,7 +153,7 @@ def test_resumed_equals_never_stopped(tmp_path: Path) -> None:
     other = train(tmp_path / "other", data, CodebookHealth(5, **more), **point)  # type: ignore[arg-type]
     assert (
         other["train/codebook_used"][4] < whole["train/codebook_used"][4]
-    )  # another window fills anew
+    )  # another window fills again
 
 
 @pytest.mark.slow
@@ -176,7 +176,7 @@ def test_two_processes_equal_one_also_when_resumed(tmp_path: Path) -> None:
         )
 
 
-def test_each_failure_is_told_once_with_its_key_and_again_after_a_recovery(tmp_path: Path) -> None:
+def test_a_failure_is_reported_once_with_its_key_and_again_after_a_recovery(tmp_path: Path) -> None:
     """Sound, collapsed and blurred, sound, collapsed and blurred: two images a stretch of four
     steps.
     """
@@ -184,30 +184,30 @@ def test_each_failure_is_told_once_with_its_key_and_again_after_a_recovery(tmp_p
     data = images(16, [*sound, *poor] * 2, [1, 1, 1, 1, 0.5, 0.5, 0.5, 0.5] * 2, [0.5] * 16)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        found = train(tmp_path, data, CodebookHealth(window=1, patience=2), batch=1, every=1)
-    said = [str(w.message) for w in caught if str(w.message).startswith("step ")]
-    assert [text.split(":")[0] for text in said] == ["step 5", "step 5", "step 13", "step 13"]
+        found = train(tmp_path, data, CodebookHealth(window=1, min_steps=2), batch=1, every=1)
+    message = [str(w.message) for w in caught if str(w.message).startswith("step ")]
+    assert [text.split(":")[0] for text in message] == ["step 5", "step 5", "step 13", "step 13"]
     assert (
-        said[0].startswith("step 5: the codebook collapses: 6.2% of its 16 codes")
-        and "below 10%" in said[0]
+        message[0].startswith("step 5: the codebook collapses: 6.2% of its 16 codes")
+        and "below 10%" in message[0]
     )
     for key in (
         "learning_rate (now 0.1)",
-        "quantizer.code_width",
+        "quantizer.code_dim",
         "quantizer.dead_code_threshold",
         "data.batch_size",
     ):
-        assert key in said[0]
+        assert key in message[0]
     assert (
-        "25% of the originals' energy" in said[1]
-        and "lambda_grad (now 2.0)" in said[1]
-        and "gan_start" in said[1]
+        "25% of the originals' energy" in message[1]
+        and "lambda_grad (now 2.0)" in message[1]
+        and "gan_start" in message[1]
     )
-    assert found["health"] == said
+    assert found["health"] == message
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        train(tmp_path / "patient", data, CodebookHealth(window=1, patience=13), batch=1, every=1)
+        train(tmp_path / "patient", data, CodebookHealth(window=1, min_steps=13), batch=1, every=1)
     assert [str(w.message)[:8] for w in caught if "codebook" in str(w.message)] == ["step 13:"]
 
 
@@ -217,11 +217,11 @@ def test_a_discriminator_that_always_wins_is_named(tmp_path: Path) -> None:
         UserWarning, match=r"step 11: the discriminator wins: .*gan_weight \(now 0\.3\).*gan_start"
     ):
         train(
-            tmp_path, data, CodebookHealth(patience=10**9), batch=1, every=1
+            tmp_path, data, CodebookHealth(min_steps=10**9), batch=1, every=1
         )  # 1 − 0.5 · 0.8¹¹ = 0.957
 
 
-def test_a_step_that_returns_nothing_is_left_alone(
+def test_a_step_that_returns_nothing_is_ignored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(StandIn, "training_step", lambda self, batch, index: self.weight.square())

@@ -22,11 +22,11 @@ from mavilt_pl.data.corpus import Corpus
 class StandIn(LightningModule):
     """Reconstructs a blurred image; uses few codes often, some once and most never."""
 
-    tokenizer = SimpleNamespace(codes=64)
+    tokenizer = SimpleNamespace(codebook_size=64)
 
     def validation_step(self, batch: dict, index: int, dataloader_idx: int = 0) -> dict:
-        made = torch.nn.functional.avg_pool2d(batch["pixels"], 5, 1, 2)
-        return {"reconstruction": made, "codes": batch["codes"]}
+        recon = torch.nn.functional.avg_pool2d(batch["pixels"], 5, 1, 2)
+        return {"reconstruction": recon, "codes": batch["codes"]}
 
 
 def pictures(root: Path, data: list[dict], batch: int = 4) -> dict[str, np.ndarray]:
@@ -55,24 +55,21 @@ def test_rows_and_code_usage(corpus_path: Path, tmp_path: Path) -> None:
         [torch.from_numpy(corpus.pixels(row)).float() / 127.5 - 1 for row in range(8)]
     )[:, None]
     codes = torch.arange(16).repeat(8, 1)
-    codes[:, :8] = (
-        0  # half of the places are code 0; codes 9 to 15 are used 8 times; the others never
-    )
+    # Half of the positions are code 0; codes 9 to 15 are used 8 times; the others never.
+    codes[:, :8] = 0
     shown = pictures(tmp_path, [{"pixels": x, "codes": c} for x, c in zip(pixels, codes)])
     assert set(shown) == {"val/original, reconstruction, difference, edges", "val/code usage"}
 
     rows = shown["val/original, reconstruction, difference, edges"]
     size = pixels.shape[-1]
     margin = rows.shape[1] - 4 * size
-    assert (
-        rows.shape[0] == 5 * size and rows[:, :margin].max() > 100
-    )  # names of the rows stand on the left
+    # The names of the rows are in the margin.
+    assert rows.shape[0] == 5 * size and rows[:, :margin].max() > 100
     original, _, _, edges, blurred = (rows[i * size : (i + 1) * size, margin:] for i in range(5))
-    wanted = ((torch.cat(list(pixels[:4, 0]), 1) + 1) * 127.5).round().numpy()
-    assert np.abs(original - wanted).max() <= 1
-    assert (
-        0 < blurred.mean() < 0.75 * edges.mean() and edges.max() == 255
-    )  # on one scale, so that blur is seen
+    expected = ((torch.cat(list(pixels[:4, 0]), 1) + 1) * 127.5).round().numpy()
+    assert np.abs(original - expected).max() <= 1
+    # Both rows of edges are on one scale, so that blur shows.
+    assert 0 < blurred.mean() < 0.75 * edges.mean() and edges.max() == 255
 
     bars = shown["val/code usage"][44:238, 44:550]
     heights = (bars > 100).sum(0)  # one column of bars a pixel

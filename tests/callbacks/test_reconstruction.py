@@ -26,10 +26,10 @@ def test_validation_has_ssim_and_the_test_computes_everything_once(
     small = {
         "image_size": 32,
         "channels": 8,
-        "multipliers": [1, 2, 2],
-        "blocks": 1,
-        "attention": [],
-        "latent": 8,
+        "channel_multipliers": [1, 2, 2],
+        "num_res_blocks": 1,
+        "attention_resolutions": [],
+        "latent_dim": 8,
     }
     words = [
         "--config",

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from mavilt_pl.callbacks.metric_callback import SHUFFLED
+from mavilt_pl.callbacks.metric_callback import SHUFFLED, Observation
 from mavilt_pl.callbacks.report_metrics import ReportMetrics
 
 
@@ -30,6 +30,8 @@ def test_reports_are_scored_where_there_is_one() -> None:
     callback = ReportMetrics(samples=0)
     for control, right in ((None, True), (SHUFFLED, False)):
         metrics = callback.metrics(trainer, module)
-        callback.update_metrics(trainer, module, batch, None, control, metrics, 0)
+        callback.update_metrics(
+            Observation(trainer, module, batch, None, control, metrics, source=0)
+        )
         found = metrics["text"].compute()["rouge_l"]
         assert found.n == 2 and (found.value == 1.0) is right

@@ -40,7 +40,7 @@ def language(chain: Path, corpus: Path) -> list[str]:
 
 
 def vqgan(chain: Path, corpus: Path) -> list[str]:
-    small = {"autoencoder.image_size": 32, "autoencoder.channels": 8, "quantizer.codes": 32}
+    small = {"autoencoder.image_size": 32, "autoencoder.channels": 8, "quantizer.codebook_size": 32}
     encoder = f"--model.init_args.encoder={chain}/encoder/checkpoints/last.ckpt"
     sizes = [f"--model.init_args.{name}={value}" for name, value in small.items()]
     return [
@@ -277,8 +277,8 @@ def test_stage2_of_questions_without_reports(chain: Path, mimic_root: Path, tmp_
     page = (tmp_path / "run" / "report.html").read_text()
     assert (
         page.count("open_exact_match") == 2
-        and "truth: in the chest" in page
-        and "truth: yes" in page
+        and "answer: in the chest" in page
+        and "answer: yes" in page
     )
 
 

@@ -69,13 +69,13 @@ def test_torchxrayvision_sees_what_its_own_package_sees(
     assert theirs.min() == -1024 and theirs.max() == 1024
     theirs = xrv.utils.fix_resolution(theirs, 224, densenet)
     with torch.no_grad():
-        wanted_features, wanted = densenet.features2(theirs), densenet(theirs)  # type: ignore[operator]
+        wanted_features, expected = densenet.features2(theirs), densenet(theirs)  # type: ignore[operator]
         maps = encoder.maps(pixels(image_HW))
-    assert wanted.std() > 0.1
+    assert expected.std() > 0.1
     torch.testing.assert_close(
         encoder.features(encoder.maps(pixels(image_HW))), wanted_features, atol=1e-4, rtol=1e-4
     )
-    torch.testing.assert_close(encoder.logits(maps), wanted, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(encoder.logits(maps), expected, atol=1e-4, rtol=1e-4)
     assert (
         encoder.width == 1024
         and encoder.findings[7] == "pleural effusion"
@@ -105,18 +105,18 @@ def test_torchxrayvisions_published_form(densenet: nn.Module, tmp_path: Path) ->
 
 
 def test_torchxrayvision_refuses(densenet: nn.Module, tmp_path: Path) -> None:
-    def said(weights: Any) -> str:
+    def message(weights: Any) -> str:
         torch.save(weights, path := tmp_path / "other.pt")
         with pytest.raises(UserError) as caught:
             load_encoder(path, "torchxrayvision")
         return str(caught.value)
 
     state = densenet.state_dict()
-    assert "found weights such as weight, bias" in said(nn.Linear(2, 2).state_dict())
+    assert "found weights such as weight, bias" in message(nn.Linear(2, 2).state_dict())
     lacking = {k: v for k, v in state.items() if k != "features.norm5.weight"}
-    assert "features.norm5.weight is missing in the file and (1024,) here" in said(lacking)
+    assert "features.norm5.weight is missing in the file and (1024,) here" in message(lacking)
     wide = {**state, "features.conv0.weight": torch.zeros(64, 3, 7, 7)}
-    assert "(64, 3, 7, 7) in the file and (64, 1, 7, 7) here" in said(wide)
+    assert "(64, 3, 7, 7) in the file and (64, 1, 7, 7) here" in message(wide)
     (tmp_path / "cut.pt").write_bytes((tmp_path / "other.pt").read_bytes()[:100_000])
     with pytest.raises(UserError, match=r"cut.pt is not a readable checkpoint .* 100,000 bytes"):
         load_encoder(tmp_path / "cut.pt", "torchxrayvision")
@@ -248,16 +248,16 @@ def test_gradients_reach_the_pixels_and_not_the_weights(
 
 
 def test_hugging_face_refuses(tmp_path: Path) -> None:
-    def said(folder: Path) -> str:
+    def message(folder: Path) -> str:
         with pytest.raises(UserError) as caught:
             load_encoder(folder, "huggingface")
         return str(caught.value)
 
-    assert "do not exist" in said(tmp_path / "none")
+    assert "do not exist" in message(tmp_path / "none")
     (empty := tmp_path / "empty").mkdir()
-    assert "holds no *.safetensors (found nothing)" in said(empty)
+    assert "holds no *.safetensors (found nothing)" in message(empty)
     (empty / "pytorch_model.bin").write_bytes(b"")
-    assert "found pytorch_model.bin" in said(empty)
+    assert "found pytorch_model.bin" in message(empty)
 
     saved("Dinov2", None, folder := tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
@@ -267,18 +267,18 @@ def test_hugging_face_refuses(tmp_path: Path) -> None:
         (folder / "config.json").write_text(json.dumps({**config, **changes}))
 
     write(num_hidden_layers=3)
-    assert "weights are missing, such as encoder.layer.2" in said(folder)
+    assert "weights are missing, such as encoder.layer.2" in message(folder)
     write(hidden_size=64)
-    assert "cannot be loaded" in said(folder)
+    assert "cannot be loaded" in message(folder)
     write(model_type="no such model")
-    assert "cannot be loaded" in said(folder)
+    assert "cannot be loaded" in message(folder)
     write()
     from safetensors.torch import save_file
 
     save_file({"layer.weight": torch.zeros(2, 2)}, folder / "model.safetensors")
-    assert "weights are missing" in said(folder)
+    assert "weights are missing" in message(folder)
     (folder / "model.safetensors").write_bytes(weights[:1000])
-    assert "cannot be loaded" in said(folder)
+    assert "cannot be loaded" in message(folder)
     (folder / "model.safetensors").write_bytes(weights)
 
     for changes, text in [
@@ -288,6 +288,6 @@ def test_hugging_face_refuses(tmp_path: Path) -> None:
         ({"image_std": None}, "no image_mean or no image_std"),
     ]:
         (folder / "preprocessor_config.json").write_text(json.dumps({**RAD_DINO, **changes}))
-        assert text in said(folder)
+        assert text in message(folder)
     (folder / "preprocessor_config.json").write_text("{")
-    assert "preprocessor_config.json is not readable" in said(folder)
+    assert "preprocessor_config.json is not readable" in message(folder)

@@ -66,19 +66,16 @@ def test_means_and_intervals_are_those_of_scipy(
     (row,) = content["rows"]
     for cell, values in zip(row["cells"], PSNR.values()):
         assert cell["mean"] == pytest.approx(np.mean(values)) and cell["values"] == list(values)
-        wanted = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
-        assert (cell["low"], cell["high"]) == pytest.approx(wanted)
+        expected = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
+        assert (cell["low"], cell["high"]) == pytest.approx(expected)
     (difference,) = row["differences"]
-    wanted = stats.ttest_rel(*PSNR.values()).confidence_interval(0.95)
-    assert (difference["low"], difference["high"]) == pytest.approx((wanted.low, wanted.high))
+    expected = stats.ttest_rel(*PSNR.values()).confidence_interval(0.95)
+    assert (difference["low"], difference["high"]) == pytest.approx((expected.low, expected.high))
     assert difference["mean"] == pytest.approx(np.mean(PSNR["with"]) - np.mean(PSNR["without"]))
     assert difference["low"] < 0 < difference["mean"]  # three pairs prove little
     page = (arms / "compare.html").read_text()
-    assert (
-        page.count("data:image/png;base64") == 3
-        and "paired t interval" in page
-        and "range 2" in page
-    )
+    assert page.count("data:image/png;base64") == 3
+    assert "paired t interval" in page and "range 2" in page
     assert "<b>29.2</b>" in page and "no medical device" in page
 
 
@@ -100,9 +97,8 @@ def test_one_run_has_its_own_interval_and_unequal_arms_no_interval_of_the_differ
         == 0
     )
     (row,) = json.loads((arms / "compare.json").read_text())["rows"]
-    assert (
-        row["cells"][1]["low"] is not None and row["differences"][0]["low"] is None
-    )  # nothing to pair the third with
+    # There is nothing to pair the third run with.
+    assert row["cells"][1]["low"] is not None and row["differences"][0]["low"] is None
 
 
 @pytest.mark.parametrize(
@@ -122,21 +118,21 @@ def test_what_was_tested_otherwise_is_refused(
 ) -> None:
     write_test(arms / "other", 30.0, **change)
     assert main(["results", str(arms), "--compare", "with/1", "other"]) == 1
-    said = capsys.readouterr().err
-    assert "not comparable" in said and words in said and "with/1" in said and "other" in said
+    message = capsys.readouterr().err
+    for text in ("not comparable", words, "with/1", "other"):
+        assert text in message
     assert not (arms / "compare.json").exists()
 
 
-def test_figures_that_one_run_lacks_are_named_and_mistakes_told(
+def test_figures_that_one_run_lacks_are_named_and_mistakes_reported(
     arms: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_test(arms / "other", 30.0, {"metric": "ssim"})
     assert main(["results", str(arms), "--compare", "with/1", "other"]) == 0
     content = json.loads((arms / "compare.json").read_text())
     assert content["rows"] == [] and content["left_out"] == ["tokenizer s psnr", "tokenizer s ssim"]
-    assert (
-        main(["results", str(arms), "--compare", "with", "without"]) == 1
-    )  # three runs below one folder
+    # Three runs below one folder.
+    assert main(["results", str(arms), "--compare", "with", "without"]) == 1
     assert "name the folder of one run" in capsys.readouterr().err
     assert main(["results", str(arms), "--compare", "with/1", "nowhere"]) == 1
     assert (
@@ -148,7 +144,7 @@ def test_figures_that_one_run_lacks_are_named_and_mistakes_told(
 def test_three_arms_get_a_chart_of_what_is_learned_against_what_is_forgotten(
     tmp_path: Path,
 ) -> None:
-    """The marks stand where the means are: arms in a row of ratios 1, 2, 4 and BLEU 0.1, 0.3, 0.2."""
+    """The marks are at the means: arms with ratios 1, 2, 4 and BLEU 0.1, 0.3, 0.2."""
     for arm, ratio, bleu in (("a", 1.0, 0.1), ("b", 2.0, 0.3), ("c", 4.0, 0.2)):
         figures = [
             {
@@ -182,7 +178,6 @@ def test_three_arms_get_a_chart_of_what_is_learned_against_what_is_forgotten(
     )  # down the page is less
     page = (tmp_path / "compare.html").read_text()
     assert page.count("<circle") == 3 and "Learned against forgotten" in page
-    assert (
-        main(["results", str(tmp_path), "--compare", "a", "b"]) == 0
-    )  # two arms are two numbers: no chart
+    # Two arms are two numbers: no chart.
+    assert main(["results", str(tmp_path), "--compare", "a", "b"]) == 0
     assert "<circle" not in (tmp_path / "compare.html").read_text()

@@ -15,10 +15,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoConfig
 
 from mavilt_pl.cli import main
-from mavilt_pl.data.corpus import Corpus
 from mavilt_pl.data.collate import sample_key
+from mavilt_pl.data.corpus import Corpus
 from mavilt_pl.data.token_cache import TokenCache
-from mavilt_pl.encoders.findings import CXRClassifier
+from mavilt_pl.encoders import CXRClassifier
 from mavilt_pl.errors import UserError
 from mavilt_pl.inference.mavilt import MAViLT
 from mavilt_pl.language import Stage1

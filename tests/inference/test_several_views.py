@@ -14,8 +14,8 @@ from sklearn.metrics import roc_auc_score
 from words import DATA
 
 from mavilt_pl.cli import main
-from mavilt_pl.data.corpus import Corpus
 from mavilt_pl.data.collate import sample_key
+from mavilt_pl.data.corpus import Corpus
 from mavilt_pl.data.records import SIDES
 from mavilt_pl.data.token_cache import TokenCache
 from mavilt_pl.encoders.loading import load_encoder

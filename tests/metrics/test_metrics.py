@@ -44,12 +44,12 @@ def test_bleu_against_nltk_and_sacrebleu() -> None:
     metric = TextScores()
     metric.update([p for p, _ in TEXTS], [r for _, r in TEXTS], PATIENTS)
     found = metric.compute()
-    said, wanted = [words(p) for p, _ in TEXTS], [[words(r)] for _, r in TEXTS]
+    predicted, expected = [words(p) for p, _ in TEXTS], [[words(r)] for _, r in TEXTS]
     for n in range(1, 5):
         assert found[f"bleu_{n}"].value == pytest.approx(
-            nltk_bleu(wanted, said, weights=(1 / n,) * n), abs=1e-9
+            nltk_bleu(expected, predicted, weights=(1 / n,) * n), abs=1e-9
         )
-    joined = [" ".join(p) for p in said], [[" ".join(r[0]) for r in wanted]]
+    joined = [" ".join(p) for p in predicted], [[" ".join(r[0]) for r in expected]]
     other = BLEU(tokenize="none", smooth_method="none").corpus_score(*joined).score / 100
     assert found["bleu_4"].value == pytest.approx(other, abs=1e-6)
 
@@ -72,7 +72,9 @@ def test_meteor() -> None:
     assert metric.compute()["meteor"].value == pytest.approx(np.mean(each))
 
 
-def test_without_wordnet_meteor_is_absent_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_wordnet_meteor_is_absent_and_a_warning_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("mavilt_pl.metrics.text.has_wordnet", lambda: False)
     with pytest.warns(UserWarning, match=r"nltk\.downloader wordnet"):
         metric = TextScores()
@@ -125,15 +127,15 @@ def test_open_answers_against_squad() -> None:
         [" ".join(random.choice(words, random.integers(1, 5))) for _ in range(2)]
         for _ in range(200)
     ]
-    for said, answer in pairs:
+    for predicted, answer in pairs:
         theirs = SQuAD()
         theirs.update(
-            [{"prediction_text": said, "id": "1"}],
+            [{"prediction_text": predicted, "id": "1"}],
             [{"answers": {"text": [answer], "answer_start": [0]}, "id": "1"}],
         )
         found = {name: value.item() / 100 for name, value in theirs.compute().items()}
-        assert exact_match(said, answer) == pytest.approx(found["exact_match"])
-        assert word_f1(said, answer) == pytest.approx(found["f1"])
+        assert exact_match(predicted, answer) == pytest.approx(found["exact_match"])
+        assert word_f1(predicted, answer) == pytest.approx(found["f1"])
     assert {exact_match(*pair) for pair in pairs} == {0.0, 1.0} and len(
         {word_f1(*pair) for pair in pairs} - {0, 1}
     ) > 0
@@ -177,20 +179,18 @@ def test_findings_f1_against_sklearn() -> None:
     metric = FindingsF1(names)
     labels = [{n: "present" if v else "absent" for n, v in zip(names, row)} for row in truth]
     metric.update(written, labels, list("abcd"))
-    said = [(1, 0), (0, 1), (0, 0), (1, 1)]
+    predicted = [(1, 0), (0, 1), (0, 0), (1, 1)]
     found = metric.compute()
     for average in ("macro", "micro"):
         assert found[f"findings_f1_{average}"].value == pytest.approx(
-            f1_score(truth, said, average=average)
+            f1_score(truth, predicted, average=average)
         )
     # Chance: the expectation over all ways of dealing the four reports to the four patients.
-    gather_interleaved = [
-        f1_score(truth, [said[i] for i in order], average=None)
+    chances = [
+        f1_score(truth, [predicted[i] for i in order], average=None)
         for order in itertools.permutations(range(4))
     ]
-    assert found["findings_f1_macro_chance"].value == pytest.approx(
-        np.mean(gather_interleaved), abs=0.02
-    )
+    assert found["findings_f1_macro_chance"].value == pytest.approx(np.mean(chances), abs=0.02)
     metric = FindingsF1(names)
     metric.update(written, [{"cardiomegaly": "uncertain"}] * 4, list("abcd"))
     assert metric.compute() == {}
@@ -270,7 +270,7 @@ def test_inception_from_a_local_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_lpips_against_torchmetrics_on_the_same_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, kind: str
 ) -> None:
-    """A backbone of random weights in a file, against torchmetrics' own module given that backbone."""
+    """A backbone of random weights in a file, against torchmetrics' module with that backbone."""
     torch.manual_seed(0)
     backbone = getattr(torchvision.models, name)(weights=None)
     torch.save(backbone.state_dict(), tmp_path / "backbone.pth")
@@ -279,17 +279,17 @@ def test_lpips_against_torchmetrics_on_the_same_weights(
     metric.update(real, made, PATIENTS)
     monkeypatch.setattr(torchvision.models, name, lambda weights: backbone)
     other = LearnedPerceptualImagePatchSimilarity(kind)  # type: ignore[arg-type]
-    wanted = other(real.expand(-1, 3, -1, -1), made.expand(-1, 3, -1, -1))
+    expected = other(real.expand(-1, 3, -1, -1), made.expand(-1, 3, -1, -1))
     found = metric.compute()
     assert (
-        found["lpips"].value == pytest.approx(float(wanted), rel=1e-5)
+        found["lpips"].value == pytest.approx(float(expected), rel=1e-5)
         and found["lpips"].value > 1e-3
     )
     assert lpips_distance(tmp_path / "backbone.pth")(real, real).abs().max() == 0
     assert "LPIPS" in metric.protocol and "LPIPS" not in ReconstructionScores().protocol
 
 
-def test_lpips_says_which_weights_it_wants(tmp_path: Path) -> None:
+def test_lpips_names_the_weights_it_needs(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError,
         match=r"nowhere.pth do not exist; expected torchvision's alexnet-owt-7be5be79\.pth",

@@ -244,12 +244,12 @@ def tokenized(
     autoencoder = {
         "image_size": 32,
         "channels": 8,
-        "multipliers": [1, 2],
-        "blocks": 1,
-        "attention": [],
-        "latent": 8,
+        "channel_multipliers": [1, 2],
+        "num_res_blocks": 1,
+        "attention_resolutions": [],
+        "latent_dim": 8,
     }
-    module = VQGAN(autoencoder, {"codes": 16, "code_width": 4})
+    module = VQGAN(autoencoder, {"codebook_size": 16, "code_dim": 4})
     checkpoint = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)}
     torch.save(checkpoint, folder / "vqgan.ckpt")
     argv = ["tokenize", "--corpus", str(corpus_path), "--tokenizer", str(folder / "vqgan.ckpt")]

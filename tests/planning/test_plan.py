@@ -97,16 +97,16 @@ def test_weights_of_a_tokenizer_are_its_own() -> None:
     shape = {
         "image_size": 64,
         "channels": 32,
-        "multipliers": [1, 2, 3],
-        "blocks": 1,
-        "attention": [8],
-        "latent": 64,
+        "channel_multipliers": [1, 2, 3],
+        "num_res_blocks": 1,
+        "attention_resolutions": [8],
+        "latent_dim": 64,
         "patch": 2,
     }
     for settings in (
         {
             "autoencoder": shape,
-            "quantizer": {"codes": 256, "code_width": 8},
+            "quantizer": {"codebook_size": 256, "code_dim": 8},
             "discriminator": {"channels": 16, "layers": 2},
         },
         {"gan_weight": 0.0},

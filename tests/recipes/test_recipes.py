@@ -273,7 +273,9 @@ def test_the_ablation_walks_to_its_page(tmp_path: Path) -> None:
     )
     assert original[0]["mean"] == original[1]["mean"] and made[0]["mean"] != made[1]["mean"]
     page = (tmp_path / "compare.html").read_text()
-    assert page.count("<figcaption>without</figcaption>") == 16 and "Drawn from the text" in page
+    assert (
+        page.count("<figcaption>without</figcaption>") == 16 and "Generated from the text" in page
+    )
     assert (tmp_path / "tokenizers" / "compare.html").exists()
 
 
@@ -461,7 +463,7 @@ def test_the_baselines_walk_to_their_page(chain: Path, corpus_path: Path, tmp_pa
     """What each is trained with is what its paper says, in the checkpoints themselves."""
     vqgan = yaml.safe_load((CONFIGS / "demo/vqgan.yaml").read_text())
     vqgan["model"]["init_args"]["autoencoder"] |= {"image_size": 32, "channels": 8}
-    vqgan["model"]["init_args"]["quantizer"]["codes"] = 32
+    vqgan["model"]["init_args"]["quantizer"]["codebook_size"] = 32
     encoder = yaml.safe_load((CONFIGS / "demo/encoder.yaml").read_text())
     encoder["model"]["init_args"]["image_size"] = 32
     for name, content in (("vqgan", vqgan), ("encoder", encoder)):

@@ -19,8 +19,9 @@ from mavilt_pl.cli import main
 from mavilt_pl.errors import UserError
 from mavilt_pl.vqgan import load_tokenizer, published_shape, published_weights
 from mavilt_pl.vqgan.autoencoder import Autoencoder
-from mavilt_pl.vqgan.module import VQGAN, Tokenizer
+from mavilt_pl.vqgan.module import VQGAN
 from mavilt_pl.vqgan.quantizer import Quantizer
+from mavilt_pl.vqgan.tokenizer import Tokenizer
 
 vqgan = pytest.importorskip("torchxrayvision.baseline_models.ieee8023.vqgan")
 ieee8023 = pytest.importorskip("torchxrayvision.baseline_models.ieee8023")
@@ -28,10 +29,10 @@ ieee8023 = pytest.importorskip("torchxrayvision.baseline_models.ieee8023")
 SMALL = {
     "image_size": 16,
     "channels": 8,
-    "multipliers": [1, 2],
-    "blocks": 1,
-    "attention": [8],
-    "latent": 8,
+    "channel_multipliers": [1, 2],
+    "num_res_blocks": 1,
+    "attention_resolutions": [8],
+    "latent_dim": 8,
 }
 CASES = {
     "grey": {"in_channels": 1, "out_ch": 1},
@@ -82,12 +83,12 @@ def assert_same(
 ) -> None:
     channels = net.encoder.in_channels  # type: ignore[union-attr]
     quantised, _, (_, _, codes) = net.encode(pixels.repeat(1, channels, 1, 1))  # type: ignore[operator]
-    made = net.decode(quantised)  # type: ignore[operator]
-    made = (made[:, :1] if first_channel else made.mean(1, keepdim=True)).clamp(-1, 1)
+    decoded = net.decode(quantised)  # type: ignore[operator]
+    decoded = (decoded[:, :1] if first_channel else decoded.mean(1, keepdim=True)).clamp(-1, 1)
     mine = tokenizer.encode(pixels)
     assert mine.unique().numel() > 16 and torch.equal(mine.flatten(), codes)
-    assert made.abs().lt(1).float().mean() > 0.3  # the comparison is not one of clamped pixels
-    torch.testing.assert_close(tokenizer.decode(mine), made, atol=1e-4, rtol=0)
+    assert decoded.abs().lt(1).float().mean() > 0.3  # the comparison is not one of clamped pixels
+    torch.testing.assert_close(tokenizer.decode(mine), decoded, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -99,7 +100,9 @@ def test_a_taming_file_tokenizes_as_its_own_network(case: str, tmp_path: Path) -
     }
     torch.save({"state_dict": state, "epoch": 3, "global_step": 9}, path := tmp_path / "last.ckpt")
     tokenizer = load_tokenizer(path, image_size=32)
-    assert tokenizer.codes == 64 and not any(p.requires_grad for p in tokenizer.parameters())
+    assert tokenizer.codebook_size == 64 and not any(
+        p.requires_grad for p in tokenizer.parameters()
+    )
     assert_same(tokenizer, net, images())
 
 
@@ -134,11 +137,12 @@ def test_torchxrayvision_tokenizes_as_its_own_class(
     pixels = images()
     assert_same(tokenizer, theirs.model, pixels, first_channel=True)
     with torch.no_grad():
-        made = theirs.decode(theirs.encode(pixels * 1024)) / 1024
-    torch.testing.assert_close(tokenizer.decode(tokenizer.encode(pixels)), made, atol=1e-4, rtol=0)
+        decoded = theirs.decode(theirs.encode(pixels * 1024)) / 1024
+    ours = tokenizer.decode(tokenizer.encode(pixels))
+    torch.testing.assert_close(ours, decoded, atol=1e-4, rtol=0)
     assert (
         published_shape(path)[0]["image_size"] == 768
-        and load_tokenizer(path, otherwise=32).grid == 384
+        and load_tokenizer(path, default_image_size=32).grid == 384
     )
 
 
@@ -151,9 +155,9 @@ def test_safetensors_and_a_stored_image_size(tmp_path: Path) -> None:
         UserError, match=r"vqgan.safetensors .*does not say its image size.*--image-size"
     ):
         load_tokenizer(path)
-    assert_same(load_tokenizer(path, otherwise=32), net, images())
+    assert_same(load_tokenizer(path, default_image_size=32), net, images())
     torch.save({"state_dict": net.state_dict(), "image_size": 32}, path := tmp_path / "vqgan.pt")
-    assert_same(load_tokenizer(path, otherwise=64), net, images())
+    assert_same(load_tokenizer(path, default_image_size=64), net, images())
     assert load_tokenizer(path, image_size=64).grid == 32
     with pytest.raises(UserError, match="multiples of 2, not 33"):
         load_tokenizer(path, image_size=33)
@@ -164,17 +168,10 @@ def test_a_corpus_is_tokenized_by_a_published_net(
 ) -> None:
     net, _ = published()
     torch.save(net.state_dict(), path := tmp_path / "vqgan.pt")
-    arguments = [
-        "tokenize",
-        "--corpus",
-        str(corpus_path),
-        "--tokenizer",
-        str(path),
-        "--out",
-        str(tmp_path / "tokens"),
-    ]
+    out = tmp_path / "tokens"
+    arguments = f"tokenize --corpus {corpus_path} --tokenizer {path} --out {out}".split()
     assert main([*arguments, "--image-size", "64"]) == 1
-    assert "holds 32² images" in (said := capsys.readouterr().err) and "takes 64²" in said
+    assert "holds 32² images" in (message := capsys.readouterr().err) and "takes 64²" in message
     assert main([*arguments, "--device", "cpu"]) == 0
     assert "as 256 codes each" in capsys.readouterr().out
 
@@ -182,11 +179,11 @@ def test_a_corpus_is_tokenized_by_a_published_net(
 def test_attention_stays_at_its_level_at_another_size(tmp_path: Path) -> None:
     net, _ = published()
     torch.save(net.state_dict(), path := tmp_path / "vqgan.pt")
-    assert published_shape(path, 64)[0]["attention"] == [32]
+    assert published_shape(path, 64)[0]["attention_resolutions"] == [32]
     assert_same(load_tokenizer(path, image_size=64), net, images(size=64))
 
 
-def test_training_goes_on_from_a_published_net(tmp_path: Path) -> None:
+def test_training_continues_from_a_published_net(tmp_path: Path) -> None:
     """Shape and weights fit a VQGAN; a step moves its codes a little and revives none of them."""
     net, _ = published()
     torch.save(net.state_dict(), path := tmp_path / "vqgan.pt")
@@ -195,8 +192,8 @@ def test_training_goes_on_from_a_published_net(tmp_path: Path) -> None:
     module.tokenizer.load_state_dict(published_weights(path))
     before = module.tokenizer.quantizer.codebook.clone()
     torch.testing.assert_close(before, net.quantize.embedding.weight, atol=0, rtol=0)
-    made, _, commitment = module(images())
-    (made.square().mean() + commitment).backward()
+    decoded, _, commitment = module(images())
+    (decoded.square().mean() + commitment).backward()
     assert all(
         p.grad is not None and p.grad.isfinite().all() for p in module.tokenizer.parameters()
     )
@@ -223,7 +220,7 @@ def test_the_defaults_are_what_they_were() -> None:
         "Conv2d",
     ]
     assert net.encoder[3].padding == (1, 1) and net.encoder[2].norm1.num_groups == 2
-    assert net.state_dict().keys() == Autoencoder(**net.shape).state_dict().keys()
+    assert net.state_dict().keys() == Autoencoder(**net.config).state_dict().keys()
     narrow, same = Quantizer(16, 8, 4), Quantizer(16, 8, 8)
     assert isinstance(narrow.project_in, nn.Module) and isinstance(same.project_out, nn.Identity)
     with pytest.raises(ValueError, match=r"codes of width 4 .* latents of width 8"):
@@ -232,7 +229,7 @@ def test_the_defaults_are_what_they_were() -> None:
 
 @pytest.fixture
 def ours(tmp_path: Path) -> Iterator[tuple[Path, VQGAN]]:
-    module = VQGAN(SMALL, {"codes": 16, "code_width": 4, "kmeans": False}, gan_weight=0)
+    module = VQGAN(SMALL, {"codebook_size": 16, "code_dim": 4, "kmeans": False}, gan_weight=0)
     trainer = Trainer(
         accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
     )
@@ -244,7 +241,7 @@ def ours(tmp_path: Path) -> Iterator[tuple[Path, VQGAN]]:
 def test_a_checkpoint_of_ours_has_its_own_size(ours: tuple[Path, VQGAN]) -> None:
     path, module = ours
     pixels = images(size=16)
-    tokenizer = load_tokenizer(path, otherwise=32)
+    tokenizer = load_tokenizer(path, default_image_size=32)
     assert torch.equal(tokenizer.encode(pixels), module.eval().tokenizer.encode(pixels))
     with pytest.raises(UserError, match=r"trained on images of 16².*asked for 32²"):
         load_tokenizer(path, image_size=32)
@@ -256,32 +253,32 @@ def test_a_checkpoint_of_ours_has_its_own_size(ours: tuple[Path, VQGAN]) -> None
         tokenizer.encode(images())
 
 
-def test_a_checkpoint_of_other_settings_is_refused_in_words(ours: tuple[Path, VQGAN]) -> None:
+def test_an_error_about_other_settings_describes_them(ours: tuple[Path, VQGAN]) -> None:
     checkpoint = torch.load(ours[0], weights_only=True)
 
-    def said(autoencoder: dict, quantizer: dict) -> str:
+    def message(autoencoder: dict, quantizer: dict) -> str:
         with pytest.raises(UserError) as caught:
-            quantizer = {"codes": 16, "code_width": 4, "kmeans": False, **quantizer}
+            quantizer = {"codebook_size": 16, "code_dim": 4, "kmeans": False, **quantizer}
             check_compatible(checkpoint, VQGAN({**SMALL, **autoencoder}, quantizer, gan_weight=0))
         return str(caught.value)
 
-    text = said({}, {"codes": 2048})
+    text = message({}, {"codebook_size": 2048})
     assert "codebook of 16 codes in the checkpoint, codebook of 2,048 codes in the config" in text
-    assert "(model.init_args.quantizer.codes)" in text
+    assert "(model.init_args.quantizer.codebook_size)" in text
     # Neither of these two changes the shape of a weight.
     assert (
         "image size of 16 pixels in the checkpoint, image size of 32 pixels in the config"
-        in said({"image_size": 32, "attention": [16]}, {})
+        in message({"image_size": 32, "attention_resolutions": [16]}, {})
     )
-    assert "group norm of None groups in the checkpoint, group norm of 1 groups" in said(
+    assert "group norm of None groups in the checkpoint, group norm of 1 groups" in message(
         {"groups": 1}, {}
     )
-    text = said({"channels": 16}, {"code_width": 8})
+    text = message({"channels": 16}, {"code_dim": 8})
     assert (
         "8 channels at the first level in the checkpoint, 16 channels" in text
         and "codes of width 4" in text
     )
-    assert "weights differ" in said({"attention": []}, {})
+    assert "weights differ" in message({"attention_resolutions": []}, {})
     check_compatible(checkpoint, ours[1])
 
 
@@ -297,7 +294,8 @@ def test_files_that_are_no_tokenizer(tmp_path: Path) -> None:
     torch.save({"state_dict": {"layer.weight": torch.zeros(2), "layer.bias": torch.zeros(2)}}, path)
     refused(
         path,
-        match=r"found weights such as layer.weight, layer.bias\); expected one of VQGAN .*taming.*torchxrayvision",
+        match=r"found weights such as layer.weight, layer.bias\); expected one of VQGAN "
+        r".*taming.*torchxrayvision",
     )
     torch.save(torch.zeros(3), path)
     refused(path, match="holds a Tensor; expected a state dict")
@@ -315,7 +313,8 @@ def test_pickled_objects_are_not_opened(tmp_path: Path) -> None:
     torch.save({"state_dict": {}, "callbacks": {"x": Trap()}}, path := tmp_path / "last.ckpt")
     refused(
         path,
-        match=r"pickled objects \(\S*Trap\).*torchxrayvision as xrv; torch.save\(xrv.baseline_models",
+        match=r"pickled objects \(\S*Trap\).*"
+        r"torchxrayvision as xrv; torch.save\(xrv.baseline_models",
     )
     assert not Trap.opened
 
@@ -407,6 +406,6 @@ def test_training_starts_from_a_published_net(
     assert_same(load_tokenizer(tmp_path / "checkpoints" / "last.ckpt"), net, images())
 
     torch.save(net.state_dict(), start)
-    assert main([*words, "--model.init_args.quantizer={codes: 7}"]) == 1
-    said = " ".join(capsys.readouterr().err.split())
-    assert f"quantizer.codes is 7 and {config['n_embed']} in" in said
+    assert main([*words, "--model.init_args.quantizer={codebook_size: 7}"]) == 1
+    message = " ".join(capsys.readouterr().err.split())
+    assert f"quantizer.codebook_size is 7 and {config['n_embed']} in" in message

@@ -16,12 +16,12 @@ from mavilt_pl.vqgan.quantizer import Quantizer, rotate
 
 def test_rotation_against_the_library() -> None:
     torch.manual_seed(0)
-    z, code, pull = (torch.randn(3, 5, 8) for _ in range(3))
+    z, code, gradient = (torch.randn(3, 5, 8) for _ in range(3))
     ours, theirs = z.clone().requires_grad_(), z.clone().requires_grad_()
     first, second = rotate(ours, code), rotate_to(theirs, code)
     torch.testing.assert_close(first, code)
-    (first * pull).sum().backward()
-    (second * pull).sum().backward()
+    (first * gradient).sum().backward()
+    (second * gradient).sum().backward()
     torch.testing.assert_close(ours.grad, theirs.grad)
 
 
@@ -32,9 +32,9 @@ def test_thirty_steps_against_the_library(cosine: bool) -> None:
     """
     torch.manual_seed(0)
     ours = Quantizer(
-        codes=12,
-        latent=6,
-        code_width=4,
+        codebook_size=12,
+        latent_dim=6,
+        code_dim=4,
         cosine=cosine,
         decay=0.8,
         dead_code_threshold=0,
@@ -70,7 +70,7 @@ def test_thirty_steps_against_the_library(cosine: bool) -> None:
 
 def test_codes_decode_to_what_was_quantised() -> None:
     torch.manual_seed(0)
-    quantizer = Quantizer(codes=16, latent=8, code_width=4)
+    quantizer = Quantizer(codebook_size=16, latent_dim=8, code_dim=4)
     quantizer(torch.randn(4, 8, 4, 4))
     quantizer.eval()
     quantised, codes, _ = quantizer(torch.randn(2, 8, 4, 4))
@@ -79,7 +79,7 @@ def test_codes_decode_to_what_was_quantised() -> None:
 
 def test_dead_codes_revive() -> None:
     torch.manual_seed(0)
-    quantizer = Quantizer(codes=32, latent=4, code_width=4, kmeans=False, cosine=False)
+    quantizer = Quantizer(codebook_size=32, latent_dim=4, code_dim=4, kmeans=False, cosine=False)
     quantizer.codebook += 100  # every code far away from every latent
     for _ in range(20):
         quantizer(torch.randn(16, 4, 4, 4))
@@ -91,17 +91,20 @@ def test_clustering_starts_the_codes_on_the_clusters() -> None:
     torch.manual_seed(0)
     centres = torch.nn.functional.normalize(torch.randn(6, 4), dim=-1)
     latents = centres[torch.randint(6, (8, 5, 5))] + 0.01 * torch.randn(8, 5, 5, 4)
-    quantizer = Quantizer(codes=24, latent=4, code_width=4)
+    quantizer = Quantizer(codebook_size=24, latent_dim=4, code_dim=4)
     quantizer(latents.permute(0, 3, 1, 2))
     assert (centres @ quantizer.codebook.T).amax(1).min() > 0.999
 
 
-def test_what_is_saved_draws_on_as_if_never_stopped() -> None:
+def test_a_resumed_quantizer_draws_as_one_that_never_stopped() -> None:
     torch.manual_seed(0)
-    whole, batches = Quantizer(codes=32, latent=4, code_width=4), torch.randn(8, 4, 4, 4, 4)
+    whole, batches = (
+        Quantizer(codebook_size=32, latent_dim=4, code_dim=4),
+        torch.randn(8, 4, 4, 4, 4),
+    )
     for batch in batches[:4]:
         whole(batch)
-    resumed = Quantizer(codes=32, latent=4, code_width=4)
+    resumed = Quantizer(codebook_size=32, latent_dim=4, code_dim=4)
     resumed.load_state_dict(whole.state_dict())
     for batch in batches[4:]:
         torch.manual_seed(1)
@@ -115,7 +118,7 @@ def _train(rank: int, size: int, folder: str) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     quantizer = Quantizer(
-        codes=32, latent=6, code_width=4
+        codebook_size=32, latent_dim=6, code_dim=4
     )  # built before the processes know each other
     latents = torch.randn(20, 8, 6, 4, 4)
     if size > 1:
@@ -131,7 +134,7 @@ def _train(rank: int, size: int, folder: str) -> None:
 
 
 def test_two_ranks_move_the_codes_as_one_does(tmp_path: Path) -> None:
-    """Clustering, moving averages and revived codes of 20 batches gather_interleaved out to two processes."""
+    """Clustering, moving averages and revived codes of 20 batches, dealt out to two processes."""
     _train(0, 1, str(tmp_path))
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=_train, args=(rank, 2, str(tmp_path))) for rank in range(2)]

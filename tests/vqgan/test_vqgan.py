@@ -19,27 +19,28 @@ from mavilt_pl.vqgan import losses
 from mavilt_pl.vqgan.autoencoder import Autoencoder
 from mavilt_pl.vqgan.clinical_losses import blurred
 from mavilt_pl.vqgan.loading import load_tokenizer
-from mavilt_pl.vqgan.module import VQGAN, Tokenizer
+from mavilt_pl.vqgan.module import VQGAN
+from mavilt_pl.vqgan.tokenizer import Tokenizer
 
 SMALL = {
     "image_size": 16,
     "channels": 8,
-    "multipliers": [1, 2],
-    "blocks": 1,
-    "attention": [8],
-    "latent": 8,
+    "channel_multipliers": [1, 2],
+    "num_res_blocks": 1,
+    "attention_resolutions": [8],
+    "latent_dim": 8,
 }
 
 
 def test_loss_terms_by_hand() -> None:
     real = torch.tensor([[[[0.0, 1.0], [0.0, 0.0]]]])
-    made = torch.tensor([[[[0.0, 0.0], [0.0, 0.5]]]])
-    assert losses.reconstruction_term(real, made) == pytest.approx(1.5 / 4)
+    recon = torch.tensor([[[[0.0, 0.0], [0.0, 0.5]]]])
+    assert losses.reconstruction_term(real, recon) == pytest.approx(1.5 / 4)
     weight = torch.tensor([[[[0.0, 2.0], [1.0, 1.0]]]])
-    assert losses.reconstruction_term(real, made, weight) == pytest.approx(2.5 / 4)
+    assert losses.reconstruction_term(real, recon, weight) == pytest.approx(2.5 / 4)
     # Across: 1 against 0, 0 against 0.5. Down: 0 against 0, -1 against 0.5.
-    assert losses.gradient_term(real, made) == pytest.approx((1 + 0.25) / 2 + (0 + 2.25) / 2)
-    assert losses.feature_term([real, real[..., :1]], [made, made[..., :1]]) == pytest.approx(
+    assert losses.gradient_term(real, recon) == pytest.approx((1 + 0.25) / 2 + (0 + 2.25) / 2)
+    assert losses.feature_term([real, real[..., :1]], [recon, recon[..., :1]]) == pytest.approx(
         1.25 / 4 / 2
     )
     logits = torch.tensor([2.0, 0.5]), torch.tensor([-3.0, 0.0])
@@ -78,7 +79,7 @@ def test_the_default_is_the_published_shape() -> None:
 
 def test_clinical_terms_need_an_encoder() -> None:
     with pytest.raises(UserError, match="need an encoder"):
-        VQGAN(SMALL, {"codes": 16}, lambda_feat=1.0)
+        VQGAN(SMALL, {"codebook_size": 16}, lambda_feat=1.0)
 
 
 @pytest.mark.slow
@@ -88,8 +89,8 @@ def test_every_count_is_of_generator_steps(chain: Path) -> None:
     """
     checkpoint = torch.load(chain / "vqgan/checkpoints/last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 6 and (chain / "vqgan/checkpoints/step=6.ckpt").exists()
-    generator, critic = checkpoint["lr_schedulers"]
-    assert generator["last_epoch"] == 6 and critic["last_epoch"] == 4
+    generator, discriminator = checkpoint["lr_schedulers"]
+    assert generator["last_epoch"] == 6 and discriminator["last_epoch"] == 4
     steps = [state["state"][0]["step"].item() for state in checkpoint["optimizer_states"]]
     assert steps == [6, 4]
 
@@ -123,7 +124,7 @@ def test_an_encoder_without_findings_has_no_term_of_findings(tmp_path: Path) -> 
     ):
         VQGAN(
             SMALL,
-            {"codes": 16},
+            {"codebook_size": 16},
             encoder=str(tmp_path),
             encoder_kind="huggingface",
             lambda_finding=0.1,
@@ -135,10 +136,10 @@ def test_blur_against_scipy() -> None:
 
     deviation = 1.6 * float(torch.rand((), generator=torch.Generator().manual_seed(7))) + 1e-3
     pixels = torch.linspace(-1, 1, 2 * 9 * 11).sin().view(2, 1, 9, 11)
-    (made,) = blurred((pixels,), 1.6, 7)
-    for image, other in zip(pixels, made):
-        wanted = gaussian_filter(image[0].numpy(), deviation, mode="nearest", radius=5)
-        torch.testing.assert_close(other[0], torch.from_numpy(wanted), atol=1e-5, rtol=0)
+    (recon,) = blurred((pixels,), 1.6, 7)
+    for image, other in zip(pixels, recon):
+        expected = gaussian_filter(image[0].numpy(), deviation, mode="nearest", radius=5)
+        torch.testing.assert_close(other[0], torch.from_numpy(expected), atol=1e-5, rtol=0)
 
 
 def test_the_gradient_is_that_of_the_loss_as_written(chain: Path) -> None:
@@ -148,10 +149,10 @@ def test_the_gradient_is_that_of_the_loss_as_written(chain: Path) -> None:
     shape = {
         "image_size": 64,
         "channels": 8,
-        "multipliers": [1, 2],
-        "blocks": 1,
-        "attention": [],
-        "latent": 8,
+        "channel_multipliers": [1, 2],
+        "num_res_blocks": 1,
+        "attention_resolutions": [],
+        "latent_dim": 8,
     }
     phi = str(chain / "encoder/checkpoints/last.ckpt")
     shared = {
@@ -165,7 +166,7 @@ def test_the_gradient_is_that_of_the_loss_as_written(chain: Path) -> None:
     def built() -> VQGAN:
         return VQGAN(
             shape,
-            {"codes": 16, "kmeans": False},
+            {"codebook_size": 16, "kmeans": False},
             discriminator={"channels": 8, "layers": 1},
             **shared,
         )  # type: ignore[arg-type]
@@ -198,12 +199,14 @@ def test_the_gradient_is_that_of_the_loss_as_written(chain: Path) -> None:
     trainer.fit(module, DataLoader([{"pixels": pixels, "studies": []}], batch_size=None))
 
     plain.train()
-    terms, made, _ = plain.terms(pixels)
-    adversarial = -plain.discriminator(made).mean()  # type: ignore[misc]
-    likeness = torch.stack([value for name, value in terms.items() if name != "commitment"]).sum()
+    terms, recon, _ = plain.terms(pixels)
+    adversarial = -plain.discriminator(recon).mean()  # type: ignore[misc]
+    recon_loss = torch.stack([value for name, value in terms.items() if name != "commitment"]).sum()
     last = plain.tokenizer.autoencoder.last_layer
-    weight = losses.adaptive_weight(likeness, adversarial, last)
-    (likeness + terms["commitment"] + plain.hparams["gan_weight"] * weight * adversarial).backward()
+    weight = losses.adaptive_weight(recon_loss, adversarial, last)
+    (
+        recon_loss + terms["commitment"] + plain.hparams["gan_weight"] * weight * adversarial
+    ).backward()
     assert len(terms) == 5 and weight > 0 and len(found) > 20
     for name, parameter in plain.tokenizer.named_parameters():
         if name in found:
@@ -213,15 +216,7 @@ def test_the_gradient_is_that_of_the_loss_as_written(chain: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiled_codes_are_the_same(chain: Path, corpus_path: Path, tmp_path: Path) -> None:
-    words = [
-        "tokenize",
-        "--corpus",
-        str(corpus_path),
-        "--tokenizer",
-        str(chain / "vqgan"),
-        "--out",
-        str(tmp_path / "t"),
-    ]
+    words = f"tokenize --corpus {corpus_path} --tokenizer {chain}/vqgan --out {tmp_path}/t".split()
     assert main([*words, "--compile", "--device", "cpu"]) == 0
     compiled, eager = TokenCache(tmp_path / "t"), TokenCache(chain / "tokens")
     rows = range(Corpus(corpus_path).n_images)

@@ -1,0 +1,73 @@
+"""Tables of figures on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+CONTROL = "shuffled_images"
+
+
+def print_figures(figures: Sequence[dict[str, Any]]) -> None:
+    """Print a table for each source; figures of single findings are in the file only.
+
+    Args:
+        figures: as in results.json.
+    """
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    overall = [figure for figure in figures if "/" not in figure["metric"]]
+    for source in dict.fromkeys(figure["source"] for figure in overall):
+        table = Table(title=source, box=SIMPLE_HEAD, title_justify="left")
+        table.add_column("figure", overflow="fold")
+        table.add_column("value (95 % interval)", overflow="fold", justify="right")
+        table.add_column("images shuffled", overflow="fold", justify="right")
+        by_key = {}
+        for figure in overall:
+            if figure["source"] == source:
+                by_key[figure["task"], figure["metric"], figure["control"]] = figure
+        for (task, metric, control), figure in by_key.items():
+            if control is None:
+                shuffled = by_key.get((task, metric, CONTROL))
+                control_text = f"{shuffled['value']:.4g}" if shuffled else ""
+                value = _with_interval(figure["value"], figure["low"], figure["high"])
+                table.add_row(f"{task} {metric}", value, control_text)
+        Console().print(table)
+
+
+def print_comparison(comparison: Any) -> None:
+    """Print the headline rows of a comparison.
+
+    Args:
+        comparison: an `evaluation.compare.Comparison`.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="means over runs, with 95 % intervals")
+    table.add_column("metric")
+    for arm in comparison.arms:
+        count = len(arm.runs)
+        table.add_column(f"{arm.name}, {count} run{'s' if count > 1 else ''}")
+    first, *others = comparison.arms
+    for arm in others:
+        table.add_column(f"{first.name} − {arm.name}")
+    for row in comparison.headlines:
+        texts = [f"{row['task']} {row['source']} {row['metric']}"]
+        for cell in (*row["cells"], *row["differences"]):
+            texts.append(_with_interval(cell["mean"], cell["low"], cell["high"]))
+        table.add_row(*texts)
+    Console().print(table)
+
+
+def _with_interval(value: float, low: float | None, high: float | None) -> str:
+    """A value with its interval if it has one.
+
+    >>> _with_interval(0.51234, 0.4, 0.6), _with_interval(3.0, None, None)
+    ('0.5123 (0.4 to 0.6)', '3')
+    """
+    if low is None or high is None:
+        return f"{value:.4g}"
+    return f"{value:.4g} ({low:.4g} to {high:.4g})"

@@ -1,0 +1,106 @@
+"""Training of the classifier of findings.
+
+Shape legend: B batch, F findings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning import LightningModule
+from torch import Tensor
+from torchmetrics.functional.classification import binary_auroc
+
+from mavilt_pl.checkpoint import check_compatible
+from mavilt_pl.encoders.findings import FindingsNet
+
+
+class CXRClassifier(LightningModule):
+    """Trains a `FindingsNet` on labelled radiographs.
+
+    The data module needs `batch_kind: images` and `findings`. Labels that are uncertain or not
+    mentioned are NaN and do not count.
+
+    Args:
+        findings: names of the outputs; the command line links them to the data's `findings`.
+        image_size: side of the images in pixels.
+        widths: channels of each level; the resolution halves between levels.
+        learning_rate: peak of a one-cycle schedule of AdamW.
+        weight_decay: of AdamW.
+    """
+
+    def __init__(
+        self,
+        findings: list[str],
+        image_size: int = 256,
+        widths: Sequence[int] = (16, 32, 48, 64),
+        learning_rate: float = 3e-3,
+        weight_decay: float = 1e-2,
+    ):
+        super().__init__()
+        self.save_hyperparameters()
+        self.net = FindingsNet(findings, widths)
+        self.validated: list[tuple[Tensor, Tensor]] = []  # logits and labels of this validation
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        """Refuse weights of another network."""
+        check_compatible(checkpoint, self)
+
+    def loss(self, batch: dict) -> tuple[Tensor, Tensor]:
+        """Binary cross-entropy over the known labels, and the logits [B,F]."""
+        labels_BF = batch["labels"]
+        known_BF = ~labels_BF.isnan()
+        logits_BF = self.net(batch["pixels"])
+        loss = F.binary_cross_entropy_with_logits(logits_BF[known_BF], labels_BF[known_BF])
+        return loss, logits_BF
+
+    def training_step(self, batch: dict, index: int) -> Tensor:
+        """The loss of a batch."""
+        loss, _ = self.loss(batch)
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: dict, index: int, dataloader_idx: int = 0) -> None:
+        """Log the loss of a batch; keep its logits."""
+        loss, logits_BF = self.loss(batch)
+        self.validated.append((logits_BF, batch["labels"]))
+        source = self.trainer.datamodule.names[dataloader_idx]
+        self.log(
+            f"val/{source}/loss",
+            loss,
+            sync_dist=True,
+            batch_size=len(logits_BF),
+            add_dataloader_idx=False,
+        )
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the AUROC of each finding and their mean."""
+        logits_BF = torch.cat([logits for logits, _ in self.validated])
+        labels_BF = torch.cat([labels for _, labels in self.validated])
+        self.validated.clear()
+        areas = []
+        for column, name in enumerate(self.net.findings):
+            known_B = ~labels_BF[:, column].isnan()
+            truth = labels_BF[known_B, column]
+            if 0 < truth.sum() < len(truth):  # AUROC needs both classes
+                area = binary_auroc(logits_BF[known_B, column], truth.int())
+                self.log(f"val/auroc/{name}", area, sync_dist=True)
+                areas.append(area)
+        if areas:
+            self.log("val/auroc", torch.stack(areas).mean(), prog_bar=True, sync_dist=True)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with a one-cycle schedule."""
+        h = self.hparams
+        optimizer = torch.optim.AdamW(
+            self.parameters(), lr=h["learning_rate"], weight_decay=h["weight_decay"]
+        )
+        # The schedule of a single step would divide by 0.
+        steps = max(int(self.trainer.estimated_stepping_batches), 2)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, h["learning_rate"], total_steps=steps
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

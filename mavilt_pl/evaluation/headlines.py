@@ -1,0 +1,87 @@
+"""What the pages show: the headline metrics of each task, and published figures."""
+
+from __future__ import annotations
+
+HEADLINES = {
+    "tokenizer": (
+        "psnr",
+        "ssim",
+        "gradient_psnr",
+        "lpips",
+        "codebook_used",
+        "original_auroc_macro",
+        "reconstructed_auroc_macro",
+        "fid_cxr",
+    ),
+    "report": (
+        "findings_f1_macro",
+        "findings_f1_macro_chance",
+        "findings_f1_micro",
+        "bleu_1",
+        "bleu_4",
+        "rouge_l",
+        "meteor",
+    ),
+    "vqa": ("auroc_macro", "accuracy", "open_exact_match", "open_f1"),
+    "synthesis": (
+        "drawn_auroc_macro",
+        "original_auroc_macro",
+        "fid_cxr",
+        "fid_inception",
+        "missing_view_drawn_auroc_macro",
+        "missing_view_original_auroc_macro",
+        "missing_view_fid_cxr",
+        "missing_view_fid_inception",
+    ),
+    "text": ("perplexity", "perplexity_before", "perplexity_ratio"),
+}
+TITLES = {
+    "tokenizer": "Tokenizer",
+    "report": "Reports",
+    "vqa": "Questions",
+    "synthesis": "Generated radiographs",
+    "text": "Plain text",
+}
+# Metrics of single findings, `<metric>/<finding>`, and the heading of their column.
+FINDING_COLUMNS = {
+    "findings_f1": "report F1",
+    "auroc": "question AUROC",
+    "drawn_auroc": "generated AUROC",
+    "original_auroc": "original AUROC",
+    "reconstructed_auroc": "reconstructed AUROC",
+}
+# Metrics that the table of the negative control shows.
+CONTROLLED = {
+    "auroc_macro",
+    "accuracy",
+    "open_exact_match",
+    "open_f1",
+    "findings_f1_macro",
+    "findings_f1_micro",
+    "bleu_4",
+}
+# System, data and protocol, reported figures. Protocols differ, so none is comparable with ours.
+PUBLISHED = (
+    (
+        "LLM-CXR (arXiv 2305.11490)",
+        "impressions, 3,530 AP/PA images of MIMIC test and validate",
+        "BLEU-1 .0920, BLEU-4 .0154, METEOR .0690, ROUGE-L .1618; FID Inception 22.75, CXR "
+        "features 0.714",
+    ),
+    (
+        "UniXGen-256, as re-run by LLM-CXR",
+        "the same 3,530",
+        "BLEU-1 .1287, BLEU-4 .0137, METEOR .0725, ROUGE-L .0893; FID 78.19 / 7.894",
+    ),
+    (
+        "R2Gen, as re-run by LLM-CXR",
+        "the same 3,530",
+        "BLEU-1 .0898, BLEU-4 .0057, METEOR .0822, ROUGE-L .0734",
+    ),
+    ("RoentGen, as re-run by LLM-CXR", "the same 3,530", "FID 42.38 / 6.039"),
+    (
+        "CvT2DistilGPT2",
+        "findings, R2Gen split, IU, n = 590",
+        "BLEU-1 .473, BLEU-4 .175, METEOR .200, ROUGE-L .376",
+    ),
+)
