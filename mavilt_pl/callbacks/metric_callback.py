@@ -16,7 +16,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torchmetrics import Metric
 
-from mavilt_pl.data.datamodule import sample_key
+from mavilt_pl.data.collate import sample_key
 from mavilt_pl.data.pixels import to_float, to_uint8
 from mavilt_pl.data.records import Side
 from mavilt_pl.metrics.bootstrap import Estimate

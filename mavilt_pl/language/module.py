@@ -14,6 +14,7 @@ import torch
 from lightning import LightningModule
 from torch import Tensor
 
+from mavilt_pl.checkpoint import FORMAT_KEY, FORMAT_VERSION
 from mavilt_pl.data.token_cache import TokenCache
 from mavilt_pl.errors import UserError
 from mavilt_pl.language.fsdp import FSDPMixin
@@ -172,6 +173,7 @@ class LanguageModule(FSDPMixin, LightningModule):
     # Checkpoints.
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
+        checkpoint[FORMAT_KEY] = FORMAT_VERSION
         checkpoint["visual_tokenizer"] = self.visual_tokenizer
         checkpoint["visual_vocabulary"] = asdict(self.model.vocabulary)
 

@@ -273,10 +273,17 @@ def test_a_full_disk_and_an_interrupt_leave_nothing_whole(
         "--workers",
         "1",
     ]
+    # A shell that starts the tests in the background ignores SIGINT, and a child inherits that.
+    listening = "import signal, runpy; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    listening += "runpy.run_module('mavilt_pl.cli', run_name='__main__', alter_sys=True)"
     running = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", listening, *command[3:]],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     while not list((tmp_path / "p").glob("files/*/*/*/*.jpg")):
+        assert running.poll() is None
         time.sleep(0.1)
     running.send_signal(signal.SIGINT)
     said = running.communicate(timeout=120)[1]

@@ -22,7 +22,7 @@ from mavilt_pl.cli import main
 from mavilt_pl.config_files import CONFIGS
 from mavilt_pl.data.corpus import Corpus
 from mavilt_pl.data.report_sections import compose
-from mavilt_pl.language.prompt_builder import TASKS
+from mavilt_pl.language.options import TASKS
 
 pytestmark = pytest.mark.slow
 
@@ -299,9 +299,11 @@ def test_stage2_has_the_mix_of_llm_cxr(
     """20 : 20 : 55 : 5 (arXiv 2305.11490); a task that is not named would have a weight of 1."""
     with pytest.raises(SystemExit):
         main(["fit", "--config", "stage2.yaml", *overlay, "--print_config"])
-    weights = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]["task_weights"]
+    weights = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]["tuning"][
+        "task_weights"
+    ]
     assert set(weights) == set(TASKS)
     shares = [
-        weights[task] / sum(weights.values()) for task in ("report", "image", "answer", "text")
+        weights[task] / sum(weights.values()) for task in ("report", "synthesis", "vqa", "text")
     ]
     assert shares == pytest.approx([0.2, 0.2, 0.55, 0.05])

@@ -21,7 +21,7 @@ from mavilt_pl.data.token_cache import TokenCache
 from mavilt_pl.encoders import CXRClassifier
 from mavilt_pl.errors import UserError
 from mavilt_pl.inference.mavilt import MAViLT
-from mavilt_pl.language import Stage1
+from mavilt_pl.language import ModelOptions, Stage1
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +42,10 @@ def images(mimic_root: Path) -> list[Path]:
 
 
 def trained_with(chain: Path, out: Path, **settings: Any) -> Path:
-    """The checkpoint of Stage 2 as if it had been trained with other settings."""
+    """The checkpoint of Stage 2 as if it had been trained with other settings, by group and key."""
     checkpoint = torch.load(chain / "stage2/checkpoints/last.ckpt", weights_only=True)
-    checkpoint["hyper_parameters"] |= settings
+    for group, values in settings.items():
+        checkpoint["hyper_parameters"][group] |= values
     torch.save(checkpoint, out)
     return out
 
@@ -120,7 +121,9 @@ def test_what_is_sampled_depends_on_what_it_is_made_from_alone(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    sampling = trained_with(chain, tmp_path / "sampling.ckpt", text_decoding={"temperature": 1.0})
+    sampling = trained_with(
+        chain, tmp_path / "sampling.ckpt", sampling={"text": {"temperature": 1.0}}
+    )
     model = MAViLT.from_runs(sampling, chain / "vqgan", device="cpu")
     texts = ["Edema.", "Normal heart.", "Edema."]
     drawn = model.draw(texts)
@@ -156,8 +159,8 @@ def test_texts_that_are_cut_are_named(
     ):
         assert main([*words, *runs]) == 0
         told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mavilt:")]
-        assert len(told) == 1 and told[0].startswith(f"mavilt: {named}: found 4")
-        assert told[0].endswith("tokens as the model reads it; it was cut to max_words = 96")
+        assert len(told) == 1 and told[0].startswith(f"mavilt: {named}: its 4")
+        assert told[0].endswith("tokens were truncated to max_text_tokens = 96")
 
 
 def test_the_best_of_several_is_the_judge_s_likeliest(
@@ -174,9 +177,8 @@ def test_the_best_of_several_is_the_judge_s_likeliest(
     assert main(["draw", *texts, *words, *runs]) == 0
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mavilt:")]
     assert told == [
-        "mavilt: text 3: states none of the judge's findings (pneumothorax, pleural effusion); the "
-        "first of its 4 "
-        "drawings was taken"
+        "mavilt: text 3 states none of the judge's findings (pneumothorax, pleural effusion); the "
+        "first of its 4 images was kept"
     ]
     found = [np.asarray(Image.open(tmp_path / f"{number}.png")) for number in range(1, 5)]
 
@@ -187,7 +189,7 @@ def test_the_best_of_several_is_the_judge_s_likeliest(
         return codes_BN.new_zeros(len(codes_BN))
 
     with torch.inference_mode():
-        model.module.draw(texts, 0, [sample_key(text) for text in texts], 4, every)
+        model.generator.generate_images(texts, 0, [sample_key(text) for text in texts], 4, every)
         encoder = CXRClassifier(
             ["hernia", "pneumothorax", "pleural effusion"], image_size=32, widths=(4, 8)
         ).eval()
@@ -225,12 +227,15 @@ def test_a_model_is_used_as_this_machine_can_and_not_as_it_was_trained(
     chain: Path, tmp_path: Path
 ) -> None:
     fast = trained_with(
-        chain, tmp_path / "fast.ckpt", attention="flash_attention_2", compile_drawing=True
+        chain,
+        tmp_path / "fast.ckpt",
+        model={"attention": "flash_attention_2"},
+        sampling={"image": {"compile": True}},
     )
     model, plain = (
         MAViLT.from_runs(path, chain / "vqgan", device="cpu") for path in (fast, chain / "stage2")
     )
-    assert not model.module.hparams["compile_drawing"] and np.array_equal(
+    assert not model.generator.sampling.image.compile and np.array_equal(
         model.draw(["Edema."]), plain.draw(["Edema."])
     )
 
@@ -246,22 +251,27 @@ def test_a_model_of_a_plain_trainer_without_sdpa(chain: Path, tmp_path: Path) ->
     neo = GPTNeoConfig(vocab_size=len(tokenizer), max_position_embeddings=256, **shape)
     AutoModelForCausalLM.from_config(neo).save_pretrained(tmp_path / "neo")
     tokenizer.save_pretrained(tmp_path / "neo")
-    module = Stage1(str(tmp_path / "neo"), str(chain / "tokens"), attention="eager")
+    module = Stage1(
+        str(tmp_path / "neo"), str(chain / "tokens"), model=ModelOptions(attention="eager")
+    )
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     trainer.strategy.connect(module)
     trainer.save_checkpoint(tmp_path / "plain.ckpt")
     model = MAViLT.from_runs(tmp_path / "plain.ckpt", chain / "vqgan", device="cpu")
-    assert torch.equal(model.module.draw(["Edema."]), module.eval().draw(["Edema."]))
+    assert torch.equal(
+        model.generator.generate_images(["Edema."]),
+        module.eval().generator.generate_images(["Edema."]),
+    )
 
 
 def test_an_export_is_plain_hugging_face(chain: Path, runs: list[str], tmp_path: Path) -> None:
     out = tmp_path / "exported"
     assert main(["export", "--out", str(out), *runs]) == 0
     model, tokenizer = AutoModelForCausalLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)
-    ours = MAViLT.from_runs(chain / "stage2", chain / "vqgan", device="cpu").module
+    ours = MAViLT.from_runs(chain / "stage2", chain / "vqgan", device="cpu").generator.model
     ids = torch.tensor([tokenizer("No pleural effusion.")["input_ids"]])
     with torch.inference_mode():
-        assert torch.allclose(model(ids).logits, ours.model(ids).logits, atol=1e-5)
+        assert torch.allclose(model(ids).logits, ours.backbone(ids).logits, atol=1e-5)
     assert main(["export", "--out", str(out), *runs]) == 1
     assert main(["export", "--out", str(tmp_path / "nothing"), *runs, "--backbone", "absent"]) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["exported"]
@@ -281,9 +291,9 @@ def test_an_export_is_plain_hugging_face(chain: Path, runs: list[str], tmp_path:
         ),
         (
             ["export", "--out", "/proc/x/y"],
-            "--out /proc/x/y cannot be made or written to (No such file",
+            "--out /proc/x/y cannot be created or written (No such file",
         ),
-        (["draw", "Edema.", "--out", "/proc"], "--out /proc cannot be made or written to ("),
+        (["draw", "Edema.", "--out", "/proc"], "--out /proc cannot be created or written ("),
         (
             ["draw", "Edema.", "--out", "{out}", "--best-of", "2"],
             "--best-of: found 2, without --judge; expected 1",

@@ -21,7 +21,8 @@ from mavilt_pl.data.token_cache import TokenCache
 from mavilt_pl.encoders.loading import load_encoder
 from mavilt_pl.errors import UserError
 from mavilt_pl.inference.mavilt import MAViLT
-from mavilt_pl.language.generation import Generation
+from mavilt_pl.language import SamplingOptions, TextSampling
+from mavilt_pl.language.generation import Generator
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +85,7 @@ def sides(out: Path, split: str) -> list[dict[str, int]]:
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Any]]:
     """What a module is asked to draw, and from what."""
     asked: list[tuple[Any, Any]] = []
-    draw = Generation.draw
+    draw = Generator.generate_images
 
     def watched(
         self: Any,
@@ -99,7 +100,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Any]]:
         asked.extend(zip(views, given or [{}] * len(texts)))
         return draw(self, texts, seed, keys, best_of, scorer, views, given)
 
-    monkeypatch.setattr(Generation, "draw", watched)
+    monkeypatch.setattr(Generator, "generate_images", watched)
     return asked
 
 
@@ -192,7 +193,7 @@ def test_both_images_of_a_study_are_read(
 
     assert main(["report", frontal, "--lateral", lateral, "--json", *runs]) == 0
     said = json.loads(capsys.readouterr().out)
-    wanted = model.module.write_reports([shown], 0, [sample_key(str(shown))])
+    wanted = model.generator.generate_reports([shown], 0, [sample_key(str(shown))])
     assert said == {"image": frontal, "lateral": lateral, "report": wanted[0]}
     assert (
         main(
@@ -211,8 +212,8 @@ def test_both_images_of_a_study_are_read(
         == 0
     )
     answer = json.loads(capsys.readouterr().out)["answer"]
-    ((both,),) = model.module.answer([shown], [[("Is there edema?", ("yes", "no"))]])
-    ((one,),) = model.module.answer(
+    ((both,),) = model.generator.answer_questions([shown], [[("Is there edema?", ("yes", "no"))]])
+    ((one,),) = model.generator.answer_questions(
         [{"frontal": shown["frontal"]}], [[("Is there edema?", ("yes", "no"))]]
     )
     assert [*answer.values()] == pytest.approx(both, abs=1e-6) and both != pytest.approx(
@@ -242,7 +243,7 @@ def test_both_images_of_a_study_are_read(
     )
     given = [{"frontal": shown["frontal"]}]
     assert asked == [("lateral", given[0])]
-    drawn = model.module.draw(
+    drawn = model.generator.generate_images(
         ["No edema."], 0, [sample_key(f"No edema. {given[0]}")], views=["lateral"], given=given
     )
     with torch.inference_mode():
@@ -314,7 +315,7 @@ def test_views_in_python_are_checked(chain: Path, made: Path) -> None:
 
 def test_the_order_of_views_does_not_count(chain: Path, made: Path) -> None:
     model = MAViLT.from_runs(made / "stage2", chain / "vqgan", device="cpu")
-    model.module.hparams["text_decoding"] = {"temperature": 1.0}
+    model.generator.sampling = SamplingOptions(text=TextSampling(temperature=1.0))
     one, other = sorted(map(str, (made / "raw").rglob("*.jpg")))[:2]
     studies: list[Any] = [
         {"frontal": one, "lateral": other},

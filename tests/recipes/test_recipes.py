@@ -17,7 +17,7 @@ import yaml
 
 from mavilt_pl.cli import main
 from mavilt_pl.config_files import CONFIGS
-from mavilt_pl.recipes.runner import load
+from mavilt_pl.recipes.recipe import load_recipe
 
 
 def recipe(path: Path, studies: int = 30, size: int = 32) -> Path:
@@ -126,12 +126,12 @@ def commands(capsys: pytest.CaptureFixture[str], *words: str) -> list[str]:
     return capsys.readouterr().out.splitlines()
 
 
-def test_settings_change_what_let_says_and_only_the_steps_that_use_it(
+def test_settings_change_params_and_only_the_steps_that_use_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = recipe(tmp_path / "r.yaml")
     content = yaml.safe_load(path.read_text())
-    content["let"] = {"size": 32, "sized": "--size {size}"}
+    content["params"] = {"size": 32, "sized": "--size {size}"}
     content["steps"][1]["run"] = content["steps"][1]["run"].replace("--size 32", "{sized}")
     path.write_text(yaml.safe_dump(content))
     command = ["run", str(path), "--out", str(tmp_path / "run")]
@@ -168,7 +168,7 @@ def test_a_step_for_each_value(tmp_path: Path, capsys: pytest.CaptureFixture[str
             "writes": "all.html",
         },
     ]
-    content = {"let": {"seeds": "1,2", "again": "--seed {seed}"}, "steps": steps}
+    content = {"params": {"seeds": "1,2", "again": "--seed {seed}"}, "steps": steps}
     path.write_text(yaml.safe_dump(content))
     said = commands(capsys, str(path), "--seed", "7", "--set", "seeds=3,4")
     assert said[:2] == [f"mavilt phantom mimic /nowhere/a/{seed} --seed {seed}" for seed in (3, 4)]
@@ -177,10 +177,10 @@ def test_a_step_for_each_value(tmp_path: Path, capsys: pytest.CaptureFixture[str
         "mavilt results /nowhere/b",
         "mavilt results /nowhere --seed 7",
     ]
-    assert [step["reads"] for step in load(str(path))["steps"][4:]] == [
-        ["a/1", "a/2"],
-        ["b/1", "b/2"],
-        ["a.html", "b.html"],
+    assert [step.reads for step in load_recipe(str(path)).steps[4:]] == [
+        ("a/1", "a/2"),
+        ("b/1", "b/2"),
+        ("a.html", "b.html"),
     ]
     steps[0]["writes"] = "{arm}"
     path.write_text(yaml.safe_dump(content))
@@ -282,12 +282,12 @@ def test_the_ablation_walks_to_its_page(tmp_path: Path) -> None:
 def test_a_recipe_goes_on_after_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first, second = recipe(tmp_path / "first.yaml"), tmp_path / "second.yaml"
     content = yaml.safe_load(first.read_text())
-    content["let"] = {"size": 32, "sized": "--size {size}"}
+    content["params"] = {"size": 32, "sized": "--size {size}"}
     content["steps"][1]["run"] = content["steps"][1]["run"].replace("--size 32", "{sized}")
     first.write_text(yaml.safe_dump(content))
     mine = {
-        "after": {"recipe": str(first), "step": "prepare"},
-        "let": {"size": 16},
+        "extends": {"recipe": str(first), "until": "prepare"},
+        "params": {"size": 16},
         "steps": [
             {"name": "look", "run": "results {out} {sized}", "reads": ["corpus"], "writes": "x"}
         ],
@@ -298,10 +298,10 @@ def test_a_recipe_goes_on_after_another(tmp_path: Path, capsys: pytest.CaptureFi
     assert "--size 16" in said[1] and said[2].endswith("--size 16")  # one's own words come first
     assert "--size 8" in commands(capsys, str(second), "--set", "size=8")[1]
     for wrong, words in (
-        (f"{{recipe: {first}, step: prepared}}", "no step prepared; it has phantom, prepare"),
+        (f"{{recipe: {first}, until: prepared}}", "no step prepared; it has phantom, prepare"),
         ("demo", "expected {recipe"),
     ):
-        second.write_text(yaml.safe_dump(mine | {"after": yaml.safe_load(wrong)}))
+        second.write_text(yaml.safe_dump(mine | {"extends": yaml.safe_load(wrong)}))
         assert main(["run", str(second)]) == 1 and words in capsys.readouterr().err
 
 
@@ -313,16 +313,16 @@ def test_the_language_recipes_are_whole(capsys: pytest.CaptureFixture[str]) -> N
         len(second) == 18
         and len(
             {
-                line.replace(f"drift-{w}", "").replace(f"drift {w} ", "")
+                line.replace(f"lambda-{w}", "").replace(f"lambda_reg {w} ", "")
                 for w in ("0", "1e-3")
                 for line in second
-                if f"drift-{w}/" in line
+                if f"lambda-{w}/" in line
             }
         )
         == 3
     )
     assert said[-1].endswith(
-        "--compare drift-0 drift-1e-5 drift-1e-4 drift-1e-3 drift-1e-2 drift-1e-1 --seeds 1,2,3"
+        "--compare lambda-0 lambda-1e-5 lambda-1e-4 lambda-1e-3 lambda-1e-2 lambda-1e-1 --seeds 1,2,3"
     )
     assert all("Forgetting" in line for line in said if line.startswith("mavilt test"))
     said = commands(capsys, "ablation-stages", "--set", "seeds=1")
@@ -380,7 +380,7 @@ def test_the_sweep_of_the_drift_walks_to_its_page(
     sweep = {
         "seeds": "1,2",
         "weights": "0,10",
-        "arms": "drift-0 drift-10",
+        "arms": "lambda-0 lambda-10",
         "forgetting": forgetting(corpus_path),
     }
     assert (
@@ -418,7 +418,7 @@ def test_two_stages_against_joint_training_walks_to_its_page(
     more = {
         "seeds": 1,
         "joint_steps": 4,
-        "held": 10,
+        "lambda_reg": 10,
         "rehearsal": "",
         "forgetting": forgetting(corpus_path),
     }
@@ -430,8 +430,8 @@ def test_two_stages_against_joint_training_walks_to_its_page(
     assert [cell["arm"] for cell in cells] == [
         "two stages",
         "joint",
-        "two stages without drift",
-        "joint without drift",
+        "two stages without L2",
+        "joint without L2",
     ]
     assert len({cell["mean"] for cell in cells}) == 4
     steps = {
@@ -498,16 +498,19 @@ def test_the_baselines_walk_to_their_page(chain: Path, corpus_path: Path, tmp_pa
         for system, stage in (("mavilt", "stage2"), ("llm_cxr", "stage2"), ("unixgen", "stage1"))
     }
     said = {system: checkpoint["hyper_parameters"] for system, checkpoint in was.items()}
-    assert [h["directions"] for h in said.values()] == ["both", "one", "both"]
-    assert [h["loss_vocabulary"] for h in said.values()] == ["modality", "full", "modality"]
-    assert [(h["pretrained"], h["views"]) for h in said.values()] == [
+    assert [h["tuning"]["directions"] for h in said.values()] == ["both", "one", "both"]
+    assert [h["model"]["loss_vocabulary"] for h in said.values()] == [
+        "modality",
+        "full",
+        "modality",
+    ]
+    assert [(h["model"]["pretrained"], h["model"]["multi_view"]) for h in said.values()] == [
         (True, False),
         (True, False),
         (False, True),
     ]
-    assert [h["drift"] for h in said.values()] == [0.001, 0, 0] and said["llm_cxr"]["task_weights"][
-        "text"
-    ] == 0.05
+    assert [h["regularization"]["lambda_reg"] for h in said.values()] == [0.001, 0, 0]
+    assert said["llm_cxr"]["tuning"]["task_weights"]["text"] == 0.05
     weights = [
         torch.load(tmp_path / f"out/{system}/vqgan/checkpoints/last.ckpt", weights_only=True)[
             "hyper_parameters"

@@ -18,13 +18,12 @@ import torch
 from lightning import Trainer
 from tiny_runs import assert_same, checkpoint, vqgan
 
+from mavilt_pl.checkpoint import DamagedCheckpointError, sequence_number, verify
 from mavilt_pl.cli import main
 from mavilt_pl.trainer.checkpoint_callbacks import StepCheckpoints
 from mavilt_pl.trainer.checkpoint_io import (
     BackgroundCheckpointIO,
-    Damaged,
     VerifiedCheckpointIO,
-    check,
     newest_whole,
 )
 
@@ -38,16 +37,16 @@ def saved(folder: Path, name: str = "step=1.ckpt", size: int = 300) -> Path:
 
 def test_every_damaged_byte_and_every_missing_end_is_noticed(tmp_path: Path) -> None:
     path = saved(tmp_path)
-    check(path)
+    verify(path)
     raw = path.read_bytes()
     broken = tmp_path / "broken.ckpt"
     for place in [*range(0, len(raw) - 120, 61), *range(len(raw) - 120, len(raw))]:
         broken.write_bytes(raw[:place] + bytes([raw[place] ^ 1]) + raw[place + 1 :])
-        with pytest.raises(Damaged):
-            check(broken)
+        with pytest.raises(DamagedCheckpointError):
+            verify(broken)
         broken.write_bytes(raw[:place])
-        with pytest.raises(Damaged):
-            check(broken)
+        with pytest.raises(DamagedCheckpointError):
+            verify(broken)
 
 
 def test_the_seal_survives_names_and_copies_and_other_readers(tmp_path: Path) -> None:
@@ -55,7 +54,7 @@ def test_the_seal_survives_names_and_copies_and_other_readers(tmp_path: Path) ->
     copy = tmp_path / "elsewhere" / "mine.ckpt"
     copy.parent.mkdir()
     shutil.copyfile(path, copy)
-    check(copy)
+    verify(copy)
     for mapped in (False, True):
         assert torch.equal(
             torch.load(copy, weights_only=True, mmap=mapped)["weights"], torch.arange(300)
@@ -64,7 +63,7 @@ def test_the_seal_survives_names_and_copies_and_other_readers(tmp_path: Path) ->
     torch.save(
         {"weights": torch.ones(3)}, tmp_path / "plain.ckpt"
     )  # not ours: checked as far as it can be
-    check(tmp_path / "plain.ckpt")
+    verify(tmp_path / "plain.ckpt")
     assert [sequence_number(p) for p in (path, copy, tmp_path / "plain.ckpt")] == [0, 0, -1]
 
 
@@ -136,10 +135,10 @@ def test_a_damaged_last_checkpoint_is_passed_over(
     damage(out / "checkpoints/last.ckpt")  # type: ignore[operator]
     with pytest.warns(UserWarning) as warned:
         assert main(vqgan(corpus_path, out, "--trainer.max_steps=5", "--ckpt_path=last")) == 0
-    [said] = [str(w.message) for w in warned if "Going on from" in str(w.message)]
+    [said] = [str(w.message) for w in warned if "Continuing from" in str(w.message)]
     assert "checkpoints/last.ckpt is" in said and said.endswith("checkpoints/step=3.ckpt")
     assert checkpoint(out)["global_step"] == 5
-    check(out / "checkpoints/last.ckpt")
+    verify(out / "checkpoints/last.ckpt")
 
 
 @pytest.mark.slow

@@ -11,9 +11,9 @@ import pytest
 from lightning import Callback, Trainer
 from tiny_runs import assert_same, checkpoint, history, started, vqgan
 
-from mavilt_pl import recipes
 from mavilt_pl.cli import main
-from mavilt_pl.trainer.slurm import job
+from mavilt_pl.cli import run as run_command
+from mavilt_pl.trainer.slurm import slurm_job
 
 SEVEN = [
     "--trainer.max_steps=7",
@@ -78,7 +78,7 @@ def test_broken_off_by_signals_and_gone_on_by_the_same_command(
     said = capsys.readouterr().err
     assert (
         "SIGTERM: saved " in said
-        and "at step 5; the same command with --ckpt_path last goes on" in said
+        and "at step 5; the same command with --ckpt_path last continues" in said
     )
     assert queue.read_text() == "requeue 4711\n"  # who ends a job does not want it back
     assert signal.getsignal(signal.SIGTERM) == before
@@ -102,10 +102,7 @@ def test_where_requeueing_fails_it_is_told_and_nothing_is_lost(
     signalled(monkeypatch, {0: signal.SIGUSR1})
     assert main(vqgan(corpus_path, tmp_path / "run", *SEVEN)) == 128 + signal.SIGUSR1
     said = capsys.readouterr().err
-    assert (
-        "job 4711 could not be put back in the queue (Requested operation is presently disabled)"
-        in said
-    )
+    assert "job 4711 could not be requeued (Requested operation is presently disabled)" in said
     assert checkpoint(tmp_path / "run")["global_step"] == 1
 
 
@@ -133,12 +130,12 @@ def test_one_rank_hears_it_and_all_leave_at_the_same_step(
 
 def test_a_task_of_an_array_is_named_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    assert job() is None
+    assert slurm_job() is None
     monkeypatch.setenv("SLURM_JOB_ID", "12")
-    assert job() == "12"
+    assert slurm_job() == "12"
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "10")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
-    assert job() == "10_2"
+    assert slurm_job() == "10_2"
 
 
 @pytest.mark.parametrize("verb", ["tokenize", "prepare", "reading", "test"])
@@ -160,16 +157,18 @@ def test_a_step_that_is_no_training_goes_back_where_it_goes_on(
         os.kill(os.getpid(), signal.SIGUSR1)
         raise AssertionError("it went on")
 
-    monkeypatch.setattr("mavilt_pl.cli._dispatch", asked_to_leave)
+    monkeypatch.setattr("mavilt_pl.cli.execute", asked_to_leave)
     recipe = tmp_path / "r.yaml"
     recipe.write_text(
         f"steps: [{{name: step, run: {verb.replace('reading', 'prepare')} x, writes: made}}]"
     )
     before = signal.getsignal(signal.SIGUSR1)
     parser = argparse.ArgumentParser()
-    recipes.add_arguments(parser)
+    run_command.add_arguments(parser)
     assert (
-        recipes.run(parser.parse_args([str(recipe), "--out", str(tmp_path / "run"), "--only=step"]))
+        run_command.run(
+            parser.parse_args([str(recipe), "--out", str(tmp_path / "run"), "--only=step"])
+        )
         == 128 + signal.SIGUSR1
     )
     said = capsys.readouterr().err
@@ -179,7 +178,7 @@ def test_a_step_that_is_no_training_goes_back_where_it_goes_on(
     )
     if verb in ("tokenize", "prepare"):
         assert (
-            "SIGUSR1: what is finished is kept; job 4711 is back in the queue" in said
+            "SIGUSR1: finished work is kept; job 4711 is back in the queue" in said
             and queue.exists()
         )
     else:
