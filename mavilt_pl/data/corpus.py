@@ -80,7 +80,7 @@ class Corpus:
         self.size: int = self.facts["size"]
         self.fingerprint: str = self.facts["fingerprint"]
         self.n_images: int = self.facts["images"]
-        # A corpus that is opened is complete: a damaged one must not fail in the middle of an epoch.
+        # All parts are opened here: a damaged corpus must not fail in the middle of an epoch.
         try:
             table = pa.ipc.open_file(pa.memory_map(str(self.path / "studies.arrow"))).read_all()
             self._shards = [

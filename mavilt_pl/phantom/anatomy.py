@@ -51,7 +51,7 @@ def render(
     image = 0.06 + body.exposure + 0.86 * body.contrast * chest.attenuation()
     flattened = SHOULDER + SHOULDER_RANGE * np.tanh((image - SHOULDER) / SHOULDER_RANGE)
     image = np.where(image > SHOULDER, flattened, image)
-    # Quantum noise grows with the exposure, and with the resolution: fewer quanta hit a pixel.
+    # Quantum noise: fewer quanta arrive behind bone, and fewer hit each pixel of a finer grid.
     image += rng.normal(0, 0.005 * size / 128, image.shape) * (0.5 + image)
     if body.marker:
         image[_lead_letter(chest)] = 1.0

@@ -1,12 +1,12 @@
-"""Mutants of valid files: each is read or rejected with its file's name and a reason; none crashes,
-hangs, or gives an image that is not one. Native decoders may die on a mutant, so images are read
-where `prepare` reads them: in processes.
+"""Mutants of valid files are read, or rejected with their file's name and a reason.
+
+None crashes, hangs, or gives an image that is not one. Native decoders may die on a mutant, so images
+are read in processes, as `prepare` reads them.
 """
 
 from __future__ import annotations
 
 import gzip
-import io
 import json
 import shutil
 from collections.abc import Iterator
@@ -35,76 +35,61 @@ ROUNDS = settings(
 
 @pytest.fixture(scope="module")
 def decoder() -> Iterator[IsolatedMap]:
-    made = IsolatedMap(decode_file, decoder_failed, workers=1, timeout=10.0)
-    yield made
-    made.close()
+    decoder = IsolatedMap(decode_file, decoder_failed, workers=1, timeout=10.0)
+    yield decoder
+    decoder.close()
 
 
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """A valid file of each kind, by name."""
     folder = tmp_path_factory.mktemp("valid")
     texture = np.random.default_rng(0).integers(0, 4096, RAMP.shape).astype(np.uint16)
-    files = {
-        "plain.dcm": write_dicom(
-            folder / "a.dcm", (RAMP + texture) // 2, WindowCenter=2000, WindowWidth=3000
-        )
-    }
+    pixels = (RAMP + texture) // 2
+    plain = write_dicom(folder / "plain.dcm", pixels, WindowCenter=2000, WindowWidth=3000)
     for name, syntax in (("rle.dcm", RLELossless), ("j2k.dcm", JPEG2000Lossless)):
-        data = pydicom.dcmread(files["plain.dcm"])
+        data = pydicom.dcmread(plain)
         data.compress(syntax)
         data.save_as(folder / name)
-        files[name] = folder / name
-    found = {name: path.read_bytes() for name, path in files.items()}
-    grey = (texture >> 4).astype(np.uint8)
-    for name, picture in (
-        ("grey.png", Image.fromarray(grey)),
-        ("deep.png", Image.fromarray(texture)),
-        ("colour.png", Image.fromarray(grey).convert("RGBA")),
-        ("grey.jpg", Image.fromarray(grey)),
-        ("cmyk.jpg", Image.fromarray(grey).convert("CMYK")),
-    ):
-        out = io.BytesIO()
-        picture.save(out, {"png": "PNG", "jpg": "JPEG"}[name[-3:]])
-        found[name] = out.getvalue()
-    return found
+    grey = Image.fromarray((texture >> 4).astype(np.uint8))
+    grey.save(folder / "grey.png")
+    grey.convert("RGBA").save(folder / "colour.png")
+    Image.fromarray(texture).save(folder / "deep.png")
+    grey.save(folder / "grey.jpg")
+    grey.convert("CMYK").save(folder / "cmyk.jpg")
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+Change = tuple[str, float, bytes]
 
 
 @st.composite
-def mutations(draw: st.DrawFn) -> list[tuple[str, float, bytes]]:
-    """Cuts, overwrites, insertions and deletions at places given as shares of the length."""
-    kinds = st.sampled_from(["cut", "write", "insert", "delete"])
-    place = st.one_of(st.floats(0, 1), st.floats(0, 0.1))  # headers matter most
-    return draw(
-        st.lists(st.tuples(kinds, place, st.binary(min_size=1, max_size=6)), min_size=1, max_size=4)
-    )
+def mutations(draw: st.DrawFn) -> list[Change]:
+    """Cuts, overwrites, insertions and deletions at positions given as shares of the length."""
+    kind = st.sampled_from(["cut", "write", "insert", "delete"])
+    position = st.one_of(st.floats(0, 1), st.floats(0, 0.1))  # headers matter most
+    change = st.tuples(kind, position, st.binary(min_size=1, max_size=6))
+    return draw(st.lists(change, min_size=1, max_size=4))
 
 
-def mutate(data: bytes, changes: list[tuple[str, float, bytes]]) -> bytes:
+def mutate(data: bytes, changes: list[Change]) -> bytes:
     for kind, share, piece in changes:
         at = int(share * len(data))
-        rest = {
-            "cut": b"",
-            "write": piece + data[at + len(piece) :],
-            "insert": piece + data[at:],
-            "delete": data[at + len(piece) :],
-        }
-        data = data[:at] + rest[kind]
+        if kind == "cut":
+            data = data[:at]
+        elif kind == "write":
+            data = data[:at] + piece + data[at + len(piece) :]
+        elif kind == "insert":
+            data = data[:at] + piece + data[at:]
+        else:
+            data = data[:at] + data[at + len(piece) :]
     return data
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "plain.dcm",
-        "rle.dcm",
-        "j2k.dcm",
-        "grey.png",
-        "deep.png",
-        "colour.png",
-        "grey.jpg",
-        "cmyk.jpg",
-    ],
-)
+KINDS = "plain.dcm rle.dcm j2k.dcm grey.png deep.png colour.png grey.jpg cmyk.jpg"
+
+
+@pytest.mark.parametrize("name", KINDS.split())
 def test_images(
     name: str, decoder: IsolatedMap, originals: dict[str, bytes], tmp_path: Path
 ) -> None:
@@ -112,24 +97,30 @@ def test_images(
 
     @ROUNDS
     @given(mutations())
-    def write(changes: list[tuple[str, float, bytes]]) -> None:
+    def write(changes: list[Change]) -> None:
         path = tmp_path / f"{len(tasks):04d}-{name}"
         path.write_bytes(mutate(originals[name], changes))
         tasks.append((str(path), 32, "pad"))
 
     write()
     assert len(tasks) >= 60
-    for (path, _, _), made in zip(tasks, decoder(tasks), strict=True):
-        if isinstance(made, str):
-            assert Path(path).name in made and len(made) > len(path) + 5
+    for (path, _, _), result in zip(tasks, decoder(tasks), strict=True):
+        if isinstance(result, str):
+            assert Path(path).name in result
+            assert len(result) > len(path) + 5
         else:
-            assert made.shape == (32, 32) and made.dtype == np.uint8 and made.min() < made.max()
+            assert result.shape == (32, 32)
+            assert result.dtype == np.uint8
+            assert result.min() < result.max()
 
 
 @ROUNDS
 @given(mutations())
-def test_report_text(changes: list[tuple[str, float, bytes]]) -> None:
-    whole = "FINAL REPORT\n INDICATION: ___ with cough.\n FINDINGS: Clear lungs.\n1. IMPRESSION: Normal chest.\n"
+def test_report_text(changes: list[Change]) -> None:
+    whole = (
+        "FINAL REPORT\n INDICATION: ___ with cough.\n FINDINGS: Clear lungs.\n"
+        "1. IMPRESSION: Normal chest.\n"
+    )
     text = mutate(whole.encode(), changes).decode("utf-8", "replace")
     found = sections(text)
     assert set(found) == {"findings", "impression", "whole"}
@@ -138,7 +129,7 @@ def test_report_text(changes: list[tuple[str, float, bytes]]) -> None:
 
 
 def studies_or_reason(name: str, root: Path) -> list[Study]:
-    """All studies of a mutated dataset, or none where one message said why."""
+    """All studies of a mutated dataset, or none if one message gives the reason."""
     rejects: list[tuple[str, ...]] = []
     try:
         studies = list(read_source(name, root, lambda *why: rejects.append(why)))
@@ -170,7 +161,7 @@ def test_tables(table: str, compressed: bool, mimic_root: Path, tmp_path: Path) 
 
     @ROUNDS
     @given(mutations())
-    def check(changes: list[tuple[str, float, bytes]]) -> None:
+    def check(changes: list[Change]) -> None:
         if compressed:
             (tmp_path / table).write_bytes(mutate(whole, changes))
         else:
@@ -184,13 +175,15 @@ def test_xml(tmp_path: Path) -> None:
     folder = tmp_path / "ecgen-radiology"
     folder.mkdir()
     whole = (
-        b'<?xml version="1.0" encoding="utf-8"?><eCitation><uId id="CXR1"/><MeSH><major>normal</major></MeSH><Abstract>'
-        b'<AbstractText Label="FINDINGS">Clear.</AbstractText></Abstract><parentImage id="CXR1_1_IM-0001-3001"/></eCitation>'
+        b'<?xml version="1.0" encoding="utf-8"?><eCitation><uId id="CXR1"/>'
+        b"<MeSH><major>normal</major></MeSH><Abstract>"
+        b'<AbstractText Label="FINDINGS">Clear.</AbstractText></Abstract>'
+        b'<parentImage id="CXR1_1_IM-0001-3001"/></eCitation>'
     )
 
     @ROUNDS
     @given(mutations())
-    def check(changes: list[tuple[str, float, bytes]]) -> None:
+    def check(changes: list[Change]) -> None:
         (folder / "1.xml").write_bytes(mutate(whole, changes))
         studies_or_reason("indiana", tmp_path)
 
@@ -203,7 +196,7 @@ def test_json(tmp_path: Path) -> None:
 
     @ROUNDS
     @given(mutations())
-    def check(changes: list[tuple[str, float, bytes]]) -> None:
+    def check(changes: list[Change]) -> None:
         (tmp_path / "annotation.json").write_bytes(mutate(whole, changes))
         studies_or_reason("r2gen", tmp_path)
 

@@ -1,6 +1,4 @@
-"""Questions from the files of MIMIC-CXR-VQA and Medical-Diff-VQA: what is asked, what is left out
-and why.
-"""
+"""Questions from the files of MIMIC-CXR-VQA and Medical-Diff-VQA: what is read, rejected and why."""
 
 from __future__ import annotations
 
@@ -16,36 +14,34 @@ from mavilt_pl.data.questions import YES_NO, from_labels
 from mavilt_pl.data.records import Question, Study
 from mavilt_pl.errors import UserError
 
+Rejects = list[tuple[str, ...]]
 
-def read(path: Path) -> tuple[dict[str, tuple[Question, ...]], list[tuple[str, ...]]]:
-    rejects: list[tuple[str, ...]] = []
-    return read_questions(path, lambda *why: rejects.append(why)), rejects
+
+def read(path: Path) -> tuple[dict[str, tuple[Question, ...]], Rejects]:
+    rejects: Rejects = []
+    return read_questions(path, lambda *row: rejects.append(row)), rejects
 
 
 def item(
     question: str, answer: Any, kind: str = "query", study: Any = 50, **more: Any
 ) -> dict[str, Any]:
-    ids = {
+    """An item of MIMIC-CXR-VQA with all its keys."""
+    return {
         "split": "train",
         "idx": 0,
         "subject_id": "10",
         "study_id": study,
         "image_id": "a",
         "image_path": "p10/a.jpg",
+        "question": question,
+        "content_type": "presence",
+        "semantic_type": kind,
+        "answer": answer,
+        **more,
     }
-    return (
-        ids
-        | {
-            "question": question,
-            "content_type": "presence",
-            "semantic_type": kind,
-            "answer": answer,
-        }
-        | more
-    )
 
 
-def written(path: Path, *items: Any) -> Path:
+def write_json(path: Path, *items: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(items), encoding="utf-8-sig")
     return path
@@ -90,35 +86,31 @@ def written(path: Path, *items: Any) -> Path:
 def test_mimic_cxr_vqa_items(
     asked: dict[str, Any], answer: str, candidates: tuple[str, ...], tmp_path: Path
 ) -> None:
-    found, rejects = read(written(tmp_path / "train.json", asked))
-    assert not rejects and found == {
-        "50": (Question(asked["question"], answer, "presence", candidates),)
-    }
+    questions, rejects = read(write_json(tmp_path / "train.json", asked))
+    assert not rejects
+    assert questions == {"50": (Question(asked["question"], answer, "presence", candidates),)}
 
 
-def test_mimic_cxr_vqa_folder_and_what_it_leaves_out(tmp_path: Path) -> None:
-    written(tmp_path / "dataset/train.json", item("A?", ["x"]), item("B?", ["y"], study="51"))
-    written(
-        tmp_path / "dataset/valid.json",
+def test_mimic_cxr_vqa_folder_and_what_is_rejected_of_it(tmp_path: Path) -> None:
+    folder = tmp_path / "dataset"
+    write_json(folder / "train.json", item("A?", ["x"]), item("B?", ["y"], study="51"))
+    write_json(
+        folder / "valid.json",
         item("A?", ["x"]),
         item("A?", ["z"]),
         item("C?", ["maybe"], "verify"),
         7,
     )
-    written(
-        tmp_path / "dataset/test.json",
+    write_json(
+        folder / "test.json",
         item("D?", 3),
         item("E?", ["x"], "guess"),
         item("", ["x"]),
         item("F?", "x", study=None),
     )
-    found, rejects = read(tmp_path)
-    assert {study: [q.question for q in asked] for study, asked in found.items()} == {
-        "50": ["A?"],
-        "51": ["B?"],
-    }
-    assert all(why[2] == "question" for why in rejects)
-    said = [why[3] for why in rejects]
+    questions, rejects = read(tmp_path)
+    assert [question.question for question in questions["50"]] == ["A?"]
+    assert [question.question for question in questions["51"]] == ["B?"]
     expected = (
         "with the same answer",
         "with another answer",
@@ -129,8 +121,11 @@ def test_mimic_cxr_vqa_folder_and_what_it_leaves_out(tmp_path: Path) -> None:
         "question ''",
         "study_id 'None'",
     )
-    assert len(said) == len(expected) and all(text in line for text, line in zip(expected, said))
-    assert 2 + len(rejects) == 10  # nothing disappears
+    # Two of the ten items are kept, so nothing disappears.
+    assert len(rejects) == len(expected) == 8
+    for text, (_, _, stage, reason) in zip(expected, rejects):
+        assert stage == "question"
+        assert text in reason
 
 
 def test_medical_diff_vqa(tmp_path: Path) -> None:
@@ -142,8 +137,8 @@ def test_medical_diff_vqa(tmp_path: Path) -> None:
 51,10,50,difference,what has changed?,nothing,train
 """
     (tmp_path / "mimic_pair_questions.csv.gz").write_bytes(gzip.compress(rows.encode()))
-    found, rejects = read(tmp_path)
-    assert found == {
+    questions, rejects = read(tmp_path)
+    assert questions == {
         "50": (
             Question("is there edema?", "yes", "presence", YES_NO),
             Question(
@@ -153,7 +148,7 @@ def test_medical_diff_vqa(tmp_path: Path) -> None:
     }
     assert "row 5: study '50': a blank" in rejects[0][3]
     assert rejects[1][3] == "2 difference questions are not read: they need a second image"
-    assert read(tmp_path / "mimic_pair_questions.csv.gz")[0] == found
+    assert read(tmp_path / "mimic_pair_questions.csv.gz")[0] == questions
 
 
 @pytest.mark.parametrize(
@@ -183,29 +178,29 @@ def test_nothing_to_read(tmp_path: Path) -> None:
 
 
 def test_questions_join_their_studies() -> None:
-    own, more = Question("A?", "x", "t"), Question("B?", "y", "t")
+    own, added = Question("A?", "x", "t"), Question("B?", "y", "t")
     studies = [
         Study("s", "p", "50", "test", (), questions=(own,)),
         Study("s", "p", "51", "test", ()),
     ]
-    rejects: list[tuple[str, ...]] = []
-    joined = list(
-        with_questions(
-            studies, {"50": (more,), "77": (own, more)}, lambda *why: rejects.append(why)
-        )
+    questions = {"50": (added,), "77": (own, added)}
+    rejects: Rejects = []
+    joined = list(with_questions(studies, questions, lambda *row: rejects.append(row)))
+    assert [study.questions for study in joined] == [(own, added), ()]
+    ((_, _, _, reason),) = rejects
+    assert reason == "2 questions about 1 studies that are not in the dataset"
+
+
+def test_uncertain_and_unmentioned_labels_give_no_question() -> None:
+    study = Study(
+        "s",
+        "p",
+        "50",
+        "test",
+        (),
+        labels={"edema": "present", "fracture": "absent", "pneumonia": "uncertain"},
     )
-    assert [study.questions for study in joined] == [(own, more), ()]
-    assert [why[3] for why in rejects] == [
-        "2 questions about 1 studies that are not in the dataset"
-    ]
-
-
-def test_uncertain_and_unmentioned_labels_ask_nothing() -> None:
-    labels = {"edema": "present", "fracture": "absent", "pneumonia": "uncertain"}
-    asked = from_labels(
-        Study("s", "p", "50", "test", (), labels=labels),
-        ["edema", "fracture", "pneumonia", "hernia"],
-        False,
-    )  # type: ignore[arg-type]
-    assert [(q.topic, q.answer) for q in asked] == [("edema", "yes"), ("fracture", "no")]
-    assert all(q.candidates == YES_NO for q in asked)
+    findings = ["edema", "fracture", "pneumonia", "hernia"]
+    questions = from_labels(study, findings, training=False)
+    assert [(q.topic, q.answer) for q in questions] == [("edema", "yes"), ("fracture", "no")]
+    assert all(question.candidates == YES_NO for question in questions)

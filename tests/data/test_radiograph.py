@@ -1,6 +1,4 @@
-"""One decoder for every file: what is a radiograph is read right, what is not is refused with file
-and reason.
-"""
+"""One decoder for every file: radiographs are read right, others refused with file and reason."""
 
 from __future__ import annotations
 
@@ -117,7 +115,7 @@ def test_a_modality_lut_is_applied_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("window", [{}, {"WindowCenter": 2048, "WindowWidth": 4096}])
-def test_a_rescale_that_falls_turns_the_scale_round(
+def test_a_negative_rescale_slope_inverts_the_scale(
     tmp_path: Path, window: dict[str, object]
 ) -> None:
     """(pydicom's own transformation turns it round twice where there is a window too.)"""
@@ -149,7 +147,7 @@ def jpeg_dicom(path: Path, rows: int) -> Path:
     return path
 
 
-def test_jpeg_in_dicom_and_a_header_that_lies(tmp_path: Path) -> None:
+def test_jpeg_in_dicom_and_a_wrong_header(tmp_path: Path) -> None:
     np.testing.assert_allclose(
         read_radiograph(jpeg_dicom(tmp_path / "a.dcm", 48)), RAMP / 4095, atol=0.02
     )
@@ -157,7 +155,7 @@ def test_jpeg_in_dicom_and_a_header_that_lies(tmp_path: Path) -> None:
         read_radiograph(jpeg_dicom(tmp_path / "b.dcm", 50))
 
 
-def test_something_in_the_unused_bits_is_no_pixel(tmp_path: Path) -> None:
+def test_overlay_bits_are_no_pixels(tmp_path: Path) -> None:
     """Old files keep overlays in the four bits above the twelve."""
     plain = read_radiograph(write_dicom(tmp_path / "a.dcm", TEXTURE))
     np.testing.assert_array_equal(
@@ -222,7 +220,7 @@ def disguised(path: Path) -> Path:
         (lambda p: write_dicom(p / "huge.dcm", Rows=60000), "60000"),
     ],
 )
-def test_what_is_no_radiograph_is_refused(tmp_path: Path, make: object, reason: str) -> None:
+def test_other_files_are_refused(tmp_path: Path, make: object, reason: str) -> None:
     path = make(tmp_path)  # type: ignore[operator]
     with pytest.raises(Rejected) as refused:
         read_radiograph(path)
