@@ -1,7 +1,7 @@
 """Mutants of valid files are read, or rejected with their file's name and a reason.
 
-None crashes, hangs, or gives an image that is not one. Native decoders may die on a mutant, so images
-are read in processes, as `prepare` reads them.
+None crashes, hangs, or gives an image that is not one. Native decoders may die on a mutant, so
+images are read in processes, as `prepare` reads them.
 """
 
 from __future__ import annotations

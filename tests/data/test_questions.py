@@ -1,4 +1,4 @@
-"""Questions from the files of MIMIC-CXR-VQA and Medical-Diff-VQA: what is read, rejected and why."""
+"""Questions from the files of MIMIC-CXR-VQA and Medical-Diff-VQA, and from labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One decoder for every file: radiographs are read right, others refused with file and reason."""
+"""One decoder for every file: radiographs are read right, others refused with a reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several processes at one task: each shard is written once, and the result is that of one process."""
+"""Several processes at one task write each shard once, with the result of one process."""
 
 from __future__ import annotations
 
