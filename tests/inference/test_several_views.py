@@ -162,7 +162,7 @@ def test_the_test_draws_the_missing_view(
     assert {"second_image" in sample for sample in samples} == {True, False}
     assert main(["results", str(made / "stage2")]) == 0
     page = (made / "stage2/report.html").read_text()
-    assert "missing_view_fid_cxr" in page and page.count("other view, drawn") >= 2
+    assert "missing_view_fid_cxr" in page and page.count("second view, generated from") >= 2
 
 
 def test_both_images_of_a_study_are_read(
