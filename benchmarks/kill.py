@@ -77,8 +77,8 @@ def commands(base: Path) -> dict[str, list[str]]:
         "--model.init_args.regularization.condition_dropout=0.5",
     ]
     vqgan = {
-        "autoencoder": "{image_size: 32, channels: 8, channel_multipliers: [1, 2], num_res_blocks: 1, attention_resolutions: "
-        "[], latent_dim: 8}",
+        "autoencoder": "{image_size: 32, channels: 8, channel_multipliers: [1, 2], "
+        "num_res_blocks: 1, attention_resolutions: [], latent_dim: 8}",
         "quantizer": "{codebook_size: 32, code_dim: 4}",
         "lambda_feat": 0,
         "lambda_finding": 0,
