@@ -115,10 +115,9 @@ def main(args: argparse.Namespace) -> None:
     module.eval()
     optimizer.zero_grad()
     generator = module.generator
-    plain = generator.sampling
+    plain, texts = generator.sampling, [TEXT[:90]] * args.images
     for compiled in (False, True):
         generator.sampling = replace(plain, image=replace(plain.image, compile=compiled))
-        texts = [TEXT[:90]] * args.images
         with torch.autocast(device.type, torch.bfloat16):
             seconds = median_seconds(lambda: generator.generate_images(texts), device, 3)
         words = "images, compiled" if compiled else "images"
