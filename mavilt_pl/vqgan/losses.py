@@ -27,6 +27,7 @@ def forward_differences(pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
     >>> across.flatten().tolist(), down.flatten().tolist()
     ([1.0, 0.0], [3.0, 2.0])
     """
+    # No padding: a difference across the border would compare pixels of no neighbours.
     across = pixels_BCHW[..., :, 1:] - pixels_BCHW[..., :, :-1]
     down = pixels_BCHW[..., 1:, :] - pixels_BCHW[..., :-1, :]
     return across, down
@@ -60,6 +61,7 @@ def reconstruction_term(
     >>> float(reconstruction_term(torch.zeros(1, 1, 2, 2), torch.full((1, 1, 2, 2), 0.5)))
     0.5
     """
+    # L1 blurs less than L2, whose optimum under doubt is the mean of all possibilities.
     error_BCHW = (pixels_BCHW - recon_BCHW).abs()
     if weight_BCHW is None:
         return error_BCHW.mean()
@@ -82,6 +84,7 @@ def adaptive_weight(
 
     The gradients are summed over all ranks first, so that every rank uses the same weight.
     """
+    # In float32: the norm of many bfloat16 numbers would lose digits.
     grad_recon = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)[0].float()
     grad_recon = all_reduce_sum(grad_recon)
     grad_adv = torch.autograd.grad(adversarial, last_layer, retain_graph=True)[0].float()
