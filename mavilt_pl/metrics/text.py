@@ -26,11 +26,13 @@ def words(text: str) -> list[str]:
     >>> words("No effusion.")
     ['no', 'effusion', '.']
     """
+    # Punctuation apart, as the PTB tokenizer of coco-caption has it, but without dropping it.
     return re.findall(r"\w+|[^\w\s]", text.lower())
 
 
 def _ngrams(tokens: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
-    return Counter(zip(*(tokens[start:] for start in range(n))))
+    shifted = [tokens[start:] for start in range(n)]
+    return Counter(zip(*shifted))
 
 
 def bleu_counts(prediction: Sequence[str], reference: Sequence[str]) -> list[float]:
@@ -44,6 +46,8 @@ def bleu_counts(prediction: Sequence[str], reference: Sequence[str]) -> list[flo
     """
     counts: list[float] = [len(prediction), len(reference)]
     for n in range(1, 5):
+        # `&` of counters is the minimum: a word repeated by the model matches as often as the
+        # reference has it.
         matches = _ngrams(prediction, n) & _ngrams(reference, n)
         counts += [sum(matches.values()), max(len(prediction) - n + 1, 0)]
     return counts
@@ -63,9 +67,13 @@ def corpus_bleu(counts: np.ndarray, order: int) -> float:
     0.5
     """
     prediction_length, reference_length = counts[:2]
-    matches, total = counts[2::2][:order], counts[3::2][:order]
+    # Matches and totals of n = 1, 2, … alternate behind the two lengths.
+    matches = counts[2::2][:order]
+    total = counts[3::2][:order]
+    # Unsmoothed BLEU is 0 if one order has no match.
     if prediction_length == 0 or (matches == 0).any():
         return 0.0
+    # As a logarithm, so it adds to the logarithms of the precisions.
     brevity = min(0.0, 1 - reference_length / prediction_length)
     return float(np.exp(brevity + np.log(matches / total).mean()))
 
@@ -78,6 +86,7 @@ def has_wordnet() -> bool:
     """
     import nltk
 
+    # NLTK reads the folder and the archive; a search by file name would miss one of them.
     for name in ("corpora/wordnet", "corpora/wordnet.zip"):
         try:
             nltk.data.find(name)
@@ -102,6 +111,7 @@ class TextScores(PatientBootstrapMetric):
         # 10 counts of BLEU, then ROUGE-L and METEOR.
         super().__init__(12)
         self.rouge = RougeScorer(["rougeL"], use_stemmer=False)
+        # Checked once: NLTK would raise at the first report of a test that took hours.
         self.wordnet = has_wordnet()
         if not self.wordnet:
             warnings.warn(
@@ -118,6 +128,7 @@ class TextScores(PatientBootstrapMetric):
         for prediction, reference in zip(predictions, references):
             prediction_words, reference_words = words(prediction), words(reference)
             rouge = self.rouge.score(reference, prediction)["rougeL"].fmeasure
+            # nan in its column, so rows keep their width and the figure is dropped at the end.
             meteor = float("nan")
             if self.wordnet:
                 meteor = meteor_score([reference_words], prediction_words)
@@ -168,6 +179,7 @@ class Perplexity(PatientBootstrapMetric):
             patients: the patient of each text.
             before: `nats` under the earlier model.
         """
+        # nan, so the two figures that need it are undefined.
         earlier = before or [np.nan] * len(nats)
         self.add_rows([*zip(nats, tokens, earlier)], patients)
 
@@ -182,6 +194,7 @@ class Perplexity(PatientBootstrapMetric):
             """exp of the sum over the number of tokens."""
             return bootstrap_ci(lambda w: float(np.exp(w @ sums / (w @ tokens))), patients)
 
+        # The ratio from the difference of nats: its interval is paired by text.
         figures = {
             "perplexity": exp_per_token(nats),
             "perplexity_before": exp_per_token(before),
