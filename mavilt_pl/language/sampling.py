@@ -131,8 +131,8 @@ def sample_text(
         log_probs_BV = text_log_probs(model, hidden_BD)
         if sampling.temperature > 0:
             width = log_probs_BV.shape[1]
-            # Every stream advances once a step, also of finished rows, so a text does not depend on
-            # the lengths of the others. On the CPU: a GPU's generator would give other texts.
+            # A stream for each row, so a text does not depend on its batch. On the CPU, since a
+            # GPU's generator would give other texts.
             noise_BV = torch.stack([torch.rand(width, generator=stream) for stream in streams])
             chosen_B = sample_from_logits(
                 log_probs_BV,

@@ -101,7 +101,7 @@ class PackedBatch:
         length = self.ids_BT.shape[1]
         causal = torch.ones(length, length, dtype=torch.bool, device=self.ids_BT.device).tril()
         visible_BTT &= causal
-        # Additive masks of transformers use the lowest finite value.
+        # The lowest finite value instead of −∞, as in transformers' own additive masks.
         mask = torch.zeros_like(visible_BTT, dtype=dtype)
         return mask.masked_fill_(~visible_BTT, torch.finfo(dtype).min)[:, None]
 

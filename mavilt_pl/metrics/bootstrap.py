@@ -103,7 +103,12 @@ def weighted_mean_ci(scores: np.ndarray, patients: np.ndarray) -> Estimate | Non
     >>> weighted_mean_ci(np.array([0.0, 1.0]), np.array([1, 1])).value
     0.5
     """
-    return bootstrap_ci(lambda weights: float(weights @ scores / weights.sum()), patients)
+
+    def weighted_mean(weights: np.ndarray) -> float:
+        """The mean with rows repeated by their weights."""
+        return float(weights @ scores / weights.sum())
+
+    return bootstrap_ci(weighted_mean, patients)
 
 
 def drop_undefined(figures: Mapping[str, Estimate | None]) -> dict[str, Estimate]:
@@ -162,8 +167,10 @@ class PatientBootstrapMetric(Metric):
         """Gather the rows of all processes; one without a single case takes part with no rows."""
         # A process without a case would not join the collective, and the others would wait for it.
         if isinstance(self.rows, list) and not self.rows:
-            self.rows.append(torch.empty(0, self.width, dtype=torch.float64, device=self.device))
-            self.patients.append(torch.empty(0, dtype=torch.int64, device=self.device))
+            no_rows = torch.empty(0, self.width, dtype=torch.float64, device=self.device)
+            no_patients = torch.empty(0, dtype=torch.int64, device=self.device)
+            self.rows.append(no_rows)
+            self.patients.append(no_patients)
         super().sync(*args, **kwargs)
 
     def table(self) -> tuple[np.ndarray, np.ndarray]:

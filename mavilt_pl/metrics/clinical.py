@@ -55,7 +55,9 @@ TERMS: dict[str, str] = {
     "lung opacity": r"opacit(?:y|ies)|infiltrates?|airspace disease",
     "fracture": r"fractures?",
 }
-_TERM = {name: re.compile(rf"\b(?:{pattern})", re.IGNORECASE) for name, pattern in TERMS.items()}
+_TERM: dict[str, re.Pattern[str]] = {}
+for _name, _pattern in TERMS.items():
+    _TERM[_name] = re.compile(rf"\b(?:{_pattern})", re.IGNORECASE)
 # "unremarkable" and "normal" deny what follows them in the clause: "normal heart without …".
 _NEGATION_BEFORE = re.compile(
     r"\b(?:no|not|without|absen(?:ce|t)|negative for|free of|clear of|resolved|resolution of|"
@@ -116,7 +118,8 @@ def _mentions(clause: str) -> Iterator[tuple[str, str]]:
     """Each finding that a clause mentions, with its label there."""
     for name, term in _TERM.items():
         for match in term.finditer(clause):
-            before, after = clause[: match.start()], clause[match.end() :]
+            before = clause[: match.start()]
+            after = clause[match.end() :]
             yield name, _label(before, after)
 
 
@@ -196,7 +199,8 @@ class FindingsF1(PatientBootstrapMetric):
             """F1 over the counts of all findings."""
             present = (weights_n @ present_nF).sum()
             claimed = (weights_n @ claimed_nF).sum()
-            return float(_ratio(2 * (weights_n @ right_nF).sum(), present + claimed, present))
+            right = (weights_n @ right_nF).sum()
+            return float(_ratio(2 * right, present + claimed, present))
 
         figures: dict[str, Estimate | None] = {}
         for column, name in enumerate(self.findings):

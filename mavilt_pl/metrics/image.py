@@ -52,9 +52,11 @@ def gradient_psnr(real_BCHW: Tensor, recon_BCHW: Tensor) -> Tensor:
     """
     # Pooled over both axes, so a picture of vertical edges only is not averaged with its empty
     # axis.
-    across = (real_BCHW.diff(dim=-1) - recon_BCHW.diff(dim=-1)).square().flatten(1)
-    down = (real_BCHW.diff(dim=-2) - recon_BCHW.diff(dim=-2)).square().flatten(1)
-    error_B = torch.cat([across, down], 1).mean(1)
+    squared_errors = []
+    for axis in (-1, -2):
+        error = real_BCHW.diff(dim=axis) - recon_BCHW.diff(dim=axis)
+        squared_errors.append(error.square().flatten(1))
+    error_B = torch.cat(squared_errors, 1).mean(1)
     return 10 * torch.log10(4 / error_B.clamp(min=1e-10))
 
 
@@ -136,7 +138,8 @@ class CodebookUse(Metric):
             return {}
         # 0 log 0 counts as 0, by the clamp.
         share_K = counts_K / counts_K.sum()
-        entropy = float(-(share_K * share_K.clamp(min=1e-30).log()).sum())
+        log_share_K = share_K.clamp(min=1e-30).log()
+        entropy = float(-(share_K * log_share_K).sum())
         used = float((counts_K > 0).double().mean())
         return {
             "codebook_used": Estimate(used, None, None, images),
@@ -163,7 +166,8 @@ def frechet_distance(real_nD: np.ndarray, other_nD: np.ndarray) -> float:
     root1 = (vectors * np.sqrt(values.clip(0))) @ vectors.T
     middle = np.linalg.eigvalsh(root1 @ cov2 @ root1)
     trace_of_root = np.sqrt(middle.clip(0)).sum()
-    distance = ((mean1 - mean2) ** 2).sum() + np.trace(cov1) + np.trace(cov2) - 2 * trace_of_root
+    shift = ((mean1 - mean2) ** 2).sum()
+    distance = shift + np.trace(cov1) + np.trace(cov2) - 2 * trace_of_root
     return float(distance)
 
 
@@ -193,7 +197,8 @@ class FrechetDistance(PatientBootstrapMetric):
     def compute(self) -> dict[str, Estimate]:
         """The figure under its name."""
         rows, patients = self.table()
-        is_real, features = rows[:, 0] == 1, rows[:, 1:]
+        is_real = rows[:, 0] == 1
+        features = rows[:, 1:]
         # A covariance needs two images.
         if is_real.sum() < 2 or (~is_real).sum() < 2:
             return {}
@@ -215,7 +220,8 @@ class FrechetDistance(PatientBootstrapMetric):
         low, high = None, None
         if features.shape[1] <= LARGEST_BOOTSTRAPPED_WIDTH:
             low, high = bootstrap(resampled_distance, patients, resamples=100)
-        return {self.name: Estimate(value, low, high, int((~is_real).sum()))}
+        num_generated = int((~is_real).sum())
+        return {self.name: Estimate(value, low, high, num_generated)}
 
 
 def inception_features(weights: str | Path) -> Callable[[Tensor], Tensor]:
@@ -252,7 +258,8 @@ def inception_features(weights: str | Path) -> Callable[[Tensor], Tensor]:
     def features(pixels_BCHW: Tensor) -> Tensor:
         """[B,1,H,W] → [B,2048]."""
         # pytorch-fid expects [0, 1] and normalises by itself.
-        rgb_B3HW = ((pixels_BCHW + 1) / 2).clamp(0, 1).expand(-1, 3, -1, -1)
+        unit_BCHW = ((pixels_BCHW + 1) / 2).clamp(0, 1)
+        rgb_B3HW = unit_BCHW.expand(-1, 3, -1, -1)
         with torch.inference_mode():
             return net.to(rgb_B3HW.device)(rgb_B3HW)[0].flatten(1)
 

@@ -49,7 +49,8 @@ def bleu_counts(prediction: Sequence[str], reference: Sequence[str]) -> list[flo
         # `&` of counters is the minimum: a word repeated by the model matches as often as the
         # reference has it.
         matches = _ngrams(prediction, n) & _ngrams(reference, n)
-        counts += [sum(matches.values()), max(len(prediction) - n + 1, 0)]
+        num_ngrams = max(len(prediction) - n + 1, 0)
+        counts += [sum(matches.values()), num_ngrams]
     return counts
 
 
@@ -75,7 +76,8 @@ def corpus_bleu(counts: np.ndarray, order: int) -> float:
         return 0.0
     # As a logarithm, so it adds to the logarithms of the precisions.
     brevity = min(0.0, 1 - reference_length / prediction_length)
-    return float(np.exp(brevity + np.log(matches / total).mean()))
+    mean_log_precision = np.log(matches / total).mean()
+    return float(np.exp(brevity + mean_log_precision))
 
 
 def has_wordnet() -> bool:
@@ -141,8 +143,9 @@ class TextScores(PatientBootstrapMetric):
         if not len(rows):
             return {}
         figures: dict[str, Estimate | None] = {}
+        bleu_rows = rows[:, :10]
         for order in range(1, 5):
-            figures[f"bleu_{order}"] = self._bleu(rows[:, :10], patients, order)
+            figures[f"bleu_{order}"] = self._bleu(bleu_rows, patients, order)
         figures["rouge_l"] = weighted_mean_ci(rows[:, 10], patients)
         figures["meteor"] = weighted_mean_ci(rows[:, 11], patients)
         return drop_undefined(figures)
@@ -192,7 +195,12 @@ class Perplexity(PatientBootstrapMetric):
 
         def exp_per_token(sums: np.ndarray) -> Estimate | None:
             """exp of the sum over the number of tokens."""
-            return bootstrap_ci(lambda w: float(np.exp(w @ sums / (w @ tokens))), patients)
+
+            def per_token(weights: np.ndarray) -> float:
+                """exp of the weighted sum over the weighted number of tokens."""
+                return float(np.exp(weights @ sums / (weights @ tokens)))
+
+            return bootstrap_ci(per_token, patients)
 
         # The ratio from the difference of nats: its interval is paired by text.
         figures = {

@@ -87,8 +87,8 @@ class GroupedAUROC(PatientBootstrapMetric):
     def update_columns(self, scores_BF: Tensor, truths_BF: Tensor, patients: Sequence[str]) -> None:
         """Add one score and truth per case and group, [B,F]."""
         for group in range(len(self.groups)):
-            numbers = [group] * len(patients)
-            self.update(scores_BF[:, group], truths_BF[:, group], numbers, patients)
+            scores_B, truths_B = scores_BF[:, group], truths_BF[:, group]
+            self.update(scores_B, truths_B, [group] * len(patients), patients)
 
     def compute(self) -> dict[str, Estimate]:
         """All figures."""
@@ -124,7 +124,8 @@ class GroupedAUROC(PatientBootstrapMetric):
 
 def _area_of(rows: np.ndarray) -> Callable[[np.ndarray], float]:
     """AUROC of rows (group, truth, score) as a function of their weights."""
-    return lambda weights: auroc(rows[:, 2], rows[:, 1], weights)
+    truths, scores = rows[:, 1], rows[:, 2]
+    return lambda weights: auroc(scores, truths, weights)
 
 
 class GroupedMean(PatientBootstrapMetric):
@@ -141,7 +142,8 @@ class GroupedMean(PatientBootstrapMetric):
     def __init__(self, name: str, groups: Sequence[str] = (), protocol: str = ""):
         # Group number, score.
         super().__init__(2)
-        self.name, self.groups, self.protocol = name, tuple(groups), protocol
+        self.name, self.protocol = name, protocol
+        self.groups = tuple(groups)
 
     def update(
         self, scores: Sequence[float], groups: Sequence[int], patients: Sequence[str]

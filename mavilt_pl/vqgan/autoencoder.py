@@ -83,7 +83,8 @@ class AttentionBlock(nn.Module):
         # One convolution for q, k and v instead of three; published weights are concatenated.
         qkv_BNC = self.qkv(self.norm(x_BCHW)).flatten(2).transpose(1, 2)
         # The fused kernel takes a dimension of heads.
-        q_B1NC, k_B1NC, v_B1NC = (part_BNC[:, None] for part_BNC in qkv_BNC.chunk(3, dim=-1))
+        parts = [part_BNC[:, None] for part_BNC in qkv_BNC.chunk(3, dim=-1)]
+        q_B1NC, k_B1NC, v_B1NC = parts
         mixed_BNC = F.scaled_dot_product_attention(q_B1NC, k_B1NC, v_B1NC)[:, 0]
         return x_BCHW + self.out(mixed_BNC.transpose(1, 2).reshape_as(x_BCHW))
 

@@ -174,10 +174,12 @@ def blurred(images: tuple[Tensor, ...], max_sigma: float, step: int) -> tuple[Te
     sigma = float(torch.rand((), generator=generator)) * max_sigma + 1e-3
     # By the largest sigma, so the kernel has the same shape at every step.
     reach = int(3 * max_sigma + 1)
-    offsets = torch.arange(-reach, reach + 1, device=images[0].device, dtype=torch.float32)
+    device = images[0].device
+    offsets = torch.arange(-reach, reach + 1, device=device, dtype=torch.float32)
     kernel = torch.exp(-0.5 * (offsets / sigma).square())
     kernel = kernel / kernel.sum()
-    row, column = kernel.view(1, 1, 1, -1), kernel.view(1, 1, -1, 1)
+    row = kernel.view(1, 1, 1, -1)
+    column = kernel.view(1, 1, -1, 1)
 
     results = []
     for pixels_BCHW in images:

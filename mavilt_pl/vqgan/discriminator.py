@@ -21,7 +21,10 @@ class Discriminator(nn.Module):
 
     def __init__(self, channels: int = 64, layers: int = 3):
         super().__init__()
-        net: list[nn.Module] = [nn.Conv2d(1, channels, 4, 2, 1), nn.LeakyReLU(0.2, True)]
+        net: list[nn.Module] = [
+            nn.Conv2d(1, channels, 4, 2, 1),
+            nn.LeakyReLU(0.2, True),
+        ]
         # Widths, strides and slopes are those of pix2pix with a receptive field of 70 pixels
         # (layers 3).
         in_width = channels

@@ -144,7 +144,8 @@ class CorpusEncoder:
                 progress.update(bar, completed=first)
                 codes = []
                 for start in range(first, last, self.batch_size):
-                    codes.append(self._encode(start, min(start + self.batch_size, last)))
+                    end = min(start + self.batch_size, last)
+                    codes.append(self._encode(start, end))
                     progress.advance(bar, len(codes[-1]))
                 # Through memory: np.save to a file reports a full disk without its error number.
                 buffer = io.BytesIO()

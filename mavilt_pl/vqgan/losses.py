@@ -74,7 +74,9 @@ def hinge_discriminator(real_logits: Tensor, recon_logits: Tensor) -> Tensor:
     >>> float(hinge_discriminator(torch.tensor([2.0]), torch.tensor([-0.5])))
     0.25
     """
-    return 0.5 * (F.relu(1 - real_logits).mean() + F.relu(1 + recon_logits).mean())
+    real_loss = F.relu(1 - real_logits).mean()
+    recon_loss = F.relu(1 + recon_logits).mean()
+    return 0.5 * (real_loss + recon_loss)
 
 
 def adaptive_weight(
@@ -91,4 +93,5 @@ def adaptive_weight(
     grad_adv = all_reduce_sum(grad_adv)
     # The published 1e-4 is added to a mean over ranks; these are sums.
     floor = 1e-4 * rank_and_size()[1]
-    return (grad_recon.norm() / (grad_adv.norm() + floor)).clamp(0, maximum).detach()
+    ratio = grad_recon.norm() / (grad_adv.norm() + floor)
+    return ratio.clamp(0, maximum).detach()

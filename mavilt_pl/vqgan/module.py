@@ -142,7 +142,7 @@ class VQGAN(LightningModule):
         # Lightning accepts its own key for automatic optimisation only, but its loops count steps
         # by it all the same.
         self.trainer.accumulate_grad_batches = self.hparams["accumulate_grad_batches"]
-        # The quantizer stays uncompiled: it draws random numbers and reads flags from the device.
+        # The quantizer stays uncompiled: it waits for the device and draws random numbers.
         networks = [self.tokenizer.autoencoder.encoder, self.tokenizer.autoencoder.decoder]
         if self.discriminator is not None:
             networks.append(self.discriminator.net)
@@ -205,8 +205,7 @@ class VQGAN(LightningModule):
         # `sync_grad` makes DDP reduce gradients only at batches that make a step.
         with optimizers[0].toggle_model(sync_grad=stepping):
             terms, recon_BCHW, codes_BN = self.terms(pixels_BCHW)
-            # The gradient g at the image replaces a second pass through φ and the discriminator,
-            # see `image_gradient`.
+            # g at the image replaces a second pass through φ and D, see `image_gradient`.
             gradient = ImageGradient(terms, recon_BCHW, self.tokenizer.autoencoder.last_layer)
             gradient.add_reconstruction(per_term=logs_now)
             if adversarial:
@@ -246,7 +245,8 @@ class VQGAN(LightningModule):
         self.manual_backward(loss / self.hparams["accumulate_grad_batches"])
         # The share of patches that it judges right: near 1 the generator has lost, near 0.5 the
         # discriminator is guessing.
-        right = 0.5 * ((real_logits > 0).float().mean() + (recon_logits < 0).float().mean())
+        on_real, on_recon = (real_logits > 0).float(), (recon_logits < 0).float()
+        right = 0.5 * (on_real.mean() + on_recon.mean())
         logged = {"discriminator": loss, "discriminator_right": right}
         if stepping:
             optimizer = opt_disc.optimizer  # without Lightning's counter, see the class's text
@@ -257,7 +257,6 @@ class VQGAN(LightningModule):
 
     def _log_means(self, values: Scalars) -> None:
         """Log means over the ranks at the number of generator steps; Lightning counts batches."""
-        # One collective for all values instead of one for each.
         stacked = torch.stack([value.detach().float() for value in values.values()])
         means = all_reduce_sum(stacked) / rank_and_size()[1]
         named: Scalars = {}
@@ -296,11 +295,12 @@ class VQGAN(LightningModule):
         recon_BCHW = recon_BCHW.clamp(-1, 1)
         # Not `metrics.image.psnr`, which scales before the mean: logged curves must not change in
         # their last digit between versions.
-        error_B = (recon_BCHW - pixels_BCHW).square().mean((1, 2, 3)).clamp(min=1e-10)
+        error_BCHW = recon_BCHW - pixels_BCHW
+        error_B = error_BCHW.square().mean((1, 2, 3)).clamp(min=1e-10)
         source = self.trainer.datamodule.names[dataloader_idx]
         logged = {
             f"val/{source}/psnr": 10 * torch.log10(4 / error_B).mean(),
-            f"val/{source}/l1": (recon_BCHW - pixels_BCHW).abs().mean(),
+            f"val/{source}/l1": error_BCHW.abs().mean(),
         }
         self.log_dict(
             logged,

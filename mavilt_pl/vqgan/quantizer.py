@@ -196,10 +196,12 @@ class Quantizer(nn.Module):
         """Initialise the codes by k-means on the first batch, of all ranks together."""
         # In the order of one process with the whole batch, so the draws pick the same latents.
         z_Xd = gather_interleaved(z_BNd).flatten(0, 1)
-        self.codebook.copy_(z_Xd[self._random_rows(len(z_Xd)).to(z_Xd.device)])
+        first_K = self._random_rows(len(z_Xd)).to(z_Xd.device)
+        self.codebook.copy_(z_Xd[first_K])
         # A cluster without latents keeps its code.
         for _ in range(rounds):
-            counts_K, sums_Kd = self._count_and_sum(z_Xd, self._nearest(z_Xd, self.codebook))
+            codes_X = self._nearest(z_Xd, self.codebook)
+            counts_K, sums_Kd = self._count_and_sum(z_Xd, codes_X)
             self.set_codes(counts_K, sums_Kd, counts_K > 0)
         self.counts.copy_(counts_K)
         self.sums.copy_(sums_Kd)
@@ -226,7 +228,9 @@ class Quantizer(nn.Module):
         # before it is replaced again.
         dead_K = self.counts < threshold
         self.counts.copy_(torch.where(dead_K, threshold, self.counts))
-        self.sums.copy_(torch.where(dead_K[:, None], candidates_Kd * threshold, self.sums))
+        # The sum of `threshold` latents at the candidate.
+        replaced_Kd = candidates_Kd * threshold
+        self.sums.copy_(torch.where(dead_K[:, None], replaced_Kd, self.sums))
         self.set_codes(self.counts, self.sums, self.counts > 0)
 
     def _replacement_candidates(self, z_BNd: Tensor) -> Tensor:

@@ -213,7 +213,8 @@ def _foreign(
             f"{path} is a checkpoint of our own VQGAN; expected a published one. Resume it with "
             "--ckpt_path"
         )
-    first = ", ".join([str(key) for key in (tensors or state)][:3]) or "none"
+    names = [str(key) for key in (tensors or state)]
+    first = ", ".join(names[:3]) or "none"
     return UserError(
         f"{path} is a checkpoint of another module (found weights such as {first}); expected one "
         f"of VQGAN (mavilt fit --config vqgan.yaml; {OUR_MARK}), a VQ-GAN of taming-transformers "
@@ -230,5 +231,8 @@ def _count_indices(keys: Iterable[str], prefix: str) -> int:
     >>> _count_indices(["down.0.conv", "down.0.norm", "down.1.conv"], "down.")
     2
     """
-    indices = {key[len(prefix) :].split(".")[0] for key in keys if key.startswith(prefix)}
+    indices = set()
+    for key in keys:
+        if key.startswith(prefix):
+            indices.add(key[len(prefix) :].split(".")[0])
     return max(1, len(indices))
