@@ -32,7 +32,7 @@ from mavilt_pl.language.vocabulary import VIEW_TOKENS, VisualVocabulary
 
 Views = Mapping[Side, Sequence[int]]  # codes [N] of each view
 Images = Tensor | Sequence[Views]  # of B studies: codes int64 [B,N], or views
-UNLIMITED = 2**31
+UNLIMITED = 2**31  # finite, so that `min` with another limit works
 
 
 class PromptBuilder:
@@ -58,7 +58,9 @@ class PromptBuilder:
         tuning: TuningOptions | None = None,
         regularization: RegularizationOptions | None = None,
     ):
-        self.vocabulary, self.tokenizer, self.max_context = vocabulary, tokenizer, max_context
+        self.vocabulary = vocabulary
+        self.tokenizer = tokenizer
+        self.max_context = max_context
         self.instructed = instructed
         self.max_text_tokens = (model or ModelOptions()).max_text_tokens
         self.directions = (tuning or TuningOptions()).directions
@@ -68,6 +70,7 @@ class PromptBuilder:
 
     def count_and_warn(self, event: str, text: str) -> None:
         """Count an event, and warn of the first of its kind."""
+        # Counts reach the log with the batch: a worker process has no logger.
         self.counts[event] += 1
         if event not in self._warned:
             self._warned.add(event)
@@ -81,19 +84,18 @@ class PromptBuilder:
         Text that looks like a special token, ours or the tokenizer's, is spelled out like any
         other.
         """
+        # No special tokens of the tokenizer's own (BOS, EOS): sequences have `<begin>` and `<end>`.
         encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
         return encoded["input_ids"]
 
     def truncate(self, text: str) -> list[int]:
         """The first `max_text_tokens` ids of a text; truncated texts are counted."""
         ids = self.tokenize(text)
-        if len(ids) > self.max_text_tokens:
-            self.count_and_warn(
-                "texts_truncated",
-                f"a text of {len(ids):,} tokens was truncated to max_text_tokens = "
-                f"{self.max_text_tokens}",
-            )
-        return ids[: self.max_text_tokens]
+        limit = self.max_text_tokens
+        if len(ids) > limit:
+            message = f"a text of {len(ids):,} tokens was truncated to max_text_tokens = {limit}"
+            self.count_and_warn("texts_truncated", message)
+        return ids[:limit]
 
     def text_target(self, text: str) -> list[int]:
         """A text target: at most `max_text_tokens` ids, and `<end>`."""
@@ -129,6 +131,7 @@ class PromptBuilder:
         ids = [self.vocabulary.special_token_id("<begin>")]
         if not isinstance(shown, Mapping):
             return ids + self._image(shown)
+        # In a fixed order, so the prompt does not depend on how a study lists its views.
         for view in VIEW_TOKENS:
             if view in shown:
                 ids += self._image(shown[view], view)
@@ -154,8 +157,9 @@ class PromptBuilder:
 
     def longest_pair(self) -> int:
         """Positions of the longest possible pair of images and text."""
+        # <begin> <image> codes </image> instruction <report> text <end>; with views, two images and
+        # a view token in each.
         images, special = (2, 9) if self.vocabulary.multi_view else (1, 5)
-        # <begin> <image> codes </image> instruction <report> text <end>
         codes = images * self.vocabulary.codes_per_image
         return codes + self.instruction_length() + self.max_text_tokens + special
 
@@ -168,6 +172,7 @@ class PromptBuilder:
 
     def question_prompt(self, question: str) -> list[int]:
         """What follows the image when a question is asked."""
+        # Without the report's instruction: the question itself is the instruction.
         return [*self.truncate(question), self.vocabulary.special_token_id("<answer>")]
 
     def synthesis_text(self, text: str, key: str = "", training: bool = False) -> str:
@@ -184,10 +189,10 @@ class PromptBuilder:
         view: Side | None = None,
         given: Views | None = None,
     ) -> list[int]:
-        """The given views, the text (None: no condition), and the opening of the image to generate.
+        """The given views, the text, and the opening of the image to generate.
 
         Args:
-            text: a report, or findings.
+            text: a report, or findings; None for no condition.
             key: chooses the wording of the instruction.
             training: whether trained wordings are used.
             view: of the image to generate.
@@ -212,15 +217,18 @@ class PromptBuilder:
         key = study["study"]
         branches: list[Branch] = []
         if self._trains("report", key, training) and self.has_text(study["text"], "report"):
-            target = self.text_target(study["text"])
-            branches.append(
-                Branch(self.report_prompt(key, training), target, TASKS.index("report"))
-            )
-        for question in study.get("questions", ()) if self.instructed else ():
+            prompt, target = self.report_prompt(key, training), self.text_target(study["text"])
+            branches.append(Branch(prompt, target, TASKS.index("report")))
+        # Stage 1 aligns pairs only, even if the corpus has questions.
+        questions = study.get("questions", ()) if self.instructed else ()
+        for question in questions:
             if self.has_text(question.answer, f"answer to {question.question!r}"):
-                prompt, target = self.question_prompt(question.question), question.answer
-                branches.append(Branch(prompt, self.text_target(target), TASKS.index("vqa")))
-        return Tree(self.image_prefix(shown), branches) if branches else None
+                prompt = self.question_prompt(question.question)
+                target = self.text_target(question.answer)
+                branches.append(Branch(prompt, target, TASKS.index("vqa")))
+        if not branches:
+            return None
+        return Tree(self.image_prefix(shown), branches)
 
     def synthesis_tree(
         self,
@@ -239,20 +247,31 @@ class PromptBuilder:
                 without it nothing is dropped and the first view is generated.
         """
         training = random is not None
-        dropped = random is not None and random.random() < self.regularization.condition_dropout
-        view, given = None, None
+        # The order of random numbers (condition, view, other views) is part of a run: another
+        # order trains on other prompts.
+        is_dropped = random is not None and random.random() < self.regularization.condition_dropout
         if isinstance(shown, Mapping):
-            names = [name for name in VIEW_TOKENS if name in shown]
-            view = names[0] if random is None else names[int(random.integers(len(names)))]
-            others = {name: codes for name, codes in shown.items() if name != view}
-            given = None if dropped else self._drop_views(others, random, at_least=0)
-            shown = shown[view]
-        target = [self.vocabulary.first_code + int(code) for code in shown]
-        prompt = self.synthesis_prompt(None if dropped else text, key, training, view, given)
+            view, others = self._choose_view(shown, random)
+            codes = shown[view]
+            # No condition means none: neither the text nor another view of the patient.
+            given = None if is_dropped else self._drop_views(others, random, at_least=0)
+        else:
+            view, codes, given = None, shown, None
+        condition = None if is_dropped else text
+        prompt = self.synthesis_prompt(condition, key, training, view, given)
+        target = [self.vocabulary.first_code + int(code) for code in codes]
         return Tree(prompt, [Branch([], target, TASKS.index("synthesis"), is_image=True)])
+
+    def _choose_view(self, shown: Views, random: np.random.Generator | None) -> tuple[Side, Views]:
+        """The view to generate, at random in training, else the first; and the other views."""
+        names = [name for name in VIEW_TOKENS if name in shown]
+        chosen = names[0] if random is None else names[int(random.integers(len(names)))]
+        others = {name: codes for name, codes in shown.items() if name != chosen}
+        return chosen, others
 
     def _drop_views(self, views: Views, random: np.random.Generator | None, at_least: int) -> Views:
         """The views that survive `view_dropout`; at least this many stay, the first ones."""
+        # No random number is consumed here, so a study of one view keeps its sequence of numbers.
         if random is None or len(views) <= at_least:
             return views
         kept = {}
@@ -265,6 +284,7 @@ class PromptBuilder:
         """Whether a study is trained in the direction of `report` or of `synthesis`."""
         if self.directions == "both" or not training:
             return True
+        # crc32, not `hash`: Python's hash of a string differs from process to process.
         return task == ("report", "synthesis")[zlib.crc32(key.encode()) % 2]
 
     def check_length(self, tree: Tree) -> Tree:
@@ -283,26 +303,30 @@ class PromptBuilder:
         reading: list[Tree] = []
         synthesis: list[Tree] = []
         for shown, study in zip(self._shown(batch), batch["studies"]):
-            key, text = study["study"], study["text"]
             random = _study_random(study) if training else None
+            # Views of reading come first in the study's random numbers, whatever is trained.
             visible = shown
             if isinstance(shown, Mapping):
                 visible = self._drop_views(shown, random, at_least=1)
-            tree = self.reading_tree(visible, study, training)
-            if tree is not None:
-                reading.append(self.check_length(tree))
+            reading_tree = self.reading_tree(visible, study, training)
+            if reading_tree is not None:
+                reading.append(self.check_length(reading_tree))
+            # Synthesis starts from all views again: what reading did not see may be its target.
+            key, text = study["study"], study["text"]
             if text.strip() and self._trains("synthesis", key, training):
-                tree = self.synthesis_tree(shown, text, key, random)
-                synthesis.append(self.check_length(tree))
+                synthesis_tree = self.synthesis_tree(shown, text, key, random)
+                synthesis.append(self.check_length(synthesis_tree))
         plain: list[Tree] = []
         for text in batch.get("replay", []):
             ids = self.truncate(text)
-            if len(ids) > 1:
+            if len(ids) > 1:  # the first token is only read
                 plain.append(self.plain_text_tree(ids))
+        # Separate lists, so that short kinds of sequences are not padded to long ones.
         return [reading, synthesis, plain] if plain else [reading, synthesis]
 
     def _shown(self, batch: Mapping[str, Any]) -> Sequence[Any]:
         """Codes [N] or views of each study."""
+        # Either mismatch would train without an error on prompts that the model is not meant for.
         if self.vocabulary.multi_view != ("views" in batch):
             raise UserError(
                 f"model.init_args.model.multi_view is {self.vocabulary.multi_view} and "
@@ -321,5 +345,7 @@ def _study_random(study: Mapping[str, Any]) -> np.random.Generator:
 
     Without a seed from the data, torch's global generator decides.
     """
+    # `rng_seed` is a function of seed, epoch and the study's position in the epoch, so a study's
+    # dropout is the same with any number of ranks and workers, and after a resume.
     seed = study["rng_seed"] if "rng_seed" in study else int(torch.randint(2**62, ()))
     return np.random.default_rng(seed)

@@ -17,11 +17,12 @@ from mavilt_pl.data.records import Question
 from mavilt_pl.data.token_cache import write_tokens
 from mavilt_pl.errors import UserError
 from mavilt_pl.language import Stage1, Stage2
+from mavilt_pl.language.likelihoods import branch_log_likelihoods
 
 ASK = (Question("Is there edema?", "no", "edema", ("yes", "no")),)
 
 
-def made(backbone: Path, tokens: Path, kind: type = Stage2, **settings: Any) -> Any:
+def build(backbone: Path, tokens: Path, kind: type = Stage2, **settings: Any) -> Any:
     torch.manual_seed(0)
     return build_stage(
         backbone,
@@ -40,7 +41,7 @@ def batch(count: int, **more: Any) -> dict[str, Any]:
 
 
 def asked(module: Any, trees: list[Any]) -> list[list[int]]:
-    """Codes of each tree's image, read or drawn."""
+    """Codes of each tree's image, in its prefix or its target."""
     v = module.model.vocabulary
     return [
         [
@@ -56,17 +57,19 @@ def asked(module: Any, trees: list[Any]) -> list[list[int]]:
 def test_one_direction_takes_each_pair_once_and_the_same_way_each_time(
     llama: Path, tokens: Path, stage: type
 ) -> None:
-    module, given = made(llama, tokens, stage, directions="one"), batch(40)
-    reading, drawing = module.prompts.trees(given, training=True)
+    module, given = build(llama, tokens, stage, directions="one"), batch(40)
+    reading, synthesis = module.prompts.trees(given, training=True)
     reports = [tree for tree in reading if any(branch.task == 0 for branch in tree.branches)]
-    every = [*asked(module, reports), *asked(module, drawing)]
-    assert sorted(every) == sorted(given["codes"].tolist()) and 12 < len(drawing) < 28
-    assert asked(module, module.prompts.trees(given, training=True)[1]) == asked(module, drawing)
+    every = [*asked(module, reports), *asked(module, synthesis)]
+    assert sorted(every) == sorted(given["codes"].tolist())
+    assert 12 < len(synthesis) < 28
+    assert asked(module, module.prompts.trees(given, training=True)[1]) == asked(module, synthesis)
     if stage is Stage2:  # questions are asked of every study
-        assert len(reading) == 40 and all(tree.branches[-1].task == 2 for tree in reading)
+        assert len(reading) == 40
+        assert all(tree.branches[-1].task == 2 for tree in reading)
     assert [len(group) for group in module.prompts.trees(given, training=False)] == [40, 40]
     assert [
-        len(group) for group in made(llama, tokens, stage).prompts.trees(given, training=True)
+        len(group) for group in build(llama, tokens, stage).prompts.trees(given, training=True)
     ] == [
         40,
         40,
@@ -77,7 +80,7 @@ def test_rehearsed_text_is_the_plain_text_that_perplexity_measures(
     llama: Path, tokens: Path
 ) -> None:
     text = "The lungs are clear. No edema."
-    module = made(
+    module = build(
         llama, tokens, task_weights={"report": 0.2, "synthesis": 0.2, "vqa": 0.55, "text": 0.05}
     ).eval()
     packed = module.on_before_batch_transfer(batch(2, replay=[text, ""]), 0)[
@@ -93,7 +96,8 @@ def test_rehearsed_text_is_the_plain_text_that_perplexity_measures(
     module.log = lambda *_, **__: None
     total = module.training_step({"packed": packed, "studies": batch(2)["studies"]}, 0)
     wanted = sum(w * float(losses[task]) for task, w in module.tuning.task_weights.items())
-    assert float(total.detach()) == pytest.approx(wanted, rel=1e-5) and "train/text_nats" in logged
+    assert float(total.detach()) == pytest.approx(wanted, rel=1e-5)
+    assert "train/text_nats" in logged
 
 
 def test_texts_are_replayed_from_a_corpus_or_a_file_and_in_training_only(
@@ -126,10 +130,8 @@ def test_texts_are_replayed_from_a_corpus_or_a_file_and_in_training_only(
         return module
 
     from_file = next(iter(data(str(tmp_path / "lines.txt")).train_dataloader()))
-    assert (
-        set(from_file["replay"]) == {"First text.", "Second text."}
-        and len(from_file["replay"]) == 8
-    )
+    assert set(from_file["replay"]) == {"First text.", "Second text."}
+    assert len(from_file["replay"]) == 8
     assert "replay" not in from_file["studies"][0]
     from_corpus = data(str(corpus_path))
     assert set(next(iter(from_corpus.train_dataloader()))["replay"]) <= set(
@@ -160,7 +162,7 @@ def test_texts_are_replayed_from_a_corpus_or_a_file_and_in_training_only(
 
 def test_from_scratch_is_the_shape_without_the_weights(llama: Path, tokens: Path) -> None:
     given = AutoModelForCausalLM.from_pretrained(llama)
-    module = made(llama, tokens, pretrained=False)
+    module = build(llama, tokens, pretrained=False)
     known, random = dict(given.named_parameters()), dict(module.model.backbone.named_parameters())
     assert known.keys() == random.keys()
     for name, weight in random.items():
@@ -168,7 +170,8 @@ def test_from_scratch_is_the_shape_without_the_weights(llama: Path, tokens: Path
         if weight.ndim == 2:
             assert not torch.allclose(weight[: len(known[name])], known[name], atol=1e-2), name
     trees = module.prompts.trees(batch(2), training=False)[0]
-    likelihoods = [*module.generator._branch_log_likelihoods(trees)]
+    generator = module.generator
+    likelihoods = [*branch_log_likelihoods(generator.model, trees, generator.pack)]
     assert torch.isfinite(torch.tensor(likelihoods)).all()
     assert module.initial_generator() is None
 
@@ -176,7 +179,7 @@ def test_from_scratch_is_the_shape_without_the_weights(llama: Path, tokens: Path
 @pytest.mark.parametrize("tuning", ["full", "lora"])
 def test_at_start_is_the_module_before_any_training(llama: Path, tokens: Path, tuning: str) -> None:
     texts = ["The heart is enlarged.", "No edema."]
-    module = made(llama, tokens, method=tuning).eval()
+    module = build(llama, tokens, method=tuning).eval()
     before, _ = module.generator.plain_text_nats(texts)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -187,15 +190,15 @@ def test_at_start_is_the_module_before_any_training(llama: Path, tokens: Path, t
 
 
 def test_the_held_out_wording_is_for_evaluation_only(llama: Path, tokens: Path) -> None:
-    """Whatever the study, training never says it and evaluation says nothing else."""
+    """For every study, training never uses it and evaluation uses no other."""
     from mavilt_pl.language.prompts import REPORT_INSTRUCTIONS, SYNTHESIS_INSTRUCTIONS
 
-    module = made(llama, tokens, max_text_tokens=60).eval()
+    module = build(llama, tokens, max_text_tokens=60).eval()
 
-    def said(training: bool) -> tuple[set[str], set[str]]:
-        reading, drawing = module.prompts.trees(batch(200), training)
+    def wordings(training: bool) -> tuple[set[str], set[str]]:
+        reading, synthesis = module.prompts.trees(batch(200), training)
         decode = module.model.tokenizer.decode
-        words = {
+        reports = {
             decode(
                 [i for i in tree.branches[0].prompt if i < module.model.vocabulary.num_text_rows]
             )
@@ -205,12 +208,15 @@ def test_the_held_out_wording_is_for_evaluation_only(llama: Path, tokens: Path) 
             decode(
                 [i for i in tree.prefix if i < module.model.vocabulary.num_text_rows]
             ).removesuffix(" No effusion.")
-            for tree in drawing
+            for tree in synthesis
         }
-        return {text.strip() for text in words}, {text.strip() for text in asked}
+        return {text.strip() for text in reports}, {text.strip() for text in asked}
 
-    assert said(training=True) == (set(REPORT_INSTRUCTIONS[:-1]), set(SYNTHESIS_INSTRUCTIONS[:-1]))
-    assert said(training=False) == ({REPORT_INSTRUCTIONS[-1]}, {SYNTHESIS_INSTRUCTIONS[-1]})
+    assert wordings(training=True) == (
+        set(REPORT_INSTRUCTIONS[:-1]),
+        set(SYNTHESIS_INSTRUCTIONS[:-1]),
+    )
+    assert wordings(training=False) == ({REPORT_INSTRUCTIONS[-1]}, {SYNTHESIS_INSTRUCTIONS[-1]})
     written: list[list[int]] = []
     module.generator._generate_texts = lambda prompts, *_: (
         written.extend(prompts) or ["" for _ in prompts]
@@ -228,10 +234,10 @@ def test_the_held_out_wording_is_for_evaluation_only(llama: Path, tokens: Path) 
     ]
 
 
-def test_the_condition_is_dropped_as_often_as_said_down_to_what_guidance_starts_from(
+def test_the_condition_is_dropped_with_its_probability_to_the_unconditional_prompt(
     llama: Path, tokens: Path
 ) -> None:
-    module = made(llama, tokens, condition_dropout=0.3)
+    module = build(llama, tokens, condition_dropout=0.3)
     given = batch(400)
     for chance, study in enumerate(given["studies"]):
         study["rng_seed"] = chance

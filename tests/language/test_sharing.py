@@ -1,4 +1,4 @@
-"""Branches share their prefix where that changes nothing, and read it anew where it would: windows,
+"""Branches share their prefix if that changes nothing, and read it again otherwise: windows,
 states, convolutions.
 """
 
