@@ -50,13 +50,13 @@ def _check(args: argparse.Namespace) -> None:
     if args.best_of < 1 or (args.best_of > 1) != (args.judge is not None):
         found = "with" if args.judge else "without"
         raise UserError(
-            f"--best-of: found {args.best_of}, {found} --judge; expected 1 without a judge, or 2 or "
-            "more with one"
+            f"--best-of: found {args.best_of}, {found} --judge; expected 1 without a judge, or 2 "
+            "or more with one"
         )
     if args.given and len(args.given) != len(args.texts):
         raise UserError(
-            f"--given: found {len(args.given)} for {len(args.texts)} TEXTs; expected the other view "
-            "of each text's study, in their order"
+            f"--given: found {len(args.given)} for {len(args.texts)} TEXTs; expected the other "
+            "view of each text's study, in their order"
         )
 
 

@@ -54,8 +54,8 @@ def pair_views(images: Sequence[str], laterals: Sequence[str]) -> list[Any]:
         return [*images]
     if len(laterals) != len(images):
         raise UserError(
-            f"--lateral: found {len(laterals)} for {len(images)} IMAGEs; expected the lateral image "
-            "of each, in their order"
+            f"--lateral: found {len(laterals)} for {len(images)} IMAGEs; expected the lateral "
+            "image of each, in their order"
         )
     studies = []
     for image, lateral in zip(images, laterals):

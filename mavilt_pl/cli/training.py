@@ -8,13 +8,16 @@ last` starts anew where there is nothing to resume.
 
 from __future__ import annotations
 
+import argparse
 import logging
 import warnings
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse import Namespace
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
@@ -164,6 +167,77 @@ class MaviltCLI(LightningCLI):
             default=None,
             help="keep best.ckpt too: min:METRIC or max:METRIC of a validation",
         )
+
+
+class FitParser(MaviltCLI):
+    """The parser of `mavilt fit` alone: its constructor parses and then builds and runs nothing."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Only `fit`: parsers of the other three would take their time."""
+        return {"fit": LightningCLI.subcommands()["fit"]}
+
+    def parse_arguments(self, parser: Any, args: Any) -> None:
+        """Parse, without Lightning's warning that the process has arguments of its own."""
+        self.config = parser.parse_args(args)
+
+    def _set_seed(self) -> None:
+        """Parsing alone leaves the random state of the process as it is."""
+
+    def instantiate_classes(self) -> None:
+        """Build nothing: a model would read its backbone, a datamodule its corpora."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run nothing."""
+
+
+# Required arguments of the modules, empty, for a caller who does not name them. A config or an
+# argument that follows replaces them; what another class does not take is dropped with it.
+UNNAMED = (
+    "--model=mavilt_pl.language.Stage1",
+    "--model.backbone=",
+    "--model.tokens=",
+    "--data.corpora=[]",
+)
+
+
+def parse_fit_arguments(arguments: Sequence[str]) -> Namespace:
+    """The settings of `mavilt fit` with all defaults filled in; no class is instantiated.
+
+    Without a config the module is Stage 1.
+
+    Raises:
+        UserError: `mavilt fit` would refuse the arguments.
+    """
+    # Without this, jsonargparse prints its usage, two screens long, and exits.
+    raises = {"exit_on_error": False}
+    try:
+        parsed = FitParser(
+            LightningModule,
+            CXRDataModule,
+            subclass_mode_model=True,
+            args=_with_configs(["fit", *UNNAMED, *arguments]),
+            save_config_callback=None,
+            seed_everything_default=0,
+            parser_kwargs={**raises, "fit": raises},
+        )
+    except argparse.ArgumentError as error:
+        raise UserError(_first_reason(str(error))) from None
+    return parsed.config.fit
+
+
+def _first_reason(message: str) -> str:
+    """jsonargparse's message as one line.
+
+    A setting of a module is refused by each type that `--model` may have. The reasons are nested by
+    indentation; the first is the module's, the others only say that it is not None.
+    """
+    _, _, reasons = message.partition("Problem with given class_path ")
+    if not reasons:
+        return " ".join(message.split())
+    module, _, reason = reasons.partition(":")
+    reason = reason.split("\n    - ")[0]
+    return f"model {module}: {' '.join(reason.split())}"
 
 
 def run(argv: list[str]) -> int:
