@@ -79,6 +79,7 @@ def make_writable(folder: Path, out: Path) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        # Permissions and read-only mounts show only when a file is created.
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise UserError(
@@ -94,9 +95,11 @@ def load_model(args: argparse.Namespace) -> Any:
     """The model that the arguments name."""
     from mavilt_pl.inference.mavilt import MAViLT
 
+    # Lightning's format has the path and line of our code, which says nothing to a user.
     warnings.showwarning = _print_warning
     # MAViLT names each text that is truncated.
     warnings.filterwarnings("ignore", message=".*later ones are only counted")
     print("Research software, no medical device.", file=sys.stderr)
+    # `draw` and `export` have no --fit.
     fit = getattr(args, "fit", "pad")
     return MAViLT.from_runs(args.model, args.tokenizer, args.backbone, args.device, fit)
