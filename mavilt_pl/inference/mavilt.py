@@ -90,6 +90,7 @@ class MAViLT:
         language_model, checkpoint = VisualLanguageModel.from_checkpoint(model_path, name)
         vqgan = load_tokenizer(tokenizer_path)
         trained_with, given = checkpoint["visual_tokenizer"], sha256(tokenizer_path)
+        # Nothing else would notice: any code is a valid code of any tokenizer of the same size.
         if trained_with != given:
             raise UserError(
                 f"{model_path} was trained on the codes of tokenizer {trained_with[:12]} and "
@@ -107,6 +108,8 @@ class MAViLT:
         sampling = as_options(SamplingOptions, settings["sampling"], "sampling")
         # One image is not worth a compilation.
         sampling = replace(sampling, image=replace(sampling.image, compile=False))
+        # Several questions about one image are branches of one sequence, if the attention kernel
+        # masks.
         shares_prefix = language_model.can_share_prefix(
             prompts.longest_pair() + prompts.max_text_tokens
         )
@@ -127,6 +130,8 @@ class MAViLT:
             if any(isinstance(study, Mapping) for study in studies):
                 raise UserError(NO_VIEWS)
             return self.codes(studies)  # type: ignore[arg-type]
+        # In the vocabulary's order, so that the same views are the same study however they were
+        # named.
         named: list[dict[Side, Radiograph]] = []
         for study in studies:
             views = study if isinstance(study, Mapping) else {"frontal": study}
@@ -136,6 +141,7 @@ class MAViLT:
                     "with its image"
                 )
             named.append({view: views[view] for view in VIEW_TOKENS if view in views})
+        # All images of the batch are encoded at once; studies may have one or two.
         files = [file for views in named for file in views.values()]
         codes = iter(self.codes(files).tolist())
         return [{view: next(codes) for view in views} for views in named]
@@ -146,6 +152,7 @@ class MAViLT:
         if found > limit:
             warnings.warn(
                 f"{name}: its {found:,} tokens were truncated to max_text_tokens = {limit}",
+                # Points at the user's call of `ask` or `draw`.
                 stacklevel=4,
             )
 
@@ -160,6 +167,7 @@ class MAViLT:
         reports: list[str] = []
         for start in range(0, len(studies), BATCH):
             codes = self._study_codes(studies[start : start + BATCH])
+            # The seed of each sample follows from its image, so a batch may be cut anywhere.
             keys = [sample_key(_codes_text(one)) for one in codes]
             reports += self.generator.generate_reports(codes, seed, keys)
         return reports
@@ -186,6 +194,7 @@ class MAViLT:
         Raises:
             UserError: an answer is given twice.
         """
+        # Twice the same answer would share its probability.
         if len({*answers}) < len(answers):
             raise UserError(
                 f"answers: found {[*answers]}; expected each of them once: drop repeated ones"
@@ -196,6 +205,7 @@ class MAViLT:
         if not answers:
             keys = [sample_key(f"{_codes_text(codes[0])} {question}") for question in questions]
             return self.generator.generate_answers(codes, [questions], seed, [keys])[0]
+        # With given answers nothing is sampled: each is scored, and the scores are normalised.
         asked = [(question, answers) for question in questions]
         probabilities = self.generator.answer_questions(codes, [asked])[0]
         return [dict(zip(answers, row)) for row in probabilities]
@@ -229,6 +239,7 @@ class MAViLT:
         self._check_texts(texts, scorer, best_of)
         self._check_given(texts, view, given)
         size = self.vqgan.autoencoder.image_size
+        # Without any text the result is an empty array of the right shape.
         images = [np.empty((0, size, size), np.uint8)]
         for start in range(0, len(texts), BATCH):
             part = texts[start : start + BATCH]
@@ -237,6 +248,7 @@ class MAViLT:
                 views = [view or "frontal"] * len(part)
             if given is not None:
                 other = self._study_codes(given[start : start + BATCH])
+                # The same text with another given view is another sample.
                 names = [f"{text} {_codes_text(codes)}" for text, codes in zip(part, other)]
             keys = [sample_key(name) for name in names]
             codes_BN = self.generator.generate_images(

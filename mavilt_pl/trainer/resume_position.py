@@ -21,6 +21,8 @@ class ResumePosition(Callback):
         loader, progress = trainer.train_dataloader, trainer.fit_loop.epoch_loop.batch_progress
         if not trainer.ckpt_path or not isinstance(loader, ResumableLoader):
             return
+        # `ready` was saved as a number of batches of the old size. Lightning ends the epoch when it
+        # reaches the loader's length, so it is moved to what this layout's count would be.
         shift = len(loader) - loader.batches_left - progress.current.ready
         for count in ("ready", "started", "processed", "completed"):
             setattr(progress.current, count, getattr(progress.current, count) + shift)

@@ -38,7 +38,7 @@ Labels = Mapping[tuple[str, str], dict[str, str]]  # (subject_id, study_id) → 
 
 @dataclass(frozen=True)
 class StudyTables:
-    """What a release says of its studies besides the list of images.
+    """What a release says of its studies in addition to the list of images.
 
     Args:
         read_report: from a report's path to its text.
