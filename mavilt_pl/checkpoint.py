@@ -194,8 +194,8 @@ def load_strict(module: nn.Module, weights: Mapping[str, Any], path: str | Path)
         key = differing[0]
         raise UserError(
             f"{path} does not fit {type(module).__name__}: {key} is {there.get(key, 'missing')} in "
-            f"the file and {here.get(key, 'missing')} here ({len(differing)} of {len(here)} weights "
-            "differ); the file is incomplete or of another network"
+            f"the file and {here.get(key, 'missing')} here ({len(differing)} of {len(here)} "
+            "weights differ); the file is incomplete or of another network"
         )
     module.load_state_dict(weights)
 

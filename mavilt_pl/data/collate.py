@@ -30,6 +30,7 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
         studies.append(study)
     batch: dict[str, Any] = {"studies": studies}
     for key in STACKED:
+        # All items of a dataset have the same tensors.
         if key in items[0]:
             batch[key] = torch.stack([item[key] for item in items])
     for key in LISTED:

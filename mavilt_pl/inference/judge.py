@@ -34,8 +34,8 @@ class Judge:
         if not self.findings:
             names = ", ".join(filter(None, encoder.findings)) or "none"
             raise UserError(
-                f"the judge: found an encoder of the findings {names}; expected one that reads some "
-                f"of {', '.join(TERMS)}. Use another encoder, or best_of 1"
+                f"the judge: found an encoder of the findings {names}; expected one that reads "
+                f"some of {', '.join(TERMS)}. Use another encoder, or best_of 1"
             )
 
     def stated_findings(self, text: str) -> dict[str, bool]:

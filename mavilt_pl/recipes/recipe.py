@@ -215,8 +215,8 @@ def _check_keys(path: Path, raw: dict[str, Any]) -> None:
     # A misspelt key, such as `read`, would otherwise drop a dependency silently.
     if set(raw) - set(STEP_KEYS) or not {"name", "run", "writes"} <= set(raw):
         raise UserError(
-            f"{path}: step {raw.get('name', '?')}: expected name, run, writes and optionally reads, "
-            f"for, skip_if_set; found {', '.join(map(str, raw))}"
+            f"{path}: step {raw.get('name', '?')}: expected name, run, writes and optionally "
+            f"reads, for, skip_if_set; found {', '.join(map(str, raw))}"
         )
 
 

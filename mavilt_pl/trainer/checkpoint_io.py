@@ -195,7 +195,8 @@ class VerifiedCheckpointIO(TorchCheckpointIO):
         """Verify a checkpoint, then read it."""
         if not Path(path).is_file():
             raise UserError(
-                f"the checkpoint {path} does not exist; expected a file such as checkpoints/last.ckpt"
+                f"the checkpoint {path} does not exist; expected a file such as "
+                "checkpoints/last.ckpt"
             )
         # The whole file is read for it; a flipped bit in a weight would go unnoticed otherwise.
         verify(Path(path))

@@ -38,8 +38,8 @@ def run_lock(folder: Path) -> Iterator[None]:
     with stack:
         if file is None:
             raise UserError(
-                f"the run's folder {folder} is in use by another job{_holder(path)}: wait for it or "
-                "stop it, or choose another trainer.default_root_dir"
+                f"the run's folder {folder} is in use by another job{_holder(path)}: wait for it "
+                "or stop it, or choose another trainer.default_root_dir"
             )
         # The lock is the file's lock and not its contents; these are for the message of another
         # job.
