@@ -116,8 +116,10 @@ def write_indiana(options: IndianaOptions, workers: int = 1) -> int:
     root, layout = options.root, options.layout
     for folder in FOLDERS[layout]:
         (root / folder).mkdir(parents=True, exist_ok=True)
+    # R2Gen kept studies with two images only.
     min_images = 2 if layout == "r2gen" else 1
     tasks = []
+    # range first: zip then stops before it reads a report too many.
     for _, (name, xml) in zip(range(options.studies), _reports(min_images)):
         tasks.append(StudyTask(options, name, xml))
     with process_pool(workers) as processes:
@@ -157,6 +159,7 @@ def _reports(min_images: int) -> Iterator[tuple[str, bytes]]:
     """Yield the reports with FINDINGS, IMPRESSION and enough images, by number: name and bytes."""
     with tarfile.open(reports_archive()) as archive:
         members = [member for member in archive.getmembers() if member.name.endswith(".xml")]
+        # By number, since the archive's order is that of whoever packed it.
         for member in sorted(members, key=lambda member: int(Path(member.name).stem)):
             xml = (archive.extractfile(member) or io.BytesIO()).read()
             tree = fromstring(xml)
@@ -177,9 +180,11 @@ def heading_findings(headings: list[str], rng: np.random.Generator) -> list[Find
     for heading in headings:
         parts = heading.lower().split("/")
         name = _finding_name(parts)
+        # A report names the same finding under several headings.
         if name is None or name in found:
             continue
         side = _side(parts)
+        # Only effusions are drawn on both sides; of another bilateral finding one side is drawn.
         if side == "both" and name != "pleural effusion":
             side = str(rng.choice(["left", "right"]))
         found[name] = make_finding(name, rng, side, _zone(parts))
@@ -216,6 +221,7 @@ def render_study(task: StudyTask) -> RenderedStudy:
     options = task.options
     # A report's images depend on its name alone, so any number of studies gives the same ones.
     key = [options.seed, zlib.crc32(task.file_name.encode())]
+    # Laterals have a stream of their own, so frontal images are the same with and without them.
     rng, lateral_rng = np.random.default_rng(key), np.random.default_rng([*key, 1])
     tree: Element = fromstring(task.xml)
     findings = heading_findings([major.text or "" for major in tree.iter("major")], rng)
@@ -226,6 +232,7 @@ def render_study(task: StudyTask) -> RenderedStudy:
     if len(ids) > 1 and lateral_rng.random() < options.laterals:
         lateral = render(body, findings, options.size, lateral_rng, "LATERAL")
         images.append((ids[1], "LATERAL", lateral))
+    # A report must not name an image that is not there: readers count those as missing files.
     _remove_images(tree, kept={name for name, _, _ in images})
     return RenderedStudy(Path(task.file_name).stem, tree, images)
 
@@ -264,6 +271,7 @@ def _write_kaggle(root: Path, study: RenderedStudy) -> dict[str, Any]:
         side = "Lateral" if view == "LATERAL" else "Frontal"
         projections.append({"uid": study.number, "filename": file, "projection": side})
     headings = study.headings()
+    # Each once, in the order of the headings.
     problems = dict.fromkeys(heading.split("/")[0] for heading in headings)
     captions = [caption.text or "" for caption in study.tree.iter("caption")]
     report = {
