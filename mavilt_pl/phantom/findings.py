@@ -65,7 +65,10 @@ def make_finding(
         raise ValueError(f"unknown finding {name!r}; the phantom knows {', '.join(FINDINGS)}")
     # Only what is not given is drawn: the sequence of draws is part of what a seed means.
     if name in SIDED and not side:
-        sides = ["left", "right", "both"] if name == "pleural effusion" else ["left", "right"]
+        sides = ["left", "right"]
+        if name == "pleural effusion":
+            sides.append("both")
+        # str: rng.choice returns numpy's own text type.
         side = str(rng.choice(sides))
     if name in ZONED and not zone:
         zone = str(rng.choice(ZONES))
