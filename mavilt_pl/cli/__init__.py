@@ -65,7 +65,8 @@ def execute(argv: Sequence[str]) -> int:
         verb.add_arguments(parser)
         # `plan` takes those of `fit`, which Lightning's parser checks.
         if getattr(verb, "TAKES_FIT_ARGUMENTS", False):
-            args, args.fit_arguments = parser.parse_known_args(argv[1:])
+            args, fit_arguments = parser.parse_known_args(argv[1:])
+            args.fit_arguments = fit_arguments
         else:
             args = parser.parse_args(argv[1:])
         return verb.run(args)

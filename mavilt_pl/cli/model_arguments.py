@@ -8,9 +8,12 @@ import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mavilt_pl.errors import UserError
+
+if TYPE_CHECKING:
+    from mavilt_pl.data.radiograph import Fit
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -101,5 +104,5 @@ def load_model(args: argparse.Namespace) -> Any:
     warnings.filterwarnings("ignore", message=".*later ones are only counted")
     print("Research software, no medical device.", file=sys.stderr)
     # `draw` and `export` have no --fit.
-    fit = getattr(args, "fit", "pad")
+    fit: Fit = getattr(args, "fit", "pad")
     return MAViLT.from_runs(args.model, args.tokenizer, args.backbone, args.device, fit)

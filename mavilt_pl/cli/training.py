@@ -2,8 +2,8 @@
 
 A config that is not a file here is looked up among the shipped ones. Each run keeps everything
 under `trainer.default_root_dir` (default `runs/<module>`): `checkpoints/last.ckpt`, the logs in
-`tensorboard/`, and its config. The first run and the hundredth use the same command: `--ckpt_path
-last` starts from scratch if there is nothing to resume.
+`tensorboard/`, and its config. The first run and the hundredth use the same command: with
+`--ckpt_path last` a run without a checkpoint begins at step 0.
 """
 
 from __future__ import annotations
@@ -40,127 +40,143 @@ from mavilt_pl.trainer.run_lock import run_lock
 from mavilt_pl.trainer.slurm import PreemptedExit
 from mavilt_pl.trainer.tensorboard_resume import TensorBoardResume
 
-# Warnings of Lightning that are true and harmless here, as regular expressions.
+# Warnings and tips of libraries that a user of these commands cannot act on.
 HARMLESS_WARNINGS = (
-    # Small corpora and tests train without workers on purpose.
+    # Small corpora train without workers on purpose.
     ".*does not have many workers.*",
     # Every resumed run writes into the folder that it resumes from.
     ".*Checkpoint directory .* exists and is not empty.*",
-    # `--ckpt_path last` on a first run, as documented above.
+    # `--ckpt_path last` on a first run.
     ".*there is no last checkpoint available.*",
-    # Frozen encoders are in evaluation mode, also while the rest is trained.
+    # Frozen encoders stay in evaluation mode while the rest is trained.
     ".*module.s. in eval mode at the start of training.*",
     # `run` passes the arguments of this very process on, with its configs resolved.
     ".*args parameter is intended to run from within Python.*",
-    # Deprecations inside Lightning's own calls of torch.
-    ".*isinstance.treespec, LeafSpec.*",
-    ".*The epoch parameter in `scheduler.step.*",
     # The language stages move their batches themselves (`transfer_batch_to_device`).
     ".*You have overridden `.*` in `LightningModule` but have passed in a `LightningDataModule`.*",
+    # Deprecated calls inside Lightning.
+    ".*isinstance.treespec, LeafSpec.*",
+    ".*The epoch parameter in `scheduler.step.*",
 )
+# Only `fit` uses the callbacks that a checkpoint of a fit names.
+HARMLESS_OUTSIDE_FIT = ".*callbacks used to create the checkpoint need to be provided.*"
 
 
-def _with_configs(argv: list[str]) -> list[str]:
-    """The arguments with every --config resolved to a path, and with our defaults."""
-    out: list[str] = []
-    is_config = False
+def complete_arguments(argv: Sequence[str]) -> list[str]:
+    """Resolve every `--config` to a path, and add the options that mavilt always sets.
+
+    Args:
+        argv: the command's words, beginning with `fit`, `validate` or `test`.
+    """
+    words: list[str] = []
     for word in argv:
-        if is_config:
-            word = str(find_config(word))
-        elif word.startswith("--config="):
+        if word.startswith("--config="):
             word = f"--config={find_config(word.removeprefix('--config='))}"
-        is_config = word in ("--config", "-c")
-        out.append(word)
-    asks_help = "-h" in out or "--help" in out
-    if not asks_help and not _gives(out, "--weights_only"):
-        # Checkpoints are read as tensors only: a pickle can run any program.
-        out.append("--weights_only=true")
-    writes_results = any("ResultsWriter" in word for word in out)
-    if out[:1] == ["test"] and writes_results and not _gives(out, "--verbose"):
-        # Lightning's table cuts the names of figures off; `run` prints them whole.
-        out.append("--verbose=false")
-    return out
+        elif words and words[-1] in ("--config", "-c"):
+            word = str(find_config(word))
+        words.append(word)
 
+    def given(option: str) -> bool:
+        return any(word.startswith(option) for word in words)
 
-def _gives(words: Sequence[str], option: str) -> bool:
-    return any(word.startswith(option) for word in words)
+    asks_for_help = "-h" in words or "--help" in words
+    # A checkpoint is read as tensors, so that loading one runs no code from it.
+    if not given("--weights_only") and not asks_for_help:
+        words.append("--weights_only=true")
+    # `ResultsWriter` has its own table of the metrics, with their whole names.
+    writes_results = any("ResultsWriter" in word for word in words)
+    if words[0] == "test" and writes_results and not given("--verbose"):
+        words.append("--verbose=false")
+    return words
 
 
 class MaviltCLI(LightningCLI):
     """LightningCLI with one folder per run and checkpoints that can be resumed."""
 
-    claims: ExitStack  # what the running command holds: the lock of its folder, signal handlers
+    cleanup: ExitStack  # releases the run's folder and signal handlers when the command ends
 
     def _instantiate_trainer(self, config: Any, callbacks: list[Any]) -> Trainer:
-        """Give every run one folder, one TensorBoard history, and checkpoints to resume from."""
-        chosen = self.config[self.subcommand]
-        module_name = chosen.model.class_path.rsplit(".", 1)[-1].lower()
+        """Build the trainer with one folder per run, one TensorBoard history and a `last.ckpt`."""
+        options = self.config[self.subcommand]
+        fitting = self.subcommand == "fit"
+        module_name = options.model.class_path.rsplit(".", 1)[-1].lower()
         root = Path(config["default_root_dir"] or f"runs/{module_name}")
         config["default_root_dir"] = str(root)
-        fitting = self.subcommand == "fit"
+
+        # bfloat16 keeps 8 significant bits and float16 11. At a learning rate of 5e-6 most updates
+        # are smaller than the last of them.
+        if str(config["precision"]) in ("bf16-true", "16-true"):
+            raise UserError(
+                f"trainer.precision: found {config['precision']}, which keeps weights with 3 "
+                "digits or fewer, so that the small steps of a fine-tuning are rounded away; set "
+                "it to bf16-mixed"
+            )
+        # Without a version, so that a resumed run logs into the same folder. Validating or testing
+        # alone must not append to the history of the training.
         if config["logger"] in (None, True):
-            # Without a version, so that a resumed run logs into the same folder. Validating or
-            # testing alone must not append to the history of the training.
             config["logger"] = False
             if fitting:
                 config["logger"] = TensorBoardLogger(
                     root, name="", version="tensorboard", default_hp_metric=False
                 )
-        _check_precision(config["precision"])
-        given = [*(config["callbacks"] or []), *callbacks]
-        if config["enable_progress_bar"] is not False and not _has(given, ProgressBar):
+
+        from_config = [*(config["callbacks"] or []), *callbacks]
+        has_bar = any(isinstance(callback, ProgressBar) for callback in from_config)
+        if config["enable_progress_bar"] is not False and not has_bar:
             callbacks = [*callbacks, StepProgressBar()]
         if fitting:
-            callbacks = [*callbacks, *self._resume_callbacks(config, root, given)]
-            files = BackgroundCheckpointIO() if chosen.checkpoint_async else VerifiedCheckpointIO()
-            config["plugins"] = [*_as_list(config["plugins"]), files]
-        trainer = self._build_trainer(config, callbacks)
-        # Only now is the rank known. The other ranks of a job share the first one's claim.
-        if fitting and trainer.is_global_zero:
-            self.claims.enter_context(run_lock(root))
-        return trainer
+            callbacks = [*callbacks, *self._resume_callbacks(config, root, from_config)]
+            plugins = config["plugins"] or []
+            if not isinstance(plugins, (list, tuple)):
+                plugins = [plugins]
+            io = BackgroundCheckpointIO() if options.checkpoint_async else VerifiedCheckpointIO()
+            config["plugins"] = [*plugins, io]
 
-    def _build_trainer(self, config: Any, callbacks: list[Any]) -> Trainer:
-        """Build the trainer; turn Lightning's errors about devices into one message."""
         try:
-            return super()._instantiate_trainer(config, callbacks)
-        except UserError:
-            raise
+            trainer = super()._instantiate_trainer(config, callbacks)
         except (MisconfigurationException, ImportError, TypeError, ValueError) as error:
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UserError(
                 f"trainer: {reason} Found trainer.accelerator {config['accelerator']} and "
                 f"trainer.devices {config['devices']} on a machine with "
-                f"{torch.cuda.device_count() or 'no'} GPU; if they ask for more than it has, set "
+                f"{torch.cuda.device_count() or 'no'} GPU; if that is more than it has, set "
                 "--trainer.accelerator auto --trainer.devices auto"
             ) from error
+        # Only now is the rank known. The other ranks of a job share the first one's lock.
+        if fitting and trainer.is_global_zero:
+            self.cleanup.enter_context(run_lock(root))
+        return trainer
 
-    def _resume_callbacks(self, config: Any, root: Path, given: list[Any]) -> list[Callback]:
-        """Callbacks that let a run be interrupted at any moment and resumed.
-
-        A user's own `ModelCheckpoint` replaces ours.
-        """
-        chosen = self.config[self.subcommand]
+    def _resume_callbacks(
+        self, config: Any, root: Path, from_config: list[Callback]
+    ) -> list[Callback]:
+        """Callbacks that let a run be interrupted at any moment and continue."""
+        options = self.config[self.subcommand]
         callbacks: list[Callback] = [RNGStates(), ResumePosition()]
         if config["logger"] is not False:
-            callbacks += [LearningRateMonitor("step"), TensorBoardResume(root, config["logger"])]
-        if config["enable_checkpointing"] is False or _has(given, ModelCheckpoint):
+            callbacks.append(LearningRateMonitor("step"))
+            callbacks.append(TensorBoardResume(root, config["logger"]))
+
+        # A config that brings its own ModelCheckpoint decides about checkpoints itself.
+        has_checkpoint = any(isinstance(callback, ModelCheckpoint) for callback in from_config)
+        if config["enable_checkpointing"] is False or has_checkpoint:
             return callbacks
         folder = root / "checkpoints"
-        checkpoints = StepCheckpoints(folder, chosen.checkpoint_every, chosen.checkpoint_keep)
+        checkpoints = StepCheckpoints(folder, options.checkpoint_every, options.checkpoint_keep)
         callbacks.append(checkpoints)
-        if chosen.checkpoint_best:
-            callbacks.append(BestCheckpoint(folder, chosen.checkpoint_best))
+        if options.checkpoint_best:
+            callbacks.append(BestCheckpoint(folder, options.checkpoint_best))
         preemption = Preemption(checkpoints)
         # A recipe runs several commands in one process; the next one must not find this handler.
-        self.claims.callback(preemption.restore_handlers)
+        self.cleanup.callback(preemption.restore_handlers)
         callbacks.append(preemption)
         return callbacks
 
     def _parse_ckpt_path(self) -> None:
-        """Keep the config's settings.
+        """Leave the configuration as given.
 
-        Lightning would replace them, even the class, by the checkpoint's hyperparameters.
+        Lightning's method would replace it by the hyperparameters in the checkpoint, and even the
+        module's class.
         """
 
     def add_arguments_to_parser(self, parser: Any) -> None:
@@ -169,43 +185,20 @@ class MaviltCLI(LightningCLI):
             "--checkpoint_every", type=int, default=500, help="steps between checkpoints"
         )
         parser.add_argument(
-            "--checkpoint_keep", type=int, default=2, help="number of the last checkpoints to keep"
+            "--checkpoint_keep", type=int, default=2, help="number of latest checkpoints to keep"
         )
         parser.add_argument(
             "--checkpoint_async",
             type=bool,
             default=False,
-            help="write them from a copy in memory while training continues",
+            help="write checkpoints in the background, from a copy in memory",
         )
         parser.add_argument(
             "--checkpoint_best",
             type=str | None,
             default=None,
-            help="keep best.ckpt too: min:METRIC or max:METRIC of a validation",
+            help="also keep best.ckpt: min:METRIC or max:METRIC of a validation",
         )
-
-
-def _check_precision(precision: Any) -> None:
-    """Refuse weights in half precision: bfloat16 has 8 significant bits, float16 has 11.
-
-    At a learning rate of 5e-6 an update is smaller than the last of them, so nothing is learned.
-    """
-    if str(precision) in ("bf16-true", "16-true"):
-        raise UserError(
-            f"trainer.precision: found {precision}, in which weights are kept to 3 digits or "
-            "fewer, so the steps of a fine-tuning are lost; set it to bf16-mixed"
-        )
-
-
-def _has(callbacks: Sequence[Any], kind: type) -> bool:
-    return any(isinstance(callback, kind) for callback in callbacks)
-
-
-def _as_list(given: Any) -> list[Any]:
-    """Lightning takes one plugin, several, or None."""
-    if given is None:
-        return []
-    return [*given] if isinstance(given, (list, tuple)) else [given]
 
 
 class FitParser(MaviltCLI):
@@ -255,7 +248,7 @@ def parse_fit_arguments(arguments: Sequence[str]) -> Namespace:
             LightningModule,
             CXRDataModule,
             subclass_mode_model=True,
-            args=_with_configs(["fit", *UNNAMED, *arguments]),
+            args=complete_arguments(["fit", *UNNAMED, *arguments]),
             save_config_callback=None,
             seed_everything_default=0,
             parser_kwargs={**raises, "fit": raises},
@@ -266,7 +259,7 @@ def parse_fit_arguments(arguments: Sequence[str]) -> Namespace:
 
 
 def _first_reason(message: str) -> str:
-    """jsonargparse's message as one line.
+    """One line of a message of jsonargparse.
 
     A setting of a module is refused by each type that `--model` may have. The reasons are nested by
     indentation; the first is the module's, the others only say that it is not None.
@@ -279,18 +272,39 @@ def _first_reason(message: str) -> str:
     return f"model {module}: {' '.join(reason.split())}"
 
 
-def run(argv: list[str]) -> int:
-    """Run fit, validate or test; its exit status."""
-    _silence_lightning(argv[0])
-    # TF32 on GPUs that have it: products in float32 otherwise leave the tensor cores idle.
+def _deepest_cause(error: BaseException) -> BaseException:
+    """The reason at the bottom.
+
+    jsonargparse wraps what a module's constructor raises in the whole configuration.
+    """
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run `fit`, `validate` or `test`; the exit status.
+
+    Args:
+        argv: the command's words, beginning with the verb.
+    """
+    verb = argv[0]
+    for message in HARMLESS_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
+    if verb != "fit":
+        warnings.filterwarnings("ignore", message=HARMLESS_OUTSIDE_FIT)
+    # Lightning's tips and device lists.
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    # TF32 for the float32 products of bf16-mixed training; without effect on a CPU.
     torch.set_float32_matmul_precision("high")
+
     try:
-        with ExitStack() as MaviltCLI.claims:
-            done = MaviltCLI(
+        with ExitStack() as MaviltCLI.cleanup:
+            cli = MaviltCLI(
                 LightningModule,
                 CXRDataModule,
                 subclass_mode_model=True,
-                args=_with_configs(argv),
+                args=complete_arguments(argv),
                 save_config_callback=SaveConfigCallback,
                 # A resumed run writes its config again, with what was changed for it.
                 save_config_kwargs={"overwrite": True},
@@ -299,38 +313,18 @@ def run(argv: list[str]) -> int:
     except PreemptedExit as preempted:
         return report_exit(preempted)
     except ValueError as error:
-        reason = _innermost(error)
+        reason = _deepest_cause(error)
         if reason is not error and isinstance(reason, (UserError, ValueError)):
             raise UserError(str(reason)) from error
         raise
-    last = Path(done.trainer.default_root_dir) / "checkpoints" / "last.ckpt"
-    if argv[0] == "fit" and done.trainer.is_global_zero and last.exists():
-        print(f"{done.trainer.global_step:,} steps: {last}")
-    for callback in done.trainer.callbacks:
-        # Other ranks gather their part of the figures and write no file.
+
+    trainer = cli.trainer
+    last = Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
+    if verb == "fit" and trainer.is_global_zero and last.exists():
+        print(f"{trainer.global_step:,} steps: {last}")
+    for callback in trainer.callbacks:
+        # Other ranks gather their part of the metrics and write no file.
         if isinstance(callback, ResultsWriter) and callback.path is not None:
             print_figures(callback.figures)
-            print(f"{len(callback.figures)} figures: {callback.path}")
+            print(f"{len(callback.figures)} metrics: {callback.path}")
     return 0
-
-
-def _silence_lightning(verb: str) -> None:
-    for pattern in HARMLESS_WARNINGS:
-        warnings.filterwarnings("ignore", message=pattern)
-    if verb != "fit":
-        # The callbacks that make a fit resumable are in its checkpoint, and not in a test.
-        warnings.filterwarnings(
-            "ignore", message=".*callbacks used to create the checkpoint need to be provided.*"
-        )
-    # Tips and lists of devices.
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-
-
-def _innermost(error: BaseException) -> BaseException:
-    """The first cause of an error.
-
-    jsonargparse wraps what a module's constructor raises in a message with the whole configuration.
-    """
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from lightning import LightningDataModule
@@ -24,7 +24,13 @@ from mavilt_pl.data.samplers import (
 from mavilt_pl.data.token_cache import TokenCache
 from mavilt_pl.errors import UserError
 
-Collate = Callable[[Sequence[dict[str, Any]], str], dict[str, Any]]  # items and split → batch
+
+class Collate(Protocol):
+    """Makes a batch of the items of a split."""
+
+    def __call__(self, items: Sequence[dict[str, Any]], split: str) -> dict[str, Any]:
+        """Items → batch."""
+        ...
 
 
 class CXRDataModule(LightningDataModule):
@@ -156,6 +162,7 @@ class CXRDataModule(LightningDataModule):
         return [corpus.name for corpus in self.corpora]
 
     def setup(self, stage: str) -> None:
+        """Open the corpora and their token caches, once in each process."""
         # Lightning calls `setup` again before a test in the same process.
         if self.corpora:
             return
@@ -239,6 +246,7 @@ class CXRDataModule(LightningDataModule):
         return int(os.environ.get("PL_GLOBAL_SEED", 0)) if given is None else given
 
     def train_dataloader(self) -> ResumableLoader:
+        """All corpora mixed by weight; its position can be saved."""
         if not self.corpora:
             raise UserError(
                 "data.corpora is empty: name the corpora that `mavilt prepare` has written, e.g. "
@@ -291,6 +299,7 @@ class CXRDataModule(LightningDataModule):
         return loaders
 
     def val_dataloader(self) -> list[DataLoader]:
+        """A loader for each corpus, in their order."""
         loaders, world = self._evaluation_loaders("val"), self._rank_and_world()[1]
         for name, loader in zip(self.names, loaders):
             count = len(loader.dataset)  # type: ignore[arg-type]
@@ -304,7 +313,9 @@ class CXRDataModule(LightningDataModule):
         return loaders
 
     def test_dataloader(self) -> list[DataLoader]:
+        """A loader for each corpus, in their order."""
         return self._evaluation_loaders("test")
 
     def predict_dataloader(self) -> list[DataLoader]:
+        """The loaders of the test."""
         return self._evaluation_loaders("test")

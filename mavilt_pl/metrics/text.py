@@ -179,7 +179,7 @@ class Perplexity(PatientBootstrapMetric):
         nats, tokens, before = rows.T
 
         def exp_per_token(sums: np.ndarray) -> Estimate | None:
-            """exp of the sum over the number of tokens."""
+            """Exp of the sum over the number of tokens."""
             return bootstrap_ci(lambda w: float(np.exp(w @ sums / (w @ tokens))), patients)
 
         figures = {

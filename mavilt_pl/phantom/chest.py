@@ -53,7 +53,7 @@ class Chest:
         raise NotImplementedError
 
     def height(self, finding: Finding) -> float:
-        """y of a focal finding: the same on every projection of a study."""
+        """Y of a focal finding: the same on every projection of a study."""
         low, high = ZONES[finding.name]["upper" if finding.zone == "upper" else "lower"]
         return low + self.body.focal_position[finding.name][1] * (high - low)
 

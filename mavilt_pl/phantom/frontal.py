@@ -72,12 +72,12 @@ class Frontal(Chest):
         self.air = {side: self._lung(side) for side in SIGN}  # thickness of aerated lung, in units
 
     def _diaphragm(self, side: str) -> Array:
-        """y of the diaphragm under each x: a dome with a deep angle at the side."""
+        """Y of the diaphragm under each x: a dome with a deep angle at the side."""
         across = (SIGN[side] * self.x - 0.40) / 0.42
         return self.dome[side] + 0.20 * np.clip(across, -1.2, 1.6) ** 2
 
     def _rib_cage(self) -> Array:
-        """x of the rib cage's inner side at each height: a quarter ellipse from the apex down."""
+        """X of the rib cage's inner side at each height: a quarter ellipse from the apex down."""
         down = np.clip((self.y - self.body.apex) / 0.95, 0, 1)
         return 0.28 + (self.body.thorax - 0.28) * np.sqrt(1 - (1 - down) ** 2)
 

@@ -50,7 +50,7 @@ class Lateral(Chest):
         self.air = {side: self._lung(side) for side in SIDES}
 
     def _diaphragm(self, side: str) -> Array:
-        """y of the diaphragm under each x.
+        """Y of the diaphragm under each x.
 
         It is highest in front of the middle and deepest in the posterior angle.
         """
@@ -76,7 +76,7 @@ class Lateral(Chest):
         return np.clip(1.3 * (self.air["left"] + self.air["right"]), 0, 1)
 
     def _across(self, finding: Finding) -> float:
-        """x of a focal finding, between the retrosternal and the retrocardiac air."""
+        """X of a focal finding, between the retrosternal and the retrocardiac air."""
         return -0.24 + 0.52 * self.body.focal_position[finding.name][2]
 
     def _pleural_effusion(self, finding: Finding) -> None:

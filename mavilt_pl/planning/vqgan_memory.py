@@ -159,7 +159,8 @@ def _phi(settings: Mapping[str, Any], side: int) -> tuple[int, int]:
     compares = settings["lambda_feat"] > 0 or settings["lambda_finding"] > 0
     if not compares and not settings["clinical_input"]:
         return 0, 0
-    net = _build_on_meta(FindingsNet, "encoder", ["any"])
+    net: Any = _build_on_meta(FindingsNet, "encoder", ["any"])
+    # Its head depends on the number of findings, which is not known here, and is tiny.
     weights = sum(weight.numel() for weight in net.levels.parameters())
     if not compares:
         return weights, 0

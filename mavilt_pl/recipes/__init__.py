@@ -1,1 +1,1 @@
-"""Recipes: lists of `mavilt` commands with what each reads and writes, and a small make for them."""
+"""Recipes: lists of `mavilt` commands with what each reads and writes, and a small make."""

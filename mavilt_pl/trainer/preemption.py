@@ -56,12 +56,15 @@ class Preemption(Checkpoint):
             self.previous_handlers.setdefault(number, previous)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Listen from the first moment: reading data and weights takes minutes too."""
         self._listen()
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._listen()  # again: Lightning puts a handler of its own before this one
+        """Listen again: Lightning puts a handler of its own before this one."""
+        self._listen()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen again, and note the step that a resumed run begins at."""
         self._listen()
         self.step = trainer.global_step
 
@@ -72,6 +75,7 @@ class Preemption(Checkpoint):
         self.previous_handlers.clear()
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Save and leave after an optimizer step, if any rank has received a signal."""
         if trainer.global_step == self.step:
             return  # between two batches of one optimizer step
         self.step = trainer.global_step

@@ -18,6 +18,7 @@ class ResumePosition(Callback):
     """Sets Lightning's batch counts to what they would be had the epoch begun with this layout."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Shift the counts of the epoch that is resumed."""
         loader, progress = trainer.train_dataloader, trainer.fit_loop.epoch_loop.batch_progress
         if not trainer.ckpt_path or not isinstance(loader, ResumableLoader):
             return

@@ -71,6 +71,7 @@ class RNGStates(Callback):
         self.resumed: list[dict[str, Any]] | None = None
 
     def state_dict(self) -> dict[str, Any]:
+        """The states of all ranks, in their order."""
         own = get_rng_state()
         size = rank_and_size()[1]
         # No process group: a gather would fail.
@@ -82,9 +83,11 @@ class RNGStates(Callback):
         return {"ranks": ranks}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the states until training starts."""
         self.resumed = state_dict["ranks"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Restore this rank's state, or seed a new rank."""
         # The last moment before the first batch: building the model and the sanity check draw
         # numbers too.
         if self.resumed is None:

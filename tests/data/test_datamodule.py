@@ -19,13 +19,9 @@ from vqa_rad import prepared
 
 from mavilt_pl.cli import main
 from mavilt_pl.data.corpus import Corpus
-from mavilt_pl.data.datamodule import (
-    CXRDataModule,
-    SeededIndex,
-    UnpaddedDistributedSampler,
-    WeightedSourceSampler,
-)
+from mavilt_pl.data.datamodule import CXRDataModule
 from mavilt_pl.data.pixels import to_float
+from mavilt_pl.data.samplers import SeededIndex, UnpaddedDistributedSampler, WeightedSourceSampler
 from mavilt_pl.data.token_cache import TokenCache, write_tokens
 from mavilt_pl.errors import UserError
 
@@ -100,7 +96,7 @@ def test_instructions_and_the_control(corpus_path: Path, tokens: Path) -> None:
     dataset = made.test_dataloader()[0].dataset
     patient = [study["patient"] for study in studies]
     assert all(
-        patient[i] != patient[other] for i, other in enumerate(dataset.stranger)
+        patient[i] != patient[other] for i, other in enumerate(dataset.control)
     )  # never the patient's own
     assert sorted(own[:, 0].tolist()) == sorted(
         other[:, 0].tolist()
@@ -173,7 +169,7 @@ def test_questions_without_reports_are_asked(mimic_root: Path, tmp_path: Path) -
         len(s["questions"]) == 2 for batch in made.train_dataloader() for s in batch["studies"]
     )
     with pytest.raises(
-        UserError, match=r"no train study has what is wanted .*: found \d+ without a text; look"
+        UserError, match=r"no train study can be used .*: found \d+ without a text; look"
     ):
         module(corpus, tokens=tokens, batch_kind="pairs").train_dataloader()
 
@@ -191,10 +187,10 @@ def test_how_many_are_left_out_is_told(
     )
     more = {"tokens": [str(codes_of(corpus_path, tmp_path / "tokens"))]}
     with pytest.warns(
-        UserWarning, match="phantom_mimic: of 43 train studies are left out 10 without a text$"
+        UserWarning, match="phantom_mimic: of 43 train studies, skipped 10 without a text$"
     ):
         assert len(module(corpus_path, batch_kind="pairs", **more).train_dataloader().dataset) == 33
-    with pytest.warns(UserWarning, match="left out 10 without a text or a question$"):
+    with pytest.warns(UserWarning, match="skipped 10 without a text or a question$"):
         module(corpus_path, batch_kind="instructions", ask_labels=False, **more).train_dataloader()
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
@@ -245,7 +241,7 @@ def test_mixing_by_weight_and_ranks_that_do_not_overlap() -> None:
     later = WeightedSourceSampler([30, 10], [0.5, 0.5], 0, 0, 2)
     later.epoch = 1
     assert list(later) != ranks[0]
-    later.epoch, later.taken = 0, 10  # 5 of each rank
+    later.epoch, later.num_consumed = 0, 10  # 5 of each rank
     assert list(later) == ranks[0][5:]
 
 
@@ -277,7 +273,7 @@ def test_caches_of_others_are_refused(corpus_path: Path, tokens: Path, tmp_path:
 def test_settings_that_cannot_be(corpus_path: Path) -> None:
     with pytest.raises(UserError, match="one of findings"):
         module(corpus_path, sections="finding").texts("train")
-    with pytest.raises(UserError, match="no train study has what is wanted"):
+    with pytest.raises(UserError, match="no train study can be used"):
         module(corpus_path, views=["LATERAL"]).train_dataloader()
     with pytest.raises(
         UserError, match="batch_size 64: 43 training studies over 1 process do not fill one batch"

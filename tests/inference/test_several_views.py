@@ -247,7 +247,7 @@ def test_both_images_of_a_study_are_read(
         ["No edema."], 0, [sample_key(f"No edema. {given[0]}")], views=["lateral"], given=given
     )
     with torch.inference_mode():
-        pixels = model.tokenizer.decode(drawn)[0, 0]
+        pixels = model.vqgan.decode(drawn)[0, 0]
     assert np.array_equal(
         np.asarray(picture), ((pixels.clamp(-1, 1) + 1) * 127.5).round().numpy().astype(np.uint8)
     )

@@ -1,4 +1,4 @@
-"""`mavilt plan`: exact weights, activations as autograd saves them, one message for each mistake."""
+"""`mavilt plan`: exact weights, activations as autograd saves them, one line for each mistake."""
 
 from __future__ import annotations
 

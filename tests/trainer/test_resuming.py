@@ -51,7 +51,7 @@ def test_another_number_of_ranks_goes_on_at_the_same_item(
     for one in second:
         one.load_state_dict(states[0])
     left = (61 - len(begun)) // (later * other)
-    assert [one.left for one in second] == [left] * later
+    assert [one.batches_left for one in second] == [left] * later
     assert begun + drawn(second) == order[: len(begun) + left * later * other]
     assert drawn(second) == drawn(
         [loader(later, rank, other) for rank in range(later)]

@@ -7,7 +7,6 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +21,8 @@ from tiny_runs import assert_same, checkpoint, ended, history, logged, stage1, s
 
 from mavilt_pl.cli.training import run
 from mavilt_pl.errors import UserError
-from mavilt_pl.language.fsdp import refuse
+from mavilt_pl.language.fsdp import check_strategy
+from mavilt_pl.language.options import TuningOptions
 from mavilt_pl.trainer.fsdp_strategy import FSDP2Strategy
 
 SHARDED, DDP = "--trainer.strategy=fsdp2", "--trainer.strategy=ddp_find_unused_parameters_true"
@@ -60,7 +60,7 @@ def test_shards_learn_what_ddp_learns_and_go_on(
         return out
 
     ddp, whole = fit("ddp", DDP), fit("whole", SHARDED)
-    for tag in ("train/loss", "train/drift_term", "val/phantom_mimic/loss"):
+    for tag in ("train/loss", "train/l2_reg", "val/phantom_mimic/loss"):
         assert logged(whole, tag) == pytest.approx(logged(ddp, tag), abs=1e-5), tag
     one, other = checkpoint(ddp), checkpoint(whole)
     assert one["state_dict"].keys() == other["state_dict"].keys() and not one.keys() ^ other.keys()
@@ -85,27 +85,27 @@ def unborn(kind: type[Any]) -> Any:
             DeepSpeedStrategy,
             {},
             True,
-            "model.init_args.drift would be left out .* set trainer.strategy to fsdp2",
+            "lambda_reg would be lost silently, .* set trainer.strategy to fsdp2",
         ),
         (FSDPStrategy, {}, True, "set it to fsdp2"),
         (ModelParallelStrategy, {}, True, "set it to fsdp2"),
         (FSDP2Strategy, {}, False, "for `mavilt fit`"),
-        (FSDP2Strategy, {"tuning": "lora"}, True, "tuning lora: set it to full"),
+        (FSDP2Strategy, {"method": "lora"}, True, "tuning.method lora: set it to full"),
         (
             FSDP2Strategy,
             {"optimizer": "muon"},
             True,
-            "muon needs whole ones: set model.init_args.optimizer to adamw",
+            "muon needs whole ones: set tuning.optimizer to adamw",
         ),
     ],
 )
 def test_what_would_be_wrong_is_refused(
     kind: Any, settings: dict[str, str], fitting: bool, said: str
 ) -> None:
-    module: Any = SimpleNamespace(hparams={"tuning": "full", "optimizer": "adamw", **settings})
+    tuning = TuningOptions(**settings)
     with pytest.raises(UserError, match=said):
-        refuse(module, unborn(kind), fitting)
-    refuse(module, unborn(DDPStrategy), fitting)
+        check_strategy(tuning, unborn(kind), fitting)
+    check_strategy(tuning, unborn(DDPStrategy), fitting)
 
 
 def test_half_weights_are_refused(corpus_path: Path, tmp_path: Path) -> None:

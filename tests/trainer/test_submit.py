@@ -189,7 +189,7 @@ def test_no_slurm_and_a_wrong_partition_are_told(
     assert main([*command, "--partition=nope"]) == 1
     said = capsys.readouterr().err
     assert (
-        said.startswith("mavilt: SLURM did not take step phantom (")
+        said.startswith("mavilt: SLURM refused step phantom (")
         and "invalid partition specified: nope" in said
     )
     assert said.count("\n") == 1 and "sbatch: error" not in said
