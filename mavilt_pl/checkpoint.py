@@ -56,9 +56,11 @@ def sequence_number(path: Path) -> int:
     """
     try:
         with path.open("rb") as file:
+            # A seek to before the start fails, and a damaged file may be shorter than a seal.
             file.seek(-min(SEAL_LENGTH, path.stat().st_size), os.SEEK_END)
             seal = SEAL.fullmatch(file.read())
     except OSError:
+        # Below every real number, so that unreadable files sort last.
         return -1
     return int(seal[1]) if seal else -1
 
@@ -106,6 +108,7 @@ def _verify_archive(path: Path, file: Any, size: int) -> None:
 def _digest(file: Any, length: int) -> str:
     """SHA-256 of the first `length` bytes."""
     file.seek(0)
+    # In blocks: a checkpoint of 7·10⁹ weights has 84 GB.
     digest, left = hashlib.sha256(), length
     while left:
         block = file.read(min(BLOCK, left))
@@ -135,12 +138,14 @@ def read_weights(path: str | Path, convert: str = "") -> dict[str, Any]:
         )
     if path.is_dir():
         raise UserError(f"{path} is a folder; expected a file of weights, such as a checkpoint")
+    # Published files and Lightning's own have no seal to check.
     if sequence_number(path) >= 0:
         verify(path)
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
+            # safetensors holds nothing but tensors, by its format.
             return load_file(path)
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -158,7 +163,8 @@ def read_weights(path: str | Path, convert: str = "") -> dict[str, Any]:
         ) from None
     if not isinstance(found, Mapping):
         raise UserError(
-            f"{path} holds a {type(found).__name__}; expected a state dict or a Lightning checkpoint"
+            f"{path} holds a {type(found).__name__}; expected a state dict or a Lightning "
+            "checkpoint"
         )
     return dict(found)
 
@@ -170,6 +176,7 @@ def _compare_shapes(
     module: nn.Module, weights: Mapping[str, Any]
 ) -> tuple[Shapes, Shapes, list[str]]:
     """Shapes of a module's weights, shapes of a file's, and the sorted names that differ."""
+    # Compared before anything is loaded: `load_state_dict` would list thousands of names.
     here: Shapes = {key: tuple(value.shape) for key, value in module.state_dict().items()}
     there: Shapes = {key: tuple(value.shape) for key, value in weights.items()}
     differing = sorted(key for key in here.keys() | there.keys() if here.get(key) != there.get(key))
@@ -187,8 +194,8 @@ def load_strict(module: nn.Module, weights: Mapping[str, Any], path: str | Path)
         key = differing[0]
         raise UserError(
             f"{path} does not fit {type(module).__name__}: {key} is {there.get(key, 'missing')} in "
-            f"the file and {here.get(key, 'missing')} here ({len(differing)} of {len(here)} weights "
-            "differ); the file is incomplete or of another network"
+            f"the file and {here.get(key, 'missing')} here ({len(differing)} of {len(here)} "
+            "weights differ); the file is incomplete or of another network"
         )
     module.load_state_dict(weights)
 
@@ -204,6 +211,7 @@ def check_compatible(checkpoint: dict[str, Any], module: nn.Module) -> None:
     """
     name = type(module).__name__
     here, there, differing = _compare_shapes(module, checkpoint["state_dict"])
+    # Before the shapes: renamed weights would otherwise look like another module's.
     check_format_version(checkpoint, f"the checkpoint of {name}")
     if not here.keys() & there.keys():
         found = next(iter(there), "none")
@@ -245,9 +253,12 @@ def _differing_settings(checkpoint: dict[str, Any], module: nn.Module) -> list[s
     for path, part in module.named_modules():
         phrases: Mapping[str, str] = getattr(part, "setting_descriptions", {})
         key = path.rpartition(".")[2]
+        # A checkpoint has the full settings of a part at its top, or what the user gave among its
+        # hyperparameters. What neither names had its default.
         there = checkpoint.get(key) or checkpoint.get("hyper_parameters", {}).get(key) or {}
         parameters = inspect.signature(type(part).__init__).parameters
         for setting, phrase in phrases.items():
+            # YAML has lists for what a default writes as a tuple.
             was = _as_list(there.get(setting, parameters[setting].default))
             now = _as_list(part.config[setting])  # type: ignore[index]
             if was != now:

@@ -7,7 +7,7 @@ from pathlib import Path
 from mavilt_pl.errors import UserError
 
 _PACKAGE = Path(__file__).parent
-# In a wheel the configs lie inside the package; in a checkout they lie beside it.
+# In a wheel the configs lie inside the package; in a checkout they lie next to it.
 CONFIGS = _PACKAGE / "configs"
 if not CONFIGS.is_dir():
     CONFIGS = _PACKAGE.parent / "configs"
@@ -19,6 +19,7 @@ def find_config(name: str) -> Path:
     Raises:
         UserError: there is no such file.
     """
+    # A user's own file takes precedence over a shipped one of the same name.
     for path in (Path(name), CONFIGS / name, CONFIGS / f"{name}.yaml"):
         if path.is_file():
             return path

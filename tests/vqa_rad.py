@@ -17,16 +17,10 @@ def prepared(mimic_root: Path, folder: Path) -> Path:
         name = f"synpic{number}.jpg"
         shutil.copy(image, folder / "raw" / "images" / name)
         about = {"image_name": name, "image_organ": "CHEST", "question_type": "PRES"}
-        answer = "Yes" if number % 2 else "No"
-        items += [
-            {
-                **about,
-                "question": "Is the heart enlarged?",
-                "answer": answer,
-                "answer_type": "CLOSED",
-            },
-            {**about, "question": "Where is it?", "answer": "in the chest", "answer_type": "OPEN"},
-        ]
+        closed = {"question": "Is the heart enlarged?", "answer_type": "CLOSED"}
+        opened = {"question": "Where is it?", "answer_type": "OPEN", "answer": "in the chest"}
+        items.append({**about, **closed, "answer": "Yes" if number % 2 else "No"})
+        items.append({**about, **opened})
     (folder / "raw" / "vqa_rad.json").write_text(json.dumps(items))
     words = [str(folder / "raw"), "--out", str(folder / "corpus"), "--size", "32", "--workers", "1"]
     assert main(["prepare", "vqa-rad", *words]) == 0

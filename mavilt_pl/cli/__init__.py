@@ -59,11 +59,14 @@ def execute(argv: Sequence[str]) -> int:
 
         return run(list(argv))
     if argv and argv[0] in VERBS:
+        # Only this verb's file is imported, and with it only what the verb needs.
         verb = importlib.import_module(f"mavilt_pl.cli.{argv[0]}")
         parser = argparse.ArgumentParser(prog=f"mavilt {argv[0]}", description=VERBS[argv[0]])
         verb.add_arguments(parser)
+        # `plan` takes those of `fit`, which Lightning's parser checks.
         if getattr(verb, "TAKES_FIT_ARGUMENTS", False):
-            args, args.fit_arguments = parser.parse_known_args(argv[1:])
+            args, fit_arguments = parser.parse_known_args(argv[1:])
+            args.fit_arguments = fit_arguments
         else:
             args = parser.parse_args(argv[1:])
         return verb.run(args)
@@ -86,6 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from mavilt_pl.errors import UserError
 
     argv = list(sys.argv[1:] if argv is None else argv)
+    # Errors keep their tracebacks then, for a bug report.
     if os.environ.get("MAVILT_DEBUG"):
         return execute(argv)
     try:
@@ -100,6 +104,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 130
     except OSError as error:
+        # A full disk, a quota or a size limit. Any other OSError is a defect: it keeps its
+        # traceback.
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         where = f": {error.filename}" if error.filename else ""

@@ -41,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
         elif isinstance(reply, str):
             print(question, reply)
         else:
+            # With --answers a reply is the probability of each.
             shares = [f"{answer} {probability:.3f}" for answer, probability in reply.items()]
             print(question, ", ".join(shares))
     return 0
@@ -50,6 +51,7 @@ def _split_answers(text: str | None) -> list[str]:
     if not text:
         return []
     answers = [answer.strip() for answer in text.split(",")]
+    # One answer alone would have probability 1 whatever the image shows.
     if len({*answers}) < max(2, len(answers)) or not all(answers):
         raise UserError(
             f"--answers: found {text!r}; expected two or more, each once, separated by commas, "

@@ -54,6 +54,7 @@ def _print_table(path: Path, checks: list[Check]) -> None:
     from rich.table import Table
 
     table = Table(title=str(path), show_lines=False)
+    # Paths are folded and not cut: a user copies them from the table.
     for column in ("", "check", "found", "expected", "what to do"):
         table.add_column(column, overflow="fold")
     for check in checks:

@@ -29,6 +29,7 @@ def run(args: argparse.Namespace) -> int:
     part = Path(tempfile.mkdtemp(prefix=f".{args.out.name}.", dir=args.out.parent))
     try:
         save_language_model(load_model(args).generator.model, part)
+        # mkdtemp creates folders that only their owner can read.
         part.chmod(0o755)
         os.replace(part, args.out)
     finally:

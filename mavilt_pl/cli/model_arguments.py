@@ -8,9 +8,12 @@ import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mavilt_pl.errors import UserError
+
+if TYPE_CHECKING:
+    from mavilt_pl.data.radiograph import Fit
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -54,8 +57,8 @@ def pair_views(images: Sequence[str], laterals: Sequence[str]) -> list[Any]:
         return [*images]
     if len(laterals) != len(images):
         raise UserError(
-            f"--lateral: found {len(laterals)} for {len(images)} IMAGEs; expected the lateral image "
-            "of each, in their order"
+            f"--lateral: found {len(laterals)} for {len(images)} IMAGEs; expected the lateral "
+            "image of each, in their order"
         )
     studies = []
     for image, lateral in zip(images, laterals):
@@ -79,6 +82,7 @@ def make_writable(folder: Path, out: Path) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        # Permissions and read-only mounts show only when a file is created.
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise UserError(
@@ -94,9 +98,11 @@ def load_model(args: argparse.Namespace) -> Any:
     """The model that the arguments name."""
     from mavilt_pl.inference.mavilt import MAViLT
 
+    # Lightning's format has the path and line of our code, which says nothing to a user.
     warnings.showwarning = _print_warning
     # MAViLT names each text that is truncated.
     warnings.filterwarnings("ignore", message=".*later ones are only counted")
     print("Research software, no medical device.", file=sys.stderr)
-    fit = getattr(args, "fit", "pad")
+    # `draw` and `export` have no --fit.
+    fit: Fit = getattr(args, "fit", "pad")
     return MAViLT.from_runs(args.model, args.tokenizer, args.backbone, args.device, fit)

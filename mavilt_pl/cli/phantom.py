@@ -79,11 +79,14 @@ def run(args: argparse.Namespace) -> int:
     if args.layout == "picture":
         return _write_picture(args)
     _check_arguments(args)
+    # Only a folder with our mark, or an empty one, comes this far.
     shutil.rmtree(args.out, ignore_errors=True)
     args.out.mkdir(parents=True)
+    # Written first: a dataset that was interrupted may then be replaced too.
     (args.out / "PHANTOM").write_text(NOTE, encoding="utf-8")
     written = _write_mimic(args) if args.layout.startswith("mimic") else _write_indiana(args)
     message = f"{written} synthetic studies in the {args.layout} layout"
+    # The Indiana layouts take real reports, of which there is a limited number.
     if written < args.studies:
         message += f" ({args.studies} were asked for; the collection has no more)"
     print(f"{message}: {args.out}")

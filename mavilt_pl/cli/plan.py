@@ -4,26 +4,28 @@
     mavilt plan --size 7 --gpus 8
     mavilt plan --config vqgan.yaml
 
-It takes the words of `mavilt fit` too. Neither data nor weights are read, only config.json of the
-backbone.
+It takes the arguments of `mavilt fit` too. Neither data nor weights are read, only config.json of
+the backbone.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
-from math import ceil
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mavilt_pl.errors import UserError
-from mavilt_pl.planning.memory import Memory, Step, language, tokenizer
-from mavilt_pl.planning.settings import check, section, settings, value
-from mavilt_pl.planning.transformer import KNOWN, Transformer, from_config
 
-TAKES_WORDS_OF_FIT = True
+if TYPE_CHECKING:
+    from mavilt_pl.planning.batch_shape import BatchShape
+    from mavilt_pl.planning.language_memory import Training
+    from mavilt_pl.planning.memory import Hardware, Memory
+
+TAKES_FIT_ARGUMENTS = True
+# By 10⁹ weights; keys of `planning.transformer.PUBLISHED`, whose import takes seconds.
+SIZES = ("0.1", "0.4", "0.5", "1", "1.4", "2.8", "3", "7")
 GB = 1e9
+# Rows of the table: fields of `Memory`, then its moments.
 PARTS = {
     "weights": "weights",
     "gradients": "gradients",
@@ -33,21 +35,28 @@ PARTS = {
     "gathered": "weights gathered for a layer",
     "activations": "activations",
     "logits": "logits",
-    "whole": "weights whole, in a validation",
+    "whole": "whole weights in a validation",
 }
-NAMES = {"ddp": "DDP", "fsdp": "FSDP2"}
-PEAK = 989e12  # dense bf16 FLOP/s of an H100 SXM (NVIDIA's data sheet)
+MOMENTS = {
+    "forward": "end of the forward pass",
+    "step": "optimizer's step",
+    "validation": "validation",
+    "peak": "peak",
+}
+# Tokens of an instruction of Stage 2, roughly; a few more or less do not show in the memory.
+INSTRUCTION_TOKENS = 8
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the verb; all others are those of `mavilt fit`."""
     parser.add_argument(
         "--config", action="append", default=[], help="as `mavilt fit` takes it; repeatable"
     )
     parser.add_argument(
-        "--backbone", help="folder with a config.json (default: what the config names)"
+        "--backbone", help="folder with a config.json (default: the config's backbone)"
     )
     parser.add_argument(
-        "--size", choices=[*KNOWN], help="a published shape of about so many 10⁹ weights, instead"
+        "--size", choices=SIZES, help="a published model of about this many 10⁹ weights, instead"
     )
     parser.add_argument(
         "--batch-size", type=int, help="studies of one GPU (default: the config's, else 16)"
@@ -55,17 +64,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--grid", type=int, default=16, help="side of an image in codes (default 16)"
     )
-    parser.add_argument("--codes", type=int, default=1024, help="codes in the book (default 1,024)")
     parser.add_argument(
-        "--words",
+        "--codebook-size", type=int, default=1024, help="codes in the codebook (default 1,024)"
+    )
+    parser.add_argument(
+        "--text-tokens",
         type=int,
-        help="of the longest report (default: the config's max_words, else 128)",
+        help="of the longest report (default: the config's max_text_tokens, else 128)",
     )
     parser.add_argument(
         "--questions", type=int, help="of a study (default: the config's, else 0: Stage 1)"
     )
     parser.add_argument(
-        "--question-words",
+        "--question-tokens",
         type=int,
         default=16,
         help="of question and answer together (default 16)",
@@ -76,7 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--device",
         choices=["cpu", "gpu"],
         default="gpu",
-        help="logits are held in smaller chunks on a CPU",
+        help="logits are computed in smaller chunks on a CPU",
     )
     parser.add_argument(
         "--mfu",
@@ -87,135 +98,128 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="for programs; bytes")
 
 
-def _transformer(args: argparse.Namespace, model: Mapping[str, Any]) -> Transformer:
-    if args.size:
-        return KNOWN[args.size]
-    name = args.backbone or model.get("backbone")
-    if not name:
-        raise UserError(
-            f"no backbone is named: give --backbone FOLDER (with its config.json) or --size, one "
-            f"of {', '.join(KNOWN)}"
-        )
-    path = Path(name) / "config.json"
-    try:
-        return from_config(json.loads(path.read_text(encoding="utf-8")), str(name))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"backbone {name}: {path} cannot be read ({error}); name a folder that save_pretrained "
-            f"wrote, or take --size, "
-            f"one of {', '.join(KNOWN)}"
-        ) from None
+def run(args: argparse.Namespace) -> int:
+    """Print the plan of a training and of its alternatives."""
+    # These import torch and transformers, which takes seconds; `mavilt --help` needs neither.
+    from mavilt_pl.cli.training import parse_fit_arguments
+    from mavilt_pl.planning.settings import stage_name
+
+    configs = [f"--config={name}" for name in args.config]
+    settings = parse_fit_arguments([*configs, *args.fit_arguments])
+    hardware = _hardware(args, settings)
+    if stage_name(settings) == "VQGAN":
+        title, plans = _plan_vqgan(args, settings, hardware)
+    else:
+        title, plans = _plan_stage(args, settings, hardware)
+    if args.json:
+        record = {"title": title, "plans": {name: plan.as_dict() for name, plan in plans.items()}}
+        print(json.dumps(record, indent=1))
+    else:
+        _print_table(title, plans, args.mfu, hardware.gpus)
+    return 0
 
 
-def _gpus(args: argparse.Namespace, found: Mapping[str, Any]) -> int:
-    if args.gpus:
-        return args.gpus
-    devices = section(found, "trainer").get("devices")
-    here = len(devices) if isinstance(devices, list) else devices if isinstance(devices, int) else 1
-    return max(here, 1) * value(found, "trainer.num_nodes", 1)
+def _hardware(args: argparse.Namespace, settings: Any) -> Hardware:
+    from mavilt_pl.planning.memory import Hardware
+    from mavilt_pl.planning.settings import count_gpus
 
-
-def _plans(args: argparse.Namespace, found: dict[str, Any]) -> tuple[str, dict[str, Memory]]:
-    """A title, and the memory of what was asked for first, with its alternatives."""
-    class_path = str(
-        section(found, "model").get("class_path") or "mavilt_pl.language.Stage1"
-    ).rpartition(".")[2]
-    if class_path not in ("VQGAN", "Stage1", "Stage2"):
-        raise UserError(f"{class_path} cannot be planned for; expected VQGAN, Stage1 or Stage2")
-    check(found, class_path)
-
-    def of(key: str, default: Any) -> Any:
-        return value(found, f"model.init_args.{key}", default)
-
-    model, trainer, data = (section(found, key) for key in ("model.init_args", "trainer", "data"))
-    precision = args.precision or str(
-        trainer.get("precision") or ("32-true" if args.config else "bf16-mixed")
-    )
-    gpus, batch = _gpus(args, found), args.batch_size or value(found, "data.batch_size", 16)
+    # A size alone is planned as it would be trained on a GPU; a config as Lightning reads it.
+    precision = args.precision or settings.trainer.precision
+    if precision is None:
+        precision = "32-true" if args.config else "bf16-mixed"
     if precision not in ("32-true", "bf16-mixed"):
         raise UserError(
             f"trainer.precision {precision} cannot be planned for; expected 32-true or bf16-mixed"
         )
-    if class_path == "VQGAN":
-        for key in ("gan_weight", "lambda_feat", "lambda_finding", "clinical_input"):
-            of(key, None)
-        made = tokenizer(model, batch, gpus=gpus, precision=precision)  # type: ignore[arg-type]
-        return f"VQGAN, batch {batch}, {precision}, {gpus} GPUs", {"DDP": made}
-    second = class_path == "Stage2"
-    words, views = args.words or of("max_words", 128), of("views", False)
-    questions = (
-        args.questions
-        if args.questions is not None
-        else value(found, "data.questions_per_study", 16) * second
+    return Hardware(
+        strategy="fsdp" if "fsdp" in str(settings.trainer.strategy) else "ddp",
+        gpus=args.gpus or count_gpus(settings),
+        precision=precision,
+        device=args.device,
     )
-    replayed = ceil(value(found, "data.replay_share", 0.25) * batch) if data.get("replay") else 0
-    step = Step(
-        batch,
-        args.grid**2,
-        args.codes,
-        words,
-        questions,
-        args.question_words,
-        8 * second,
-        views,
-        replayed,
-    )
-    shape = _transformer(args, model)
-    common: dict[str, Any] = {
-        "precision": precision,
-        "gpus": gpus,
-        "optimizer": of("optimizer", "adamw"),
-        "rank": of("lora.r", 16),
-        "drift": of("drift", 0.01) > 0,
-        "keep": of("drift_keep", "bfloat16"),
-        "place": of("drift_place", "device"),
-        "places": of("places", True),
-        "device": args.device,
-    }
-    tuning, kept = of("tuning", "full"), of("gradient_checkpointing", False)
-    strategy = "fsdp" if "fsdp" in str(trainer.get("strategy", "")) else "ddp"
-    asked = language(shape, step, tuning=tuning, strategy=strategy, checkpointing=kept, **common)  # type: ignore[arg-type]
-    plans = {f"{NAMES[strategy]}, {tuning}{', checkpointing' * kept}": asked}
-    for other, how, again in (
-        ("ddp", "full", False),
-        ("ddp", "full", True),
-        ("fsdp", "full", True),
-        ("ddp", "lora", False),
-        ("ddp", "lora", True),
-    ):
-        name = f"{NAMES[other]}, {how}{', checkpointing' * again}"
-        if name not in plans and (other == "ddp" or gpus > 1):
-            plans[name] = language(
-                shape, step, tuning=how, strategy=other, checkpointing=again, **common
-            )  # type: ignore[arg-type]
-    title = f"{class_path} of {shape.name}: {shape.weights / 1e9:.2f}·10⁹ weights, {batch} studies a GPU of at most {step.reading} and {step.drawing} positions{', two views each' * views}{f', {replayed} replayed texts' * bool(replayed)}, {precision}, {gpus} GPUs"
-    return title, plans
 
 
-def throughput(plan: Memory, mfu: float, gpus: int) -> float:
-    """Positions a second of all GPUs at a share `mfu` of their peak. A position costs 6 FLOP a
-    weight, of which 2 are the forward pass's (Kaplan et al., arXiv 2001.08361); fixed weights need
-    no gradient, and checkpointing is a second forward pass.
-    """
-    flops = (
-        4 * plan.parameters + 2 * plan.trained + 2 * plan.parameters * plan.details["checkpointing"]
-    )
-    return gpus * mfu * PEAK / flops
+def _plan_vqgan(
+    args: argparse.Namespace, settings: Any, hardware: Hardware
+) -> tuple[str, dict[str, Memory]]:
+    from mavilt_pl.planning.settings import at_least_one
+    from mavilt_pl.planning.vqgan_memory import plan_vqgan
+
+    batch_size = args.batch_size or at_least_one(settings, "data.batch_size")
+    plan = plan_vqgan(settings.model.init_args.as_dict(), batch_size, hardware)
+    title = f"VQGAN, batch {batch_size}, {hardware.precision}, {hardware.gpus} GPUs"
+    return title, {"DDP": plan}
 
 
-def run(args: argparse.Namespace) -> int:
-    found = settings(args.config, args.words_of_fit)
-    title, plans = _plans(args, found)
-    if args.json:
-        print(
-            json.dumps(
-                {"title": title, "plans": {name: plan.as_dict() for name, plan in plans.items()}},
-                indent=1,
-            )
+def _plan_stage(
+    args: argparse.Namespace, settings: Any, hardware: Hardware
+) -> tuple[str, dict[str, Memory]]:
+    """A title, and the plans of Stage 1 or Stage 2: the configured one first."""
+    from mavilt_pl.planning.language_memory import Training, plan_alternatives
+    from mavilt_pl.planning.settings import language_options, stage_name
+    from mavilt_pl.planning.transformer import PUBLISHED, read_transformer
+
+    model, tuning, regularization = language_options(settings)
+    backbone = args.backbone or settings.model.init_args.backbone
+    if args.size:
+        transformer = PUBLISHED[args.size]
+    elif backbone:
+        transformer = read_transformer(backbone)
+    else:
+        raise UserError(
+            "no backbone is named: give --backbone FOLDER (with its config.json) or --size, one of "
+            f"{', '.join(SIZES)}"
         )
-        return 0
+    stage = stage_name(settings)
+    batch = _batch_shape(args, settings, stage, model)
+    training = Training(transformer, batch, hardware, model, tuning, regularization)
+    return _title(stage, training), plan_alternatives(training)
+
+
+def _batch_shape(args: argparse.Namespace, settings: Any, stage: str, model: Any) -> BatchShape:
+    """Lengths from the verb's own arguments first, then from the settings."""
+    from mavilt_pl.planning.batch_shape import BatchShape
+    from mavilt_pl.planning.settings import at_least_one, count_questions, count_replay_texts
+
+    batch_size = args.batch_size or at_least_one(settings, "data.batch_size")
+    questions, instruction_tokens = 0, 0
+    if stage == "Stage2":
+        questions, instruction_tokens = count_questions(settings), INSTRUCTION_TOKENS
+    if args.questions is not None:
+        questions = args.questions
+    return BatchShape(
+        batch_size=batch_size,
+        codes_per_image=args.grid**2,
+        codebook_size=args.codebook_size,
+        text_tokens=args.text_tokens or model.max_text_tokens,
+        questions=questions,
+        question_tokens=args.question_tokens,
+        instruction_tokens=instruction_tokens,
+        multi_view=model.multi_view,
+        replay_texts=count_replay_texts(settings, batch_size),
+    )
+
+
+def _title(stage: str, training: Training) -> str:
+    transformer, batch, hardware = training.transformer, training.batch, training.hardware
+    parts = [
+        f"{stage} of {transformer.name}: {transformer.weights / 1e9:.2f}·10⁹ weights",
+        f"{batch.batch_size} studies a GPU of at most {batch.reading_length} and "
+        f"{batch.synthesis_length} positions",
+    ]
+    if batch.multi_view:
+        parts.append("two views each")
+    if batch.replay_texts:
+        parts.append(f"{batch.replay_texts} replayed texts")
+    parts += [hardware.precision, f"{hardware.gpus} GPUs"]
+    return ", ".join(parts)
+
+
+def _print_table(title: str, plans: dict[str, Memory], mfu: float, gpus: int) -> None:
     from rich.console import Console
     from rich.table import Table
+
+    from mavilt_pl.planning.language_memory import throughput
 
     table = Table(
         title=title,
@@ -224,28 +228,23 @@ def run(args: argparse.Namespace) -> int:
     )
     table.add_column("")
     for name in plans:
+        # A line for each part of the name, so that six columns fit a terminal.
         table.add_column(name.replace(", ", ",\n"), justify="right")
-    for part, said in PARTS.items():
+
+    def gigabytes(field: str) -> list[str]:
+        return [f"{getattr(plan, field) / GB:,.2f}" for plan in plans.values()]
+
+    for part, label in PARTS.items():
+        # Only FSDP2 has it.
         if part == "whole" and not any(plan.whole for plan in plans.values()):
             continue
-        table.add_row(said, *(f"{getattr(plan, part) / GB:,.2f}" for plan in plans.values()))
+        table.add_row(label, *gigabytes(part))
     table.add_section()
-    for moment, said in (
-        ("forward", "end of the forward pass"),
-        ("step", "optimizer's step"),
-        ("validation", "validation"),
-        ("peak", "peak"),
-    ):
-        table.add_row(
-            said,
-            *(f"{getattr(plan, moment) / GB:,.2f}" for plan in plans.values()),
-            style="bold" if moment == "peak" else "",
-        )
-    if "positions" in next(iter(plans.values())).details:
-        rates = (throughput(plan, args.mfu, _gpus(args, found)) for plan in plans.values())
+    for moment, label in MOMENTS.items():
+        table.add_row(label, *gigabytes(moment), style="bold" if moment == "peak" else "")
+    # A VQ-GAN has no positions to count.
+    if all("positions" in plan.details for plan in plans.values()):
+        rates = [f"{throughput(plan, mfu, gpus):,.0f}" for plan in plans.values()]
         table.add_section()
-        table.add_row(
-            f"positions/s at MFU {args.mfu:g} of H100s", *(f"{rate:,.0f}" for rate in rates)
-        )
+        table.add_row(f"positions/s at MFU {mfu:g} of H100s", *rates)
     Console().print(table)
-    return 0

@@ -111,6 +111,7 @@ def _print_counts(facts: dict[str, Any], out: Path) -> None:
     for kind in KINDS:
         for column in ("read", "kept", "rejected"):
             table.add_column(f"{kind}\n{column}", justify="right")
+    # `all` comes last, under a line of its own.
     for split, counts in {**facts["splits"], "all": facts["total"]}.items():
         if split == "all":
             table.add_section()

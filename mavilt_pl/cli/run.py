@@ -50,10 +50,12 @@ def run(args: argparse.Namespace) -> int:
     from mavilt_pl.recipes.recipe import load_recipe
     from mavilt_pl.recipes.runner import RecipeRun, run_recipe, run_single_step
 
+    # A misspelt step is refused before anything runs, not hours later.
     recipe, out = load_recipe(args.recipe, args.set), run_folder(args)
     for option in ("until", "only"):
         if name := getattr(args, option):
             recipe.step(name, f"--{option}")
+    # `execute` is handed in, so that recipes need not import the command line.
     run = RecipeRun(recipe, out, args.seed, execute)
     extra = shlex.split(args.extra_args)
     if args.dry_run:
@@ -67,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
     if status == 0:
         for step in recipe.steps:
             page = out / step.writes
+            # The page is what a person wants to see; it is named once more, below all other output.
             if page.suffix == ".html" and page.exists():
                 print(f"Open the page: {page}", file=sys.stderr)
     return status

@@ -54,11 +54,13 @@ def run(args: argparse.Namespace) -> int:
     from mavilt_pl.recipes.runner import RecipeRun
     from mavilt_pl.recipes.slurm import JobOptions, render_job_script, submit_job
 
+    # A job may start in another folder.
     if Path(args.recipe).is_file():
         args.recipe = str(Path(args.recipe).resolve())
     recipe, out = load_recipe(args.recipe, args.set), run_folder(args)
     if args.until:
         recipe.step(args.until, "--until")
+    # Refused before any script is written.
     if not args.dry_run and shutil.which("sbatch") is None:
         raise UserError(
             "no sbatch on the PATH: submit from a login node of a SLURM cluster (--dry-run prints "
@@ -81,9 +83,12 @@ def run(args: argparse.Namespace) -> int:
     recipe_run = RecipeRun(recipe, out, args.seed, execute)
     jobs: dict[str, str] = {}  # by output: the job that writes it
     for step in recipe.steps:
+        # Fingerprints of later steps need those of all earlier ones, so `is_done` is asked for
+        # each.
         if not recipe_run.is_done(step):
             text = render_job_script(step, recipe_run.words(step), job, out)
             script = out / "slurm" / f"{step.name}.sbatch"
+            # Inputs that are finished already have no job to wait for.
             after = [jobs[read] for read in step.reads if read in jobs]
             if args.dry_run:
                 waits = f", after {', '.join(after)}" if after else ""
@@ -92,6 +97,7 @@ def run(args: argparse.Namespace) -> int:
             else:
                 script.parent.mkdir(parents=True, exist_ok=True)
                 script.write_text(text, encoding="utf-8")
+                # All jobs are queued at once: SLURM itself starts each when its inputs are done.
                 jobs[step.writes] = submit_job(script, step.name, after, [*jobs.values()])
                 print(jobs[step.writes], step.name, f"after {' '.join(after)}" if after else "")
         if step.name == args.until:

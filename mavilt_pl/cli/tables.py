@@ -18,6 +18,8 @@ def print_figures(figures: Sequence[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    # `metric/finding` is the figure of a single finding; a table of all would be several screens
+    # long.
     overall = [figure for figure in figures if "/" not in figure["metric"]]
     for source in dict.fromkeys(figure["source"] for figure in overall):
         table = Table(title=source, box=SIMPLE_HEAD, title_justify="left")
@@ -30,6 +32,8 @@ def print_figures(figures: Sequence[dict[str, Any]]) -> None:
                 by_key[figure["task"], figure["metric"], figure["control"]] = figure
         for (task, metric, control), figure in by_key.items():
             if control is None:
+                # The same metric with each image replaced by another patient's. A model that
+                # ignores the images would score the same.
                 shuffled = by_key.get((task, metric, CONTROL))
                 control_text = f"{shuffled['value']:.4g}" if shuffled else ""
                 value = _with_interval(figure["value"], figure["low"], figure["high"])

@@ -50,11 +50,14 @@ def run(args: argparse.Namespace) -> int:
     checkpoint = resolve_checkpoint(args.tokenizer)
     corpus = Corpus(args.corpus)
     tokenizer = load_tokenizer(checkpoint, args.image_size, corpus.size)
+    # Codes of another checkpoint mean different things, so a cache is known by the checkpoint's
+    # bytes.
     checksum = sha256(checkpoint)
     if is_cached(args.out, corpus, checksum):
         print(f"{args.out} holds these codes already")
         return 0
     size = tokenizer.autoencoder.image_size
+    # Resizing here would hide that the tokenizer was trained on other images.
     if corpus.size != size:
         raise UserError(
             f"{args.corpus} holds {corpus.size}² images and the tokenizer {checkpoint} takes "

@@ -8,6 +8,7 @@ under `trainer.default_root_dir` (default `runs/<module>`): `checkpoints/last.ck
 
 from __future__ import annotations
 
+import argparse
 import logging
 import warnings
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse import Namespace
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
@@ -40,13 +42,20 @@ from mavilt_pl.trainer.tensorboard_resume import TensorBoardResume
 
 # Warnings and tips of libraries that a user of these commands cannot act on.
 HARMLESS_WARNINGS = (
+    # Small corpora train without workers on purpose.
     ".*does not have many workers.*",
+    # Every resumed run writes into the folder that it resumes from.
     ".*Checkpoint directory .* exists and is not empty.*",
-    ".*there is no last checkpoint available.*",  # `--ckpt_path last` on a first run
-    ".*module.s. in eval mode at the start of training.*",  # frozen encoders
+    # `--ckpt_path last` on a first run.
+    ".*there is no last checkpoint available.*",
+    # Frozen encoders stay in evaluation mode while the rest is trained.
+    ".*module.s. in eval mode at the start of training.*",
+    # `run` passes the arguments of this very process on, with its configs resolved.
     ".*args parameter is intended to run from within Python.*",
-    ".*isinstance.treespec, LeafSpec.*",
+    # The language stages move their batches themselves (`transfer_batch_to_device`).
     ".*You have overridden `.*` in `LightningModule` but have passed in a `LightningDataModule`.*",
+    # Deprecated calls inside Lightning.
+    ".*isinstance.treespec, LeafSpec.*",
     ".*The epoch parameter in `scheduler.step.*",
 )
 # Only `fit` uses the callbacks that a checkpoint of a fit names.
@@ -94,12 +103,16 @@ class MaviltCLI(LightningCLI):
         root = Path(config["default_root_dir"] or f"runs/{module_name}")
         config["default_root_dir"] = str(root)
 
+        # bfloat16 keeps 8 significant bits and float16 11. At a learning rate of 5e-6 most updates
+        # are smaller than the last of them.
         if str(config["precision"]) in ("bf16-true", "16-true"):
             raise UserError(
                 f"trainer.precision: found {config['precision']}, which keeps weights with 3 "
                 "digits or fewer, so that the small steps of a fine-tuning are rounded away; set "
                 "it to bf16-mixed"
             )
+        # Without a version, so that a resumed run logs into the same folder. Validating or testing
+        # alone must not append to the history of the training.
         if config["logger"] in (None, True):
             config["logger"] = False
             if fitting:
@@ -129,6 +142,7 @@ class MaviltCLI(LightningCLI):
                 f"{torch.cuda.device_count() or 'no'} GPU; if that is more than it has, set "
                 "--trainer.accelerator auto --trainer.devices auto"
             ) from error
+        # Only now is the rank known. The other ranks of a job share the first one's lock.
         if fitting and trainer.is_global_zero:
             self.cleanup.enter_context(run_lock(root))
         return trainer
@@ -153,6 +167,7 @@ class MaviltCLI(LightningCLI):
         if options.checkpoint_best:
             callbacks.append(BestCheckpoint(folder, options.checkpoint_best))
         preemption = Preemption(checkpoints)
+        # A recipe runs several commands in one process; the next one must not find this handler.
         self.cleanup.callback(preemption.restore_handlers)
         callbacks.append(preemption)
         return callbacks
@@ -184,6 +199,77 @@ class MaviltCLI(LightningCLI):
             default=None,
             help="also keep best.ckpt: min:METRIC or max:METRIC of a validation",
         )
+
+
+class FitParser(MaviltCLI):
+    """The parser of `mavilt fit` alone: its constructor parses and then builds and runs nothing."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Only `fit`: parsers of the other three would take their time."""
+        return {"fit": LightningCLI.subcommands()["fit"]}
+
+    def parse_arguments(self, parser: Any, args: Any) -> None:
+        """Parse, without Lightning's warning that the process has arguments of its own."""
+        self.config = parser.parse_args(args)
+
+    def _set_seed(self) -> None:
+        """Parsing alone leaves the random state of the process as it is."""
+
+    def instantiate_classes(self) -> None:
+        """Build nothing: a model would read its backbone, a datamodule its corpora."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run nothing."""
+
+
+# Required arguments of the modules, empty, for a caller who does not name them. A config or an
+# argument that follows replaces them; what another class does not take is dropped with it.
+UNNAMED = (
+    "--model=mavilt_pl.language.Stage1",
+    "--model.backbone=",
+    "--model.tokens=",
+    "--data.corpora=[]",
+)
+
+
+def parse_fit_arguments(arguments: Sequence[str]) -> Namespace:
+    """The settings of `mavilt fit` with all defaults filled in; no class is instantiated.
+
+    Without a config the module is Stage 1.
+
+    Raises:
+        UserError: `mavilt fit` would refuse the arguments.
+    """
+    # Without this, jsonargparse prints its usage, two screens long, and exits.
+    raises = {"exit_on_error": False}
+    try:
+        parsed = FitParser(
+            LightningModule,
+            CXRDataModule,
+            subclass_mode_model=True,
+            args=complete_arguments(["fit", *UNNAMED, *arguments]),
+            save_config_callback=None,
+            seed_everything_default=0,
+            parser_kwargs={**raises, "fit": raises},
+        )
+    except argparse.ArgumentError as error:
+        raise UserError(_first_reason(str(error))) from None
+    return parsed.config.fit
+
+
+def _first_reason(message: str) -> str:
+    """One line of a message of jsonargparse.
+
+    A setting of a module is refused by each type that `--model` may have. The reasons are nested by
+    indentation; the first is the module's, the others only say that it is not None.
+    """
+    _, _, reasons = message.partition("Problem with given class_path ")
+    if not reasons:
+        return " ".join(message.split())
+    module, _, reason = reasons.partition(":")
+    reason = reason.split("\n    - ")[0]
+    return f"model {module}: {' '.join(reason.split())}"
 
 
 def _deepest_cause(error: BaseException) -> BaseException:
@@ -220,6 +306,7 @@ def run(argv: Sequence[str]) -> int:
                 subclass_mode_model=True,
                 args=complete_arguments(argv),
                 save_config_callback=SaveConfigCallback,
+                # A resumed run writes its config again, with what was changed for it.
                 save_config_kwargs={"overwrite": True},
                 seed_everything_default=0,
             )
@@ -236,6 +323,7 @@ def run(argv: Sequence[str]) -> int:
     if verb == "fit" and trainer.is_global_zero and last.exists():
         print(f"{trainer.global_step:,} steps: {last}")
     for callback in trainer.callbacks:
+        # Other ranks gather their part of the metrics and write no file.
         if isinstance(callback, ResultsWriter) and callback.path is not None:
             print_figures(callback.figures)
             print(f"{len(callback.figures)} metrics: {callback.path}")

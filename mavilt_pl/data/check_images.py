@@ -16,6 +16,7 @@ from mavilt_pl.data.radiograph import read_sized
 from mavilt_pl.data.records import Study
 from mavilt_pl.errors import Rejected
 
+# Seconds of reading; if 2 % of the files are missing, it shows with a probability of 98 %.
 SAMPLE = 200  # files of a dataset that are read unless all are asked for
 SAMPLED_STUDIES = 2000  # studies of a corpus, likewise
 PREPARED_SIZE = 256  # pixels along each side, for the estimate of prepare's cost
@@ -40,6 +41,7 @@ def check_files(files: list[Path], check_all: bool) -> Iterator[Check]:
 
     if not files:
         return
+    # Spread evenly and not at random, so that the same call finds the same problems again.
     sampled = files if check_all else files[:: max(len(files) // SAMPLE, 1)][:SAMPLE]
     digests: dict[bytes, Path] = {}
     missing: list[str] = []
@@ -54,9 +56,11 @@ def check_files(files: list[Path], check_all: bool) -> Iterator[Check]:
             problems.append(str(reason))
             continue
         # Digests, not pixels, so that checking every file of a large dataset fits in memory.
+        # Compared as `prepare` would store them: files that differ in their headers only are equal.
         first = digests.setdefault(_digest(pixels), path)
         if first != path:
             duplicates.append(f"{path} shows the same as {first}")
+    # Unreadable files count as well: prepare will spend the time on them too.
     seconds = (time.perf_counter() - start) / len(sampled)
 
     found = f"of {len(sampled):,} checked"
@@ -139,6 +143,7 @@ def check_pixels(corpus: Corpus, check_all: bool) -> Iterator[Check]:
             other = first_study.setdefault(_digest(pixels), study)
             if other is not study:
                 duplicates.append(f"image {image.key} is in two studies")
+                # The same image in train and test is what makes scores too good.
                 num_leaking += other.split != study.split
     of = f"of {num_checked:,} checked" + ("" if step == 1 else " (--all for all)")
 

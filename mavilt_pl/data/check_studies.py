@@ -82,6 +82,7 @@ class StudySummary:
         self.files: list[Path] = []
         for study in studies:
             self._add(study)
+        # An entry of `splits` for each patient.
         self.counts["patients"] = len(self.splits)
 
     def _add(self, study: Study) -> None:
@@ -154,10 +155,12 @@ class StudySummary:
         num_studies, with_text = self.counts["studies"], self.counts["any text"]
         if not with_text:
             found = "none: good for the tokenizer and for external validation only"
+            # Not a warning: NIH and CheXpert are published without reports.
             yield Check("reports", "note", found)
             return
         for section in ("findings", "impression"):
             name, found = f"reports with {section}", share(self.counts[section], num_studies)
+            # Below a half, the headings of the reports are probably not recognised.
             if self.counts[section] < num_studies / 2:
                 todo = "data.sections chooses which text of a report is used"
                 yield Check(name, "warning", found, todo=todo)

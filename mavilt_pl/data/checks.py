@@ -61,6 +61,7 @@ def diagnose(
     if source is not None:
         yield from _check_dataset(path, source, options, check_all)
     elif (path / "corpus.json").exists() or (path / "prepare.json").exists():
+        # Our own folders first: each has a file that no dataset has. An unfinished one counts too.
         yield from _check_corpus(path, check_all)
     elif (path / "tokens.json").exists() or (path / "parts" / "encoder.json").exists():
         yield from _check_token_cache(path, corpora)
@@ -75,6 +76,7 @@ def diagnose(
 def _recognise_source(path: Path) -> str:
     for name, signs in SIGNS.items():
         for sign in signs:
+            # The first hit is enough: MIMIC-CXR has 377,110 images to list.
             if next(path.glob(sign), None) is not None:
                 return name
     raise UserError(
@@ -101,6 +103,7 @@ def _check_dataset(
     else:
         yield Check(name, "ok", found, "none")
     yield from check_release(source, summary.counts)
+    # Last, because it takes longest: the lines above are on the screen by then.
     yield from check_files(summary.files, check_all)
 
 
@@ -114,6 +117,7 @@ def _check_corpus(path: Path, check_all: bool) -> Iterator[Check]:
         todo = f"reasons: {path / 'rejects.csv'}" if rejected else ""
         yield Check(f"{kind} rejected by prepare", status, share(rejected, read), todo=todo)
     yield from check_pixels(corpus, check_all)
+    # The fingerprint reads every byte of the corpus.
     if check_all:
         yield _check_fingerprint(corpus)
 
@@ -133,6 +137,7 @@ def _check_token_cache(path: Path, corpora: Sequence[Path]) -> Iterator[Check]:
     )
     yield Check("token cache", "ok", found)
     # A code outside the codebook would become a wrong row of the language model's embedding.
+    # `initial`: a cache of no images has no maximum.
     highest = int(codes_IN.max(initial=0))
     if highest >= cache.codebook_size:
         expected = f"below {cache.codebook_size}"

@@ -21,24 +21,28 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
     `studies` keeps, for each item, what is neither a tensor nor one of `LISTED`.
     """
-    studies = []
-    for item in items:
-        study = {}
-        for key, value in item.items():
-            if not isinstance(value, torch.Tensor) and key not in LISTED:
-                study[key] = value
-        studies.append(study)
-    batch: dict[str, Any] = {"studies": studies}
+    batch: dict[str, Any] = {"studies": [_record(item) for item in items]}
     for key in STACKED:
+        # All items of a dataset have the same tensors.
         if key in items[0]:
             batch[key] = torch.stack([item[key] for item in items])
     for key in LISTED:
+        # Shorter than the batch, if some items have none; a key without any entry is absent.
         found = [item[key] for item in items if key in item]
         if found:
             batch[key] = found
     batch["patient"] = [item["patient"] for item in items]
     batch["text"] = [item["text"] for item in items]
     return batch
+
+
+def _record(item: dict[str, Any]) -> dict[str, Any]:
+    """What an item's record keeps."""
+    record = {}
+    for key, value in item.items():
+        if not isinstance(value, torch.Tensor) and key not in LISTED:
+            record[key] = value
+    return record
 
 
 def plain_collate(items: Sequence[dict[str, Any]], split: str) -> dict[str, Any]:

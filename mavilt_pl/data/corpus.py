@@ -44,6 +44,7 @@ def corpus_files_sha256(path: Path, shards: int) -> str:
         path: folder of the corpus.
         shards: number of pixel shards.
     """
+    # Not the settings or the rejects: the same studies and pixels are the same corpus.
     files = [path / "studies.parquet"]
     files += [pixels_path(path, number) for number in range(shards)]
     digest = hashlib.sha256()
@@ -94,6 +95,7 @@ class Corpus:
             ) from None
         self._rows = len(table)
         self._columns = {name: table[name] for name in SCHEMA.names}
+        # Row i of the pixel store is in the last shard that starts at or before i.
         self._starts = np.cumsum([0, *(len(shard) for shard in self._shards)])
         if self._rows != self.facts["studies"] or self._starts[-1] != self.n_images:
             raise UserError(
@@ -152,6 +154,7 @@ class Corpus:
         """Numbers of the studies of a split (None: of all), int64, in order."""
         if split is None:
             return np.arange(len(self))
+        # Arrow's strings have no numpy type, so they have to be copied.
         return np.flatnonzero(self._columns["split"].to_numpy(zero_copy_only=False) == split)
 
     def text(self, row: int) -> Study:
@@ -159,6 +162,7 @@ class Corpus:
 
         It takes a fraction of the time of the whole study, for selecting among many.
         """
+        # Without parsing the three JSON columns.
         return Study(**self._texts(row), images=())
 
     def image_rows(self, row: int) -> list[tuple[int, View]]:

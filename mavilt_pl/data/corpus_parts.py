@@ -52,6 +52,8 @@ class Parts:
 
     def remove(self) -> None:
         """Delete what `prepare` has written here, and the folder if nothing else is in it."""
+        # Another process may remove the same files now, or the folder may hold a user's file: then
+        # it stays.
         with suppress(OSError):
             for path in self.folder.iterdir():
                 if _PART_NAME.fullmatch(path.name):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from lightning import LightningDataModule
@@ -24,7 +24,13 @@ from mavilt_pl.data.samplers import (
 from mavilt_pl.data.token_cache import TokenCache
 from mavilt_pl.errors import UserError
 
-Collate = Callable[[Sequence[dict[str, Any]], str], dict[str, Any]]  # items and split → batch
+
+class Collate(Protocol):
+    """Makes a batch of the items of a split."""
+
+    def __call__(self, items: Sequence[dict[str, Any]], split: str) -> dict[str, Any]:
+        """Items → batch."""
+        ...
 
 
 class CXRDataModule(LightningDataModule):
@@ -156,6 +162,8 @@ class CXRDataModule(LightningDataModule):
         return [corpus.name for corpus in self.corpora]
 
     def setup(self, stage: str) -> None:
+        """Open the corpora and their token caches, once in each process."""
+        # Lightning calls `setup` again before a test in the same process.
         if self.corpora:
             return
         self.corpora = [Corpus(path) for path in self.hparams["corpora"]]
@@ -163,7 +171,10 @@ class CXRDataModule(LightningDataModule):
             self.replay_texts = self._read_replay(Path(self.hparams["replay"]))
         if self.hparams["tokens"] and self.options.batch_kind in ("pairs", "instructions"):
             for path, corpus in zip(self.hparams["tokens"], self.corpora):
+                # With the corpus's fingerprint: codes of another corpus would belong to other
+                # images.
                 self.token_caches.append(TokenCache(path, corpus.fingerprint))
+            # One language model can learn the codes of one tokenizer only.
             for cache in self.token_caches[1:]:
                 self.token_caches[0].same_tokenizer(cache)
 
@@ -180,12 +191,13 @@ class CXRDataModule(LightningDataModule):
             texts = [line.strip() for line in lines]
         else:
             corpus = Corpus(path)
+            # The training split only: texts of the test must not be rehearsed.
             texts = [self.options.text_of(corpus.text(row)) for row in corpus.rows("train")]
         texts = [text for text in texts if text]
         if not texts:
             raise UserError(
-                f"data.replay: found no text in {path}; expected a prepared corpus with reports, or "
-                "a text file with a text on each line"
+                f"data.replay: found no text in {path}; expected a prepared corpus with reports, "
+                "or a text file with a text on each line"
             )
         return texts
 
@@ -230,9 +242,11 @@ class CXRDataModule(LightningDataModule):
 
     def _seed(self) -> int:
         given = self.hparams["seed"]
+        # Lightning's seed_everything leaves its number there.
         return int(os.environ.get("PL_GLOBAL_SEED", 0)) if given is None else given
 
     def train_dataloader(self) -> ResumableLoader:
+        """All corpora mixed by weight; its position can be saved."""
         if not self.corpora:
             raise UserError(
                 "data.corpora is empty: name the corpora that `mavilt prepare` has written, e.g. "
@@ -242,6 +256,7 @@ class CXRDataModule(LightningDataModule):
         sizes = [len(dataset) for dataset in datasets]
         rank, world = self._rank_and_world()
         batch_size, workers = self.hparams["batch_size"], self.hparams["num_workers"]
+        # Lightning would stop without a step and without an error.
         if sum(sizes) // world < batch_size:
             processes = "1 process" if world == 1 else f"{world} processes"
             raise UserError(
@@ -255,8 +270,11 @@ class CXRDataModule(LightningDataModule):
             sampler=WeightedSourceSampler(sizes, weights, self._seed(), rank, world),
             num_workers=workers,
             collate_fn=partial(self.collate_fn, split="train"),
+            # All ranks must make the same number of steps, and batches of one size keep compiled
+            # graphs.
             drop_last=True,
             pin_memory=torch.cuda.is_available(),
+            # Workers map the corpora; starting them again in every epoch would cost seconds.
             persistent_workers=workers > 0,
             # A generator of its own: the global one is the model's.
             generator=torch.Generator().manual_seed(self._seed()),
@@ -273,25 +291,31 @@ class CXRDataModule(LightningDataModule):
                 num_workers=self.hparams["num_workers"],
                 collate_fn=partial(self.collate_fn, split=split),
                 pin_memory=torch.cuda.is_available(),
+                # A DataLoader draws a base seed for its workers, from the global generator unless
+                # it is given one: then training after a validation would draw other numbers.
                 generator=torch.Generator().manual_seed(0),
             )
             loaders.append(loader)
         return loaders
 
     def val_dataloader(self) -> list[DataLoader]:
+        """A loader for each corpus, in their order."""
         loaders, world = self._evaluation_loaders("val"), self._rank_and_world()[1]
         for name, loader in zip(self.names, loaders):
             count = len(loader.dataset)  # type: ignore[arg-type]
+            # A rank without a study would not take part in the others' collectives.
             if 0 < count < world:
                 raise UserError(
                     f"{name}: {count} validation studies for {world} processes, which wait for one "
-                    "another's metrics: expected one each. Raise limit_val, or prepare more studies "
-                    "for validation"
+                    "another's metrics: expected one each. Raise limit_val, or prepare more "
+                    "studies for validation"
                 )
         return loaders
 
     def test_dataloader(self) -> list[DataLoader]:
+        """A loader for each corpus, in their order."""
         return self._evaluation_loaders("test")
 
     def predict_dataloader(self) -> list[DataLoader]:
+        """The loaders of the test."""
         return self._evaluation_loaders("test")

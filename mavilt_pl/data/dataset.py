@@ -55,6 +55,7 @@ class ItemOptions:
         """Pixel-store rows of a study's first frontal and first lateral image, frontal first."""
         found: dict[Side, int] = {}
         for number, view in corpus.image_rows(row):
+            # Of several images of a side the first counts, as in `image_row`.
             if (not self.views or view in self.views) and view in SIDES:
                 found.setdefault(SIDES[view], number)
         return dict(sorted(found.items()))
@@ -98,9 +99,12 @@ class StudyDataset(Dataset):
         self.name = corpus.name
         self._augmentation: Any = None
         studies, self.omitted = self._usable_studies()
+        # Not the first studies: tables are often in the order of patients, and a few of them would
+        # fill the limit. A fixed seed, so that all runs are scored on the same ones.
         if limit is not None and len(studies) > limit:
             chosen = np.random.default_rng(0).permutation(len(studies))[:limit]
             studies = [studies[index] for index in sorted(chosen)]
+        # Decided once, not in every epoch: a list of numbers costs little, parsing JSON does.
         self.rows: list[int] = []  # of the studies' table, one an item
         self.images: list[int | None] = []  # of the pixel store, one an item
         for row in studies:
@@ -154,6 +158,8 @@ class StudyDataset(Dataset):
         patients = [self.corpus.text(row).patient for row in self.rows]
         names, number, counts = np.unique(patients, return_inverse=True, return_counts=True)
         patient_order = np.random.default_rng(1).permutation(len(names))
+        # `number` is each item's patient; sorting by the patients' random places keeps each
+        # together.
         ring = np.argsort(patient_order[number], kind="stable")
         control = list(range(len(self.rows)))
         for item, other in zip(ring, np.roll(ring, counts.max(initial=0))):
@@ -166,17 +172,20 @@ class StudyDataset(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """An item; a `SeededIndex` brings its augmentation and its choice of questions."""
         seed = getattr(index, "seed", None)
+        # Only the training sampler gives seeds; an evaluation has nothing random.
         random = None if seed is None else np.random.default_rng(seed)
         row, image = self.rows[index], self.images[index]
         study = self.corpus[row]
         item: dict[str, Any] = {
             "source": self.name,
+            # With the source, because two datasets may use the same number for different people.
             "patient": f"{study.source}:{study.patient}",
             "study": f"{study.source}:{study.study}",
             "labels": torch.from_numpy(np.asarray(self.labels[row], dtype=np.float32)),
             "label_names": dict(study.labels),
             "text": self.options.text_of(study),
         }
+        # Plain text reads neither pixels nor codes.
         if self.options.batch_kind == "text":
             return item
         assert image is not None  # studies without an image were skipped
@@ -185,6 +194,8 @@ class StudyDataset(Dataset):
             item["pixels"] = self._pixels(image, random)
             return item
         self._add_codes(item, index)
+        # The order of the draws in it is part of what makes a resumed run equal to an uninterrupted
+        # one.
         self._add_random(item, study, random)
         return item
 
@@ -218,6 +229,8 @@ class StudyDataset(Dataset):
             questions = self.options.questions_of(study, self.split == "train")
             item["questions"] = self._choose_questions(questions, random)
         if random is not None:
+            # What the model drops at random follows from the study, not from the rank that has it:
+            # two ranks learn what one learns.
             item["rng_seed"] = int(random.integers(2**63))
 
     def _choose_questions(
@@ -228,6 +241,7 @@ class StudyDataset(Dataset):
         if random is None or limit is None or len(questions) <= limit:
             return questions
         chosen = random.permutation(len(questions))[:limit]
+        # Sorted, so that the order of the questions does not depend on the choice.
         return [questions[index] for index in sorted(chosen)]
 
     def _pixels(self, image: int, random: np.random.Generator | None) -> torch.Tensor:
@@ -240,6 +254,7 @@ class StudyDataset(Dataset):
     def _augment(self, raw: np.ndarray, random: np.random.Generator) -> np.ndarray:
         """Small shifts, rotations, zooms and exposures; never a flip, since sides matter."""
         if self._augmentation is None:
+            # Imported on use: it takes a second, and only training with `augment` needs it.
             import albumentations as A
 
             affine = A.Affine(
@@ -247,6 +262,7 @@ class StudyDataset(Dataset):
             )
             exposure = A.RandomBrightnessContrast(brightness_limit=0.08, contrast_limit=0.12, p=0.8)
             self._augmentation = A.Compose([affine, exposure])
+        # Albumentations has a generator of its own, which would differ from worker to worker.
         self._augmentation.set_random_seed(int(random.integers(2**31)))
         return self._augmentation(image=raw)["image"]
 
@@ -255,6 +271,7 @@ class SeededConcatDataset(ConcatDataset):
     """Items of all corpora, one after another; keeps the seed of a `SeededIndex`."""
 
     def __getitem__(self, index: int) -> Any:
+        # torch's own version does arithmetic on the index, and the result would lose the seed.
         number = bisect.bisect_right(self.cumulative_sizes, index)
         within = index - (self.cumulative_sizes[number - 1] if number else 0)
         seed = getattr(index, "seed", None)

@@ -45,6 +45,7 @@ class DecodeJournal:
         self.size = size
         digest = hashlib.sha256(repr(tasks).encode()).hexdigest()
         self.reasons = self._read_reasons(digest)
+        # The line that was cut off, or lines of other tasks, must not precede new ones.
         self._rewrite_lines(digest)
         self.lines = self.lines_path.open("ab")
         self.pixels = self._open_pixels()
@@ -82,6 +83,7 @@ class DecodeJournal:
     def _open_pixels(self) -> BinaryIO:
         """Open the pixels for appending, cut to the images that have a line."""
         pixels = self.pixels_path.open("r+b" if self.pixels_path.exists() else "w+b")
+        # Pixels without a line: the process was killed between the two writes of `add`.
         pixels.truncate(self.num_decoded * self.size**2)
         pixels.seek(0, os.SEEK_END)
         return pixels
@@ -91,6 +93,7 @@ class DecodeJournal:
         reason = result if isinstance(result, str) else None
         if not isinstance(result, str):
             self.pixels.write(result.tobytes())
+            # Before the line, in the order that `_read_reasons` relies on.
             self.pixels.flush()
         self.reasons.append(reason)
         self.lines.write(json.dumps(reason).encode() + b"\n")

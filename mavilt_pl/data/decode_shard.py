@@ -77,6 +77,7 @@ class ShardDecoder:
         self.size, self.fit = settings["size"], settings["fit"]
         self.views = set(settings["views"])
         if "FRONTAL" in self.views:
+            # PA and AP are frontal too; datasets name the projection if they know it.
             self.views |= FRONTAL
         self.decoder, self.advance = decoder, advance
 
@@ -89,6 +90,7 @@ class ShardDecoder:
                 if self._is_selected(image):
                     tasks.append((image["path"], self.size, self.fit))
                 else:
+                    # The progress bar counts all images, selected or not.
                     self.advance()
         # The journal refuses entries of other tasks, for example after files were added.
         journal = DecodeJournal(self.parts.folder, number, self.size, tasks)
@@ -129,6 +131,7 @@ class ShardDecoder:
             self._reject_views(tally, study, split, images)
             kept_images = []
             for image in filter(self._is_selected, images):
+                # Reasons come in the order of the tasks, which is that of the selected images.
                 reason = next(next_reason)
                 if reason is not None:
                     tally.reject("images", split, (study, image["path"], "decode", reason))
@@ -160,8 +163,10 @@ class ShardDecoder:
         # The rows mark the shard as finished, so they come after everything that they refer to.
         pixels = self.parts.folder / f"{number:05d}.npy"
         journal.write_array(pixels)
+        # Under its final name only when it is whole.
         os.replace(pixels, pixels_path(self.out, number))
         facts = {"rejects": tally.rejects, **tally.counts}
         atomic_write_text(self.parts.tally(number), json.dumps(facts))
         write_rows(self.parts.kept_rows(number), rows)
+        # Last: a kill before this line costs nothing, since the shard counts as finished already.
         journal.remove()

@@ -40,6 +40,8 @@ def read_dicom(path: Path) -> GreyImage:
     data = pydicom.dcmread(path)
     if "PixelData" not in data:
         raise Rejected(f"{path}: the DICOM file holds no pixel data")
+    # From here to the decoding, every check is of the header alone. A header that promises 65,535²
+    # pixels would otherwise cost gigabytes before it is refused.
     rows, columns = int(data.Rows), int(data.Columns)
     check_size(path, rows, columns)
     _check_frames(path, data)
@@ -66,6 +68,7 @@ def _reject_deflated(path: Path) -> None:
 
 
 def _check_frames(path: Path, data: pydicom.Dataset) -> None:
+    # The element may be present and empty.
     frames = int(data.get("NumberOfFrames", 1) or 1)
     samples = int(data.get("SamplesPerPixel", 1))
     if frames != 1 or samples != 1:
@@ -77,6 +80,7 @@ def _check_frames(path: Path, data: pydicom.Dataset) -> None:
 def _check_encoded_size(path: Path, data: pydicom.Dataset, rows: int, columns: int) -> None:
     """Compare the header's size with that of a compressed stream, before it is decoded."""
     syntax = data.file_meta.TransferSyntaxUID
+    # Uncompressed pixels and RLE streams do not state a size.
     if not syntax.is_encapsulated or syntax == RLELossless:
         return
     encoded = _encoded_size(get_frame(data.PixelData, 0, number_of_frames=1))
@@ -92,8 +96,11 @@ def _encoded_size(frame: bytes) -> tuple[int, int] | None:
 
     None for a stream that is not JPEG, JPEG-LS or JPEG 2000.
     """
+    # A stream may be wrapped in a JP2 box, so the markers are searched and not expected first.
     siz = frame.find(JPEG2000_SIZE, 0, HEADER_BYTES)
     if siz >= 0 and len(frame) >= siz + 24:
+        # The SIZ segment: size of the reference grid, then the image's offset on it (ISO 15444-1,
+        # A.5.1).
         right, bottom, left, top = struct.unpack(">4I", frame[siz + 8 : siz + 24])
         return bottom - top, right - left
     if not frame.startswith(JPEG_START):
@@ -103,7 +110,9 @@ def _encoded_size(frame: bytes) -> tuple[int, int] | None:
     while position + 9 <= len(frame) and frame[position] == 0xFF:
         marker, length = struct.unpack(">BH", frame[position + 1 : position + 4])
         if _is_start_of_frame(marker):
+            # After marker, length and precision come the number of lines and of samples a line.
             return struct.unpack(">HH", frame[position + 5 : position + 9])
+        # A segment's length counts its own two bytes, and not the marker's.
         position += 2 + length
     return None
 
@@ -129,6 +138,7 @@ def _native_pixels(data: pydicom.Dataset, rows: int, columns: int) -> np.ndarray
     if len(data.PixelData) not in (num_bytes, num_bytes + num_bytes % 2):
         return None
     stored = np.frombuffer(data.PixelData, dtype, rows * columns).reshape(rows, columns)
+    # Bits above the stored ones hold an overlay in old files; `pixel_array` removes them.
     if used < allocated and int(extremes(stored)[1]) >> used:
         return None
     return stored
@@ -144,6 +154,7 @@ def _number(data: pydicom.Dataset, name: str, default: float) -> float:
         return default
     value = data.get(name)
     if isinstance(value, pydicom.multival.MultiValue):
+        # Several windows are alternatives for display (PS3.3 C.11.2.1.2); the first one is used.
         value = value[0]
     return float(value)
 
@@ -162,10 +173,13 @@ def _apply_grey_scale(path: Path, data: pydicom.Dataset, stored: np.ndarray) -> 
     windowed = _has_value(data, "WindowCenter") and _has_value(data, "WindowWidth")
     other_function = windowed and function not in ("LINEAR", "LINEAR_EXACT")
     if data.get("VOILUTSequence") or other_function:
+        # The VOI transformation applies to the output of the modality's, and pydicom does not
+        # combine them.
         if not has_modality_lut:
             stored = apply_modality_lut(stored, data)
         return GreyImage(apply_voi_lut(stored, data).astype(np.float32), None, inverted)
     if not windowed:
+        # A negative slope turns the grey scale over, and a second inversion turns it back.
         return GreyImage(stored, None, inverted != (slope < 0))
     centre, width = _number(data, "WindowCenter", 0), _number(data, "WindowWidth", 1)
     if function == "LINEAR":

@@ -68,6 +68,7 @@ class GreyImage:
         darkest, brightest = extremes(self.pixels)
         window = self.window or (darkest, brightest)
         low, high = sorted(window)
+        # One sum for both ends: infinity and NaN survive it.
         finite = np.isfinite(darkest + brightest)
         if not finite or min(brightest, high) <= max(darkest, low):
             raise Rejected(f"{path}: every pixel has the same value, or some are not numbers")

@@ -45,6 +45,8 @@ class ShardJoiner:
             UserError: not a single study was kept.
         """
         counts = _count_reader_rejects(reader_rejects)
+        # Rejects of the reader first, then of each shard in order: the same bytes however many
+        # processes worked.
         rejects = list(reader_rejects)
         for number in range(self.num_shards):
             tally = json.loads(self.parts.tally(number).read_text(encoding="utf-8"))
@@ -98,8 +100,10 @@ class ShardJoiner:
         for split in (*SPLITS, UNKNOWN):
             totals = {kind: _total(counter, split) for kind, counter in counts.items()}
             if totals["studies"]["read"] or totals["images"]["read"]:
+                # A split without studies is not listed.
                 splits[split] = totals
         total = {kind: _total(counter) for kind, counter in counts.items()}
+        # A corpus without studies would fail at the first epoch, hours later.
         if not total["studies"]["kept"]:
             reason = "the dataset is empty"
             if rejects:
@@ -119,6 +123,7 @@ class ShardJoiner:
             "total": total,
             "splits": splits,
             "shards": self.num_shards,
+            # Of the files as they are on the disk now.
             "fingerprint": corpus_files_sha256(self.out, self.num_shards),
         }
         atomic_write_text(self.out / "corpus.json", json.dumps(facts, indent=1))

@@ -41,6 +41,8 @@ from mavilt_pl.parallel.file_lock import file_lock
 from mavilt_pl.parallel.process_pool import IsolatedMap
 from mavilt_pl.parallel.shards import claim_shards, list_names
 
+# A few minutes of decoding on one core: small enough to share among jobs, and few enough files for
+# a parallel file system (about 220 for MIMIC-CXR).
 SHARD = 1024  # studies
 SETTINGS = "prepare.json"
 
@@ -162,6 +164,7 @@ class CorpusWriter:
         """
         self.out.mkdir(parents=True, exist_ok=True)
         names = list_names(self.out)
+        # `open("x")` below decides if two processes come at once.
         if SETTINGS in names:
             return
         # Ask again: another process may have begun the corpus during the first listing.
@@ -217,6 +220,7 @@ class CorpusWriter:
         if self.settings["questions"]:
             questions = read_questions(Path(self.settings["questions"]), reject)
             studies = with_questions(studies, questions, reject)
+        # Readers are generators: how many studies come is known at the end.
         bar = progress.add_task("Reading", total=None, unit="studies")
         num_images = num_shards = 0
         while shard := list(itertools.islice(studies, SHARD)):
@@ -244,6 +248,7 @@ class CorpusWriter:
         """Decode the shards that no other process has; return when all shards are done."""
         facts = self._read_facts()
         num_shards = facts["shards"]
+        # For a progress bar that starts where other processes are.
         num_images = [self._count_images(number) for number in range(num_shards)]
         bar = progress.add_task("Decoding", total=facts["images"], unit="images")
         # Native decoders may crash or hang on a damaged file, so files are decoded in processes.

@@ -81,6 +81,7 @@ def choices(item: Mapping[str, Any]) -> tuple[str, ...]:
     ('edema', 'mass', 'edema, mass', 'none')
     """
     pair = _alternatives(item)
+    # Twice the same alternative: the question was misread.
     if len({name.lower() for name in pair}) != 2:
         return ()
     first, second = pair
@@ -125,6 +126,7 @@ def _parse_mimic_cxr_vqa(item: Any) -> tuple[str, Question]:
 
 def _parse_answer(item: Mapping[str, Any]) -> str:
     answer = item.get("answer")
+    # MIMIC-CXR-VQA has lists of answers; a single text is taken as a list of one.
     answers = [answer] if isinstance(answer, str) else answer
     if not isinstance(answers, list) or not all(isinstance(name, str) for name in answers):
         raise Rejected(
@@ -176,6 +178,7 @@ def _question_files(path: Path) -> list[Path]:
     """The JSON files of MIMIC-CXR-VQA."""
     if path.is_file():
         return [path]
+    # The official folder has the files in `dataset/`; that folder may be named itself.
     folder = path / "dataset" if (path / "dataset").is_dir() else path
     files = [folder / name for name in _MIMIC_FILES if (folder / name).exists()]
     if not files:
@@ -217,6 +220,7 @@ def read_questions(path: Path, reject: Reject) -> dict[str, tuple[Question, ...]
 
 
 def _add_question(by_study: dict[str, dict[str, Question]], study: str, question: Question) -> None:
+    # Asked twice with two answers, either answer would be wrong once.
     first = by_study.setdefault(study, {}).setdefault(question.question, question)
     if first is question:
         return
@@ -241,6 +245,7 @@ def with_questions(
     """
     unused = set(questions)
     for study in studies:
+        # With `--limit`, or without a part of the dataset, many questions find no study.
         unused.discard(study.study)
         yield replace(study, questions=(*study.questions, *questions.get(study.study, ())))
     if unused and reject:

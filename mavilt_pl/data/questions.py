@@ -48,6 +48,7 @@ def wording(choices: tuple[str, ...], key: str, training: bool) -> str:
     """
     if not training:
         return choices[-1]
+    # crc32, since Python's own hash of a text differs from process to process.
     return choices[zlib.crc32(key.encode()) % (len(choices) - 1)]
 
 
@@ -69,8 +70,10 @@ def from_labels(study: Study, findings: Sequence[str], training: bool) -> tuple[
     questions = []
     for finding in findings:
         label = study.labels.get(finding)
+        # Neither yes nor no would be right.
         if label not in ("present", "absent"):
             continue
+        # By study and finding, so that the questions about one study differ in their words.
         text = wording(WORDINGS, f"{study.study}/{finding}", training)
         text = text.format(SPOKEN.get(finding, finding))
         answer = "yes" if label == "present" else "no"

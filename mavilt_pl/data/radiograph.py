@@ -23,6 +23,7 @@ from mavilt_pl.data.grey_image import LARGEST_SIDE, SMALL_INTEGERS, GreyImage, c
 from mavilt_pl.errors import Rejected
 
 DICOM_SUFFIXES = (".dcm", ".dicom", "")
+# 64 rows of 4,000 pixels of 16 bits are half a megabyte.
 STRIP_ROWS = 64  # rows reduced at a time, so that they stay in the processor's cache
 DEEP_MODES = ("I;16", "I;16B", "I", "F")  # Pillow's modes of more than 8 bits
 TRANSPARENT_MODES = ("RGBA", "LA", "PA")
@@ -105,8 +106,12 @@ def _read_picture(path: Path, min_side: int | None) -> GreyImage:
     with Pillow.open(path, formats=("PNG", "JPEG")) as opened:
         check_size(path, opened.height, opened.width)
         if min_side is not None and opened.format == "JPEG":
+            # The JPEG decoder itself reduces by 2, 4 or 8, which skips most of the inverse
+            # transform.
             opened.draft(None, (min_side, min_side))
+        # Photographs of films carry their rotation in EXIF.
         picture = ImageOps.exif_transpose(opened)
+        # No window is known, so these are stretched to their own extremes.
         if picture.mode in DEEP_MODES:
             return GreyImage(np.asarray(picture))
         if picture.mode in TRANSPARENT_MODES:
@@ -147,6 +152,7 @@ def _reduce(grey: GreyImage, min_side: int) -> np.ndarray:
     lowest = int(min(max(np.floor(low), limits.min), limits.max))
     highest = int(min(max(np.ceil(high), limits.min), limits.max))
     reduced = np.empty((height // factor, width // factor), pixels.dtype)
+    # Whole blocks of k rows, so that the strips together equal one reduction of the image.
     strip_rows = factor * max(STRIP_ROWS // factor, 1)
     for top in range(0, height, strip_rows):
         strip = pixels[top : top + strip_rows]
@@ -165,6 +171,7 @@ def _resize(image: np.ndarray, size: int, fit: Fit) -> np.ndarray:
     side = max(height, width) if fit == "pad" else min(height, width)
     scale = size / side
     new_height, new_width = max(1, round(height * scale)), max(1, round(width * scale))
+    # Area averaging does not alias when an image shrinks; when it grows it would show blocks.
     interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
     return cv2.resize(image, (new_width, new_height), interpolation=interpolation)
 

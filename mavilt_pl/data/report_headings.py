@@ -193,11 +193,14 @@ def find_headings(text: str) -> list[tuple[int, int, str]]:
         candidate = _Candidate.from_match(match, text)
         if candidate.opens_section():
             headings.append((match.start(), match.end(), candidate.kind))
+    # A second pass for slips such as "FINDIGNS:", of which the first pattern knows nothing.
     starts = {start for start, _, _ in headings}
     for match in _POSSIBLY_MISSPELT.finditer(text):
         kind = _misspelt_kind(match["name"])
         if kind is not None and match.start() not in starts:
             headings.append((match.start(), match.end(), kind))
-    if any(kind == "findings" for _, _, kind in headings):
+    kinds = [kind for _, _, kind in headings]
+    if "findings" in kinds:
+        # "PA AND LATERAL CHEST:" above FINDINGS is part of the study's title.
         headings = [heading for heading in headings if heading[2] != "chest"]
     return sorted(headings)

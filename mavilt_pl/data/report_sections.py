@@ -29,6 +29,7 @@ def _drop_preliminary(text: str) -> str:
     preliminary = _PRELIMINARY.search(text)
     if preliminary is None:
         return text
+    # A preliminary read alone is all that there is of the report, so it stays.
     final = _FINAL.search(text, preliminary.end())
     if final is None:
         return text
@@ -50,6 +51,7 @@ def sections(text: str) -> dict[str, str]:
     whole = _collapse_spaces(_TITLE_LINE.sub("", text))
     text = _drop_preliminary(text)
     bodies: dict[str, list[str]] = {"findings": [], "impression": []}
+    # A section's text runs from the end of its heading to the start of the next one.
     headings = find_headings(text)
     ends = [start for start, _, _ in headings[1:]] + [len(text)]
     for (_, begin, kind), end in zip(headings, ends):
@@ -84,6 +86,7 @@ def _r2gen(text: str) -> str:
             text = text.replace(f"{before}{number}. ", ". ")
     sentences = []
     for sentence in text.strip().lower().split(". "):
+        # Only single characters are removed, so a sentence of punctuation alone becomes empty.
         cleaned = sentence.translate(_R2GEN_REMOVED).strip()
         if cleaned:
             sentences.append(f"{cleaned} .")

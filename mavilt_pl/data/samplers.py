@@ -56,20 +56,26 @@ class WeightedSourceSampler(DistributedSampler):
     def _order(self) -> list[int]:
         random = np.random.default_rng([self.seed, self.epoch])
         share = np.asarray(self.weights) / sum(self.weights)
+        # Rounding down leaves a few items over; the first source gets them, so that an epoch's
+        # length does not depend on the weights.
         counts = np.floor(share * sum(self.sizes)).astype(int)
         counts[0] += sum(self.sizes) - counts.sum()
         starts = np.cumsum([0, *self.sizes[:-1]])
         picked = []
         for start, size, count in zip(starts, self.sizes, counts):
+            # A source drawn more often than it has items is shuffled again for every round.
             rounds = [random.permutation(size) for _ in range(-(-int(count) // size))]
             chosen = np.concatenate(rounds)[:count] if rounds else np.empty(0, int)
             picked.append(start + chosen)
+        # Mixed over the whole epoch: batches contain all sources.
         shuffled = random.permutation(np.concatenate(picked))
         return [int(index) for index in shuffled]
 
     def __iter__(self) -> Iterator[SeededIndex]:
         order, epoch, start = self._order(), self.epoch, self.num_consumed
+        # It applies to the interrupted epoch only.
         self.num_consumed = 0
+        # Equal for all ranks: one that had an item more would wait for the others forever.
         shared = (len(order) - start) // self.num_replicas * self.num_replicas
         positions = range(start + self.rank, start + shared, self.num_replicas)
         return (SeededIndex.at(order[at], self.seed, epoch, at) for at in positions)
@@ -116,6 +122,8 @@ class ResumableLoader(DataLoader):
         return (total - self.num_consumed) // self.items_per_batch
 
     def __iter__(self) -> Iterator[Any]:
+        # Counted as batches are handed out, not as workers prefetch them: what was fetched and not
+        # trained on has to come again.
         consumed = self.num_consumed = self.sampler.num_consumed  # type: ignore[attr-defined]
         for batch in super().__iter__():
             consumed += self.items_per_batch

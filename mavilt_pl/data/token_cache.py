@@ -47,6 +47,7 @@ def write_tokens(
         UserError: the batches hold another number of images.
     """
     out.mkdir(parents=True, exist_ok=True)
+    # A cache that is written again is no cache until it is whole.
     (out / "tokens.json").unlink(missing_ok=True)
     dtype = np.dtype(np.uint16 if len(codebook) <= 2**16 else np.uint32)
     header = {"descr": dtype.str, "fortran_order": False, "shape": (images, grid * grid)}
@@ -107,6 +108,7 @@ class TokenCache:
                 f"expected {corpus_fingerprint[:12]}): the corpus was prepared again; run `mavilt "
                 "tokenize` again"
             )
+        # Mapped: all workers of a machine share one copy in the page cache.
         self._codes = np.load(self.path / "codes.npy", mmap_mode="r")
         expected = (facts["images"], self.codes_per_image)
         if self._codes.shape != expected:

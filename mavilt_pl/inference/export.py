@@ -24,6 +24,7 @@ def save_language_model(model: VisualLanguageModel, out: Path) -> None:
     order.
     """
     vocabulary = model.vocabulary
+    # Plain transformers knows neither our adapters nor rows that are kept apart from the embedding.
     merge_adapters(model.backbone, vocabulary, model.new_rows).save_pretrained(out)
     model.tokenizer.save_pretrained(out)
     special = {name: vocabulary.special_token_id(name) for name in SPECIAL_TOKENS}

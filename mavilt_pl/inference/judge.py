@@ -34,8 +34,8 @@ class Judge:
         if not self.findings:
             names = ", ".join(filter(None, encoder.findings)) or "none"
             raise UserError(
-                f"the judge: found an encoder of the findings {names}; expected one that reads some "
-                f"of {', '.join(TERMS)}. Use another encoder, or best_of 1"
+                f"the judge: found an encoder of the findings {names}; expected one that reads "
+                f"some of {', '.join(TERMS)}. Use another encoder, or best_of 1"
             )
 
     def stated_findings(self, text: str) -> dict[str, bool]:
@@ -49,12 +49,14 @@ class Judge:
 
     def __call__(self, codes_BN: Tensor, texts: Sequence[str]) -> Tensor:
         """Mean log-likelihood of what each text states, nats [B]; 0 if it states nothing."""
+        # The judge sees decoded pixels, as a reader would, and not codes.
         logits_BF = self.encoder.logits(self.encoder.maps(self.tokenizer.decode(codes_BN)))
         scores = []
         for logits_F, text in zip(logits_BF, texts):
             signed = []
             for name, present in self.stated_findings(text).items():
                 logit = logits_F[self.encoder.findings.index(name)]
+                # log σ(z) is the log-likelihood of "present", log σ(−z) that of "absent".
                 signed.append(logit if present else -logit)
             if signed:
                 scores.append(F.logsigmoid(torch.stack(signed)).mean())

@@ -89,7 +89,9 @@ class MAViLT:
         name = None if backbone is None else str(backbone)
         language_model, checkpoint = VisualLanguageModel.from_checkpoint(model_path, name)
         vqgan = load_tokenizer(tokenizer_path)
+        # The file's bytes are its name: a path says nothing about what it holds.
         trained_with, given = checkpoint["visual_tokenizer"], sha256(tokenizer_path)
+        # Nothing else would notice: any code is a valid code of any tokenizer of the same size.
         if trained_with != given:
             raise UserError(
                 f"{model_path} was trained on the codes of tokenizer {trained_with[:12]} and "
@@ -103,10 +105,13 @@ class MAViLT:
             language_model.max_context,
             instructed=settings["_class_path"].rpartition(".")[2] in INSTRUCTED_STAGES,
             model=language_model.options,
+            # Dropped conditions and views are for training, so `regularization` is not needed.
         )
         sampling = as_options(SamplingOptions, settings["sampling"], "sampling")
         # One image is not worth a compilation.
         sampling = replace(sampling, image=replace(sampling.image, compile=False))
+        # Several questions about one image are branches of one sequence, if the attention kernel
+        # masks.
         shares_prefix = language_model.can_share_prefix(
             prompts.longest_pair() + prompts.max_text_tokens
         )
@@ -127,18 +132,16 @@ class MAViLT:
             if any(isinstance(study, Mapping) for study in studies):
                 raise UserError(NO_VIEWS)
             return self.codes(studies)  # type: ignore[arg-type]
-        named: list[dict[Side, Radiograph]] = []
-        for study in studies:
-            views = study if isinstance(study, Mapping) else {"frontal": study}
-            if not views or set(views) - set(VIEW_TOKENS):
-                raise UserError(
-                    f"found the views {[*views]}; expected some of {', '.join(VIEW_TOKENS)}, each "
-                    "with its image"
-                )
-            named.append({view: views[view] for view in VIEW_TOKENS if view in views})
-        files = [file for views in named for file in views.values()]
+        views_of_studies = [_ordered_views(study) for study in studies]
+        # All images of the batch are encoded at once; studies may have one or two.
+        files: list[Radiograph] = []
+        for views in views_of_studies:
+            files += views.values()
         codes = iter(self.codes(files).tolist())
-        return [{view: next(codes) for view in views} for views in named]
+        codes_of_studies = []
+        for views in views_of_studies:
+            codes_of_studies.append({view: next(codes) for view in views})
+        return codes_of_studies
 
     def _warn_if_truncated(self, name: str, text: str) -> None:
         prompts = self.generator.prompts
@@ -146,6 +149,7 @@ class MAViLT:
         if found > limit:
             warnings.warn(
                 f"{name}: its {found:,} tokens were truncated to max_text_tokens = {limit}",
+                # Points at the user's call of `ask` or `draw`.
                 stacklevel=4,
             )
 
@@ -160,6 +164,7 @@ class MAViLT:
         reports: list[str] = []
         for start in range(0, len(studies), BATCH):
             codes = self._study_codes(studies[start : start + BATCH])
+            # The seed of each sample follows from its image, so a batch may be cut anywhere.
             keys = [sample_key(_codes_text(one)) for one in codes]
             reports += self.generator.generate_reports(codes, seed, keys)
         return reports
@@ -186,6 +191,7 @@ class MAViLT:
         Raises:
             UserError: an answer is given twice.
         """
+        # Twice the same answer would share its probability.
         if len({*answers}) < len(answers):
             raise UserError(
                 f"answers: found {[*answers]}; expected each of them once: drop repeated ones"
@@ -194,8 +200,10 @@ class MAViLT:
             self._warn_if_truncated(f"question {number}", question)
         codes = self._study_codes([study])
         if not answers:
-            keys = [sample_key(f"{_codes_text(codes[0])} {question}") for question in questions]
+            shown = _codes_text(codes[0])
+            keys = [sample_key(f"{shown} {question}") for question in questions]
             return self.generator.generate_answers(codes, [questions], seed, [keys])[0]
+        # With given answers nothing is sampled: each is scored, and the scores are normalised.
         asked = [(question, answers) for question in questions]
         probabilities = self.generator.answer_questions(codes, [asked])[0]
         return [dict(zip(answers, row)) for row in probabilities]
@@ -229,21 +237,25 @@ class MAViLT:
         self._check_texts(texts, scorer, best_of)
         self._check_given(texts, view, given)
         size = self.vqgan.autoencoder.image_size
+        # Without any text the result is an empty array of the right shape.
         images = [np.empty((0, size, size), np.uint8)]
         for start in range(0, len(texts), BATCH):
             part = texts[start : start + BATCH]
-            names, views, other = list(part), None, None
-            if self.multi_view:
-                views = [view or "frontal"] * len(part)
+            views = [view or "frontal"] * len(part) if self.multi_view else None
+            keys = [sample_key(text) for text in part]
+            other = None
             if given is not None:
                 other = self._study_codes(given[start : start + BATCH])
-                names = [f"{text} {_codes_text(codes)}" for text, codes in zip(part, other)]
-            keys = [sample_key(name) for name in names]
+                # The same text with another given view is another sample.
+                keys = []
+                for text, codes in zip(part, other):
+                    keys.append(sample_key(f"{text} {_codes_text(codes)}"))
             codes_BN = self.generator.generate_images(
                 part, seed, keys, best_of, scorer, views, other
             )
             # One at a time: within a batch, a pixel may round to the other side.
-            images += [to_uint8(self.vqgan.decode(codes_N[None])) for codes_N in codes_BN]
+            for codes_N in codes_BN:
+                images.append(to_uint8(self.vqgan.decode(codes_N[None])))
         return np.concatenate(images)
 
     def _check_texts(self, texts: Sequence[str], scorer: Judge | None, best_of: int) -> None:
@@ -276,6 +288,20 @@ class MAViLT:
                     f"given: found {study!r}; expected {{{other!r}: FILE}}, the view that the "
                     f"{generated} one is generated from"
                 )
+
+
+def _ordered_views(study: StudyImages) -> dict[Side, Radiograph]:
+    """The images of a study by view, in the vocabulary's order.
+
+    The same views are then the same study, in whatever order they were given.
+    """
+    views = study if isinstance(study, Mapping) else {"frontal": study}
+    if not views or set(views) - set(VIEW_TOKENS):
+        raise UserError(
+            f"found the views {[*views]}; expected some of {', '.join(VIEW_TOKENS)}, each with its "
+            "image"
+        )
+    return {view: views[view] for view in VIEW_TOKENS if view in views}
 
 
 def _codes_text(codes: Any) -> str:

@@ -1,4 +1,4 @@
-"""Write a file whole or not at all: into a temporary name beside it, then rename."""
+"""Write a file whole or not at all: into a temporary name next to it, then rename."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ def atomic_open(path: Path, mode: str = "w", durable: bool = False, **options: A
     """
     if "b" not in mode:
         options.setdefault("encoding", "utf-8")
+    # Process ids repeat from machine to machine, and several machines may write into one folder.
     unique = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     part = path.with_name(f".{path.name}.{unique}.part")
     try:
@@ -41,9 +42,12 @@ def atomic_open(path: Path, mode: str = "w", durable: bool = False, **options: A
             yield file
             if durable:
                 file.flush()
+                # Before the rename: otherwise a loss of power may leave the new name with empty
+                # contents.
                 os.fsync(file.fileno())
         os.replace(part, path)
     except BaseException:
+        # Ctrl-C too must not leave a temporary file.
         part.unlink(missing_ok=True)
         raise
     if durable:

@@ -20,7 +20,7 @@ def resolve_device(name: str) -> str:
     except (RuntimeError, AssertionError, ImportError) as error:
         reason = next(iter(str(error).splitlines()), "")[:120]
         raise UserError(
-            f"--device: found {name}, on which torch cannot compute here ({reason}); set it to cpu, "
-            "or leave it out"
+            f"--device: found {name}, on which torch cannot compute here ({reason}); set it to "
+            "cpu, or leave it out"
         ) from error
     return name

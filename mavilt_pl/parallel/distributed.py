@@ -25,6 +25,7 @@ def rank_and_size() -> tuple[int, int]:
 def all_reduce_sum(part: Tensor) -> Tensor:
     """Sum over all ranks, any shape; the result has the same bits on each rank."""
     if rank_and_size()[1] > 1:
+        # all_reduce works in place and wants contiguous memory; the caller keeps its own numbers.
         part = part.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(part)
     return part
@@ -38,6 +39,8 @@ def gather_interleaved(part_BX: Tensor) -> Tensor:
     size = rank_and_size()[1]
     if size == 1:
         return part_BX
+    # all_gather needs equal shapes: batches of all ranks must be of the same size.
     parts = [torch.empty_like(part_BX) for _ in range(size)]
     dist.all_gather(parts, part_BX.contiguous())
+    # [B, W, …] → [B·W, …]: row b of every rank before row b + 1 of any.
     return torch.stack(parts, 1).flatten(0, 1)

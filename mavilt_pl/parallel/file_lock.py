@@ -42,14 +42,17 @@ def file_lock(
     Raises:
         OSError: the file cannot be created.
     """
+    # lockf needs a file open for reading (shared) or writing (exclusive): `a+` is both.
     operation = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     if not wait:
         operation |= fcntl.LOCK_NB
     with _open(path) as file:
         try:
+            # Looked up here and not at import, so that a test can replace it.
             lock = fcntl.flock if inherited else fcntl.lockf
             lock(file, operation)
         except OSError as error:
+            # POSIX allows either number for "somebody else holds it".
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 yield None
                 return

@@ -25,7 +25,9 @@ def _start_worker() -> None:
 
 
 def _exit_with(sentinel: int) -> None:
+    # The sentinel becomes readable when the parent ends, also by SIGKILL, which no handler sees.
     multiprocessing.connection.wait([sentinel])
+    # Not sys.exit, which in a thread ends the thread alone.
     os._exit(1)
 
 
@@ -34,6 +36,7 @@ def _context(preload: str | None = None) -> Any:
     # process with threads can hang.
     context = multiprocessing.get_context("forkserver")
     if preload is not None and preload != "__main__":
+        # The server imports the function's module once; each worker then starts with it.
         context.set_forkserver_preload([preload])
     return context
 
@@ -48,6 +51,7 @@ def process_pool(workers: int | None = None) -> Iterator[ProcessPoolExecutor]:
     try:
         yield executor
     except BaseException:
+        # Without cancelling, the interpreter would finish all scheduled work before it exits.
         executor.shutdown(wait=True, cancel_futures=True)
         raise
     executor.shutdown()
@@ -96,14 +100,19 @@ class IsolatedMap:
                     task = next(remaining)
                 except StopIteration:
                     break
+                # pebble counts the time from the moment a worker takes the task, and kills the
+                # worker after it.
                 future = self.pool.schedule(self.function, args=[task], timeout=self.timeout)
                 scheduled.append((task, future))
             if not scheduled:
                 return
+            # The oldest first: results come in the order of the tasks, whichever is ready.
             task, future = scheduled.popleft()
             try:
                 yield future.result()
             except TimeoutError:
                 yield self.failed(task, f"the decoder took more than {self.timeout:.0f} s")
             except pebble.ProcessExpired:
+                # A segmentation fault, or the kernel's out-of-memory killer. pebble starts another
+                # worker.
                 yield self.failed(task, "the decoder died on it")

@@ -40,8 +40,10 @@ def claim_shards(folder: Path, count: int, done: Callable[[], Container[int]]) -
     """
     for wait in (False, True):
         for number in range(count):
+            # Without the lock: a listing costs less than opening a file on a network file system.
             if number in done():
                 continue
             with file_lock(folder / f"{number:05d}.lock", wait) as lock:
+                # Somebody may have finished it between the listing and the lock.
                 if lock and number not in done():
                     yield number

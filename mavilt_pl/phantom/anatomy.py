@@ -46,13 +46,18 @@ def render(
         chest = Lateral(body, size, rng)
     else:
         chest = Frontal(body, size, rng, projection)
+    # Before the sum: effusions and pneumothoraces change how much air a lung holds.
     for finding in findings:
         chest.add(finding)
+    # 0.06 is the base fog of a film; air outside the patient stays just above black.
     image = 0.06 + body.exposure + 0.86 * body.contrast * chest.attenuation()
+    # tanh has slope 1 at the shoulder, so the curve bends without a visible edge.
     flattened = SHOULDER + SHOULDER_RANGE * np.tanh((image - SHOULDER) / SHOULDER_RANGE)
     image = np.where(image > SHOULDER, flattened, image)
     # Quantum noise: fewer quanta arrive behind bone, and fewer hit each pixel of a finer grid.
+    # Per pixel the noise grows with `size`: after averaging back to 128 pixels it is the same.
     image += rng.normal(0, 0.005 * size / 128, image.shape) * (0.5 + image)
+    # Lead is opaque, so it covers noise and anatomy alike.
     if body.marker:
         image[_lead_letter(chest)] = 1.0
     return np.clip(image, 0, 1).astype(np.float32)

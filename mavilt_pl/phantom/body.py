@@ -76,20 +76,25 @@ def sample_body(
     by_name = {finding.name: finding for finding in findings}
     # Normal and enlarged hearts do not overlap, so that the label is decidable from the image.
     ratio = rng.uniform(0.40, 0.49)
+    # 0.50 is the radiologist's limit on a PA projection.
     if "cardiomegaly" in by_name:
         ratio = 0.56 + 0.12 * by_name["cardiomegaly"].size
     dome = rng.uniform(0.36, 0.46)
     thorax = rng.uniform(0.76, 0.82)
     depth = rng.uniform(0.46, 0.54)
+    # Domes pushed down, a barrel chest, and a heart that looks narrow between long lungs.
     if "hyperinflation" in by_name:
         size = by_name["hyperinflation"].size
         dome += 0.14 + 0.08 * size
         thorax += 0.03
         depth += 0.08 + 0.06 * size
         ratio *= 0.92
+    # The right dome stands higher, with the liver under it. y grows downwards.
     domes = {"right": dome - rng.uniform(0.0, 0.04), "left": dome + rng.uniform(0.0, 0.04)}
     if "atelectasis" in by_name:
         finding = by_name["atelectasis"]
+        # Volume loss pulls the dome up by more than the two sides ever differ, so that it can be
+        # seen.
         domes[finding.side] -= 0.14 + 0.10 * finding.size
     # The arguments below are sampled in this order.
     return Body(
@@ -116,6 +121,7 @@ def sample_body(
 
 
 def _sample_positions(rng: np.random.Generator) -> dict[str, tuple[float, float, float]]:
+    # For all focal findings, present or not: the numbers that follow then do not depend on them.
     positions = {}
     for name in FOCAL_FINDINGS:
         positions[name] = (rng.random(), rng.random(), rng.random())

@@ -33,7 +33,9 @@ class Chest:
     """
 
     def __init__(self, body: Body, size: int, rng: np.random.Generator):
+        # Centres of pixels, so that a phantom of another size is the same picture, only finer.
         axis = (np.arange(size, dtype=np.float32) + 0.5) / size * 2 - 1
+        # x as a row and y as a column: what depends on one of them stays small until both meet.
         self.x = (axis - body.shift[0])[None, :]
         self.y = (axis - body.shift[1])[:, None]
         self.body, self.rng = body, rng
@@ -65,6 +67,7 @@ class Chest:
             x: of the centre.
         """
         radius = (7 + 7.5 * finding.size) * MM
+        # The path of a ray through a sphere is 2·√(r² − d²).
         square = ((self.x - x) ** 2 + (self.y - self.height(finding)) ** 2) / radius**2
         self.extra += (0.42 + 0.12 * finding.size) * np.sqrt(np.clip(1 - square, 0, 1))
 
@@ -76,5 +79,6 @@ def rib_bands(phase: Array, half_width: float) -> Array:
         phase: [H,W], grows by 1 from rib to rib.
         half_width: of a band, in units of the phase.
     """
+    # 0 on the rib's axis, 1 at its edge; the sixth power makes the edge steep and still smooth.
     away = np.abs(phase % 1 - 0.5) / half_width
     return (0.80 + 0.25 * away**2) / (1 + away**6)

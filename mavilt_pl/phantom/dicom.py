@@ -28,6 +28,7 @@ from mavilt_pl.phantom.shapes import Array
 WHITE = 4095  # the highest value of 12 bits
 SYNTAXES = (ExplicitVRLittleEndian, RLELossless, JPEG2000Lossless, JPEGLSLossless)
 GREY = ("window", "rescale and window", "VOI LUT")
+# Far enough from 1 that a reader who ignores the table gets a visibly wrong picture.
 DENSITY = 0.7  # exponent of the stored values that a VOI LUT straightens
 LOW, HIGH = 600, 3400  # stored values between which the anatomy lies
 
@@ -63,6 +64,7 @@ def variety(number: int) -> Variety:
     As many files as there are combinations hold all of them.
     """
     # Photometric interpretation alternates; the grey scale shifts by one at each turn of syntaxes.
+    # JPEG-LS drops out without its package; the rotation then has three syntaxes instead of four.
     syntaxes = writable_syntaxes()
     turn, index = divmod(number // 2, len(syntaxes))
     photometric = f"MONOCHROME{1 + number % 2}"
@@ -92,6 +94,7 @@ def encode_dicom(
     data.Rows, data.Columns = image.shape
     stored = _store(data, 1 - image if inverted else image, kind.grey)
     data.add_new("PixelData", "OW", stored.astype("<u2").tobytes())
+    # The UID stays: a new one would be random, and the bytes would differ from run to run.
     if kind.syntax != ExplicitVRLittleEndian:
         data.compress(kind.syntax, generate_instance_uid=False)
     out = io.BytesIO()
@@ -118,6 +121,7 @@ def _header(subject: int, study: int, name: str, view: str, date: int) -> FileDa
     data.StudyInstanceUID, data.SeriesInstanceUID = _uid(study), _uid(study, "series")
     data.PatientID, data.PatientName, data.StudyID = str(subject), "", str(study)
     data.StudyDate, data.Modality, data.BodyPartExamined = str(date), "DX", "CHEST"
+    # As MIMIC-CXR's headers spell it; its readers map LL to LATERAL.
     data.ViewPosition = "LL" if view == "LATERAL" else view
     return data
 
@@ -136,6 +140,7 @@ def _store(data: Dataset, image: Array, grey: str) -> Array:
     darkest, brightest = int(stored.min()), int(stored.max())
     # A dead and a saturated detector element lie outside the window.
     stored[0, 0], stored[0, -1] = 0, WHITE
+    # A reader that omits the rescale applies the window to values twice as large.
     slope, intercept = (0.5, -100.0) if grey == "rescale and window" else (1.0, 0.0)
     data.RescaleSlope, data.RescaleIntercept, data.RescaleType = str(slope), str(intercept), "US"
     # C.11.2.1.2.1: a window of width w about c runs from c - 0.5 - (w - 1) / 2 to
@@ -149,6 +154,7 @@ def _store_with_lut(data: Dataset, image: Array) -> Array:
     """Store a power of the image, and the table that straightens it."""
     table = Dataset()
     table.add_new("LUTDescriptor", "US", [WHITE + 1, 0, 16])
+    # The inverse of the power that the pixels are stored with.
     values = (np.arange(WHITE + 1) / WHITE) ** (1 / DENSITY)
     table.add_new("LUTData", "OW", (values * 65535).round().astype("<u2").tobytes())
     table.LUTExplanation = "NORMAL"

@@ -37,6 +37,7 @@ def write_table(path: Path, rows: Sequence[Mapping], columns: Sequence[str] = ()
     writer = csv.DictWriter(
         text,
         list(columns or rows[0]),
+        # A choice of columns drops the others on purpose; without one, an extra key is a defect.
         extrasaction="ignore" if columns else "raise",
         lineterminator="\n",
     )
@@ -50,4 +51,5 @@ def write_archive(path: Path, members: Mapping[str, str]) -> None:
     """Write texts by name as a .zip, every member dated 1980."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, text in members.items():
+            # ZipInfo's default date is 1980; the file's own time would change the bytes.
             archive.writestr(zipfile.ZipInfo(name), text, zipfile.ZIP_DEFLATED)

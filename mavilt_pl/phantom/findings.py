@@ -22,6 +22,8 @@ FINDINGS: tuple[str, ...] = (
 # sampled without it.
 MIMIC_FINDINGS: tuple[str, ...] = FINDINGS[:-1]
 
+# Of each finding. High enough that a few hundred studies contain each of them often, low enough
+# that (1 − 0.28)⁸ = 7 % of the studies are normal.
 PREVALENCE = 0.28
 SIDED = frozenset(
     {"pleural effusion", "pneumothorax", "consolidation", "atelectasis", "lung lesion"}
@@ -61,8 +63,12 @@ def make_finding(
     """
     if name not in FINDINGS:
         raise ValueError(f"unknown finding {name!r}; the phantom knows {', '.join(FINDINGS)}")
+    # Only what is not given is drawn: the sequence of draws is part of what a seed means.
     if name in SIDED and not side:
-        sides = ["left", "right", "both"] if name == "pleural effusion" else ["left", "right"]
+        sides = ["left", "right"]
+        if name == "pleural effusion":
+            sides.append("both")
+        # str: rng.choice returns numpy's own text type.
         side = str(rng.choice(sides))
     if name in ZONED and not zone:
         zone = str(rng.choice(ZONES))

@@ -30,6 +30,8 @@ from mavilt_pl.phantom.shapes import (
 )
 
 SIGN = {"left": 1.0, "right": -1.0}  # of x
+# At the bedside the tube is nearer and the heart further from the detector. A normal heart stays
+# below a ratio of 0.53.
 MAGNIFICATION = 1.07  # of the heart on an AP projection against a PA one
 PACEMAKER = (0.52, -0.50)  # x and y of its can
 PACEMAKER_LEAD = (
@@ -65,6 +67,7 @@ class Frontal(Chest):
         super().__init__(body, size, rng)
         self.bedside = projection == "AP"
         self.dome = {side: y - body.shallow * self.bedside for side, y in body.dome.items()}
+        # Before the lungs, which end at it.
         self.base = {side: self._diaphragm(side) for side in SIGN}
         self.air = {side: self._lung(side) for side in SIGN}  # thickness of aerated lung, in units
 
@@ -82,10 +85,12 @@ class Frontal(Chest):
         """Thickness of one lung between mediastinum, ribs, apex and diaphragm."""
         below = self.y - self.body.apex
         outer = self._rib_cage()
+        # The lungs' tops are apart, at the width of the neck, and close in below it.
         inner = 0.28 - 0.18 * np.sqrt(1 - (1 - np.clip(below / 0.30, 0, 1)) ** 2)
         half = np.maximum((outer - inner) / 2, 0.02)
         across = (SIGN[side] * self.x - (outer + inner) / 2) / half
         edge = smooth_step(1 - np.abs(across), 0.14)
+        # A superellipse: the lung is nearly as deep at its side as in the middle.
         thickness = np.sqrt(np.clip(1 - across**4, 0, 1)) * edge
         thin = 0.80 + 0.20 * np.clip(below / 0.40, 0, 1)  # less lung lies behind the clavicles
         above_diaphragm = smooth_step(self.base[side] - self.y, 0.035)
@@ -99,19 +104,24 @@ class Frontal(Chest):
     def _pleural_effusion(self, finding: Finding) -> None:
         sides = ("left", "right") if finding.side == "both" else (finding.side,)
         for side in sides:
+            # From a blunted angle at the dome to a level a quarter of the lung above it.
             level = self.dome[side] + 0.05 - 0.34 * finding.size
             rise = np.clip((SIGN[side] * self.x - 0.35) / 0.45, 0, 1.2)
             meniscus = level - 0.22 * rise**2
             fluid = smooth_step(self.y - meniscus, 0.05)
+            # Fluid takes the place of air. A little air stays: in front of and behind the fluid
+            # there is lung.
             self.air[side] = self.air[side] * (1 - 0.92 * fluid)
 
     def _pneumothorax(self, finding: Finding) -> None:
         side = finding.side
         x = SIGN[side] * self.x
         up = np.clip((-self.y - 0.15) / 0.6, 0, 1)
+        # Air rises, so the rim is widest at the apex of a patient who stands.
         gap = 0.13 + 0.16 * finding.size + 0.10 * up
         edge = self._rib_cage() - gap  # x of the visceral pleura
         edge = np.minimum(edge, self.body.thorax - gap - 0.30 * up**1.5)
+        # Between pleura and ribs there is only air, darker than lung.
         outside = smooth_step(x - edge, 0.02) * self.within(side)
         self.air[side] = self.air[side] * (1 + 0.42 * outside)
         pleural_line = np.exp(-(((x - edge) / 0.014) ** 2))
@@ -125,22 +135,26 @@ class Frontal(Chest):
         cy = self.height(finding)
         radius = 0.15 + 0.08 * finding.size
         patch = np.zeros_like(self.extra)
+        # Overlapping blobs at random: a consolidation has no sharp or regular outline.
         for _ in range(5):
             dx, dy = self.rng.normal(0, 0.45 * radius, 2)
             rx, ry = radius * self.rng.uniform(0.5, 0.8, 2)
             patch += blob(self.x, self.y, cx + dx, cy + dy, rx, ry)
+        # Clipped, so that overlapping blobs are no denser than one, and limited to the lung.
         self.extra += 0.36 * np.clip(patch, 0, 1) * self.within(finding.side)
 
     def _edema(self, finding: Finding) -> None:
         for side, sign in SIGN.items():
             haze = blob(self.x, self.y, sign * 0.30, -0.02, 0.24, 0.42)
             self.extra += (0.20 + 0.12 * finding.size) * haze * self.within(side)
+            # Kerley's lines: short, parallel, at the side and near the base.
             septa = np.sin(38 * (self.y + 0.4 * sign * self.x))
             septa = septa * blob(self.x, self.y, sign * 0.6, 0.2, 0.15, 0.25)
             self.extra += 0.05 * np.clip(septa, 0, 1) * self.within(side)
 
     def _atelectasis(self, finding: Finding) -> None:
         sign, y = SIGN[finding.side], self.dome[finding.side] - 0.07
+        # A plate just above the dome; the dome itself is raised by the build.
         plate = tube(self.x, self.y, [(sign * 0.22, y + 0.03), (sign * 0.58, y - 0.03)], 0.022)
         self.extra += 0.22 * plate * self.within(finding.side)
 
@@ -166,10 +180,13 @@ class Frontal(Chest):
         """The sum along each ray, [H,W]."""
         torso = self._torso()
         air = self.air["left"] + self.air["right"]
+        # Air replaces soft tissue along the ray, so it is subtracted.
         total = 0.68 * torso - 0.52 * air
         shadow = self._silhouette()
         highest = np.minimum(self.base["left"], self.base["right"])
         under = smooth_step(self.y - highest - 0.02, 0.10)  # under the diaphragm
+        # The heart shows against air. Over the abdomen, soft tissue against soft tissue, it does
+        # not.
         total += shadow * (0.40 * np.clip(air * 1.2, 0, 1) + 0.11 * torso * (1 - under))
         total += self._spine() * torso
         total += 0.20 * under * torso
@@ -190,10 +207,12 @@ class Frontal(Chest):
         neck = 0.26 * np.exp(-((x / 0.34) ** 4))
         skin = -0.80 + trapezius - neck
         arms = [(0.88, -0.52), (1.02 + body.arm, 1.0)]
+        # A round limb: its thickness along the ray is that of a circle.
         limb = np.sqrt(np.clip(1 - squared_distance(x, y, arms) / 0.19**2, 0, 1))
         # Deltoid, pectoral muscle and axilla.
         girdle = smooth_step(x - 0.3, 0.1) * smooth_step(1.03 - x, 0.10)
         girdle = girdle * smooth_step(-0.05 - y, 0.45)
+        # The maximum and not the sum: the parts are one body, not one in front of another.
         thickest = np.maximum(trunk, np.maximum(0.86 * limb, 0.9 * girdle))
         return np.clip(thickest, 0, 1) * smooth_step(y - skin, 0.10)
 
@@ -215,8 +234,11 @@ class Frontal(Chest):
         knob = body.knob * np.exp(-(((y + 0.36) / 0.10) ** 2))
         pulmonary_trunk = 0.055 * np.exp(-(((y + 0.14) / 0.13) ** 2))
         left = vessels + knob + pulmonary_trunk
+        # Two thirds of the heart lie left of the midline. The widest points of both sides add up to
+        # `width`, which makes the cardiothoracic ratio exact.
         left = np.maximum(left, vessels + (0.68 * width - vessels) * ventricle)
         right = np.maximum(vessels, vessels + (0.32 * width - vessels) * atrium)
+        # From two borders to one shape, symmetric about its own centre at each height.
         centre, half = (left - right) / 2, (left + right) / 2
         across = np.abs(x - centre) / half
         thickness = 0.62 + 0.38 * np.sqrt(np.clip(1 - across**2, 0, 1))
@@ -224,6 +246,7 @@ class Frontal(Chest):
 
     def _spine(self) -> Array:
         """Vertebral bodies and discs, less the air of the trachea down to the carina."""
+        # 0.135 units are 24 mm, about the height of a thoracic vertebra with its disc.
         disc = 0.5 + 0.5 * np.cos(2 * np.pi * (self.y / 0.135 + self.body.rib_phase))
         column = np.exp(-((self.x / 0.080) ** 4)) * (0.06 + 0.035 * disc)
         trachea = 0.11 * np.exp(-((self.x / 0.038) ** 2)) * smooth_step(-0.22 - self.y, 0.1)
@@ -250,6 +273,7 @@ class Frontal(Chest):
         # and inwards.
         bend = 0.05 * out
         drop = 0.26 * np.clip(out, 0, 1.1) ** 4
+        # 0.165 units are 30 mm from rib to rib. The phase grows by 1 from each to the next.
         behind = (y - bend - drop) / 0.165 + body.rib_phase
         in_front = (y + 0.50 * x - 0.22 * x**2) / 0.205 + body.rib_phase
         ribs = 0.085 * rib_bands(behind, 0.20) * smooth_step(x - 0.09, 0.05)
@@ -278,10 +302,12 @@ class Frontal(Chest):
         for side, sign in SIGN.items():
             cx, cy = sign * 0.18, -0.06 if side == "left" else -0.02  # the left hilum is higher
             nearest = np.full_like(tree, np.inf)
+            # Evenly fanned and shaken a little: trees of two patients differ, none has a gap.
             angles = np.linspace(-1.3, 1.4, BRANCHES) + self.rng.normal(0, 0.10, BRANCHES)
             for angle in angles:
                 path = self._branch(cx, cy, sign, angle)
                 nearest = np.minimum(nearest, squared_distance(self.x, self.y, path))
+            # Vessels are thick and dense near the hilum and fade before they reach the ribs.
             fade = blob(self.x, self.y, cx, cy, 0.36, 0.44)
             branch = np.exp(-nearest / (0.006 + 0.012 * fade) ** 2) * (0.35 + 0.65 * fade)
             hilum = blob(self.x, self.y, cx, cy + 0.02, 0.08, 0.15)

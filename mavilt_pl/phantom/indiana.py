@@ -7,7 +7,6 @@ come from the installed torchxrayvision; nothing of them is kept in this package
 from __future__ import annotations
 
 import importlib.util
-import io
 import json
 import tarfile
 import zlib
@@ -116,8 +115,10 @@ def write_indiana(options: IndianaOptions, workers: int = 1) -> int:
     root, layout = options.root, options.layout
     for folder in FOLDERS[layout]:
         (root / folder).mkdir(parents=True, exist_ok=True)
+    # R2Gen kept studies with two images only.
     min_images = 2 if layout == "r2gen" else 1
     tasks = []
+    # range first: zip then stops before it reads a report too many.
     for _, (name, xml) in zip(range(options.studies), _reports(min_images)):
         tasks.append(StudyTask(options, name, xml))
     with process_pool(workers) as processes:
@@ -156,13 +157,22 @@ def reports_archive() -> Path:
 def _reports(min_images: int) -> Iterator[tuple[str, bytes]]:
     """Yield the reports with FINDINGS, IMPRESSION and enough images, by number: name and bytes."""
     with tarfile.open(reports_archive()) as archive:
-        members = [member for member in archive.getmembers() if member.name.endswith(".xml")]
+        members = []
+        for member in archive.getmembers():
+            if member.name.endswith(".xml"):
+                members.append(member)
+        # By number, since the archive's order is that of whoever packed it.
         for member in sorted(members, key=lambda member: int(Path(member.name).stem)):
-            xml = (archive.extractfile(member) or io.BytesIO()).read()
+            file = archive.extractfile(member)
+            xml = file.read() if file is not None else b""
             tree = fromstring(xml)
-            texts = {part.attrib.get("Label"): part.text for part in tree.iter("AbstractText")}
-            has_texts = texts.get("FINDINGS") and texts.get("IMPRESSION")
-            if has_texts and len(list(tree.iter("parentImage"))) >= min_images:
+            texts = {}
+            for part in tree.iter("AbstractText"):
+                texts[part.attrib.get("Label")] = part.text
+            if not texts.get("FINDINGS") or not texts.get("IMPRESSION"):
+                continue
+            num_images = len(list(tree.iter("parentImage")))
+            if num_images >= min_images:
                 yield Path(member.name).name, xml
 
 
@@ -177,9 +187,11 @@ def heading_findings(headings: list[str], rng: np.random.Generator) -> list[Find
     for heading in headings:
         parts = heading.lower().split("/")
         name = _finding_name(parts)
+        # A report names the same finding under several headings.
         if name is None or name in found:
             continue
         side = _side(parts)
+        # Only effusions are drawn on both sides; of another bilateral finding one side is drawn.
         if side == "both" and name != "pleural effusion":
             side = str(rng.choice(["left", "right"]))
         found[name] = make_finding(name, rng, side, _zone(parts))
@@ -216,9 +228,12 @@ def render_study(task: StudyTask) -> RenderedStudy:
     options = task.options
     # A report's images depend on its name alone, so any number of studies gives the same ones.
     key = [options.seed, zlib.crc32(task.file_name.encode())]
-    rng, lateral_rng = np.random.default_rng(key), np.random.default_rng([*key, 1])
+    # Laterals have a stream of their own, so frontal images are the same with and without them.
+    rng = np.random.default_rng(key)
+    lateral_rng = np.random.default_rng([*key, 1])
     tree: Element = fromstring(task.xml)
-    findings = heading_findings([major.text or "" for major in tree.iter("major")], rng)
+    headings = [major.text or "" for major in tree.iter("major")]
+    findings = heading_findings(headings, rng)
     ids = [parent.attrib["id"] for parent in tree.iter("parentImage")]
     body = sample_body(rng, findings, marker=True)
     frontal = render(body, findings, options.size, rng)
@@ -226,6 +241,7 @@ def render_study(task: StudyTask) -> RenderedStudy:
     if len(ids) > 1 and lateral_rng.random() < options.laterals:
         lateral = render(body, findings, options.size, lateral_rng, "LATERAL")
         images.append((ids[1], "LATERAL", lateral))
+    # A report must not name an image that is not there: readers count those as missing files.
     _remove_images(tree, kept={name for name, _, _ in images})
     return RenderedStudy(Path(task.file_name).stem, tree, images)
 
@@ -264,7 +280,9 @@ def _write_kaggle(root: Path, study: RenderedStudy) -> dict[str, Any]:
         side = "Lateral" if view == "LATERAL" else "Frontal"
         projections.append({"uid": study.number, "filename": file, "projection": side})
     headings = study.headings()
+    # Each once, in the order of the headings.
     problems = dict.fromkeys(heading.split("/")[0] for heading in headings)
+    # The first image's caption stands for the study, as in Kaggle's table.
     captions = [caption.text or "" for caption in study.tree.iter("caption")]
     report = {
         "uid": study.number,
@@ -279,7 +297,9 @@ def _write_kaggle(root: Path, study: RenderedStudy) -> dict[str, Any]:
 
 def _write_r2gen(root: Path, study: RenderedStudy) -> dict[str, Any]:
     """Write the images as `images/<id>/0.png`, `1.png`; return the entry in annotation.json."""
-    name = f"CXR{study.number}_" + "-".join(_series(study.images[0][0]).split("-")[:2])
+    # R2Gen names a study by its first image without the image's number: CXR10_IM-0002.
+    first_image = study.images[0][0]
+    name = f"CXR{study.number}_" + "-".join(_series(first_image).split("-")[:2])
     (root / "images" / name).mkdir(parents=True, exist_ok=True)
     paths = []
     for index, (_, _, image) in enumerate(study.images):

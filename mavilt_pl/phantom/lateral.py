@@ -21,6 +21,7 @@ from mavilt_pl.phantom.shapes import (
     tube,
 )
 
+# On a true lateral the posterior recesses overlap the spine.
 BACK = 0.12  # how much further the lungs reach behind the middle of the vertebral bodies
 CENTRAL_LINE = ((-0.02, -0.95), (-0.06, -0.70), (0.02, -0.45), (0.03, 0.02))
 ENDOTRACHEAL_TUBE = ((-0.02, -1.0), (0.08, -0.30))
@@ -59,6 +60,7 @@ class Lateral(Chest):
 
     def _lung(self, side: str) -> Array:
         """Thickness of one lung, of which each weighs half."""
+        # The floor keeps the division finite.
         half = np.maximum((self.back - self.front) / 2, 0.02)
         across = (self.x - (self.back + self.front) / 2) / half
         edge = smooth_step(1 - np.abs(across), 0.12)
@@ -137,7 +139,9 @@ class Lateral(Chest):
         torso = self._torso()
         air = self.air["left"] + self.air["right"]
         under = {side: smooth_step(y - self.base[side] - 0.02, 0.06) for side in SIDES}
+        # Each dome adds its part, so that two edges show one above the other.
         total = 0.72 * torso - 0.50 * air + 0.085 * (under["left"] + under["right"]) * torso
+        # As on the frontal projection, the heart shows against air and hardly in soft tissue.
         total += self._heart() * (0.31 * np.clip(air * 1.2, 0, 1) + 0.04 * torso)
         # Great vessels above the heart, and the hila where they cross.
         vessels = blob(x, y, 0.0, -0.30, 0.13, 0.22)
@@ -151,6 +155,7 @@ class Lateral(Chest):
         """Thickness of the soft tissue, 1 in the middle."""
         body, x, y = self.body, self.x, self.y
         front = -(body.depth + 0.06 + body.wall) + 0.20 * np.clip((-0.45 - y) / 0.5, 0, 1)
+        # `breast` is an attenuation; 2.2 turns it into a depth of 12 to 20 mm.
         front = front - 2.2 * body.breast * np.exp(-(((y - 0.12) / 0.28) ** 2))
         back = body.depth + 0.22 + body.wall - 0.12 * np.clip((-0.35 - y) / 0.6, 0, 1)
         half = (back - front) / 2
@@ -168,6 +173,7 @@ class Lateral(Chest):
         half = 0.30 + 0.85 * (body.heart_width - 0.45)
         cx, cy = -body.depth + 0.10 + half, max(body.dome.values()) - 0.17
         dx, dy = self.x - cx, self.y - cy
+        # A rotation by 37 degrees: 0.6 and 0.8 are its sine and cosine.
         along, across = dx * 0.80 - dy * 0.60, dx * 0.60 + dy * 0.80
         square = (along / (half * 1.15)) ** 2 + (across / (half * 0.88)) ** 2
         thickness = 0.45 + 0.55 * np.sqrt(np.clip(1 - square, 0, 1))
@@ -195,6 +201,7 @@ class Lateral(Chest):
         cage = cage * smooth_step(self.back + 0.03 - x, 0.05)
         cage = cage * smooth_step(y - body.apex - 0.05, 0.1) * smooth_step(0.70 - y, 0.25)
         near = rib_bands((y + 0.55 * x - 0.25 * x**2) / 0.165 + body.rib_phase, 0.18)
+        # The other side, projected a little differently, so that its ribs fall between.
         far_phase = (y + 0.62 * x - 0.25 * x**2) / 0.160 + body.rib_phase + 0.35
         ribs = 0.04 * near + 0.03 * rib_bands(far_phase, 0.18)
         return ribs * cage

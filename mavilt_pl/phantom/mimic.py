@@ -64,6 +64,7 @@ REPORT = """                                 FINAL REPORT
 
  {impression}
 """
+# As MIMIC-CXR numbers them: patients p10… to p19…, studies s50… on.
 FIRST_SUBJECT, FIRST_STUDY = 10_000_031, 50_000_000
 STUDIES_PER_TASK = 32  # tasks sent to a worker at a time
 
@@ -182,7 +183,10 @@ def study_tasks(options: MimicOptions) -> Iterator[StudyTask]:
     }
     subject, number = FIRST_SUBJECT, 0
     while number < options.studies:
+        # Gaps, as in the real numbering: a reader must not take identifiers for positions.
         subject += int(rng.integers(1, 30))
+        # Of the first split that is not full; the patient's studies below are cut to what it still
+        # takes.
         split = next(name for name, end in ends.items() if number < end)
         for _ in range(min(int(rng.integers(1, 4)), ends[split] - number)):
             yield StudyTask(options, subject, FIRST_STUDY + number, split, number)
@@ -199,6 +203,7 @@ def render_study(task: StudyTask) -> RenderedStudy:
     rng = np.random.default_rng([options.seed, task.number])
     lateral_rng = np.random.default_rng([options.seed, task.number, 1])
     findings = sample_findings(rng)
+    # rng.choice returns numpy's own text type.
     view: Projection = "AP" if rng.choice(["PA", "AP"]) == "AP" else "PA"
     body = sample_body(rng, findings)
     frontal = render(body, findings, options.size, rng, view)
@@ -234,8 +239,11 @@ def _write_study(task: StudyTask) -> StudyRows:
     ids = {"subject_id": task.subject, "study_id": task.study}
     rows = StudyRows(
         labels=ids | _labels(study.findings),
+        # The text goes back to the parent only for the archive: otherwise memory would grow with
+        # the studies.
         report=(report, study.report if options.zipped else ""),
     )
+    # MIMIC's dates are shifted to the years 2100 and later.
     date = 21000101 + task.number % 28
     for name, view, image in study.images:
         path = folder / f"{name}.{'jpg' if options.pixels == 'jpg' else 'dcm'}"
@@ -295,6 +303,7 @@ def _labels(findings: list[Finding]) -> dict[str, str]:
             row[column] = "1.0" if name in present else "0.0"
         else:
             row[column] = ""
+    # As the labellers do: "No Finding" is 1.0 or blank, never 0.0.
     if not present:
         row["No Finding"] = "1.0"
     return row

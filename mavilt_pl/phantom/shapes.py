@@ -24,6 +24,7 @@ def smooth_step(value: Array, width: float | Array) -> Array:
     >>> smooth_step(np.array([-1.0, 0.0, 1.0]), 0.1).tolist()
     [0.0, 0.5, 1.0]
     """
+    # The cubic 3t² − 2t³ has slope 1.5 in its middle, and 0.75 · 1.5 is about 1 over the width.
     t = np.clip(value * (0.75 / width) + 0.5, 0, 1)
     return t * t * (3 - 2 * t)
 
@@ -47,6 +48,7 @@ def squared_distance(x: Array, y: Array, points: Points) -> Array:
     nearest = np.full(np.broadcast_shapes(x.shape, y.shape), np.inf, dtype=np.float32)
     for (ax, ay), (bx, by) in itertools.pairwise(points):
         dx, dy = bx - ax, by - ay
+        # Where along the piece the nearest point is, 0 to 1.
         t = np.clip(((x - ax) * dx + (y - ay) * dy) / (dx * dx + dy * dy), 0, 1)
         nearest = np.minimum(nearest, (x - ax - t * dx) ** 2 + (y - ay - t * dy) ** 2)
     return nearest
@@ -64,6 +66,7 @@ def smooth_curve(points: Points, pieces: int = 4) -> list[tuple[float, float]]:
         points: at least two.
         pieces: number of straight pieces between two points.
     """
+    # The ends are doubled, so that the curve starts and ends at them.
     p = np.asarray([points[0], *points, points[-1]], dtype=float)
     t = np.arange(pieces)[:, None] / pieces
     bends = []
@@ -86,6 +89,7 @@ def convex_polygon(x: Array, y: Array, corners: Points, width: float) -> Array:
     out = np.ones(np.broadcast_shapes(x.shape, y.shape), dtype=np.float32)
     for (ax, ay), (bx, by) in zip(corners, [*corners[1:], corners[0]]):
         length = float(np.hypot(bx - ax, by - ay))
+        # The cross product over the side's length is the signed distance to it.
         inwards = ((bx - ax) * (y - ay) - (by - ay) * (x - ax)) / length
         out = out * smooth_step(inwards, width)
     return out

@@ -41,6 +41,7 @@ def write_sheet(out: Path, radiographs: Path | None = None, size: int = 256, see
     """
     images = _phantoms(size, seed)
     real = _radiographs(radiographs, size, len(images)) if radiographs else []
+    # Black squares fill the last row.
     padding = [np.zeros((size, size), np.uint8)] * (-len(real) % COLUMNS)
     images = [*images, *real, *padding]
     rows = []
@@ -58,6 +59,7 @@ def _phantoms(size: int, seed: int) -> list[np.ndarray]:
     images = []
     patients: dict[object, tuple[list[Finding], Body]] = {}
     for number, (view, described) in enumerate(SHOWN):
+        # A stream for each image: two views of a patient differ in noise and vessels.
         rng = np.random.default_rng([seed, number])
         if described not in patients:
             findings = []

@@ -59,12 +59,14 @@ def _side(finding: Finding) -> str:
 
 def _describe(finding: Finding, rng: np.random.Generator) -> str:
     """A sentence that says that the finding is present."""
+    # Sizes are uniform in [0, 1), so the three words are equally frequent.
     third = min(int(finding.size * 3), 2)
     return str(rng.choice(PRESENT[finding.name])).format(
         side=_side(finding),
         zone=finding.zone,
         amount=AMOUNTS[third],
         grade=GRADES[third],
+        # Twice the radius that `Chest.add_nodule` draws.
         mm=round(14 + 15 * finding.size),
         device=DEVICE.get(finding.kind, ""),
     )
@@ -87,6 +89,7 @@ def findings_text(findings: Sequence[Finding], rng: np.random.Generator) -> str:
     sentences = [sentence("cardiomegaly")]
     if "hyperinflation" in by_name:
         sentences.append(sentence("hyperinflation"))
+    # As radiologists do: one normal sentence for all, or each by itself once one is present.
     if any(name in by_name for name in LUNG):
         sentences += [sentence(name) for name in LUNG]
     else:

@@ -1,1 +1,1 @@
-"""Recipes: lists of `mavilt` commands, what each reads and writes, and a small make that runs them."""
+"""Recipes: lists of `mavilt` commands with what each reads and writes, and a small make."""

@@ -73,9 +73,13 @@ class Recipe:
         Raises:
             UserError: the command names a param that is not defined.
         """
+        # Quoted, because the text is split into words afterwards: a folder's name may contain a
+        # space.
         known = {"out": shlex.quote(out), "seed": str(seed), **step.values}
         try:
             for name, text in self.params.items():
+                # In their order, so that a param may contain earlier ones; values of `for` take
+                # precedence.
                 known.setdefault(name, text.format(**known))
             return shlex.split(step.command.format(**known))
         except KeyError as error:
@@ -120,6 +124,7 @@ def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
     for raw in raw_steps:
         _check_keys(path, raw)
         for step in _expand(path, raw, params):
+            # The user supplies what this step would write, by a param.
             if raw.get("skip_if_set") in chosen:
                 skipped.append(step.writes)
                 continue
@@ -138,6 +143,7 @@ def _read(
 ) -> tuple[Path, dict[str, str], list[dict[str, Any]]]:
     """A recipe's file, params and raw steps, those of the recipe that it extends first."""
     path = _find(name)
+    # A circle of recipes would recurse without end.
     if path in extended_by:
         raise UserError(f"{path}: extends itself; name another recipe")
     content = _load_yaml(path)
@@ -160,6 +166,7 @@ def _read(
             f"{path}: extends: {extends['recipe']} has no step {extends['until']}; it has "
             f"{', '.join(names)}"
         )
+    # What the base recipe would do next is replaced by this one's steps.
     last = names.index(extends["until"])
     return path, base_params | params, [*base_steps[: last + 1], *steps]
 
@@ -178,6 +185,7 @@ def _find(name: str) -> Path:
 
 def _load_yaml(path: Path) -> dict[str, Any]:
     try:
+        # safe_load: a recipe is somebody's file, and YAML tags can call any function.
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not plain YAML: {' '.join(str(error).split())}") from None
@@ -204,10 +212,11 @@ def _apply_settings(path: Path, params: dict[str, str], settings: Sequence[str])
 
 
 def _check_keys(path: Path, raw: dict[str, Any]) -> None:
+    # A misspelt key, such as `read`, would otherwise drop a dependency silently.
     if set(raw) - set(STEP_KEYS) or not {"name", "run", "writes"} <= set(raw):
         raise UserError(
-            f"{path}: step {raw.get('name', '?')}: expected name, run, writes and optionally reads, "
-            f"for, skip_if_set; found {', '.join(map(str, raw))}"
+            f"{path}: step {raw.get('name', '?')}: expected name, run, writes and optionally "
+            f"reads, for, skip_if_set; found {', '.join(map(str, raw))}"
         )
 
 
@@ -218,6 +227,7 @@ def _expand(path: Path, raw: dict[str, Any], params: Mapping[str, str]) -> Itera
         # A text names params, whose values are separated by commas.
         listed = _fill(path, raw, values, params).split(",") if isinstance(values, str) else values
         choices[key] = [str(value).strip() for value in listed]
+    # Without `for` there is one combination, the empty one.
     for combination in itertools.product(*choices.values()):
         values = dict(zip(choices, combination))
         step = Step(
@@ -248,6 +258,7 @@ def _check_paths(path: Path, step: Step) -> None:
             f"{path}: step name {step.name!r}: expected letters, digits, dashes, underscores and "
             "dots"
         )
+    # A stale output is deleted with all that is in it, so it must be the run's own.
     parts = Path(step.writes).parts
     if not parts or Path(step.writes).is_absolute() or ".." in parts or parts[0] == ".steps":
         raise UserError(
@@ -264,6 +275,8 @@ def _resolve_reads(
     for pattern in step.reads:
         if pattern in skipped:
             continue
+        # Only earlier steps: the order of the file is the order of the run, and circles cannot
+        # arise.
         matching = fnmatch.filter(written, pattern)
         if not matching:
             raise UserError(

@@ -71,6 +71,8 @@ class RecipeRun:
             if self.is_done(step):
                 console.print(f"{title}: done before", style="dim")
             elif status := self._run_step(step, title):
+                # Other failures raise; a status means that a signal ended the step and the job is
+                # to be resumed.
                 return status
             if step.name == until:
                 break
@@ -87,6 +89,7 @@ class RecipeRun:
         Raises:
             UserError: an input is missing or stale.
         """
+        # Fingerprints build on those of earlier steps, so all steps up to this one are looked at.
         unfinished: dict[str, str] = {}
         for step in self.recipe.steps:
             done = self.is_done(step)
@@ -107,7 +110,9 @@ class RecipeRun:
 
     def _fingerprint(self, step: Step) -> str:
         """Hash of the command (wherever the folder lies), its configs, and its inputs' hashes."""
+        # With the folder's name left open a run may be moved or copied and stays up to date.
         words = self.words(step, "{out}")
+        # The contents count: an edited config makes its steps stale under the same command.
         configs = []
         for option, value in itertools.pairwise(words):
             if option == "--config":
@@ -139,6 +144,8 @@ class RecipeRun:
         fingerprint = self.fingerprints[step.writes]
         written, words = self.out / step.writes, self.words(step)
         # Other processes of an array may start the same step now.
+        # The old record goes before the new work begins: after a kill, nothing claims to be
+        # finished.
         with file_lock(self.out / ".steps" / f"{step.name}.begin"):
             self._remove_stale(step, fingerprint)
             self._record_path(step).unlink(missing_ok=True)
@@ -146,6 +153,7 @@ class RecipeRun:
         console.print(Text(title, "bold"), Text(f"$ mavilt {shlex.join(words)}", "dim"), sep="\n")
         start = time.time()
         status = self._execute(step, extra)
+        # A trainer and its model are in reference cycles; the next step needs their memory.
         gc.collect()
         if status > 128:  # it was preempted, and said so
             return status
@@ -154,6 +162,7 @@ class RecipeRun:
                 f"step {step.name} ended with exit status {status}; correct what it reported and "
                 "run the recipe again"
             )
+        # A recipe's mistake, such as another name in `writes` than in `run`.
         if not written.exists():
             raise UserError(f"step {step.name} did not write {written}")
         seconds = round(time.time() - start, 1)
@@ -172,6 +181,7 @@ class RecipeRun:
         written = self.out / step.writes
         if not (written.exists() or written.is_symlink()):
             return
+        # `.begun` names the inputs of the latest attempt, finished or not.
         begun = self._recorded(step, ".begun")
         if begun == fingerprint:
             return  # an interrupted step resumes by its own means
@@ -180,6 +190,7 @@ class RecipeRun:
                 f"step {step.name} would write {written}, which exists, and no record of this run "
                 "says that it was made here: move it, or choose another --out"
             )
+        # A symbolic link is removed itself, never what it points to.
         if written.is_dir() and not written.is_symlink():
             shutil.rmtree(written)
         else:
@@ -189,6 +200,7 @@ class RecipeRun:
         words = self.words(step)
         command = words[0]
         if command in TRAINING_COMMANDS:
+            # Where a training runs is not what it computes, so `extra` is in no fingerprint.
             words = [*words, *extra]
         if command == "fit":  # it handles signals itself
             return self.execute(words)
@@ -219,15 +231,19 @@ def _exclusive(path: Path, in_use: str, **kind: Any) -> Iterator[None]:
 def run_recipe(run: RecipeRun, until: str | None = None) -> int:
     """Run a whole recipe; only one process may do so in a folder."""
     in_use = f"{run.out} is in use by another `mavilt run`"
+    # Inherited: workers that outlive a killed run keep the folder closed until they are done with
+    # it.
     with _exclusive(run.out / ".lock", in_use, inherited=True):
         return run.run_all(until)
 
 
 def run_single_step(run: RecipeRun, name: str, extra: Sequence[str]) -> int:
     """Run one step of a recipe, possibly while other jobs run other steps in the same folder."""
+    # torch's process group does not exist yet: srun and torchrun say the rank in the environment.
     rank = int(os.environ.get("SLURM_PROCID") or os.environ.get("RANK") or 0)
     if rank != 0:
         return run.run_one(name, extra, first_process=False)
+    # Steps of sharded commands may run several times at once and share the work.
     command = run.words(run.recipe.step(name, "--only"))[0]
     in_use = f"{run.out} is in use by another `mavilt run`"
     step_in_use = f"step {name} of {run.out} is being made by another process"

@@ -57,6 +57,7 @@ def _trainer_options(gpus: int, tasks: int, nodes: int) -> list[str]:
         options.append("--trainer.accelerator=gpu")
     if gpus or tasks * nodes > 1:
         options += [f"--trainer.devices={tasks}", f"--trainer.num_nodes={nodes}"]
+    # Not plain ddp: the VQ-GAN steps two optimizers, each with a part of the weights.
     if tasks * nodes > 1:
         options.append("--trainer.strategy=ddp_find_unused_parameters_true")
     return options
@@ -77,11 +78,14 @@ def render_job_script(step: Step, words: Sequence[str], job: JobOptions, out: Pa
     gpus, tasks, nodes = 0, 1, 1
     options: list[str] = []
     if command in TRAINING_COMMANDS:
+        # Lightning wants one process a GPU, started by srun.
         gpus, tasks, nodes = job.gpus, job.gpus or job.tasks, job.nodes
         options = _trainer_options(gpus, tasks, nodes)
     elif command == "tokenize":
+        # Encoding runs on one device; an array spreads it over several.
         gpus = min(job.gpus, 1)
     array = job.array if command in SHARDED_COMMANDS else 1
+    # This interpreter by its path: a job's PATH may have another.
     run = [sys.executable, "-m", "mavilt_pl.cli", "run", job.recipe, "--out", str(out)]
     run += ["--seed", str(job.seed)]
     run += [f"--set={setting}" for setting in job.settings]
@@ -90,6 +94,7 @@ def render_job_script(step: Step, words: Sequence[str], job: JobOptions, out: Pa
         run.append(f"--extra-args={shlex.join(options)}")
     template = (CONFIGS / "slurm" / "step.sbatch.jinja").read_text(encoding="utf-8")
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
+    # sbatch fills these in: job of the array and task, or the job.
     job_number = "%A_%a" if array > 1 else "%j"
     return environment.from_string(template).render(
         name=step.name,
@@ -121,6 +126,7 @@ def submit_job(script: Path, step: str, after: Sequence[str], submitted: Sequenc
     Raises:
         UserError: SLURM refused the script.
     """
+    # afterok: if an input's job fails, SLURM never starts this one.
     dependency = [f"--dependency=afterok:{':'.join(after)}"] if after else []
     done = subprocess.run(
         ["sbatch", "--parsable", *dependency, str(script)], capture_output=True, text=True
@@ -131,4 +137,5 @@ def submit_job(script: Path, step: str, after: Sequence[str], submitted: Sequenc
         if submitted:
             queued = f" Already in the queue: {' '.join(submitted)} (scancel removes them)."
         raise UserError(f"SLURM refused step {step} ({script}): {reason}{queued}")
+    # In a federation `--parsable` prints "job;cluster".
     return done.stdout.strip().partition(";")[0]

@@ -25,10 +25,14 @@ from mavilt_pl.trainer.checkpoint_io import (
 def _link(path: Path, name: Path) -> None:
     """Give a file a second name at once, without a second copy if the file system can."""
     part = name.with_name(f".{name.name}.link.part")
+    # A killed run may have left it; os.link does not overwrite.
     part.unlink(missing_ok=True)
     try:
+        # A hard link costs nothing; a symbolic one would dangle when the step's file is deleted.
         os.link(path, part)
     except OSError as error:
+        # A full disk stays an error: a copy needs more space than a link. Other errors mean that
+        # the file system has no hard links.
         if error.errno == errno.ENOSPC:
             raise
         shutil.copyfile(path, part)
@@ -66,19 +70,26 @@ class StepCheckpoints(ModelCheckpoint):
 
     def _find_last_checkpoints(self, trainer: Trainer) -> set[str]:
         """What `--ckpt_path last` means; private in Lightning 2.6.6."""
+        # Lightning would take the file that was changed last, whole or not.
         newest = newest_whole(self.folder)
         return set() if newest is None else {str(newest)}
 
     def save(self, trainer: Trainer) -> None:
         """Save this step once; call it on all ranks."""
+        # The last step may be due by number, at the end of training and by a signal; one save is
+        # enough.
         if self.saved_step == trainer.global_step or trainer.fast_dev_run:
             return
         path = self.folder / f"step={trainer.global_step}.ckpt"
+        # On all ranks: sharded weights are gathered for it.
         trainer.save_checkpoint(path, weights_only=False)
         self.saved_step = trainer.global_step
         self.best_model_path = self.last_model_path = str(path)
         if trainer.is_global_zero:
+            # After a save in the background: last.ckpt never names a file that is still being
+            # written.
             self._checkpoint_io(trainer).then(lambda: self._rotate(path))
+        # The other ranks wait here for the first one's files, not in a collective of the next step.
         trainer.strategy.barrier("StepCheckpoints.save")
 
     @staticmethod
@@ -87,6 +98,7 @@ class StepCheckpoints(ModelCheckpoint):
 
     def _rotate(self, path: Path) -> None:
         """Name the newest file `last.ckpt`, and delete all but the newest `keep`."""
+        # The link first: at no moment is there no last.ckpt.
         _link(path, self.folder / "last.ckpt")
         steps = sorted(self.folder.glob("step=*.ckpt"), key=sequence_number, reverse=True)
         for old in steps[self.keep :]:
@@ -102,6 +114,7 @@ class StepCheckpoints(ModelCheckpoint):
 
         The file that was resumed from becomes `last.ckpt`, also if the last one was damaged.
         """
+        # A resume that fails at once must not save its starting point again.
         resumed = Path(trainer.ckpt_path) if trainer.ckpt_path else None
         if resumed is not None and resumed.resolve().parent == self.folder.resolve():
             # Private in Lightning 2.6.6; the step of the file is not public before training.
@@ -111,6 +124,7 @@ class StepCheckpoints(ModelCheckpoint):
                 _link(resumed, self.folder / "last.ckpt")
         if trainer.is_global_zero:
             check_writable(self.folder)
+            # Nobody else writes here: the run's lock is held by now.
             remove_partial_files(self.folder)
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:

@@ -48,6 +48,7 @@ class _SealingWriter:
 
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
+        # Large blocks pass through without a copy; only their last bytes are kept.
         if len(view) >= ZIP_END_LENGTH:
             self._put(self.pending)
             self._put(view[:-ZIP_END_LENGTH])
@@ -72,6 +73,7 @@ class _SealingWriter:
     def seal(self, number: int) -> None:
         """Write the end record and the seal; raise the first error of any write."""
         if self.error is None:
+            # The end record's last two bytes are the length of the archive's comment: the seal.
             self._put(self.pending[:-2] + SEAL_LENGTH.to_bytes(2, "little"))
             self._put(f"mavilt {number:012d} sha256 ".encode())
             self._put(self.digest.hexdigest().encode())
@@ -90,6 +92,7 @@ def newest_whole(folder: Path) -> Path | None:
     last = folder / "last.ckpt"
     reasons: dict[Path, str] = {}
     for path in _newest_first(folder, last):
+        # last.ckpt and the newest step are one file with two names, and reading it once is enough.
         if any(path.samefile(damaged) for damaged in reasons):
             continue  # a second name of a damaged file
         try:
@@ -100,6 +103,8 @@ def newest_whole(folder: Path) -> Path | None:
         if not reasons and not last.exists():
             reasons[last] = f"{last} is missing"
         if reasons and rank_zero_only.rank in (0, None):
+            # Not an error: the run loses a few hundred steps, and training them again is what
+            # resuming is for.
             warnings.warn(
                 f"{'; '.join(reasons.values())}. Continuing from the newest whole one, {path}",
                 stacklevel=2,
@@ -118,6 +123,8 @@ def _newest_first(folder: Path, last: Path) -> list[Path]:
     found = [
         path for path in folder.glob("*.ckpt") if path == last or path.name.startswith("step=")
     ]
+    # By the number in the seal: a clock may be set back, and a folder may hold the steps of an
+    # earlier run that got further.
     found.sort(key=lambda path: (sequence_number(path), path == last), reverse=True)
     # Without a number, last.ckpt is damaged at its end or of Lightning's own: still the last.
     if last in found and sequence_number(last) < 0:
@@ -128,6 +135,7 @@ def _newest_first(folder: Path, last: Path) -> list[Path]:
 
 def remove_partial_files(folder: Path) -> None:
     """Remove what a killed run was writing. Only for the one job that owns the folder."""
+    # By name: a user may keep other files here, also hidden ones.
     for name in ("step=*.ckpt", "last.ckpt", "best.ckpt"):
         for part in folder.glob(f".{name}.*.part"):
             part.unlink(missing_ok=True)
@@ -167,7 +175,9 @@ class VerifiedCheckpointIO(TorchCheckpointIO):
         """Write a sealed checkpoint whole or not at all."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
+        # One more than the highest in the folder, whichever run wrote that.
         earlier = [sequence_number(other) for other in path.parent.glob("*.ckpt")]
+        # A copy: the caller's dict is not ours to change.
         checkpoint = {**checkpoint, FORMAT_KEY: FORMAT_VERSION}
         try:
             with atomic_open(path, "wb", durable=True) as file:
@@ -185,8 +195,10 @@ class VerifiedCheckpointIO(TorchCheckpointIO):
         """Verify a checkpoint, then read it."""
         if not Path(path).is_file():
             raise UserError(
-                f"the checkpoint {path} does not exist; expected a file such as checkpoints/last.ckpt"
+                f"the checkpoint {path} does not exist; expected a file such as "
+                "checkpoints/last.ckpt"
             )
+        # The whole file is read for it; a flipped bit in a weight would go unnoticed otherwise.
         verify(Path(path))
         return super().load_checkpoint(path, map_location, weights_only)
 
@@ -198,10 +210,13 @@ def _copy_to_host(checkpoint: dict[str, Any]) -> dict[str, Any]:
     for leaf in tree_leaves(checkpoint):
         if not isinstance(leaf, torch.Tensor):
             continue
+        # Tied weights are two tensors at one address; without their sharing the file would grow.
+        # Empty tensors have address 0.
         key = (leaf.data_ptr() or id(leaf), leaf.dtype, leaf.shape, leaf.stride())
         if key not in by_storage:
             by_storage[key] = leaf.detach().to("cpu", copy=True)
         copies[id(leaf)] = by_storage[key]
+    # `copies` is deepcopy's memo: it takes our copy for each tensor and copies the rest.
     return copy.deepcopy(checkpoint, copies)
 
 
@@ -221,7 +236,9 @@ class BackgroundCheckpointIO(VerifiedCheckpointIO):
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
     ) -> None:
         """Copy the checkpoint now, write it in the background."""
+        # Also raises what the save before has failed with, so a full disk stops the training.
         self.wait()
+        # Copied before training changes the weights; this is the only time that training waits.
         host_copy = _copy_to_host(checkpoint)
         self.running.append(
             self.worker.submit(super().save_checkpoint, host_copy, path, storage_options)

@@ -48,6 +48,7 @@ class FSDP2Strategy(ModelParallelStrategy):
                 "trainer.strategy: fsdp2 is for the language stages, found "
                 f"{type(module).__name__}: set it to ddp_find_unused_parameters_true"
             )
+        # A rank that skips a step because its gradients overflowed would part from the others.
         if self.precision_plugin.precision == "16-mixed":
             raise UserError(
                 "trainer.precision: under fsdp2 each rank would scale its loss by itself, found "
@@ -75,6 +76,7 @@ class FSDP2Strategy(ModelParallelStrategy):
 
         It is not read whole: each rank takes its parts, and the host holds the file once for all.
         """
+        # torch.load with mmap reads the weights later and would not notice damage.
         verify(Path(checkpoint_path))
         return torch.load(checkpoint_path, map_location="cpu", mmap=True, weights_only=weights_only)
 

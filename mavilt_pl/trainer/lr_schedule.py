@@ -18,7 +18,9 @@ def rate_share(step: int, warmup: int, steps: int) -> float:
     [0.25, 1.0, 0.51, 0.01, 0.01]
     """
     if step < warmup:
+        # Step 0 already learns, and step `warmup` is the first at full rate.
         return (step + 1) / (warmup + 1)
+    # A run that is continued beyond `steps` keeps the lowest rate.
     passed = min((step - warmup) / max(steps - warmup, 1), 1.0)
     return 0.01 + 0.99 * (1 + math.cos(math.pi * passed)) / 2
 

@@ -45,20 +45,26 @@ class Preemption(Checkpoint):
         self.previous_handlers: dict[int, Any] = {}
 
     def _handle(self, number: int, _: Any) -> None:
+        # The handler only takes a note: a save in the middle of a step would be of half-updated
+        # weights.
         self.received = max(self.received, 1 + SIGNALS.index(signal.Signals(number)))
 
     def _listen(self) -> None:
         for number in SIGNALS:
+            # `_listen` is called several times; the handlers from before the first are restored.
             previous = signal.signal(number, self._handle)
             self.previous_handlers.setdefault(number, previous)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Listen from the first moment: reading data and weights takes minutes too."""
         self._listen()
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._listen()  # again: Lightning puts a handler of its own before this one
+        """Listen again: Lightning puts a handler of its own before this one."""
+        self._listen()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen again, and note the step that a resumed run begins at."""
         self._listen()
         self.step = trainer.global_step
 
@@ -69,9 +75,12 @@ class Preemption(Checkpoint):
         self.previous_handlers.clear()
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Save and leave after an optimizer step, if any rank has received a signal."""
         if trainer.global_step == self.step:
             return  # between two batches of one optimizer step
         self.step = trainer.global_step
+        # SLURM signals ranks one by one. If they left at different steps, the others would wait
+        # forever in their next collective, so all act on the highest that any has received.
         received = self.received
         if rank_and_size()[1] > 1:
             highest = torch.tensor(received, device=trainer.strategy.root_device)
@@ -81,6 +90,7 @@ class Preemption(Checkpoint):
             self._save_and_leave(trainer, SIGNALS[received - 1])
 
     def _save_and_leave(self, trainer: Trainer, number: signal.Signals) -> None:
+        # A save in the background must be on the disk before the process ends.
         self.checkpoints.finish(trainer)
         path, step = self.checkpoints.last_model_path, trainer.global_step
         text = f"{number.name}: saved {path} at step {step}"
@@ -88,6 +98,7 @@ class Preemption(Checkpoint):
         if job is None:
             text += "; the same command with --ckpt_path last continues from there"
         elif trainer.is_global_zero:
+            # One rank asks: each request would requeue the job again.
             text += f"; {requeue(job, text)}"
         # Ranks that Lightning started exit with 0: their status would end the first one too early.
         raise PreemptedExit(number, text, 128 + number if trainer.is_global_zero else 0)

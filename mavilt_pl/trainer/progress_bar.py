@@ -36,6 +36,7 @@ class StepProgressBar(RichProgressBar):
     ) -> None:
         is_train_bar = progress_bar_id is not None and progress_bar_id == self.train_progress_bar_id
         if is_train_bar and self.trainer.max_steps > 0:
+            # Lightning passes the number of the batch in its epoch.
             current = self.trainer.global_step
         super()._update(progress_bar_id, current, visible, hard)
 

@@ -18,9 +18,12 @@ class ResumePosition(Callback):
     """Sets Lightning's batch counts to what they would be had the epoch begun with this layout."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Shift the counts of the epoch that is resumed."""
         loader, progress = trainer.train_dataloader, trainer.fit_loop.epoch_loop.batch_progress
         if not trainer.ckpt_path or not isinstance(loader, ResumableLoader):
             return
+        # `ready` was saved as a number of batches of the old size. Lightning ends the epoch when it
+        # reaches the loader's length, so it is moved to what this layout's count would be.
         shift = len(loader) - loader.batches_left - progress.current.ready
         for count in ("ready", "started", "processed", "completed"):
             setattr(progress.current, count, getattr(progress.current, count) + shift)

@@ -21,6 +21,7 @@ from mavilt_pl.parallel.distributed import rank_and_size
 
 def get_rng_state() -> dict[str, Any]:
     """State of torch (CPU and this GPU), numpy and Python, as tensors and numbers only."""
+    # Checkpoints are read without unpickling, so the states become tensors and plain numbers.
     _, key, position, has_gauss, gauss = np.random.get_state()
     version, words, python_gauss = random.getstate()
     state: dict[str, Any] = {
@@ -55,6 +56,7 @@ def set_rng_state(state: dict[str, Any]) -> None:
 
 def seed_new_rank(first: dict[str, Any], rank: int) -> None:
     """Seed a rank that did not exist when the checkpoint was saved."""
+    # Hashed, since neighbouring seeds could give related sequences.
     material = first["torch"].numpy().tobytes() + rank.to_bytes(4, "little")
     seed = int.from_bytes(hashlib.sha256(material).digest()[:4], "little")
     torch.manual_seed(seed)
@@ -69,18 +71,25 @@ class RNGStates(Callback):
         self.resumed: list[dict[str, Any]] | None = None
 
     def state_dict(self) -> dict[str, Any]:
+        """The states of all ranks, in their order."""
         own = get_rng_state()
         size = rank_and_size()[1]
+        # No process group: a gather would fail.
         if size == 1:
             return {"ranks": [own]}
         ranks: list[Any] = [None] * size
+        # A collective: Lightning calls `state_dict` of callbacks on all ranks.
         dist.all_gather_object(ranks, own)
         return {"ranks": ranks}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the states until training starts."""
         self.resumed = state_dict["ranks"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Restore this rank's state, or seed a new rank."""
+        # The last moment before the first batch: building the model and the sanity check draw
+        # numbers too.
         if self.resumed is None:
             return
         if trainer.global_rank < len(self.resumed):

@@ -26,6 +26,7 @@ def run_lock(folder: Path) -> Iterator[None]:
     Raises:
         UserError: another job holds the folder, or it cannot be written.
     """
+    # A stack, so that only opening the lock is inside `try`, not what the caller does under it.
     path, stack = folder / NAME, ExitStack()
     try:
         file = stack.enter_context(file_lock(path, wait=False))
@@ -37,9 +38,11 @@ def run_lock(folder: Path) -> Iterator[None]:
     with stack:
         if file is None:
             raise UserError(
-                f"the run's folder {folder} is in use by another job{_holder(path)}: wait for it or "
-                "stop it, or choose another trainer.default_root_dir"
+                f"the run's folder {folder} is in use by another job{_holder(path)}: wait for it "
+                "or stop it, or choose another trainer.default_root_dir"
             )
+        # The lock is the file's lock and not its contents; these are for the message of another
+        # job.
         file.truncate(0)
         holder = {
             "host": socket.gethostname(),

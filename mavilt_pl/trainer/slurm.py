@@ -16,6 +16,7 @@ from typing import Any
 
 def slurm_job() -> str | None:
     """The job, or the task of an array, as `scontrol` names it; None outside SLURM."""
+    # SLURM_JOB_ID of a task names it too, but people know it as JOB_TASK, as squeue shows it.
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     if array and task:
         return f"{array}_{task}"
@@ -29,6 +30,7 @@ def requeue(job: str, progress: str) -> str:
     """
     print(f"mavilt: {progress}; job {job} goes back into the queue", file=sys.stderr, flush=True)
     try:
+        # A controller that does not answer must not keep the job from ending.
         done = subprocess.run(
             ["scontrol", "requeue", job], capture_output=True, text=True, timeout=60
         )
@@ -71,6 +73,8 @@ def exit_on_sigusr1(can_resume: Callable[[], bool]) -> Iterator[None]:
             text += f"; {requeue(job, text)}"
         raise PreemptedExit(signal.SIGUSR1, text, 128 + signal.SIGUSR1)
 
+    # An exception in the main thread unwinds `with` blocks, so locks and temporary files are
+    # released.
     before = signal.signal(signal.SIGUSR1, leave)
     try:
         yield

@@ -59,6 +59,7 @@ class TensorBoardResume(Callback):
         """Event files with their lengths in bytes, and the step's metrics if not logged yet."""
         if self.logger is None or self.trainer is None or not self.trainer.is_global_zero:
             return {}
+        # Otherwise the file on the disk is shorter than what has been logged.
         self.logger.experiment.flush()
         files = {path.name: path.stat().st_size for path in Path(self.logger.log_dir).glob(EVENTS)}
         return {"files": files, **self._unlogged_metrics(self.trainer)}
@@ -73,6 +74,7 @@ class TensorBoardResume(Callback):
         metrics = {name: float(value) for name, value in connector.metrics["log"].items()}
         if not metrics:
             return {}
+        # As Lightning's own logging adds it.
         metrics["epoch"] = trainer.current_epoch
         return {"step": trainer.fit_loop.epoch_loop._batches_that_stepped, "metrics": metrics}
 
@@ -84,10 +86,13 @@ class TensorBoardResume(Callback):
         if "files" not in state_dict:
             return
         checkpoint = Path(str(trainer.ckpt_path)).resolve()
+        # A checkpoint of another run: its lengths are of other files.
         if self.root.resolve() not in checkpoint.parents:
             return
         for path in self.earlier:
             length = state_dict["files"].get(path.name)
+            # Written by a start that came after this checkpoint: the steps in it will be made
+            # again.
             if length is None:
                 path.unlink(missing_ok=True)
             elif path.stat().st_size > length:
@@ -99,7 +104,10 @@ class TensorBoardResume(Callback):
         """Log what was saved unlogged; put the history of an earlier run aside."""
         if not trainer.ckpt_path and trainer.is_global_zero:
             for path in self.earlier:
+                # Lightning deletes nothing, and so do we: the files may be all that there is of
+                # that run.
                 path.rename(path.with_name(path.name.replace("tfevents", "aside")))
+        # The truncated files end just before these metrics.
         if self.pending and self.logger is not None:
             self.logger.log_metrics(**self.pending)
             self.pending = None
@@ -121,6 +129,7 @@ class TensorBoardResume(Callback):
         fetcher = trainer.fit_loop._data_fetcher
         due = False
         if _is_between_batch_and_validation(trainer) and fetcher is not None:
+            # Asked now: after a resume the counts that it depends on are different ones.
             due = bool(loop._should_check_val_fx(fetcher))
         checkpoint["validation_due"] = due
 
@@ -131,6 +140,8 @@ class TensorBoardResume(Callback):
         if not checkpoint.get("validation_due"):
             return
         all_steps_made = checkpoint["global_step"] >= trainer.max_steps > 0
+        # Without validation batches `on_validation_start` would never come to take the extra step
+        # back.
         self.only_validates = all_steps_made and trainer.limit_val_batches > 0
         loops = checkpoint["loops"]["fit_loop"]
         batches = loops["epoch_loop.batch_progress"]

@@ -1,14 +1,9 @@
-"""`mavilt plan`: weights to the number, activations as autograd saves them, one message for what
-cannot be planned.
-"""
+"""`mavilt plan`: exact weights, activations as autograd saves them, one line for each mistake."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from collections import Counter
-from inspect import signature
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +12,19 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from mavilt_pl.cli import main
+from mavilt_pl.cli.plan import SIZES
 from mavilt_pl.data.records import Question
-from mavilt_pl.language import Stage2, loss, vocabulary
-from mavilt_pl.language.prompt_builder import Spelling
+from mavilt_pl.language.options import ModelOptions, RegularizationOptions, TuningOptions
+from mavilt_pl.language.prompt_builder import PromptBuilder
 from mavilt_pl.language.sequences import pack
 from mavilt_pl.language.vocabulary import VisualVocabulary
-from mavilt_pl.planning import memory, transformer
-from mavilt_pl.planning.memory import Step, language, tokenizer
-from mavilt_pl.planning.transformer import KNOWN, from_config
-from mavilt_pl.vqgan.autoencoder import Autoencoder
-from mavilt_pl.vqgan.discriminator import Discriminator
+from mavilt_pl.planning.batch_shape import BatchShape
+from mavilt_pl.planning.language_memory import Training, plan_language
+from mavilt_pl.planning.memory import Hardware, Memory
+from mavilt_pl.planning.settings import parse_arguments
+from mavilt_pl.planning.transformer import PUBLISHED, from_config
+from mavilt_pl.planning.vqgan_memory import plan_vqgan
 from mavilt_pl.vqgan.module import VQGAN
-from mavilt_pl.vqgan.quantizer import Quantizer
 
 SMALL = {
     "vocab_size": 300,
@@ -87,56 +83,78 @@ def test_weights_and_activations_are_the_models_own(config: dict[str, Any]) -> N
         saved.append(sum(size for address, size in kept.items() if address not in weights))
         del out
     planned = from_config(config, "small")
-    assert planned.weights == sum(p.numel() for p in built(config).parameters())
-    assert 100 * planned.saved("full", 4, 4, masked=False) == pytest.approx(
-        saved[1] - saved[0], rel=0.1
-    )
+    weights = sum(p.numel() for p in built(config).parameters())
+    assert planned.weights == weights
+    # Published shapes are counted by arithmetic, which must agree with the meta device.
+    assert replace(planned, counted_weights=None).weights == weights
+    one_layer = 100 * planned.activation_bytes("full", 4, 4, masked=False)
+    assert one_layer == pytest.approx(saved[1] - saved[0], rel=0.1)
 
 
-def test_weights_of_a_tokenizer_are_its_own() -> None:
-    shape = {
-        "image_size": 64,
-        "channels": 32,
-        "channel_multipliers": [1, 2, 3],
-        "num_res_blocks": 1,
-        "attention_resolutions": [8],
-        "latent_dim": 64,
-        "patch": 2,
-    }
-    for settings in (
-        {
-            "autoencoder": shape,
+@pytest.mark.parametrize("shape", ["demo", "published"])
+def test_weights_of_a_tokenizer_are_its_own(shape: str) -> None:
+    settings: dict[str, Any] = {"gan_weight": 0.0}
+    if shape == "demo":
+        settings = {
+            "autoencoder": {
+                "image_size": 64,
+                "channels": 32,
+                "channel_multipliers": [1, 2, 3],
+                "num_res_blocks": 1,
+                "attention_resolutions": [8],
+                "latent_dim": 64,
+                "patch": 2,
+            },
             "quantizer": {"codebook_size": 256, "code_dim": 8},
             "discriminator": {"channels": 16, "layers": 2},
-        },
-        {"gan_weight": 0.0},
-    ):
-        with torch.device("meta" if "gan_weight" in settings else "cpu"):
-            module = VQGAN(**settings)  # type: ignore[arg-type]
-        assert tokenizer(settings, 4).trained == sum(
-            p.numel() for p in module.parameters() if p.requires_grad
+        }
+    with torch.device("meta"):
+        module = VQGAN(**settings)
+    trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    plan = plan_vqgan(parse_arguments(VQGAN, "model", settings), 4)
+    assert plan.trained == trained
+
+
+EIGHT_GPUS = Hardware(gpus=8)
+
+
+def planned(
+    hardware: Hardware = EIGHT_GPUS,
+    method: Any = "full",
+    checkpointing: bool = False,
+    **regularization: Any,
+) -> Memory:
+    """Plan of Stage 1 of Llama 2 7B."""
+    return plan_language(
+        Training(
+            PUBLISHED["7"],
+            hardware=hardware,
+            tuning=TuningOptions(method=method, gradient_checkpointing=checkpointing),
+            regularization=RegularizationOptions(**regularization),
         )
-
-
-def test_what_helps_helps() -> None:
-    """Checkpointing takes activations away; FSDP2 states; adapters gradients and θ₀; DDP's buckets
-    and θ₀ come on top.
-    """
-    full = language(KNOWN["7"], Step(), gpus=8)
-    kept = language(KNOWN["7"], Step(), gpus=8, checkpointing=True)
-    assert kept.activations < full.activations / 4 and kept.step == full.step
-    sharded = language(KNOWN["7"], Step(), gpus=8, strategy="fsdp", checkpointing=True)
-    assert sharded.step < kept.step / 7 and sharded.gathered > 0
-    lora = language(KNOWN["7"], Step(), gpus=8, tuning="lora", checkpointing=True)
-    assert (
-        lora.reference == 0 and lora.trained < 0.02 * lora.parameters and lora.peak < kept.peak / 4
     )
-    assert full.gradients - language(KNOWN["7"], Step()).gradients == 4 * full.trained
-    assert language(KNOWN["7"], Step(), drift=False).reference == 0
+
+
+def test_each_way_to_save_memory_saves_its_part() -> None:
+    full = planned()
+    checkpointing = planned(checkpointing=True)
+    assert checkpointing.activations < full.activations / 4
+    assert checkpointing.step == full.step
+    sharded = planned(Hardware("fsdp", gpus=8), checkpointing=True)
+    assert sharded.step < checkpointing.step / 7
+    assert sharded.gathered > 0
+    lora = planned(method="lora", checkpointing=True)
+    assert lora.reference == 0
+    assert lora.trained < 0.02 * lora.parameters
+    assert lora.peak < checkpointing.peak / 4
+    # DDP's copies of the gradients, and θ₀.
+    one_gpu = planned(Hardware(gpus=1))
+    assert full.gradients - one_gpu.gradients == 4 * full.trained
+    assert planned(Hardware(gpus=1), lambda_reg=0.0).reference == 0
 
 
 @pytest.mark.parametrize(
-    ("words", "each"),
+    ("arguments", "bytes_each"),
     [
         ([], 2),
         (["--model.init_args.regularization.reference_dtype=float32"], 4),
@@ -144,202 +162,200 @@ def test_what_helps_helps() -> None:
     ],
 )
 def test_reference_weights_are_counted_as_they_are_kept(
-    words: list[str], each: int, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], bytes_each: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Two bytes a weight, four as float32, none where they lie in the host's memory."""
-    assert main(["plan", "--size", "7", "--json", *words]) == 0
+    """Two bytes a weight, four as float32, none in the host's memory."""
+    assert main(["plan", "--size", "7", "--json", *arguments]) == 0
     plans = json.loads(capsys.readouterr().out)["plans"]
-    assert plans["DDP, full"]["reference"] == each * KNOWN["7"].weights
+    weights = PUBLISHED["7"].weights
+    assert plans["DDP, full"]["reference"] == bytes_each * weights
     assert plans["DDP, lora"]["reference"] == 0
-    assert (
-        language(KNOWN["7"], Step(), place="host", device="cpu").reference == 2 * KNOWN["7"].weights
-    )
+    on_cpu = planned(Hardware(device="cpu"), reference_device="host")
+    assert on_cpu.reference == 2 * weights
 
 
-class Spelled(Spelling):
-    """Sequences of Stage 1 or 2 without a model: every text is as long as its first word says."""
-
-    context = None
-    reading = Stage2.reading
-    report_prompt, draw_words = Stage2.report_prompt, Stage2.draw_words
-
-    def __init__(self, views: bool, max_words: int):
-        self.vocabulary = VisualVocabulary(300, 300, 32, 16, views)
-        self.hparams = {
-            "max_words": max_words,
-            "view_dropout": 0.0,
-            "condition_dropout": 0.0,
-            "directions": "both",
-        }
-        self.counts = Counter()
-
-    def words(self, text: str) -> list[int]:
-        count = 8 if text.startswith("instruction") else int(text.split()[-1])
-        return [5] * count
+def word_tokenizer(text: str, **_: Any) -> dict[str, list[int]]:
+    """A text ends with its number of tokens; an instruction has 8."""
+    words = text.split()
+    count = 0
+    if words[0] == "instruction":
+        count = 8
+    if words[-1].isdecimal():
+        count += int(words[-1])
+    return {"input_ids": [5] * count}
 
 
-@pytest.mark.parametrize("views", [False, True])
-def test_lengths_are_those_of_the_sequences(views: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of one image or two views, with questions and with replayed texts, as a training packs them."""
-    monkeypatch.setattr("mavilt_pl.language.stage2.wording", lambda *_: "instruction")
-    monkeypatch.setattr(Stage2, "draw_words", lambda *_: "20")
-    monkeypatch.setattr(Spelled, "draw_words", lambda *_: "20")
-    step = Step(
-        batch=3,
-        codes=16,
-        book=32,
-        words=12,
+@pytest.mark.parametrize("multi_view", [False, True])
+def test_lengths_are_those_of_the_sequences(
+    multi_view: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one image or two views, with questions and replayed texts, as a training packs them."""
+    monkeypatch.setattr("mavilt_pl.language.prompt_builder.wording", lambda *_: "instruction")
+    shape = BatchShape(
+        batch_size=3,
+        codes_per_image=16,
+        codebook_size=32,
+        text_tokens=12,
         questions=2,
-        question_words=9,
-        instruction=8,
-        views=views,
-        replayed=2,
+        question_tokens=9,
+        instruction_tokens=8,
+        multi_view=multi_view,
+        replay_texts=2,
     )
-    spelled = Spelled(views, 12)
-    asked = [Question("6", "3", ())] * 2
-    studies = [{"study": str(n), "text": "12", "questions": asked} for n in range(3)]
+    builder = PromptBuilder(
+        VisualVocabulary(300, 300, 32, 16, multi_view),
+        word_tokenizer,
+        instructed=True,
+        # So that the instruction and the text of a synthesis are not truncated.
+        model=ModelOptions(max_text_tokens=20),
+        regularization=RegularizationOptions(condition_dropout=0.0, view_dropout=0.0),
+    )
+    questions = [Question("6", "3", ())] * 2
+    studies = [{"study": str(n), "text": "12", "questions": questions} for n in range(3)]
     codes = torch.zeros(3, 16, dtype=torch.long)
-    batch = {"codes": codes, "studies": studies, "replay": ["12", "12"]}
-    if views:
+    batch: dict[str, Any] = {"codes": codes, "studies": studies, "replay": ["12", "12"]}
+    if multi_view:
         batch["views"] = [{"frontal": [0] * 16, "lateral": [0] * 16}] * 3
-    spelled.hparams["max_words"] = 20  # so that the drawing's instruction is not cut
-    reading, drawing, replaying = (pack(group).ids_BT for group in spelled.trees(batch, True))
-    assert (reading.shape[1], drawing.shape[1], replaying.shape[1]) == (
-        step.reading,
-        step.drawing,
-        step.replaying,
-    )
-    assert sum(ids.numel() for ids in (reading, drawing, replaying)) == step.positions
+    packed = [pack(group).ids_BT for group in builder.trees(batch, training=True)]
+    assert [ids_BT.shape[1] for ids_BT in packed] == [
+        shape.reading_length,
+        shape.synthesis_length,
+        shape.replay_length,
+    ]
+    assert sum(ids_BT.numel() for ids_BT in packed) == shape.positions
 
 
 def test_views_and_replayed_texts_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
     activations = []
-    for words in ([], ["--data.replay=texts"], ["--model.init_args.model.multi_view=true"]):
-        assert main(["plan", "--size", "1", "--json", *words]) == 0
-        said = json.loads(capsys.readouterr().out)
-        activations.append(said["plans"]["DDP, full"]["activations"])
-    assert "two views each" in said["title"] and activations[0] < activations[1] < activations[2]
+    title = ""
+    for arguments in ([], ["--data.replay=texts"], ["--model.init_args.model.multi_view=true"]):
+        assert main(["plan", "--size", "1", "--json", *arguments]) == 0
+        record = json.loads(capsys.readouterr().out)
+        activations.append(record["plans"]["DDP, full"]["activations"])
+        title = record["title"]
+    assert "two views each" in title
+    assert activations[0] < activations[1] < activations[2]
 
 
-def test_what_is_repeated_here_is_what_it_repeats() -> None:
-    assert len(vocabulary.MARKS) == transformer.MARKS and len(vocabulary.VIEW_MARKS) == 2
-    assert {"cpu": loss.CHUNK, "gpu": 16 * loss.CHUNK} == memory.CHUNK
-    for repeated, module in (
-        (memory.AUTOENCODER, Autoencoder),
-        (memory.QUANTIZER, Quantizer),
-        (memory.DISCRIMINATOR, Discriminator),
-    ):
-        defaults = signature(module).parameters
-        assert repeated == {key: defaults[key].default for key in repeated}
+def test_sizes_of_the_command_are_the_published_shapes() -> None:
+    assert [*PUBLISHED] == [*SIZES]
 
 
-def test_a_run_is_planned_from_its_configs_at_once(tmp_path: Path) -> None:
-    """No torch is imported for it."""
+def test_a_run_is_planned_from_its_configs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "config.json").write_text(json.dumps(CONFIGS[0]))
-    words = [
-        "plan",
-        "--config",
-        "stage2.yaml",
-        "--config",
-        "trainer/gpu.yaml",
-        "--model.init_args.backbone",
-        str(tmp_path),
-        "--data.batch_size=4",
-        "--json",
-    ]
-    code = f"import sys; from mavilt_pl.cli import main; code = main({words}); sys.exit(code or 'torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout)
-    assert (
-        said["title"].startswith("Stage2 of ")
-        and "4 studies" in said["title"]
-        and "bf16-mixed" in said["title"]
-    )
-    first = next(iter(said["plans"].values()))
+    arguments = ["--config", "stage2.yaml", "--config", "trainer/gpu.yaml"]
+    arguments += ["--model.init_args.backbone", str(tmp_path), "--data.batch_size=4"]
+    assert main(["plan", "--json", *arguments]) == 0
+    output = capsys.readouterr()
+    assert not output.err
+    record = json.loads(output.out)
+    assert record["title"].startswith("Stage2 of ")
+    assert "4 studies" in record["title"]
+    assert "bf16-mixed" in record["title"]
+    first = next(iter(record["plans"].values()))
     assert first["peak"] == max(first["forward"], first["step"]) > first["weights"] > 0
 
 
-def test_tables_and_messages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_devices_on_the_command_line_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--trainer.devices", "4", "--trainer.num_nodes", "2"]
+    assert main(["plan", "--size", "1", *arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["title"].endswith("8 GPUs")
+
+
+def test_tables(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--size", "7", "--gpus", "8"]) == 0
     shown = capsys.readouterr().out
-    assert "Llama 2 7B" in shown and "θ₀" in shown and "FSDP" in shown and "positions/s" in shown
-    assert (
-        main(["plan", "--config", "vqgan.yaml"]) == 0 and "activations" in capsys.readouterr().out
-    )
-    (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
-    (tmp_path / "list.yaml").write_text("[1, 2]")
-    for words in (
-        ["--size", "1", "--model.init_args.regularization.lambda_reg", "1e-4"],
-        ["--config", "vqgan.yaml", "--trainer.callbacks.validate", "100"],
-        ["--size", "1", "--model", "Stage1"],
-        [
-            "--config",
-            "stage2.yaml",
-            "--size",
-            "1",
-            "--model=mavilt_pl.language.Stage1",
-            "--model.drift=0",
-        ],
-    ):
-        assert main(["plan", *words]) == 0, words
-    capsys.readouterr()
-    for words, part in (
+    for part in ("Llama 2 7B", "θ₀", "FSDP", "positions/s"):
+        assert part in shown
+    assert main(["plan", "--config", "vqgan.yaml"]) == 0
+    assert "activations" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "--size 1 --model.init_args.regularization.lambda_reg 1e-4",
+        "--config vqgan.yaml --trainer.callbacks.validate 100",
+        "--size 1 --model Stage1",
+        "--config stage2.yaml --size 1 --model=mavilt_pl.language.Stage1 "
+        "--model.regularization.lambda_reg=0",
+    ],
+)
+def test_arguments_of_fit_are_taken(arguments: str) -> None:
+    assert main(["plan", *arguments.split()]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
         (
-            ["--size", "1", "--model.init_args.regularization.lambda_reg", "[1"],
-            "--model.init_args.regularization.lambda_reg [1 is not YAML",
+            "--size 1 --model.init_args.regularization.lambda_reg [1",
+            "\"regularization.lambda_reg\": Expected a <class 'float'>. Got value: [1",
         ),
         (
-            ["--size", "1", "--model.init_args.regularization.lambda_reg", "much"],
-            "model.init_args.drift: expected a number of 0 or more, found 'much'",
+            "--size 1 --model.init_args.regularization.lambda_reg much",
+            "\"regularization.lambda_reg\": Expected a <class 'float'>. Got value: much",
         ),
         (
-            ["--size", "1", "--model.init_args.drft", "1"],
-            "model.init_args.drft: `mavilt fit` knows no such setting; did you mean drift?",
+            "--size 1 --model.init_args.regularization.lambda_reg -1",
+            "regularization.lambda_reg: found -1.0; expected 0 or more",
+        ),
+        ("--size 1 --model.init_args.drft 1", "Option 'drft' is not accepted"),
+        ("--size 1 --model.init_args.tuning.lra 1", "unrecognized arguments: --tuning.lra=1"),
+        ("--size 1 --trainer.precison 1", "unrecognized arguments: --trainer.precison 1"),
+        (
+            "--size 1 --data.batch 1",
+            "--data.batch could match --data.batch_kind, --data.batch_size",
         ),
         (
-            ["--size", "1", "--trainer.precison", "1"],
-            "trainer.precison: `mavilt fit` knows no such setting; did you mean precision?",
+            "--size 1 --model.init_args.regularization.reference_dtype float16",
+            "Expected a typing.Literal['bfloat16', 'float32']. Got value: float16",
+        ),
+        ("--size 1 --model.init_args.tuning.lora 5", 'Parser key "tuning.lora"'),
+        (
+            "--size 1 --trainer.num_nodes two",
+            "\"trainer.num_nodes\": Expected a <class 'int'>. Got value: two",
+        ),
+        ("--size 1 --trainer.num_nodes 0", "trainer.num_nodes: found 0; expected 1 or more"),
+        (
+            "--config vqgan.yaml --model.init_args.autoencoder.channels many",
+            "\"model.init_args.autoencoder.channels\": Expected a <class 'int'>. Got value: many",
         ),
         (
-            ["--size", "1", "--data.batch", "1"],
-            "data.batch: `mavilt fit` knows no such setting; did you mean batch_size?",
+            "--config vqgan.yaml --model.init_args.autoencoder.chanels 8",
+            "'model.init_args.autoencoder' does not accept option 'chanels'",
         ),
         (
-            ["--size", "1", "--model.init_args.regularization.reference_dtype", "float16"],
-            "drift_keep: expected bfloat16 or float32, found 'float16'",
+            "--config vqgan.yaml --model.init_args.autoencoder.image_size 100",
+            "model.init_args.autoencoder: image_size 100 is not a multiple of 16",
         ),
         (
-            ["--size", "1", "--model.init_args.tuning.lora", "5"],
-            "model.init_args.lora: expected a mapping of settings, found 5",
+            "--config vqgan.yaml --model.init_args.gan_weight x",
+            "\"gan_weight\": Expected a <class 'float'>. Got value: x",
         ),
+        ("--config FOLDER/list.yaml", "Unexpected config: [1, 2]"),
+        ("--config stage1.yaml", "no backbone is named"),
+        ("--backbone FOLDER", "model_type mamba cannot be planned for"),
+        ("--backbone FOLDER/none", "cannot be read"),
+        ("--config nosuch.yaml", "config nosuch.yaml is neither a file here nor a shipped one"),
+        ("--config encoder.yaml", "CXRClassifier cannot be planned for"),
         (
-            ["--size", "1", "--trainer.num_nodes", "two"],
-            "trainer.num_nodes: expected a whole number of 1 or more, found 'two'",
-        ),
-        (
-            ["--config", "vqgan.yaml", "--model.init_args.autoencoder.channels", "many"],
-            "autoencoder.channels: expected a whole number",
-        ),
-        (
-            ["--config", "vqgan.yaml", "--model.init_args.gan_weight", "x"],
-            "gan_weight: expected a number of 0 or more, found 'x'",
-        ),
-        (["--config", str(tmp_path / "list.yaml")], "expected a mapping"),
-        (["--config", "stage1.yaml"], "no backbone is named"),
-        (["--backbone", str(tmp_path)], "model_type mamba cannot be planned for"),
-        (["--backbone", str(tmp_path / "none")], "cannot be read"),
-        (
-            ["--config", "nosuch.yaml"],
-            "config nosuch.yaml is neither a file here nor a shipped one",
-        ),
-        (["--config", "encoder.yaml"], "CXRClassifier cannot be planned for"),
-        (
-            ["--size", "7", "--trainer.precision", "64-true"],
+            "--size 7 --trainer.precision 64-true",
             "trainer.precision 64-true cannot be planned for",
         ),
-        (["--size", "7", "--trainer.precision"], "--trainer.precision has no value"),
-    ):
-        assert main(["plan", *words]) == 1
-        said = capsys.readouterr().err
-        assert said.startswith("mavilt: ") and said.count("\n") == 1 and part in said
+        ("--size 7 --trainer.precision", "--trainer.precision: expected one argument"),
+    ],
+)
+def test_a_mistake_gets_one_line(
+    arguments: str, part: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
+    (tmp_path / "list.yaml").write_text("[1, 2]")
+    words = arguments.replace("FOLDER", str(tmp_path)).split()
+    assert main(["plan", *words]) == 1
+    message = capsys.readouterr().err
+    assert message.startswith("mavilt: ")
+    assert message.count("\n") == 1
+    assert part in message

@@ -74,6 +74,7 @@ def source_options(name: str) -> tuple[str, ...]:
     ('valid',)
     """
     parameters = inspect.signature(importlib.import_module(SOURCES[name]).read).parameters
+    # The first two are `root` and `reject`.
     return tuple(parameters)[2:]
 
 
@@ -88,6 +89,8 @@ def _consistent(studies: Iterator[Study], reject: Reject) -> Iterator[Study]:
         elif study.study in seen:
             reason = f"a second study with id {study.study}; the first is kept"
         elif splits.setdefault(study.patient, study.split) != study.split:
+            # The one rule that no table may break: a patient in two splits would leak into the
+            # test.
             reason = (
                 f"patient {study.patient} is in {splits[study.patient]} and this study in "
                 f"{study.split}; a patient stays in the split of the first study: correct the "

@@ -101,6 +101,7 @@ def _study(
     """The study of one group of rows; each row is an image."""
     name = group[0]["study"]
     labels = [parse_labels(row, FINDINGS) for row in group]
+    # CheXpert labels reports, of which a study has one.
     if any(of_row != labels[0] for of_row in labels):
         raise Rejected(
             f"{stem} gives the images of this study different labels; expected one set a study"
@@ -113,5 +114,6 @@ def _study(
         path = path_inside(root, match["file"])
         # The key contains the study: "view1_frontal" alone is in every study.
         images.append(Image(path, parse_view(*codes), f"{name}_{match['image']}"))
+    # `name` is patient and study joined, since study1 is in every patient's folder.
     patient = name.split("_")[0]
     return Study("chexpert", patient, name, split, tuple(images), labels=labels[0])

@@ -40,6 +40,8 @@ def path_inside(root: Path, name: str) -> Path:
     >>> path_inside(Path("nih"), "images/a.png").as_posix()
     'nih/images/a.png'
     """
+    # Both separators: tables may come from Windows, and there a backslash leads out of the folder
+    # too.
     parts = re.split(r"[/\\]", name)
     absolute = not parts[0] or re.match(r"[A-Za-z]:", name) is not None
     longest = max(len(part.encode("utf-8", "replace")) for part in parts)
@@ -100,6 +102,7 @@ def hash_split(source: str, patient: str, test: float = 0.2, val: float = 0.1) -
     'train'
     """
     name = f"{source}:{patient}".encode("utf-8", "replace")
+    # The source is part of the name, so the same number in two datasets is hashed apart.
     digest = hashlib.blake2b(name, digest_size=8).digest()
     position = int.from_bytes(digest, "big") / 2**64  # in [0, 1)
     if position < test:

@@ -75,6 +75,7 @@ def read(root: Path, reject: Reject, reports: str | None = None) -> Iterator[Stu
             reject(number, file, "read", f"not readable XML ({type(error).__name__}: {error})")
             continue
         name = _study_name(tree, number)
+        # What stays in `missing` has a split and no report.
         missing.pop(name, None)
         if splits and name not in splits:
             reason = f"{annotation} does not name this report: it is in none of R2Gen's splits"
@@ -113,6 +114,7 @@ def _r2gen_splits(annotation: Path) -> dict[str, Split]:
 def _number_order(name: str) -> tuple[int, str]:
     """Sorting key by number: `2.xml` before `10.xml`."""
     stem = Path(name).stem
+    # Numbers of equal length sort as texts.
     return len(stem), stem
 
 
@@ -181,6 +183,7 @@ def image_stem(name: str) -> str:
     >>> image_stem("CXR1_1_IM-0001-3001"), image_stem("1_IM-0001-3001.dcm.png")
     ('1_IM-0001-3001', '1_IM-0001-3001')
     """
+    # Open-i repeats the study's number in some names, and Kaggle drops the "CXR".
     return re.sub(r"^CXR(\d+)_(?:\1_)?", r"\1_", name.removesuffix(".png").removesuffix(".dcm"))
 
 
@@ -225,6 +228,7 @@ def mesh_labels(headings: Iterable[str]) -> dict[str, Label]:
         first, *rest = (part.strip() for part in heading.lower().split("/"))
         if first in MESH:
             present.add(MESH[first])
+        # The one finding that is named by a qualifier and not by the heading itself.
         if first == "lung" and "hyperdistention" in rest:
             present.add("hyperinflation")
     if not any_heading:

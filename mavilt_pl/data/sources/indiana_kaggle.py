@@ -40,6 +40,8 @@ def read(root: Path, reject: Reject) -> Iterator[Study]:
             patient=name,
             study=name,
             split=hash_split("indiana", name),
+            # A report whose images are not in the projections is kept here and rejected by
+            # `prepare`.
             images=tuple(images.get(row["uid"], ())),
             findings=texts["findings"],
             impression=texts["impression"],

@@ -85,6 +85,7 @@ def _splits(rows: pd.DataFrame, table_folder: Path) -> list[str]:
     if find_table(table_folder, SPLIT_TABLE) is not None:
         official = split_table(table_folder)
         by_image = dict(zip(official["dicom_id"], official["split"]))
+        # No known split: `_study` rejects it with these words in the message.
         return [by_image.get(dicom, "not in the table") for dicom in rows["dicom_id"]]
     warnings.warn(
         f"{table_folder}: no {SPLIT_TABLE} table; patients are split 70 / 10 / 20 by hash, and "

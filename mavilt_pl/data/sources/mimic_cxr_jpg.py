@@ -38,7 +38,7 @@ Labels = Mapping[tuple[str, str], dict[str, str]]  # (subject_id, study_id) → 
 
 @dataclass(frozen=True)
 class StudyTables:
-    """What a release says of its studies besides the list of images.
+    """What a release says of its studies in addition to the list of images.
 
     Args:
         read_report: from a report's path to its text.
@@ -98,6 +98,7 @@ def report_reader(root: Path, reports: str | None) -> ReadReport:
     candidates = [source / REPORTS_ARCHIVE, source.parent / REPORTS_ARCHIVE]
     if source.suffix == ".zip":
         candidates = [source]
+    # People keep the archive in the dataset's folder or next to it.
     for archive in candidates:
         if archive.exists():
             return _archive_reader(archive)
@@ -107,6 +108,7 @@ def report_reader(root: Path, reports: str | None) -> ReadReport:
 def _folder_reader(folder: Path) -> ReadReport:
     def read_report(name: str) -> str:
         path = path_inside(folder, name)
+        # A stray byte must not cost the report.
         return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
     return read_report
@@ -117,6 +119,7 @@ def _archive_reader(path: Path) -> ReadReport:
         archive = zipfile.ZipFile(path)
     except (OSError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is not a readable zip file ({error}): download it again") from None
+    # A set: looking 227,835 reports up in a list would take longer than reading them.
     names = set(archive.namelist())
 
     def read_report(name: str) -> str:
@@ -154,6 +157,7 @@ def label_table(root: Path, labeller: str) -> Labels:
     check_labeller(labeller)
     key = ["subject_id", "study_id"]
     rows = load_table(root, f"mimic-cxr-2.0.0-{labeller}", key, key=key)
+    # All columns but the key are labels.
     names = rows.columns.difference(key, sort=False)
     labels = {}
     for subject, study, row in zip(
@@ -233,6 +237,7 @@ def _study(group: list[dict[str, str]], root: Path, tables: StudyTables) -> Stud
 
 def _check_identifiers(*names: str) -> None:
     for name in names:
+        # They become parts of paths.
         if not _IDENTIFIER.fullmatch(name):
             raise Rejected(
                 f"identifier {name!r}; expected letters, digits, dots and dashes: correct the table"

@@ -61,6 +61,7 @@ def read(root: Path, reject: Reject) -> Iterator[Study]:
         try:
             path = files.get(name) or path_inside(root / "images", name)
             labels = _labels(row)
+            # With both lists there, a missing image means that a list is damaged.
             if test and train and name not in test and name not in train:
                 raise Rejected(
                     f"{name} is in neither test_list.txt nor train_val_list.txt: download the "
@@ -111,6 +112,7 @@ def _labels(row: Mapping[str, str]) -> dict[str, Label]:
             f"Finding Labels {', '.join(sorted(unknown))!r}; expected those of ChestX-ray14, "
             "joined by |"
         )
+    # Two of the dataset's findings may share a name here; present in one is present.
     labels: dict[str, Label] = {"no finding": "absent"}
     for name in FINDINGS:
         labels[NAMES.get(name, name)] = "absent"

@@ -85,6 +85,8 @@ def _study(entry: dict[str, Any], split: Split, root: Path) -> Study:
     for path in _image_paths(entry):
         key = Path(path).with_suffix("").as_posix()
         images.append(Image(path_inside(root / "images", path), "UNKNOWN", key))
+    # The two files differ in their keys; IU X-ray's entries have only an id such as
+    # CXR2384_IM-0942.
     is_mimic = "subject_id" in entry
     return Study(
         source="mimic-cxr" if is_mimic else "indiana",

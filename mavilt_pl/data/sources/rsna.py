@@ -63,6 +63,7 @@ def _labels(targets: set[str], classes: set[str]) -> dict[str, Label]:
         raise Rejected(
             f"Target {' and '.join(sorted(targets))}; expected 0 or 1, the same in all rows"
         )
+    # Checked above: there is exactly one.
     (target,) = targets
     if classes and (len(classes) > 1 or {CLASSES.get(name) for name in classes} != targets):
         raise Rejected(

@@ -79,6 +79,8 @@ def _read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
     """Header and rows; each row as long as the header."""
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+            # utf-8-sig drops the byte-order mark that spreadsheet programs write; `strict` refuses
+            # a quote that is never closed.
             lines = csv.reader(io.TextIOWrapper(file, "utf-8-sig", newline=""), strict=True)
             header = [name.strip() for name in next(lines, [])]
             fields = [line for line in lines if line]
@@ -100,6 +102,7 @@ def _check_unique(path: Path, rows: pd.DataFrame, key: list[str]) -> None:
     duplicated = rows.duplicated(key)
     if not duplicated.any():
         return
+    # idxmax of booleans is the first True.
     row = int(duplicated.idxmax())
     values = ", ".join(f"{column} {rows.at[row, column]}" for column in key)
     raise UserError(
