@@ -188,7 +188,7 @@ def saving(out: Path) -> bool:
 
 
 def killed(running: subprocess.Popen[bytes], out: Path, moment: float, in_save: bool) -> bool:
-    """Kill the process group after so many seconds, and there within the next save; whether it had
+    """Kill the process group after this many seconds, within the next save if asked; whether it had
     not ended before.
     """
     with contextlib.suppress(subprocess.TimeoutExpired):

@@ -117,7 +117,8 @@ def list_adapters(model: nn.Module) -> list[Adapter]:
 
 
 def split_full_state_dict(module: Any, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of a model trained in full, under the names of one whose pretrained weights are fixed.
+    """Weights of a model trained in full, under the names of one whose pretrained weights are
+    fixed.
 
     The first V rows of embedding and head stay the model's; those behind them become the new rows;
     adapters keep their initial values. Weights without a counterpart are left out, for the caller's

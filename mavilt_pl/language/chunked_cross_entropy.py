@@ -97,7 +97,7 @@ def _cast(rows: HeadRows, dtype: torch.dtype) -> HeadRows:
 def _rebuild_head(
     spans: Sequence[tuple[int, int]], tensors: Sequence[Tensor | None]
 ) -> list[HeadRows]:
-    """The head's parts from their flat tensors: weight, bias, weight, bias, …"""
+    """The head's parts from their flat tensors, a weight and a bias each."""
     head = []
     for index, (start, stop) in enumerate(spans):
         weight, bias = tensors[2 * index], tensors[2 * index + 1]

@@ -129,6 +129,7 @@ class FSDPMixin:
         return super().train(mode)  # type: ignore[misc]
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Shard the weights again after a validation."""
         if self.is_sharded:
             for unit in self._units():
                 # The root stays gathered between forward and backward, as FSDP2's default has it.

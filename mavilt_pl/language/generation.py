@@ -167,7 +167,8 @@ class Generator:
             if len(text) == limit < max_tokens:
                 self.prompts.count_and_warn(
                     "texts_cut_by_context",
-                    f"a generated text ended after {limit} tokens, at the end of the model's context",
+                    f"a generated text ended after {limit} tokens, at the end of the model's "
+                    f"context",
                 )
         return texts
 
@@ -187,7 +188,8 @@ class Generator:
 
         Args:
             texts: reports, or findings.
-            seed, keys: image i is a function of (seed, keys[i]) and its prompt alone.
+            seed: of the sampling; image i is a function of (seed, keys[i]) and its prompt alone.
+            keys: of the samples (default 0, 1, …).
             best_of: images generated for each text, of which `scorer` chooses one.
             scorer: scores codes [B,N] for their texts; the highest score is kept.
             views: with several views, the view of each image (default: frontal).

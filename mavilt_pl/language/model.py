@@ -158,7 +158,8 @@ class VisualLanguageModel(nn.Module):
         if model.vocabulary != vocabulary:
             raise UserError(
                 f"backbone {name}: its tokenizer and embedding are not those that {path} was "
-                f"trained with (found {model.vocabulary}, expected {vocabulary}); name the backbone "
+                f"trained with (found {model.vocabulary}, expected {vocabulary}); name the "
+                f"backbone "
                 "of that training"
             )
         prefix = "model."

@@ -185,22 +185,26 @@ class LanguageModule(FSDPMixin, LightningModule):
     # Checkpoints.
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
+        """Add what a later stage or `mavilt report` must check before it uses the weights."""
         checkpoint[FORMAT_KEY] = FORMAT_VERSION
         checkpoint["visual_tokenizer"] = self.visual_tokenizer
         checkpoint["visual_vocabulary"] = asdict(self.model.vocabulary)
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
+        """Refuse the checkpoint of another model, tokenizer or format."""
         check_stage_checkpoint(checkpoint, self)
 
     # Batches.
 
     def setup(self, stage: str) -> None:
+        """Let the loader's workers build the prompts."""
         datamodule = getattr(self.trainer, "datamodule", None)
         if datamodule is not None:
             # Lightning calls `setup` before it asks for loaders.
             datamodule.collate_fn = self.collate
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Build the prompts of a batch that came without them."""
         # For batches of a loader that does not use `self.collate`. A test needs no sequences:
         # metric callbacks build the prompts that they generate from.
         testing = self._trainer is not None and self._trainer.testing
@@ -272,6 +276,7 @@ class LanguageModule(FSDPMixin, LightningModule):
         return torch.stack([w / total * losses[task] for task, w in weights.items()]).sum()
 
     def training_step(self, batch: Any, index: int) -> Tensor:
+        """The weighted loss of the tasks, over the targets of all ranks."""
         self._log_events(batch)
         total_S, count_S = self.summed_nats(self._packed(batch))
         world = rank_and_size()[1]
@@ -299,10 +304,12 @@ class LanguageModule(FSDPMixin, LightningModule):
             self.log_dict(counts, batch_size=1)
 
     def on_validation_epoch_start(self) -> None:
+        """Start the sums of each source at zero."""
         names = self.trainer.datamodule.names
         self._validation_sums = torch.zeros(len(names), 2, len(TASKS), device=self.device)
 
     def validation_step(self, batch: Any, index: int, dataloader_idx: int = 0) -> None:
+        """Add a batch to the sums of its source."""
         # Only summed here; ranks meet once per epoch, not once per batch.
         sums = torch.stack(self.summed_nats(self._packed(batch)))
         self._validation_sums[dataloader_idx] += sums
@@ -326,6 +333,7 @@ class LanguageModule(FSDPMixin, LightningModule):
     # Optimization.
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """Add the gradient of L2-SP, once a step and before clipping; log the distances."""
         # Lightning calls this after accumulation and unscaling, and before clipping: the term is
         # added once a step, and is clipped with the rest of the gradient.
         self.regularizer.add_gradient()
@@ -338,4 +346,5 @@ class LanguageModule(FSDPMixin, LightningModule):
             self.log_dict({f"weight_distance/{group}": d for group, d in groups.items()})
 
     def configure_optimizers(self) -> Any:
+        """AdamW or Muon with a warm-up and a cosine; see `optim`."""
         return configure_optimizer(self, self.model.transformer, self.tuning)

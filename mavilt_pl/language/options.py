@@ -311,7 +311,8 @@ def check_text_sampling(sampling: TextSampling) -> None:
     # Greedy decoding ignores top_k and top_p, so the user would believe to have sampled.
     if sampling.temperature == 0 and (sampling.top_k, sampling.top_p) != (0, 1):
         raise UserError(
-            f"{name}: found top_k {sampling.top_k}, top_p {sampling.top_p} and temperature 0, which "
+            f"{name}: found top_k {sampling.top_k}, top_p {sampling.top_p} and temperature 0, "
+            f"which "
             "samples nothing: set temperature (1 is the model's own), or drop them"
         )
 

@@ -1,8 +1,8 @@
 """Build the sequences of ids that the language model reads, from texts, codes and questions.
 
 A `PromptBuilder` needs a vocabulary and a tokenizer, no weights, so it works in the loader's worker
-processes (`prompt_collate`). A text that exceeds a limit is truncated and counted; each kind of event
-warns once. Messages never name a study: identifiers are patient data.
+processes (`prompt_collate`). A text that exceeds a limit is truncated and counted; each kind of
+event warns once. Messages never name a study: identifiers are patient data.
 
 What is shown of a study is the codes of one image, or with several views each view's codes by name:
 `{"frontal": [N], "lateral": [N]}`, either of which may be absent.
@@ -119,7 +119,8 @@ class PromptBuilder:
         if self.max_context - length < needed:
             raise UserError(
                 f"{what}: found {length} tokens, and {needed} more are to follow; the model's "
-                f"context is {self.max_context} tokens. Shorten the text, lower max_text_tokens, or "
+                f"context is {self.max_context} tokens. Shorten the text, lower max_text_tokens, "
+                f"or "
                 "take a model of longer context"
             )
         return self.max_context - length

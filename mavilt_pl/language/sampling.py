@@ -173,7 +173,8 @@ def sample_image(
             context.
         sampling: guidance, temperature, top_k and top_p.
         unconditional: each prompt without its condition, for guidance.
-        seed, keys: sample i is a function of (seed, keys[i]) and its prompt alone.
+        seed: of the noise; sample i is a function of (seed, keys[i]) and its prompt alone.
+        keys: of the samples (default 0, 1, …).
         number: which of several images of the same sample this is; each has its own noise.
     """
     vocabulary, device, count = model.vocabulary, model.device, len(prompts)

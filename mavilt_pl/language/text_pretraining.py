@@ -99,6 +99,7 @@ class Backbone(LightningModule):
         self.model = AutoModelForCausalLM.from_config(config)
 
     def setup(self, stage: str) -> None:
+        """Learn the tokenizer from the training texts and build the model, once."""
         # A later `validate` in the same process must not replace trained weights.
         if self.model is None:
             texts = self.trainer.datamodule.texts("train")
@@ -106,11 +107,13 @@ class Backbone(LightningModule):
             self._build()
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
+        """Take the tokenizer of the checkpoint."""
         # The tokenizer that `setup` learned may be of other texts than the checkpoint's rows.
         check_compatible(checkpoint, self)
         self.tokenizer = _wrap(Tokenizer.from_str(checkpoint["tokenizer"]))
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
+        """Add the tokenizer."""
         # With the weights: the rows of a model mean nothing without the tokenizer that numbered
         # them.
         checkpoint["tokenizer"] = self.tokenizer.backend_tokenizer.to_str()
@@ -136,11 +139,13 @@ class Backbone(LightningModule):
         return F.cross_entropy(logits_BTV.flatten(0, 1), rows[:, 1:].flatten())
 
     def training_step(self, batch: dict, index: int) -> Tensor:
+        """Cross-entropy of a batch of texts, nats per token."""
         loss = self.loss(batch["text"])
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
     def validation_step(self, batch: dict, index: int, dataloader_idx: int = 0) -> None:
+        """Log the cross-entropy of each source."""
         loss = self.loss(batch["text"])
         source = self.trainer.datamodule.names[dataloader_idx]
         self.log(
@@ -153,6 +158,7 @@ class Backbone(LightningModule):
         )
 
     def configure_optimizers(self) -> Any:
+        """The optimizer of the stages."""
         h = self.hparams
         keys = ("optimizer", "learning_rate", "matrix_learning_rate", "warmup_steps")
         # The stages' optimizer, so that one implementation is tested and tuned.
@@ -160,6 +166,7 @@ class Backbone(LightningModule):
         return configure_optimizer(self, self.model.base_model, tuning)
 
     def on_fit_end(self) -> None:
+        """Write the folder that a stage takes as its `backbone`."""
         # One rank writes; others would write the same files at the same moment.
         if self.trainer.is_global_zero:
             folder = Path(self.trainer.default_root_dir) / "backbone"

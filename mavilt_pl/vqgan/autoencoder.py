@@ -43,7 +43,7 @@ def _norm(channels: int, groups: int | None) -> nn.GroupNorm:
 
 
 class ResidualBlock(nn.Module):
-    """Norm, swish and convolution, twice, plus a shortcut. [B,C,H,W] → [B,C',H,W]
+    """Norm, swish and convolution, twice, plus a shortcut. [B,C,H,W] → [B,C',H,W].
 
     Args:
         in_channels: C.
@@ -64,13 +64,13 @@ class ResidualBlock(nn.Module):
             self.shortcut = nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """[B,C,H,W] → [B,C',H,W]"""
+        """[B,C,H,W] → [B,C',H,W]."""
         h_BCHW = self.conv1(F.silu(self.norm1(x_BCHW)))
         return self.shortcut(x_BCHW) + self.conv2(F.silu(self.norm2(h_BCHW)))
 
 
 class AttentionBlock(nn.Module):
-    """Single-head self-attention over all positions, with a shortcut. [B,C,H,W] → [B,C,H,W]"""
+    """Single-head self-attention over all positions, with a shortcut. [B,C,H,W] → [B,C,H,W]."""
 
     def __init__(self, channels: int, groups: int | None = None):
         super().__init__()
@@ -79,7 +79,7 @@ class AttentionBlock(nn.Module):
         self.out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """[B,C,H,W] → [B,C,H,W]"""
+        """[B,C,H,W] → [B,C,H,W]."""
         # One convolution for q, k and v instead of three; published weights are concatenated.
         qkv_BNC = self.qkv(self.norm(x_BCHW)).flatten(2).transpose(1, 2)
         # The fused kernel takes a dimension of heads.
@@ -90,14 +90,14 @@ class AttentionBlock(nn.Module):
 
 
 class Up(nn.Module):
-    """Nearest-neighbour upsampling by 2, then a convolution. [B,C,H,W] → [B,C,2H,2W]"""
+    """Nearest-neighbour upsampling by 2, then a convolution. [B,C,H,W] → [B,C,2H,2W]."""
 
     def __init__(self, channels: int):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """[B,C,H,W] → [B,C,2H,2W]"""
+        """[B,C,H,W] → [B,C,2H,2W]."""
         # Not a transposed convolution, which leaves a checkerboard pattern.
         return self.conv(F.interpolate(x_BCHW, scale_factor=2.0, mode="nearest"))
 

@@ -63,7 +63,7 @@ def judge_of(findings: list[str], out: Path) -> Path:
 def test_files_are_read_as_training_read_them(
     chain: Path, corpus_path: Path, mimic_root: Path
 ) -> None:
-    """Their codes are those of the token cache, which `mavilt prepare` and `mavilt tokenize` made."""
+    """Their codes are those of the token cache that `prepare` and `tokenize` made."""
     model = MAViLT.from_runs(chain / "stage2", chain / "vqgan", device="cpu")
     cache, corpus = TokenCache(chain / "tokens"), Corpus(corpus_path)
     files = {path.stem: path for path in mimic_root.rglob("*.jpg")}
@@ -158,9 +158,10 @@ def test_texts_that_are_cut_are_named(
         (["ask", str(images[0]), "Where?", long], "question 2"),
     ):
         assert main([*words, *runs]) == 0
-        told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mavilt:")]
-        assert len(told) == 1 and told[0].startswith(f"mavilt: {named}: its 4")
-        assert told[0].endswith("tokens were truncated to max_text_tokens = 96")
+        lines = capsys.readouterr().err.splitlines()
+        printed = [line for line in lines if line.startswith("mavilt:")]
+        assert len(printed) == 1 and printed[0].startswith(f"mavilt: {named}: its 4")
+        assert printed[0].endswith("tokens were truncated to max_text_tokens = 96")
 
 
 def test_the_best_of_several_is_the_judge_s_likeliest(
@@ -175,8 +176,8 @@ def test_the_best_of_several_is_the_judge_s_likeliest(
     ]
     words = ["--best-of", "4", "--judge", str(judge), "--out", str(tmp_path)]
     assert main(["draw", *texts, *words, *runs]) == 0
-    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mavilt:")]
-    assert told == [
+    printed = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mavilt:")]
+    assert printed == [
         "mavilt: text 3 states none of the judge's findings (pneumothorax, pleural effusion); the "
         "first of its 4 images was kept"
     ]

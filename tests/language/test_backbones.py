@@ -187,7 +187,7 @@ def test_images_are_codes_texts_are_tokens_and_the_cache_changes_nothing(
 def test_resuming_goes_on_as_if_never_stopped_and_fixed_rows_stay(
     any_backbone: Path, tokens: Path, tmp_path: Path, tuning: str
 ) -> None:
-    """Bit by bit; and with adapters or new rows, no weight of the backbone has moved, decay or not."""
+    """Bit by bit; with adapters or new rows no weight of the backbone has moved, decay or not."""
     whole = build(Stage1, any_backbone, tokens, method=tuning)
     fit(whole, tmp_path / "whole")
     resumed = build(Stage1, any_backbone, tokens, method=tuning)
@@ -220,8 +220,8 @@ def test_text_that_looks_like_special_tokens_stays_text(any_backbone: Path, toke
 def test_a_tokenizer_larger_than_its_model_is_refused(
     llama: Path, tokens: Path, tmp_path: Path
 ) -> None:
-    """Its tokens would have the ids of special tokens; but a special token out there is never written, and is
-    fine.
+    """Its tokens would have the ids of special tokens; but a special token out there is never
+    written, and is fine.
     """
     out = shutil.copytree(llama, tmp_path / "grown")
     tokenizer = AutoTokenizer.from_pretrained(llama)
@@ -267,7 +267,9 @@ def copied(llama: Path, out: Path, weights: dict[str, Any] | None = None) -> Pat
     return out
 
 
-def test_a_folder_that_cannot_be_loaded_is_reported(llama: Path, tokens: Path, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_loaded_is_reported(
+    llama: Path, tokens: Path, tmp_path: Path
+) -> None:
     torn = copied(llama, tmp_path / "torn")
     (torn / "model.safetensors").write_bytes((torn / "model.safetensors").read_bytes()[:-100])
     wordless = copied(llama, tmp_path / "wordless")
@@ -346,7 +348,7 @@ def test_models_that_know_eager_attention_only(
 
 
 def test_a_resumed_backbone_keeps_its_words(tmp_path: Path) -> None:
-    """A tokenizer of the same size, learned from other texts, would give every row another token."""
+    """A tokenizer of the same size, of other texts, would give every row another token."""
 
     class Texts(LightningDataModule):
         def __init__(self, *texts: str):

@@ -290,8 +290,8 @@ def test_impossible_sampling_is_refused(
 def test_ten_thousand_outputs_of_an_untrained_model_are_valid(
     llama: Path, tokens: Path, how: dict[str, Any]
 ) -> None:
-    """10,000 images of exactly nine codes, and 10,000 texts without a code or a special token, all at the
-    first try.
+    """10,000 images of exactly nine codes, and 10,000 texts without a code or a special token, all
+    at the first try.
     """
     module = build(llama, tokens, temperature=1.5, top_p=1.0, guidance_scale=1.5, text=how)
     v, seen = module.model.vocabulary, Counter[int]()

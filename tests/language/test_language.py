@@ -1,5 +1,5 @@
-"""Vocabulary, sequences, losses, regularizer and decoding of the language module, on two kinds of tiny
-models.
+"""Vocabulary, sequences, losses, regularizer and decoding of the language module, on two kinds of
+tiny models.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""L2 regularization of adapters against autograd of the materialised norm; settings; checkpointing and kernels
-against plain runs.
+"""L2 regularization of adapters against autograd of the materialised norm; settings; checkpointing
+and kernels against plain runs.
 """
 
 from __future__ import annotations
@@ -201,7 +201,7 @@ def test_checkpointing_changes_no_gradient(any_backbone: Path, tokens: Path, tun
 
 
 def test_every_kernel_gives_the_same_loss(any_backbone: Path, tokens: Path) -> None:
-    """Eager attention; and, as for kernels without masks, each question with an image of its own."""
+    """Eager attention; as for kernels without masks, each question has its own image."""
     with torch.no_grad():
         wanted = loss(build(any_backbone, tokens).eval())
         eager = build(any_backbone, tokens, attention="eager").eval()
@@ -266,7 +266,9 @@ def test_a_stage_trained_in_full_is_tuned_on_with_fixed_weights(
 def test_the_plain_folder_is_the_same_model(
     any_backbone: Path, tokens: Path, tmp_path: Path, tuning: str
 ) -> None:
-    """Loaded by transformers alone, it gives the logits of the module over text, special tokens and codes."""
+    """Loaded by transformers alone, it gives the logits of the module over text, special tokens and
+    codes.
+    """
     module = build(any_backbone, tokens, method=tuning).eval()
     shake(module)
     torch.nn.init.normal_(module.model.grid_positions, std=0.2)

@@ -146,8 +146,10 @@ def test_a_step_that_is_no_training_goes_back_where_it_goes_on(
     capsys: pytest.CaptureFixture[str],
     verb: str,
 ) -> None:
-    """What is done in pieces is queued again; what would begin anew, and meet its limit again, is
-    not: a test, and a corpus whose tables are still being read.
+    """A command that finishes piece by piece is requeued.
+
+    One that would start from nothing, and meet its limit again, is not: a test, and a corpus whose
+    tables are still being read.
     """
 
     def asked_to_leave(words: list[str]) -> int:

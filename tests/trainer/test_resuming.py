@@ -1,6 +1,4 @@
-"""Broken off anywhere and gone on: the same weights, the same order of studies, one history without
-gap or overlap.
-"""
+"""Interrupted anywhere and resumed: the same weights and order of studies, one whole history."""
 
 from __future__ import annotations
 
@@ -65,7 +63,7 @@ SEVEN = ["--trainer.max_steps=7", "--data.batch_size=8", "--checkpoint_keep=9"]
 def whole(
     request: pytest.FixtureRequest, corpus_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, list[str]]:
-    """7 steps, never broken off; 5 are an epoch. Validated after each 3, so within an epoch, or
+    """7 steps, never interrupted; 5 are an epoch. Validated after each 3, so within an epoch, or
     after each epoch.
     """
     out, more = (
@@ -94,7 +92,7 @@ def test_going_on_from_any_step_is_as_never_broken_off(
 
 @pytest.mark.slow
 def test_augmented_images_of_workers_go_on_too(corpus_path: Path, tmp_path: Path) -> None:
-    """In the middle of an epoch, with two processes that augment; and with none they make the same."""
+    """In the middle of an epoch, with two augmenting workers; without workers the same."""
     more = [*SEVEN, "--data.augment=true", "--trainer.limit_val_batches=0"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert main(vqgan(corpus_path, whole, *more, "--data.num_workers=2")) == 0
@@ -122,7 +120,7 @@ def test_augmented_images_of_workers_go_on_too(corpus_path: Path, tmp_path: Path
 
 @pytest.mark.slow
 def test_stage1_goes_on_from_any_step(chain: Path, corpus_path: Path, tmp_path: Path) -> None:
-    """Lightning steps its optimizer, and its metrics are told after the save."""
+    """Lightning steps its optimizer, and its metrics are logged after the save."""
     more = ["--trainer.max_steps=4", "--checkpoint_keep=9", "--trainer.limit_val_batches=1"]
     whole = tmp_path / "whole"
     assert main(stage1(chain, corpus_path, whole, *more)) == 0
@@ -138,8 +136,9 @@ def test_stage1_goes_on_from_any_step(chain: Path, corpus_path: Path, tmp_path: 
 
 @pytest.mark.slow
 def test_the_last_validation_is_made_up_for(corpus_path: Path, tmp_path: Path) -> None:
-    """Broken off between the last step and its validation; a third time there is nothing to do, and
-    nothing is lost.
+    """Interrupted between the last step and its validation.
+
+    A third time there is nothing to do, and nothing is lost.
     """
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert main(vqgan(corpus_path, whole, "--trainer.max_steps=3")) == 0
@@ -243,7 +242,9 @@ from mavilt_pl.trainer.rng_state import RNGStates
 rank, path = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", init_method=f"file://{path}/store", rank=rank, world_size=2)
 torch.manual_seed(rank); np.random.seed(rank); random.seed(rank)
-draw = lambda: (torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random(), random.gauss(0, 1))
+draw = lambda: (
+    torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random(), random.gauss(0, 1)
+)
 draw()
 state = RNGStates().state_dict()
 if rank == 0:
