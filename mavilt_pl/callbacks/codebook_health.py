@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
+from mavilt_pl.errors import MaviltWarning
 from mavilt_pl.parallel.distributed import all_reduce_sum
 from mavilt_pl.vqgan.losses import forward_differences
 
@@ -180,7 +181,7 @@ class CodebookHealth(Callback):
         # Once per failure, or a collapsed codebook would fill the log.
         if failing and not self.failing.get(failure):
             text = f"step {trainer.global_step:,}: {message}"
-            rank_zero_warn(text, stacklevel=2)
+            rank_zero_warn(text, stacklevel=2, category=MaviltWarning)
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
                     logger.experiment.add_text("health", text, trainer.global_step)

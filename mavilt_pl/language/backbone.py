@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from mavilt_pl.errors import UserError
+from mavilt_pl.errors import MaviltWarning, UserError
 from mavilt_pl.language.options import Attention
 
 # Computed from the config today, so nothing is lost if they are ignored.
@@ -124,6 +124,7 @@ def _check_loaded(name: str, loading_info: Mapping[str, Any]) -> None:
         warnings.warn(
             f"backbone {name}: {len(unused)} weights of its files belong to no part of the model "
             f"and are ignored (first: {min(unused)})",
+            MaviltWarning,
             stacklevel=4,
         )
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from mavilt_pl.data.questions import wording
 from mavilt_pl.data.records import Side
-from mavilt_pl.errors import UserError
+from mavilt_pl.errors import MaviltWarning, UserError
 from mavilt_pl.language.options import TASKS, ModelOptions, RegularizationOptions, TuningOptions
 from mavilt_pl.language.prompts import REPORT_INSTRUCTIONS, SYNTHESIS_INSTRUCTIONS
 from mavilt_pl.language.sequences import Branch, Tree
@@ -74,7 +74,11 @@ class PromptBuilder:
         self.counts[event] += 1
         if event not in self._warned:
             self._warned.add(event)
-            warnings.warn(f"{text}; later ones are only counted, in train/{event}", stacklevel=3)
+            warnings.warn(
+                f"{text}; later ones are only counted, in train/{event}",
+                MaviltWarning,
+                stacklevel=3,
+            )
 
     # Texts.
 

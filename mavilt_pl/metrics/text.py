@@ -11,6 +11,7 @@ import numpy as np
 from nltk.translate.meteor_score import meteor_score
 from rouge_score.rouge_scorer import RougeScorer
 
+from mavilt_pl.errors import MaviltWarning
 from mavilt_pl.metrics.bootstrap import (
     Estimate,
     PatientBootstrapMetric,
@@ -119,6 +120,7 @@ class TextScores(PatientBootstrapMetric):
             warnings.warn(
                 "WordNet is not installed, so METEOR is not computed: run `python -m "
                 "nltk.downloader wordnet`, or set NLTK_DATA to a folder that has it",
+                MaviltWarning,
                 stacklevel=2,
             )
 
