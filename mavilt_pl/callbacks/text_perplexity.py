@@ -27,7 +27,8 @@ class Forgetting(Callback):
     Args:
         corpus: prepared corpus with the texts.
         split: of the corpus; default: `val` in a fit and `test` in a test.
-        sections, cleaning: as those of the data.
+        sections: which part of a report is its text, as `data.sections`.
+        cleaning: name of a cleaning protocol, as `data.cleaning`.
         limit: largest number of texts.
         before: compare with the original backbone in a test. It needs the memory of a second model;
             there is no comparison for a backbone that started from random weights.

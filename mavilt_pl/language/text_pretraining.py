@@ -55,10 +55,14 @@ class Backbone(LightningModule):
     Args:
         vocabulary_size: tokens of the byte-level BPE tokenizer, learned from the training texts; a
             resumed run keeps its checkpoint's tokenizer.
-        width, layers, heads: of the transformer; the MLP is 8/3 wide, as Llama's.
+        width: of the transformer; its MLP is 8/3 as wide, as Llama's.
+        layers: of the transformer.
+        heads: of each layer's attention.
         context: longest sequence in tokens.
-        optimizer, learning_rate, matrix_learning_rate, warmup_steps: as of the stages
-            (`options.TuningOptions`).
+        optimizer: adamw or muon, as in the stages.
+        learning_rate: of AdamW.
+        matrix_learning_rate: of Muon, for the weight matrices.
+        warmup_steps: linear warm-up, then a cosine down to a hundredth.
         block: tokens of a training row; texts are joined end to end, so nothing is padding.
     """
 

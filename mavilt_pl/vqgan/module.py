@@ -61,8 +61,10 @@ class VQGAN(LightningModule):
             discriminator.
         gan_start: the generator step at which the discriminator starts.
         discriminator: arguments of `Discriminator`.
-        learning_rate, betas, gradient_clip_norm: of both optimizers; from scratch 1e-4, (0.9, 0.95)
-            and 1 (LlamaGen, arXiv 2406.06525). The discriminator's betas are (0.5, 0.9).
+        learning_rate: of both optimizers; the default is for training from scratch (LlamaGen, arXiv
+            2406.06525), as those of the next two keys.
+        betas: of AdamW for the tokenizer; the discriminator's are (0.5, 0.9).
+        gradient_clip_norm: of each optimizer's gradients.
         warmup: steps of linear warm-up, then a cosine down to a hundredth.
         accumulate_grad_batches: batches whose gradients make one step. (Lightning's own key is for
             automatic optimisation only.)
