@@ -17,7 +17,7 @@ from mavilt_pl.callbacks.metric_callback import MetricCallback, Observation
 from mavilt_pl.data.pixels import to_uint8
 from mavilt_pl.data.records import Side
 from mavilt_pl.encoders.loading import Kind, load_encoder
-from mavilt_pl.language.prompt_builder import Views
+from mavilt_pl.language.random_views import Views
 from mavilt_pl.metrics.image import FrechetDistance, inception_features
 from mavilt_pl.metrics.vqa import GroupedAUROC
 from mavilt_pl.vqgan.loading import load_tokenizer

@@ -176,7 +176,8 @@ def reconstructions(real_BCHW: Tensor, recon_BCHW: Tensor) -> Tensor:
         The picture [1,5·H,margin + B·W] in [0, 1].
     """
     # In float32: bfloat16 has eight bits, and bands would show.
-    real, recon = real_BCHW.detach().float().cpu(), recon_BCHW.detach().float().cpu()
+    real = real_BCHW.detach().float().cpu()
+    recon = recon_BCHW.detach().float().cpu()
     real_edges, recon_edges = _edges(real), _edges(recon)
     # torch.quantile takes at most 2**24 values.
     white = torch.quantile(real_edges.flatten()[: 2**24], 0.995).clamp(min=1e-6)
@@ -221,12 +222,16 @@ def code_usage(uses_K: Tensor, images: int) -> Tensor:
     # 0 log 0 counts as 0.
     share = uses[uses > 0] / max(uses.sum(), 1)
     # The same figures as `metrics.image.CodebookUse`, for the title.
-    used, perplexity = len(share) / len(uses), np.exp(-(share * np.log(share)).sum())
+    used = len(share) / len(uses)
+    perplexity = np.exp(-(share * np.log(share)).sum())
     width, height = 560, 260
     left, right, top, bottom = 44, 550, 44, 238  # of the plotted field, in pixels
 
     figure = _dark_figure(width, height)
-    field = (left / width, 1 - bottom / height, (right - left) / width, (bottom - top) / height)
+    # matplotlib counts from below, in shares of the figure.
+    field_width = (right - left) / width
+    field_height = (bottom - top) / height
+    field = (left / width, 1 - bottom / height, field_width, field_height)
     axes = figure.add_axes(field, facecolor="black")
     edges = np.arange(len(uses) + 1)
     # Steps, not bars: a bar for each of a thousand codes is slow and leaves gaps.

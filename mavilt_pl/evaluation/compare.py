@@ -271,7 +271,8 @@ def _difference(first: Arm, other: Arm, key: Key) -> dict[str, Any]:
     # Paired: runs of one seed share data order and initial weights, so their common variation
     # cancels.
     if len(mine) == len(theirs):
-        low, high = t_interval([a - b for a, b in zip(mine, theirs)])
+        differences = [a - b for a, b in zip(mine, theirs)]
+        low, high = t_interval(differences)
     mean = float(np.mean(mine) - np.mean(theirs))
     return {"of": f"{first.name} − {other.name}", "mean": mean, "low": low, "high": high}
 

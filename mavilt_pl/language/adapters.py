@@ -86,7 +86,7 @@ def add_adapters(model: Any, lora: LoraOptions) -> None:
             f"tuning.lora.targets: {lora.targets} does not fit this model "
             f"({str(error).splitlines()[0]}); its linear layers are {names}"
         ) from None
-    # A target such as "all" may match both; peft excludes the head from "all-linear" only.
+    # A pattern may match both; peft itself excludes the head from "all-linear" only.
     ends = {"embedding": model.get_input_embeddings(), "head": model.get_output_embeddings()}
     for name, module in ends.items():
         if isinstance(module, BaseTunerLayer):
@@ -117,8 +117,7 @@ def list_adapters(model: nn.Module) -> list[Adapter]:
 
 
 def split_full_state_dict(module: Any, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of a model trained in full, under the names of one whose pretrained weights are
-    fixed.
+    """Weights of a model trained in full, under the names of one with fixed pretrained weights.
 
     The first V rows of embedding and head stay the model's; those behind them become the new rows;
     adapters keep their initial values. Weights without a counterpart are left out, for the caller's

@@ -91,9 +91,8 @@ def _load_model(name: str, attention: str, pretrained: bool) -> Any:
         what = "no such folder, and not on the hub" if missing else "it cannot be loaded"
         raise UserError(
             f"backbone {name}: {what} ({_reason(error)}). Expected a causal language model, such "
-            f"as "
-            f"{FAMILIES}, in a folder saved by Hugging Face's save_pretrained, or its name on the "
-            "hub; if it was downloaded or copied, do it again"
+            f"as {FAMILIES}, in a folder saved by Hugging Face's save_pretrained, or its name on "
+            "the hub; if it was downloaded or copied, do it again"
         ) from error
     model, loading_info = loaded  # a pair because of `output_loading_info`
     _check_loaded(name, loading_info)

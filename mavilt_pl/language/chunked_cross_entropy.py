@@ -126,7 +126,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 logits_CV = head_logits(hidden_MD[part], head).float()
                 normaliser_M[part] = logits_CV.logsumexp(1)
                 # `IGNORED` is negative and would be out of range; its loss is set to 0 below.
-                target_logit_C = logits_CV.gather(1, target_M[part].clamp(min=0)[:, None])[:, 0]
+                target_C1 = target_M[part].clamp(min=0)[:, None]
+                target_logit_C = logits_CV.gather(1, target_C1)[:, 0]
                 losses_M[part] = normaliser_M[part] - target_logit_C
                 del logits_CV  # before the next chunk's logits are computed
         # M numbers instead of M × V logits; softmax = exp(logit − normaliser) is formed again from

@@ -28,7 +28,8 @@ from mavilt_pl.language.likelihoods import (
 )
 from mavilt_pl.language.model import VisualLanguageModel
 from mavilt_pl.language.options import SamplingOptions, check_image_sampling, check_text_sampling
-from mavilt_pl.language.prompt_builder import Images, PromptBuilder, Views
+from mavilt_pl.language.prompt_builder import Images, PromptBuilder
+from mavilt_pl.language.random_views import Views
 from mavilt_pl.language.sampling import noise_streams, sample_image, sample_text
 from mavilt_pl.language.sequences import PackedBatch, Tree, pack, separate_branches
 
@@ -168,7 +169,7 @@ class Generator:
                 self.prompts.count_and_warn(
                     "texts_cut_by_context",
                     f"a generated text ended after {limit} tokens, at the end of the model's "
-                    f"context",
+                    "context",
                 )
         return texts
 

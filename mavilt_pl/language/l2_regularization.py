@@ -102,12 +102,14 @@ class L2SPRegularizer:
             last = min((rank + 1) * rows_per_rank, self.num_rows[index])
             self.parameters[index], self.num_rows[index] = parameter, last - first
             # A clone, so the whole reference can be freed.
-            self.reference[index] = self.reference[index][first * width : last * width].clone()
+            own_rows = slice(first * width, last * width)
+            self.reference[index] = self.reference[index][own_rows].clone()
         self.is_sharded = True
 
     def _differences(self, index: int) -> Iterator[tuple[slice, Tensor]]:
         """θ − θ₀ of one parameter, float32, in pieces of its flat form."""
-        weights = _local(self.parameters[index].detach())[: self.num_rows[index]].flatten()
+        own_rows = _local(self.parameters[index].detach())
+        weights = own_rows[: self.num_rows[index]].flatten()
         # Lightning moves the module after construction, and θ₀ is no parameter or buffer that would
         # move along: buffers would be saved in each checkpoint.
         if self.device == "device":
@@ -178,7 +180,9 @@ class AdapterL2SPRegularizer:
     def _start_on(self, device: torch.device, index: int) -> tuple[Tensor, Tensor] | None:
         start = self.start[index]
         if start is not None and start[0].device != device:
-            start = self.start[index] = (start[0].to(device), start[1].to(device))
+            a0, b0 = start
+            start = (a0.to(device), b0.to(device))
+            self.start[index] = start
         return start
 
     @torch.no_grad()
@@ -189,7 +193,8 @@ class AdapterL2SPRegularizer:
                 continue
             start = self._start_on(a.device, index)
             # Brackets matter: (BᵀB)A costs r² a column, Bᵀ(BA) would form the full matrix.
-            grad_a, grad_b = (b.T @ b) @ a, b @ (a @ a.T)
+            grad_a = (b.T @ b) @ a
+            grad_b = b @ (a @ a.T)
             if start is not None:
                 a0, b0 = start
                 grad_a = grad_a - (b.T @ b0) @ a0

@@ -159,8 +159,7 @@ class VisualLanguageModel(nn.Module):
             raise UserError(
                 f"backbone {name}: its tokenizer and embedding are not those that {path} was "
                 f"trained with (found {model.vocabulary}, expected {vocabulary}); name the "
-                f"backbone "
-                "of that training"
+                "backbone of that training"
             )
         prefix = "model."
         weights = {}
@@ -219,7 +218,8 @@ class VisualLanguageModel(nn.Module):
             new = self.new_rows
             # A tied head has no rows of its own.
             weight = new.embedding if new.head is None else new.head
-            parts.append(HeadRows(weight, new.bias, max(start - old_rows, 0), stop - old_rows))
+            first_new = max(start - old_rows, 0)
+            parts.append(HeadRows(weight, new.bias, first_new, stop - old_rows))
         return parts
 
     def text_head(self) -> list[HeadRows]:
@@ -310,8 +310,10 @@ class VisualLanguageModel(nn.Module):
         # Without dropout, or two passes would never agree.
         was_training = self.backbone.training
         self.backbone.eval()
-        together = self.hidden_states(pack([Tree(prefix, [one, other])], vocabulary.end))[-1]
-        alone = self.hidden_states(pack([Tree(prefix, [other])], vocabulary.end))[-1]
+        both_branches = pack([Tree(prefix, [one, other])], vocabulary.end)
+        one_branch = pack([Tree(prefix, [other])], vocabulary.end)
+        together = self.hidden_states(both_branches)[-1]
+        alone = self.hidden_states(one_branch)[-1]
         self.backbone.train(was_training)
         # A tolerance of rounding: kernels with and without a mask add up in another order.
         return bool((together - alone).abs().max() <= 1e-4 * alone.abs().max())

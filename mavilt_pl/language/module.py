@@ -273,7 +273,8 @@ class LanguageModule(FSDPMixin, LightningModule):
         # Renormalised over the tasks that are present, so the learning rate means the same in a
         # batch without questions. The price is that a rare task has less total weight over a run.
         total = sum(weights.values())
-        return torch.stack([w / total * losses[task] for task, w in weights.items()]).sum()
+        weighted = [weight / total * losses[task] for task, weight in weights.items()]
+        return torch.stack(weighted).sum()
 
     def training_step(self, batch: Any, index: int) -> Tensor:
         """The weighted loss of the tasks, over the targets of all ranks."""

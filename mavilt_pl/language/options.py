@@ -139,7 +139,7 @@ class ImageSampling:
         top_k: sample among the k most likely codes; 0 for all.
         top_p: nucleus sampling (arXiv 1904.09751).
         compile: sample with a key-value cache of fixed size and a compiled step, on a GPU a CUDA
-            graph: faster images, and half a minute before the first of each batch size.
+            graph: faster images, after a compilation for each batch size.
     """
 
     guidance_scale: float = 1.0
@@ -312,8 +312,7 @@ def check_text_sampling(sampling: TextSampling) -> None:
     if sampling.temperature == 0 and (sampling.top_k, sampling.top_p) != (0, 1):
         raise UserError(
             f"{name}: found top_k {sampling.top_k}, top_p {sampling.top_p} and temperature 0, "
-            f"which "
-            "samples nothing: set temperature (1 is the model's own), or drop them"
+            "which samples nothing: set temperature (1 is the model's own), or drop them"
         )
 
 

@@ -27,10 +27,10 @@ from mavilt_pl.data.records import Side
 from mavilt_pl.errors import MaviltWarning, UserError
 from mavilt_pl.language.options import TASKS, ModelOptions, RegularizationOptions, TuningOptions
 from mavilt_pl.language.prompts import REPORT_INSTRUCTIONS, SYNTHESIS_INSTRUCTIONS
+from mavilt_pl.language.random_views import Views, choose_view, drop_views, study_random
 from mavilt_pl.language.sequences import Branch, Tree
 from mavilt_pl.language.vocabulary import VIEW_TOKENS, VisualVocabulary
 
-Views = Mapping[Side, Sequence[int]]  # codes [N] of each view
 Images = Tensor | Sequence[Views]  # of B studies: codes int64 [B,N], or views
 UNLIMITED = 2**31  # finite, so that `min` with another limit works
 
@@ -124,8 +124,7 @@ class PromptBuilder:
             raise UserError(
                 f"{what}: found {length} tokens, and {needed} more are to follow; the model's "
                 f"context is {self.max_context} tokens. Shorten the text, lower max_text_tokens, "
-                f"or "
-                "take a model of longer context"
+                "or take a model of longer context"
             )
         return self.max_context - length
 
@@ -145,7 +144,8 @@ class PromptBuilder:
     def _image(self, codes: Sequence[int], view: Side | None = None) -> list[int]:
         first = self.vocabulary.first_code
         closing = self.vocabulary.special_token_id("</image>")
-        return [*self._image_opening(view), *(first + int(code) for code in codes), closing]
+        ids = [first + int(code) for code in codes]
+        return [*self._image_opening(view), *ids, closing]
 
     def _image_opening(self, view: Side | None) -> list[int]:
         """`<image>`, and with several views its token; an unnamed image counts as frontal."""
@@ -213,7 +213,8 @@ class PromptBuilder:
     def plain_text_tree(self, ids: Sequence[int]) -> Tree:
         """Plain text without an image; every token but the first is a target. Two ids or more."""
         begin = self.vocabulary.special_token_id("<begin>")
-        return Tree([begin, ids[0]], [Branch([], [*ids[1:]], TASKS.index("text"))])
+        branch = Branch([], [*ids[1:]], TASKS.index("text"))
+        return Tree([begin, ids[0]], [branch])
 
     def reading_tree(
         self, shown: Sequence[int] | Views, study: Mapping[str, Any], training: bool
@@ -252,38 +253,21 @@ class PromptBuilder:
                 without it nothing is dropped and the first view is generated.
         """
         training = random is not None
-        # The order of random numbers (condition, view, other views) is part of a run: another
-        # order trains on other prompts.
-        is_dropped = random is not None and random.random() < self.regularization.condition_dropout
+        options = self.regularization
+        is_dropped = random is not None and random.random() < options.condition_dropout
         if isinstance(shown, Mapping):
-            view, others = self._choose_view(shown, random)
+            view, others = choose_view(shown, random)
             codes = shown[view]
             # No condition means none: neither the text nor another view of the patient.
-            given = None if is_dropped else self._drop_views(others, random, at_least=0)
+            given = None
+            if not is_dropped:
+                given = drop_views(others, options.view_dropout, random, at_least=0)
         else:
             view, codes, given = None, shown, None
         condition = None if is_dropped else text
         prompt = self.synthesis_prompt(condition, key, training, view, given)
         target = [self.vocabulary.first_code + int(code) for code in codes]
         return Tree(prompt, [Branch([], target, TASKS.index("synthesis"), is_image=True)])
-
-    def _choose_view(self, shown: Views, random: np.random.Generator | None) -> tuple[Side, Views]:
-        """The view to generate, at random in training, else the first; and the other views."""
-        names = [name for name in VIEW_TOKENS if name in shown]
-        chosen = names[0] if random is None else names[int(random.integers(len(names)))]
-        others = {name: codes for name, codes in shown.items() if name != chosen}
-        return chosen, others
-
-    def _drop_views(self, views: Views, random: np.random.Generator | None, at_least: int) -> Views:
-        """The views that survive `view_dropout`; at least this many stay, the first ones."""
-        # No random number is consumed here, so a study of one view keeps its sequence of numbers.
-        if random is None or len(views) <= at_least:
-            return views
-        kept = {}
-        for name, codes in views.items():
-            if random.random() >= self.regularization.view_dropout:
-                kept[name] = codes
-        return kept if len(kept) >= at_least else dict([*views.items()][:at_least])
 
     def _trains(self, task: str, key: str, training: bool) -> bool:
         """Whether a study is trained in the direction of `report` or of `synthesis`."""
@@ -308,11 +292,12 @@ class PromptBuilder:
         reading: list[Tree] = []
         synthesis: list[Tree] = []
         for shown, study in zip(self._shown(batch), batch["studies"]):
-            random = _study_random(study) if training else None
+            random = study_random(study) if training else None
             # Views of reading come first in the study's random numbers, whatever is trained.
             visible = shown
             if isinstance(shown, Mapping):
-                visible = self._drop_views(shown, random, at_least=1)
+                rate = self.regularization.view_dropout
+                visible = drop_views(shown, rate, random, at_least=1)
             reading_tree = self.reading_tree(visible, study, training)
             if reading_tree is not None:
                 reading.append(self.check_length(reading_tree))
@@ -343,14 +328,3 @@ class PromptBuilder:
             for codes in views.values():
                 self.vocabulary.check_codes(torch.as_tensor(codes))
         return batch["views"]
-
-
-def _study_random(study: Mapping[str, Any]) -> np.random.Generator:
-    """A study's own random numbers, so that it does not matter which rank has it.
-
-    Without a seed from the data, torch's global generator decides.
-    """
-    # `rng_seed` is a function of seed, epoch and the study's position in the epoch, so a study's
-    # dropout is the same with any number of ranks and workers, and after a resume.
-    seed = study["rng_seed"] if "rng_seed" in study else int(torch.randint(2**62, ()))
-    return np.random.default_rng(seed)

@@ -127,7 +127,9 @@ def group_by_length(trees: Sequence[Tree], groups: int) -> list[list[Tree]]:
     count = np.arange(len(ordered) + 1)
     widths = np.array([0, *(tree.length for tree in ordered)], dtype=float)
     # cost[m, n]: positions of one padded group of the trees m to n - 1.
-    cost = np.where(count[:, None] < count, (count - count[:, None]) * widths, np.inf)
+    starts_before = count[:, None]
+    positions = (count - starts_before) * widths
+    cost = np.where(starts_before < count, positions, np.inf)
     best = np.where(count == 0, 0.0, np.inf)  # of the first n trees in the groups so far
     starts: list[np.ndarray] = []  # of the last group, for each n
     for _ in range(min(groups, len(ordered))):

@@ -133,7 +133,10 @@ class Backbone(LightningModule):
         count = (len(ids) - 1) // block
         joined = torch.tensor(ids[: count * block + 1], device=self.device)
         # Each row repeats the last token of the row before, which predicts its first.
-        rows = [joined[index * block : (index + 1) * block + 1] for index in range(count)]
+        rows = []
+        for index in range(count):
+            first = index * block
+            rows.append(joined[first : first + block + 1])
         return torch.stack(rows)
 
     def loss(self, texts: Sequence[str]) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from lightning import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from safetensors.torch import load_file, save_file
-from stages import build_stage, pack_batch, task_losses
+from stages import build_stage, hidden_state_after, pack_batch, task_losses
 from torch.utils.data import DataLoader
 from transformers import (
     AutoModelForCausalLM,
@@ -44,7 +44,7 @@ def build(kind: type, backbone: Path, tokens: Path, **settings: Any) -> Any:
         "learning_rate": 1e-2,
         "warmup_steps": 0,
     }
-    if settings.get("tuning") == "lora":
+    if settings.get("method") == "lora":
         settings.setdefault("lora", {"rank": 4, "dropout": 0.0})
     return build_stage(backbone, tokens, kind, **{**fixed, **settings})
 
@@ -53,6 +53,11 @@ def batch(texts: tuple[str, ...] = ("No effusion.", "The heart is enlarged.")) -
     ask = [Question("Is there an effusion?", "yes", "pleural effusion", ("yes", "no"))]
     studies = [{"text": text, "study": f"s{i}", "questions": ask} for i, text in enumerate(texts)]
     return {"codes": CODES[: len(texts)], "studies": studies}
+
+
+def is_added(name: str) -> bool:
+    """Whether a weight is not the backbone's own."""
+    return "lora_" in name or name.startswith(("model.new_rows.", "model.grid_positions"))
 
 
 def step(module: Any, given: dict[str, Any]) -> torch.Tensor:
@@ -91,10 +96,8 @@ def test_the_vocabulary_grows_by_one_block_and_old_ids_stay(
     assert v.num_used_rows <= v.num_text_rows
     assert v.num_rows == v.num_text_rows + len(SPECIAL_TOKENS) + 20
     assert torch.equal(module.model.backbone.get_input_embeddings().weight[: v.num_text_rows], old)
-    assert torch.equal(
-        module.model.backbone.get_output_embeddings().weight[: v.num_text_rows],
-        before.get_output_embeddings().weight,
-    )
+    head = module.model.backbone.get_output_embeddings().weight
+    assert torch.equal(head[: v.num_text_rows], before.get_output_embeddings().weight)
     text = "The heart is enlarged. No edema.  The lungs are clear."
     assert module.prompts.tokenize(text) == tokenizer(text, add_special_tokens=False)["input_ids"]
     ids = torch.tensor([module.prompts.tokenize(text)])
@@ -136,10 +139,7 @@ def test_a_step_gives_everything_that_is_trained_a_gradient(
     trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
     if tuning != "full":
         assert {"model.new_rows.embedding", "model.grid_positions"} <= trained
-        assert all(
-            "lora_" in name or name.startswith(("model.new_rows.", "model.grid_positions"))
-            for name in trained
-        )
+        assert all(map(is_added, trained))
         assert any("lora_" in name for name in trained) == (tuning == "lora")
 
 
@@ -159,19 +159,13 @@ def test_images_are_codes_texts_are_tokens_and_the_cache_changes_nothing(
     synthesis = module.prompts.synthesis_prompt("No effusion.")
     writing = module.prompts.image_prefix(CODES[0].tolist())
     start = len(writing)
-    with torch.no_grad():
-        for _ in range(v.codes_per_image):
-            hidden = module.model.transformer(
-                inputs_embeds=module.model.embed(torch.tensor([synthesis])), use_cache=False
-            ).last_hidden_state
-            synthesis.append(v.first_code + int(module.model.code_logits(hidden[0, -1]).argmax()))
-        while len(writing) < start + 12 and writing[-1] != v.end:
-            hidden = module.model.transformer(
-                inputs_embeds=module.model.embed(torch.tensor([writing])), use_cache=False
-            ).last_hidden_state
-            scores = module.model.text_logits(hidden[0, -1])
-            scores[v.num_used_rows : v.num_text_rows] = -torch.inf
-            writing.append(int(scores.argmax()))
+    for _ in range(v.codes_per_image):
+        logits = module.model.code_logits(hidden_state_after(module, synthesis))
+        synthesis.append(v.first_code + int(logits.argmax()))
+    while len(writing) < start + 12 and writing[-1] != v.end:
+        logits = module.model.text_logits(hidden_state_after(module, writing)).detach()
+        logits[v.num_used_rows : v.num_text_rows] = -torch.inf
+        writing.append(int(logits.argmax()))
     assert (images[0] + v.first_code).tolist() == synthesis[-v.codes_per_image :]
     prompts = [
         module.prompts.image_prefix(CODES[0].tolist()),
@@ -184,7 +178,7 @@ def test_images_are_codes_texts_are_tokens_and_the_cache_changes_nothing(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tuning", WAYS)
-def test_resuming_goes_on_as_if_never_stopped_and_fixed_rows_stay(
+def test_resuming_equals_never_stopping_and_fixed_rows_stay(
     any_backbone: Path, tokens: Path, tmp_path: Path, tuning: str
 ) -> None:
     """Bit by bit; with adapters or new rows no weight of the backbone has moved, decay or not."""
@@ -202,10 +196,7 @@ def test_resuming_goes_on_as_if_never_stopped_and_fixed_rows_stay(
         assert len(moved) == len(begun)
     else:
         assert {"model.new_rows.embedding", "model.grid_positions"} <= moved
-        assert all(
-            "lora_" in name or name.startswith(("model.new_rows.", "model.grid_positions"))
-            for name in moved
-        )
+        assert all(map(is_added, moved))
 
 
 def test_text_that_looks_like_special_tokens_stays_text(any_backbone: Path, tokens: Path) -> None:
@@ -220,19 +211,17 @@ def test_text_that_looks_like_special_tokens_stays_text(any_backbone: Path, toke
 def test_a_tokenizer_larger_than_its_model_is_refused(
     llama: Path, tokens: Path, tmp_path: Path
 ) -> None:
-    """Its tokens would have the ids of special tokens; but a special token out there is never
-    written, and is fine.
+    """Its tokens would have the ids of our special tokens. A special token of the tokenizer beyond
+    the model's rows is fine: text never contains it.
     """
     out = shutil.copytree(llama, tmp_path / "grown")
     tokenizer = AutoTokenizer.from_pretrained(llama)
     tokenizer.add_special_tokens({"pad_token": "<pad>"})
     tokenizer.save_pretrained(out)
     module = build(Stage2, out, tokens)
-    assert (
-        max(module.prompts.tokenize("a <pad> b"))
-        < module.model.vocabulary.num_used_rows
-        == module.model.vocabulary.num_text_rows
-    )
+    vocabulary = module.model.vocabulary
+    assert max(module.prompts.tokenize("a <pad> b")) < vocabulary.num_used_rows
+    assert vocabulary.num_used_rows == vocabulary.num_text_rows
     tokenizer.add_tokens(["pneumothorax"])
     tokenizer.save_pretrained(out)
     with pytest.raises(
@@ -267,9 +256,7 @@ def copied(llama: Path, out: Path, weights: dict[str, Any] | None = None) -> Pat
     return out
 
 
-def test_a_folder_that_cannot_be_loaded_is_reported(
-    llama: Path, tokens: Path, tmp_path: Path
-) -> None:
+def test_an_unreadable_folder_is_reported(llama: Path, tokens: Path, tmp_path: Path) -> None:
     torn = copied(llama, tmp_path / "torn")
     (torn / "model.safetensors").write_bytes((torn / "model.safetensors").read_bytes()[:-100])
     wordless = copied(llama, tmp_path / "wordless")
@@ -342,13 +329,12 @@ def test_models_that_know_eager_attention_only(
         with pytest.raises(UserError, match="RwkvForCausalLM returns no key-value cache"):
             build(Stage2, folder, tokens, attention="eager")
     else:
-        assert build(Stage2, folder, tokens, attention="eager").eval().generator.generate_images(
-            ["No effusion."]
-        ).shape == (1, 9)
+        module = build(Stage2, folder, tokens, attention="eager").eval()
+        assert module.generator.generate_images(["No effusion."]).shape == (1, 9)
 
 
-def test_a_resumed_backbone_keeps_its_words(tmp_path: Path) -> None:
-    """A tokenizer of the same size, of other texts, would give every row another token."""
+def test_a_resumed_backbone_keeps_its_tokenizer(tmp_path: Path) -> None:
+    """A tokenizer of the same size, learned from other texts, would give rows other tokens."""
 
     class Texts(LightningDataModule):
         def __init__(self, *texts: str):

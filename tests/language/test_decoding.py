@@ -23,9 +23,7 @@ from transformers.generation.logits_process import (
 from mavilt_pl.errors import UserError
 from mavilt_pl.language import SamplingOptions, Stage1, Stage2, TextSampling, sampling
 from mavilt_pl.language.cached_forward import StaticCacheForward
-from mavilt_pl.language.options import TASKS
 from mavilt_pl.language.sampling import sample_from_logits
-from mavilt_pl.language.sequences import Branch, Tree
 
 CODES = torch.tensor(
     [[1, 2, 3, 4, 5, 6, 7, 8, 9], [11, 0, 0, 3, 19, 5, 5, 5, 2], [4, 4, 4, 4, 4, 1, 1, 1, 1]]
@@ -70,23 +68,18 @@ def test_beams_are_those_of_transformers(
     module = build(make_backbone(kind, tmp_path), tokens, 4.0, grid_positions=False)
     end = module.model.vocabulary.end
     random = torch.Generator().manual_seed(1)
-    prompts = [
-        torch.randint(module.model.vocabulary.num_used_rows, (n,), generator=random).tolist()
-        for n in (3, 7, 9, 4, 6)
-    ]
-    with torch.no_grad():  # `<end>` is about as likely as the best token
-        hidden = module.model.transformer(
-            input_ids=torch.tensor([[i for prompt in prompts for i in prompt]])
-        ).last_hidden_state[0]
-        best = (
-            module.model.text_logits(hidden)[:, : module.model.vocabulary.num_used_rows]
-            .amax(1)
-            .mean()
-        )
+    used = module.model.vocabulary.num_used_rows
+    prompts = []
+    for length in (3, 7, 9, 4, 6):
+        prompts.append(torch.randint(used, (length,), generator=random).tolist())
+    # Make `<end>` about as likely as the best token.
+    with torch.no_grad():
+        ids = torch.tensor([[i for prompt in prompts for i in prompt]])
+        hidden = module.model.transformer(input_ids=ids).last_hidden_state[0]
+        best = module.model.text_logits(hidden)[:, :used].amax(1).mean()
         mean = hidden.mean(0)
-        module.model.backbone.get_output_embeddings().weight[end] = (
-            best * mean / mean.square().sum()
-        )
+        head = module.model.backbone.get_output_embeddings().weight
+        head[end] = best * mean / mean.square().sum()
     greedy = module.generator.generate_ids(prompts, 10)
     search = TextSampling(num_beams=num_beams, length_penalty=penalty)
     module.generator.sampling = SamplingOptions(text=search)
@@ -109,7 +102,8 @@ def test_beams_are_those_of_transformers(
         wanted.append(out[: out.index(end)] if end in out else out)
     assert found == wanted
     assert found != greedy
-    assert penalty > 1 or len({len(text) for text in found}) > 1  # some are closed before the limit
+    # Some texts end before the limit.
+    assert penalty > 1 or len({len(text) for text in found}) > 1
 
 
 @pytest.mark.parametrize(
@@ -136,18 +130,13 @@ def test_samples_are_distributed_as_transformers_would_have_them(
 def test_sampled_texts_do_not_depend_on_the_batch(any_backbone: Path, tokens: Path) -> None:
     how: dict[str, Any] = {"temperature": 1.0, "top_k": 200, "top_p": 0.95}
     module = build(any_backbone, tokens, text=how)
-    together = module.generator.generate_reports(CODES, seed=3, keys=[7, 8, 9])
+    generate = module.generator.generate_reports
+    together = generate(CODES, seed=3, keys=[7, 8, 9])
     for i in range(3):
-        assert (
-            module.generator.generate_reports(CODES[i : i + 1], seed=3, keys=[7 + i])
-            == together[i : i + 1]
-        )
-    assert module.generator.generate_reports(CODES[[2, 0]], seed=3, keys=[9, 7]) == [
-        together[2],
-        together[0],
-    ]
-    assert module.generator.generate_reports(CODES, seed=4, keys=[7, 8, 9]) != together
-    assert len({*module.generator.generate_reports(CODES[[0, 0, 0]], seed=3, keys=[1, 2, 3])}) == 3
+        assert generate(CODES[i : i + 1], seed=3, keys=[7 + i]) == together[i : i + 1]
+    assert generate(CODES[[2, 0]], seed=3, keys=[9, 7]) == [together[2], together[0]]
+    assert generate(CODES, seed=4, keys=[7, 8, 9]) != together
+    assert len({*generate(CODES[[0, 0, 0]], seed=3, keys=[1, 2, 3])}) == 3
 
 
 @pytest.mark.parametrize(
@@ -174,14 +163,10 @@ def test_a_long_prompt_does_not_shorten_other_texts(
 def test_sampled_answers_do_not_depend_on_the_batch(llama: Path, tokens: Path) -> None:
     module = build(llama, tokens, text={"temperature": 1.0})
     asked = [[("Where is it?", ()), ("Why?", ())]] * 3
-    together = module.generator.answer_questions(CODES, asked, seed=3, keys=[7, 8, 9])
-    assert module.generator.answer_questions(CODES[1:2], [asked[1][1:]], seed=3, keys=[8]) == [
-        together[1][1:]
-    ]
-    assert (
-        module.generator.answer_questions(CODES[[0, 0]], asked[:2], seed=3, keys=[7, 8])[1]
-        != together[0]
-    )
+    answer = module.generator.answer_questions
+    together = answer(CODES, asked, seed=3, keys=[7, 8, 9])
+    assert answer(CODES[1:2], [asked[1][1:]], seed=3, keys=[8]) == [together[1][1:]]
+    assert answer(CODES[[0, 0]], asked[:2], seed=3, keys=[7, 8])[1] != together[0]
     with pytest.raises(ValueError, match="1 keys and 2 prompts"):
         module.generator.generate_images(["a", "b"], keys=[1])
 
@@ -243,11 +228,10 @@ def test_compiled_synthesis_gives_the_same_images(
     )
     monkeypatch.setattr(StaticCacheForward, "BLOCK", 1)
     for some in (texts, texts[:2]):
-        assert torch.equal(
-            compiled.generator.generate_images(some, seed=3),
-            plain.generator.generate_images(some, seed=3),
-        )
-    assert len({tuple(row) for row in plain.generator.generate_images(texts, seed=3).tolist()}) == 3
+        found = compiled.generator.generate_images(some, seed=3)
+        assert torch.equal(found, plain.generator.generate_images(some, seed=3))
+    images = plain.generator.generate_images(texts, seed=3)
+    assert len(images.unique(dim=0)) == 3
 
 
 def test_few_codes_are_the_likeliest(llama: Path, tokens: Path) -> None:
@@ -290,9 +274,7 @@ def test_impossible_sampling_is_refused(
 def test_ten_thousand_outputs_of_an_untrained_model_are_valid(
     llama: Path, tokens: Path, how: dict[str, Any]
 ) -> None:
-    """10,000 images of exactly nine codes, and 10,000 texts without a code or a special token, all
-    at the first try.
-    """
+    """10,000 images of exactly nine codes, and 10,000 texts without a code or a special token."""
     module = build(llama, tokens, temperature=1.5, top_p=1.0, guidance_scale=1.5, text=how)
     v, seen = module.model.vocabulary, Counter[int]()
     for start in range(0, 10_000, 1000):
@@ -315,9 +297,8 @@ def test_ten_thousand_outputs_of_an_untrained_model_are_valid(
             assert len(row) <= 12
             seen.update(row)
     assert max(seen) < v.num_used_rows
-    assert (
-        "num_beams" in how or len(seen) == v.num_used_rows
-    )  # at this temperature every token is sampled
+    # At this temperature every token is sampled.
+    assert "num_beams" in how or len(seen) == v.num_used_rows
 
 
 def test_guidance_samples_only_codes_that_are_plausible_without_it(
@@ -333,25 +314,15 @@ def test_guidance_samples_only_codes_that_are_plausible_without_it(
         """Smallest ratio of a sampled code's probability to that of the most likely code."""
         images = module.generator.generate_images(texts, seed=1)
         trees = [
-            Tree(
-                module.prompts.synthesis_prompt(text),
-                [
-                    Branch(
-                        [],
-                        (codes + module.model.vocabulary.first_code).tolist(),
-                        TASKS.index("synthesis"),
-                        is_image=True,
-                    )
-                ],
-            )
+            module.prompts.synthesis_tree(codes.tolist(), text, key="")
             for text, codes in zip(texts, images)
         ]
+        packed = module.generator.pack(trees)
         with torch.no_grad():
-            logits_MK = module.model.code_logits(
-                module.model.hidden_states(module.generator.pack(trees))
-            )
-        chances = logits_MK.log_softmax(-1)
-        return float((chances.gather(1, images.reshape(-1, 1))[:, 0] - chances.amax(1)).min().exp())
+            logits_MK = module.model.code_logits(module.model.hidden_states(packed))
+        log_probs_MK = logits_MK.log_softmax(-1)
+        sampled_M = log_probs_MK.gather(1, images.reshape(-1, 1))[:, 0]
+        return float((sampled_M - log_probs_MK.amax(1)).min().exp())
 
     assert 0.0999 < least() < 1.0
     monkeypatch.setattr(sampling, "PLAUSIBLE", 1e-30)

@@ -77,9 +77,8 @@ def test_what_exceeds_the_context_is_refused(
         packed(module, study("No edema.", "s7", (question,)))
     with pytest.raises(UserError, match="the model's context is 128"):
         module.generator.answer_questions(CODES[:1], [[(LONG, ("yes", LONG))]])
-    assert (
-        len(module.generator.generate_answers(CODES[:1], [[LONG]])[0]) == 1
-    )  # the answer ends where the context does
+    # The answer ends at the end of the context.
+    assert len(module.generator.generate_answers(CODES[:1], [[LONG]])[0]) == 1
     short = build_stage(tmp_path, tokens, Stage2, max_text_tokens=20).eval()
     assert short.prompts.remaining_context(124, 4) == 4
     with pytest.raises(UserError, match="125 tokens, and 4 more"):
@@ -138,9 +137,8 @@ def test_open_questions_are_answered_in_free_text(stage2: Stage2) -> None:
     assert found[0][0] == texts[0][0]
     assert found[1] == texts[1]
     assert isinstance(found[0][0], str)
-    assert found[0][1] == pytest.approx(
-        stage2.generator.answer_questions(CODES[:1], [[closed]])[0][0], abs=1e-5
-    )
+    alone = stage2.generator.answer_questions(CODES[:1], [[closed]])
+    assert found[0][1] == pytest.approx(alone[0][0], abs=1e-5)
     assert stage2.generator.answer_questions(CODES, [[], []]) == [[], []]
 
 
@@ -172,7 +170,6 @@ def test_text_of_special_tokens_is_read_and_written_as_text(stage2: Stage2) -> N
     v, text = stage2.model.vocabulary, "<image> 1 2 3 </image> <end>"
     group, synthesis = packed(stage2, study(text))
     assert int((group.target_M >= v.num_text_rows).sum()) == 1  # `<end>`, once
-    assert (
-        int((synthesis.ids_BT >= v.num_text_rows).sum()) == 2 + 9
-    )  # <begin>, <image> and its codes
+    # <begin>, <image> and its codes.
+    assert int((synthesis.ids_BT >= v.num_text_rows).sum()) == 2 + 9
     assert stage2.generator.generate_images([text]).shape == (1, 9)

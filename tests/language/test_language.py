@@ -1,10 +1,9 @@
-"""Vocabulary, sequences, losses, regularizer and decoding of the language module, on two kinds of
-tiny models.
-"""
+"""Vocabulary, sequences, losses, regularizer and decoding, on two kinds of tiny models."""
 
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning import Trainer
-from stages import build_stage, task_losses
+from stages import build_stage, hidden_state_after, task_losses
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import DataLoader
 from transformers import (
@@ -103,10 +102,8 @@ def test_old_ids_keep_their_rows_and_meaning(stage2: Stage2, backbone: Path) -> 
 
 
 def test_text_that_looks_like_a_special_token_stays_text(stage2: Stage2) -> None:
-    assert (
-        max(stage2.prompts.tokenize("<image> </image> <end> <report>"))
-        < stage2.model.vocabulary.num_used_rows
-    )
+    ids = stage2.prompts.tokenize("<image> </image> <end> <report>")
+    assert max(ids) < stage2.model.vocabulary.num_used_rows
 
 
 def test_codes_that_look_alike_start_alike(backbone: Path, tokens: Path) -> None:
@@ -167,9 +164,8 @@ def test_each_task_has_its_own_mean_and_an_image_that_of_codes(stage2: Stage2) -
         stage2, [pack(group) for group in stage2.prompts.trees(batch, training=False)]
     )
     assert set(losses) == {"report", "synthesis", "vqa"}
-    assert losses["synthesis"].item() == pytest.approx(
-        torch.log(torch.tensor(20.0)).item(), rel=0.3
-    )  # over K, not over V
+    # Over K = 20 codes, not over V.
+    assert losses["synthesis"].item() == pytest.approx(math.log(20), rel=0.3)
 
 
 class Descent(Stage2):
@@ -287,54 +283,41 @@ def test_regularizer_is_autograd_of_its_term(
 def test_an_image_is_n_codes_and_does_not_depend_on_the_batch(stage2: Stage2) -> None:
     texts = ["No effusion.", "The heart is enlarged. No edema and no pneumothorax.", ""]
     stage2.generator.sampling = SamplingOptions(ImageSampling(guidance_scale=2.0))
-    together = stage2.generator.generate_images(texts, seed=3, keys=[7, 8, 9])
+    generate = stage2.generator.generate_images
+    together = generate(texts, seed=3, keys=[7, 8, 9])
     assert together.shape == (3, 9)
     assert together.min() >= 0
     assert together.max() < 20
     for i, text in enumerate(texts):
-        assert torch.equal(
-            stage2.generator.generate_images([text], seed=3, keys=[7 + i])[0], together[i]
-        )
-    assert not torch.equal(
-        stage2.generator.generate_images(texts, seed=4, keys=[7, 8, 9]), together
-    )
+        assert torch.equal(generate([text], seed=3, keys=[7 + i])[0], together[i])
+    assert not torch.equal(generate(texts, seed=4, keys=[7, 8, 9]), together)
 
 
 def test_cached_synthesis_is_that_of_a_model_without_cache(stage2: Stage2) -> None:
     """The likeliest codes, one after another, each from a whole forward pass."""
     stage2.generator.sampling = SamplingOptions(ImageSampling(temperature=0.0))
     v, ids = stage2.model.vocabulary, stage2.prompts.synthesis_prompt("An effusion.")
-    with torch.no_grad():
-        for _ in range(v.codes_per_image):
-            hidden = stage2.model.transformer(
-                inputs_embeds=stage2.model.embed(torch.tensor([ids])), use_cache=False
-            ).last_hidden_state[0, -1]
-            ids.append(v.first_code + int(stage2.model.code_logits(hidden).argmax()))
-    assert (stage2.generator.generate_images(["An effusion."])[0] + v.first_code).tolist() == ids[
-        -v.codes_per_image :
-    ]
+    for _ in range(v.codes_per_image):
+        logits = stage2.model.code_logits(hidden_state_after(stage2, ids))
+        ids.append(v.first_code + int(logits.argmax()))
+    codes = stage2.generator.generate_images(["An effusion."])[0]
+    assert (codes + v.first_code).tolist() == ids[-v.codes_per_image :]
 
 
 def test_cached_greedy_text_is_that_of_a_model_without_cache(stage2: Stage2) -> None:
-    prompt = stage2.prompts.image_prefix(CODES[0].tolist()) + stage2.prompts.report_prompt(
-        "", training=False
-    )
+    prefix = stage2.prompts.image_prefix(CODES[0].tolist())
+    prompt = prefix + stage2.prompts.report_prompt("", training=False)
     ids = list(prompt)
     v = stage2.model.vocabulary
-    with torch.no_grad():
-        for _ in range(12):
-            hidden = stage2.model.transformer(
-                inputs_embeds=stage2.model.embed(torch.tensor([ids])), use_cache=False
-            ).last_hidden_state[0, -1]
-            logits = stage2.model.text_logits(hidden)
-            logits[v.num_used_rows : v.num_text_rows] = -torch.inf
-            ids.append(int(logits.argmax()))
-            if ids[-1] == v.end:
-                ids.pop()
-                break
-    assert stage2.generator.generate_reports(CODES)[0] == stage2.model.tokenizer.decode(
-        ids[len(prompt) :]
-    )
+    for _ in range(12):
+        logits = stage2.model.text_logits(hidden_state_after(stage2, ids)).detach()
+        logits[v.num_used_rows : v.num_text_rows] = -torch.inf
+        chosen = int(logits.argmax())
+        if chosen == v.end:
+            break
+        ids.append(chosen)
+    report = stage2.model.tokenizer.decode(ids[len(prompt) :])
+    assert stage2.generator.generate_reports(CODES)[0] == report
 
 
 def test_answers_are_normalised_likelihoods(stage2: Stage2) -> None:

@@ -68,12 +68,8 @@ def test_one_direction_takes_each_pair_once_and_the_same_way_each_time(
         assert len(reading) == 40
         assert all(tree.branches[-1].task == 2 for tree in reading)
     assert [len(group) for group in module.prompts.trees(given, training=False)] == [40, 40]
-    assert [
-        len(group) for group in build(llama, tokens, stage).prompts.trees(given, training=True)
-    ] == [
-        40,
-        40,
-    ]
+    both = build(llama, tokens, stage)
+    assert [len(group) for group in both.prompts.trees(given, training=True)] == [40, 40]
 
 
 def test_rehearsed_text_is_the_plain_text_that_perplexity_measures(
@@ -134,9 +130,8 @@ def test_texts_are_replayed_from_a_corpus_or_a_file_and_in_training_only(
     assert len(from_file["replay"]) == 8
     assert "replay" not in from_file["studies"][0]
     from_corpus = data(str(corpus_path))
-    assert set(next(iter(from_corpus.train_dataloader()))["replay"]) <= set(
-        from_corpus.texts("train")
-    )
+    replayed = next(iter(from_corpus.train_dataloader()))["replay"]
+    assert set(replayed) <= set(from_corpus.texts("train"))
     assert "replay" not in next(iter(from_corpus.val_dataloader()[0]))
     assert "replay" not in next(iter(data(None).train_dataloader()))
     some = [len(part.get("replay", [])) for part in data(str(corpus_path), 0.25).train_dataloader()]
@@ -195,43 +190,33 @@ def test_the_held_out_wording_is_for_evaluation_only(llama: Path, tokens: Path) 
 
     module = build(llama, tokens, max_text_tokens=60).eval()
 
+    def text_ids(ids: list[int]) -> list[int]:
+        return [i for i in ids if i < module.model.vocabulary.num_text_rows]
+
     def wordings(training: bool) -> tuple[set[str], set[str]]:
         reading, synthesis = module.prompts.trees(batch(200), training)
         decode = module.model.tokenizer.decode
-        reports = {
-            decode(
-                [i for i in tree.branches[0].prompt if i < module.model.vocabulary.num_text_rows]
-            )
-            for tree in reading
-        }
-        asked = {
-            decode(
-                [i for i in tree.prefix if i < module.model.vocabulary.num_text_rows]
-            ).removesuffix(" No effusion.")
-            for tree in synthesis
-        }
-        return {text.strip() for text in reports}, {text.strip() for text in asked}
+        reports = {decode(text_ids(tree.branches[0].prompt)).strip() for tree in reading}
+        images = set()
+        for tree in synthesis:
+            images.add(decode(text_ids(tree.prefix)).removesuffix(" No effusion.").strip())
+        return reports, images
 
-    assert wordings(training=True) == (
-        set(REPORT_INSTRUCTIONS[:-1]),
-        set(SYNTHESIS_INSTRUCTIONS[:-1]),
-    )
+    trained = set(REPORT_INSTRUCTIONS[:-1]), set(SYNTHESIS_INSTRUCTIONS[:-1])
+    assert wordings(training=True) == trained
     assert wordings(training=False) == ({REPORT_INSTRUCTIONS[-1]}, {SYNTHESIS_INSTRUCTIONS[-1]})
     written: list[list[int]] = []
-    module.generator._generate_texts = lambda prompts, *_: (
-        written.extend(prompts) or ["" for _ in prompts]
-    )
+
+    def record_prompts(prompts: list[list[int]], *_: Any) -> list[str]:
+        written.extend(prompts)
+        return ["" for _ in prompts]
+
+    module.generator._generate_texts = record_prompts
     module.generator.generate_reports(batch(3)["codes"])
-    assert all(
-        module.prompts.tokenize(REPORT_INSTRUCTIONS[-1])
-        == [i for i in prompt if i < module.model.vocabulary.num_text_rows]
-        for prompt in written
-    )
-    assert module.prompts.tokenize(f"{SYNTHESIS_INSTRUCTIONS[-1]} Edema.") == [
-        i
-        for i in module.prompts.synthesis_prompt("Edema.")
-        if i < module.model.vocabulary.num_text_rows
-    ]
+    for prompt in written:
+        assert text_ids(prompt) == module.prompts.tokenize(REPORT_INSTRUCTIONS[-1])
+    instruction = module.prompts.tokenize(f"{SYNTHESIS_INSTRUCTIONS[-1]} Edema.")
+    assert text_ids(module.prompts.synthesis_prompt("Edema.")) == instruction
 
 
 def test_the_condition_is_dropped_with_its_probability_to_the_unconditional_prompt(
@@ -248,7 +233,6 @@ def test_the_condition_is_dropped_with_its_probability_to_the_unconditional_prom
     some = {
         name: value[100:110] for name, value in given.items()
     }  # the same, in whatever batch they come
-    assert [tree.prefix for tree in module.prompts.trees(some, training=True)[1]] == prefixes[
-        100:110
-    ]
+    again = [tree.prefix for tree in module.prompts.trees(some, training=True)[1]]
+    assert again == prefixes[100:110]
     assert all(tree.prefix != free for tree in module.prompts.trees(given, training=False)[1])

@@ -1,5 +1,6 @@
-"""L2 regularization of adapters against autograd of the materialised norm; settings; checkpointing
-and kernels against plain runs.
+"""Adapters, new rows, checkpointing and kernels against plain runs.
+
+L2 regularization of adapters is compared with autograd of the materialised norm.
 """
 
 from __future__ import annotations
@@ -152,9 +153,8 @@ def test_impossible_adapters_say_what_is_possible(
 
 def test_named_targets_alone_are_adapted(llama: Path, tokens: Path) -> None:
     module = build(llama, tokens, method="lora", lora={"rank": 2, "targets": ["v_proj"]})
-    assert {name.rpartition(".")[2] for name, *_ in list_adapters(module.model.backbone)} == {
-        "v_proj"
-    }
+    adapted_layers = {name.rpartition(".")[2] for name, *_ in list_adapters(module.model.backbone)}
+    assert adapted_layers == {"v_proj"}
     with pytest.raises(UserError, match=r"tuning.method is full"):
         build(llama, tokens, lora={"rank": 2})
 
@@ -201,7 +201,7 @@ def test_checkpointing_changes_no_gradient(any_backbone: Path, tokens: Path, tun
 
 
 def test_every_kernel_gives_the_same_loss(any_backbone: Path, tokens: Path) -> None:
-    """Eager attention; as for kernels without masks, each question has its own image."""
+    """Eager attention; and, as for kernels without masks, an image for each question."""
     with torch.no_grad():
         wanted = loss(build(any_backbone, tokens).eval())
         eager = build(any_backbone, tokens, attention="eager").eval()
@@ -266,28 +266,23 @@ def test_a_stage_trained_in_full_is_tuned_on_with_fixed_weights(
 def test_the_plain_folder_is_the_same_model(
     any_backbone: Path, tokens: Path, tmp_path: Path, tuning: str
 ) -> None:
-    """Loaded by transformers alone, it gives the logits of the module over text, special tokens and
-    codes.
-    """
+    """Loaded by transformers alone, it gives the module's logits."""
     module = build(any_backbone, tokens, method=tuning).eval()
     shake(module)
     torch.nn.init.normal_(module.model.grid_positions, std=0.2)
     kept = {name: value.clone() for name, value in module.state_dict().items()}
     save_language_model(module.model, tmp_path)
-    assert all(
-        torch.equal(value, kept[name]) for name, value in module.state_dict().items()
-    )  # it is a copy
+    # What was merged is a copy.
+    for name, value in module.state_dict().items():
+        assert torch.equal(value, kept[name])
     plain = AutoModelForCausalLM.from_pretrained(tmp_path)
     facts = json.loads((tmp_path / "visual.json").read_text())
     v = module.model.vocabulary
-    assert (facts["first_code"], facts["codebook_size"], facts["special_tokens"]["<end>"]) == (
-        v.first_code,
-        20,
-        v.num_text_rows,
-    )
-    ids = torch.tensor(
-        [[*module.prompts.tokenize("No edema."), *module.prompts.image_prefix(CODES[0].tolist())]]
-    )
+    assert facts["first_code"] == v.first_code
+    assert facts["codebook_size"] == 20
+    assert facts["special_tokens"]["<end>"] == v.num_text_rows
+    text = module.prompts.tokenize("No edema.")
+    ids = torch.tensor([text + module.prompts.image_prefix(CODES[0].tolist())])
     embedded = plain.get_input_embeddings()(ids)
     where = int((ids[0] >= v.first_code).int().argmax())
     embedded[:, where : where + 9] += load_file(tmp_path / "grid_positions.safetensors")[
@@ -310,7 +305,5 @@ def test_the_plain_folder_is_the_same_model(
         atol=1e-4,
         rtol=1e-4,
     )
-    assert (
-        AutoTokenizer.from_pretrained(tmp_path)("No edema.")["input_ids"]
-        == module.model.tokenizer("No edema.")["input_ids"]
-    )
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer("No edema.")["input_ids"] == module.model.tokenizer("No edema.")["input_ids"]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from stages import build_stage
+from stages import build_stage, hidden_state_after
 
 from mavilt_pl.cli import main
 from mavilt_pl.data.corpus import Corpus
@@ -20,7 +20,7 @@ from mavilt_pl.data.token_cache import write_tokens
 from mavilt_pl.errors import UserError
 from mavilt_pl.language import Stage1, Stage2
 from mavilt_pl.language.module import LanguageModule
-from mavilt_pl.language.sequences import Tree, pack
+from mavilt_pl.language.sequences import pack
 
 FRONTAL, LATERAL = [1, 2, 3, 4, 5, 6, 7, 8, 9], [11, 0, 0, 3, 19, 5, 5, 5, 2]
 BOTH = {"frontal": FRONTAL, "lateral": LATERAL}
@@ -30,37 +30,11 @@ BOTH = {"frontal": FRONTAL, "lateral": LATERAL}
 def corpus_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twenty studies, half of them with a lateral."""
     folder = tmp_path_factory.mktemp("views")
-    arguments = [
-        "--studies",
-        "20",
-        "--validate",
-        "12",
-        "--test",
-        "4",
-        "--size",
-        "32",
-        "--laterals",
-        "0.5",
-        "--workers",
-        "1",
-    ]
-    assert main(["phantom", "mimic", str(folder / "raw"), *arguments]) == 0
-    assert (
-        main(
-            [
-                "prepare",
-                "mimic-cxr-jpg",
-                str(folder / "raw"),
-                "--out",
-                str(folder / "corpus"),
-                "--size",
-                "16",
-                "--workers",
-                "1",
-            ]
-        )
-        == 0
-    )
+    raw, out = str(folder / "raw"), str(folder / "corpus")
+    command = f"phantom mimic {raw} --studies 20 --validate 12 --test 4 --size 32 --laterals 0.5"
+    assert main([*command.split(), "--workers", "1"]) == 0
+    command = f"prepare mimic-cxr-jpg {raw} --out {out} --size 16"
+    assert main([*command.split(), "--workers", "1"]) == 0
     return folder / "corpus"
 
 
@@ -157,17 +131,10 @@ def test_a_one_view_model_has_the_ids_it_had(llama: Path, tokens: Path) -> None:
     assert several.model.vocabulary.first_code == one.model.vocabulary.first_code
     assert several.model.code_logits(torch.zeros(32)).shape == (20,)
     v = one.model.vocabulary
-    assert one.prompts.image_prefix([3, 4]) == [
-        v.special_token_id("<begin>"),
-        v.special_token_id("<image>"),
-        v.first_code + 3,
-        v.first_code + 4,
-        v.special_token_id("</image>"),
-    ]
-    assert one.prompts.synthesis_prompt(None) == [
-        v.special_token_id("<begin>"),
-        v.special_token_id("<image>"),
-    ]
+    begin, image, image_end = map(v.special_token_id, ("<begin>", "<image>", "</image>"))
+    codes = [v.first_code + 3, v.first_code + 4]
+    assert one.prompts.image_prefix([3, 4]) == [begin, image, *codes, image_end]
+    assert one.prompts.synthesis_prompt(None) == [begin, image]
 
 
 @pytest.mark.parametrize("kind", [Stage1, Stage2])
@@ -177,10 +144,8 @@ def test_a_report_reads_each_view_after_its_token(llama: Path, tokens: Path, kin
     reading, synthesis = module.prompts.trees(batch(BOTH, {"lateral": LATERAL}), training=False)
     prefix = reading[0].prefix
     assert codes_in(module, prefix) == FRONTAL + LATERAL
-    assert [i for i in prefix if i >= v.code_stop] == [
-        v.view_token_id("frontal"),
-        v.view_token_id("lateral"),
-    ]
+    frontal, lateral = v.view_token_id("frontal"), v.view_token_id("lateral")
+    assert [i for i in prefix if i >= v.code_stop] == [frontal, lateral]
     assert codes_in(module, reading[1].prefix) == LATERAL
     assert v.view_token_id("frontal") not in reading[1].prefix
     assert codes_in(module, synthesis[0].prefix) == LATERAL
@@ -197,19 +162,17 @@ def test_views_are_dropped_by_chance_and_one_always_stays(llama: Path, tokens: P
         read.append(tuple(codes_in(module, reading[0].prefix)))
         given.append(len(codes_in(module, synthesis[0].prefix)))
         targets.append(tuple(codes_in(module, synthesis[0].branches[0].target)))
-        assert targets[-1] != tuple(
-            codes_in(module, synthesis[0].prefix)
-        )  # the target is never in the prompt
+        # The target is never in the prompt.
+        assert targets[-1] != tuple(codes_in(module, synthesis[0].prefix))
     counts = {views: read.count(views) for views in set(read)}
     assert set(counts) == {tuple(FRONTAL), tuple(LATERAL), tuple(FRONTAL + LATERAL)}
     assert 0.35 < counts[tuple(FRONTAL + LATERAL)] / 200 < 0.63  # 0.7² = 0.49
     assert 0.58 < given.count(9) / 200 < 0.82
     assert 0.4 < targets.count(tuple(FRONTAL)) / 200 < 0.6
     with_all = build(llama, tokens, view_dropout=0.0)
-    assert {
-        len(codes_in(with_all, with_all.prompts.trees(batch(BOTH), training=True)[0][0].prefix))
-        for _ in range(20)
-    } == {18}
+    for _ in range(20):
+        reading, _ = with_all.prompts.trees(batch(BOTH), training=True)
+        assert len(codes_in(with_all, reading[0].prefix)) == 18
 
 
 def test_nothing_leaks_from_what_is_not_shown(llama: Path, tokens: Path) -> None:
@@ -235,18 +198,15 @@ def test_nothing_leaks_from_what_is_not_shown(llama: Path, tokens: Path) -> None
     is_code = (ids[0] >= module.model.vocabulary.first_code) & (
         ids[0] < module.model.vocabulary.code_stop
     )
-    torch.testing.assert_close(
-        positions[0, is_code], torch.cat([module.model.grid_positions, module.model.grid_positions])
-    )
+    grid_positions = module.model.grid_positions
+    torch.testing.assert_close(positions[0, is_code], torch.cat([grid_positions, grid_positions]))
     assert not positions[0, ~is_code].any()  # tokens of views have no position
-    # Two studies side by side, one with a view less, are as each alone.
+    # Two studies in one batch, one with a view less, have the losses of each alone.
     trees = module.prompts.trees(batch(BOTH, {"lateral": LATERAL}), training=False)[0]
     with torch.no_grad():
         together = module.model.token_losses(pack(trees))
-        alone = torch.cat(
-            [module.model.token_losses(pack([Tree(tree.prefix, tree.branches)])) for tree in trees]
-        )
-    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
+        alone = [module.model.token_losses(pack([tree])) for tree in trees]
+    torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=1e-4)
 
 
 def test_a_missing_view_is_generated_from_the_other_and_the_report(
@@ -270,28 +230,21 @@ def test_a_missing_view_is_generated_from_the_other_and_the_report(
     assert codes_in(module, ids) == FRONTAL
     assert codes_in(module, free) == []
     assert free[-1] == v.view_token_id("lateral")
-    for _ in range(9):  # without a cache
-        with torch.no_grad():
-            scores = [
-                module.model.code_logits(
-                    module.model.transformer(
-                        inputs_embeds=module.model.embed(torch.tensor([line])), use_cache=False
-                    ).last_hidden_state[0, -1]
-                )
-                for line in (ids, free)
-            ]
-        chosen = v.first_code + int((scores[1] + 2.0 * (scores[0] - scores[1])).argmax())
-        ids.append(chosen), free.append(chosen)
+    for _ in range(9):
+        conditional = module.model.code_logits(hidden_state_after(module, ids))
+        unconditional = module.model.code_logits(hidden_state_after(module, free))
+        guided = unconditional + 2.0 * (conditional - unconditional)
+        chosen = v.first_code + int(guided.argmax())
+        ids.append(chosen)
+        free.append(chosen)
     assert codes_in(module, ids)[-9:] == images[0].tolist()
     both, one = module.generator.generate_reports([BOTH, {"frontal": FRONTAL}])
     assert both == module.generator.generate_reports([BOTH])[0]
     assert one == module.generator.generate_reports(torch.tensor([FRONTAL]))[0]
     ask = [[("Is there edema?", ("yes", "no"))]] * 2
     answers = module.generator.answer_questions([BOTH, {"lateral": LATERAL}], ask)
-    torch.testing.assert_close(
-        torch.tensor(module.generator.answer_questions([{"lateral": LATERAL}], ask[:1])),
-        torch.tensor(answers[1:]),
-    )
+    alone = module.generator.answer_questions([{"lateral": LATERAL}], ask[:1])
+    torch.testing.assert_close(torch.tensor(alone), torch.tensor(answers[1:]))
 
 
 def test_data_and_model_must_agree(llama: Path, tokens: Path) -> None:
