@@ -150,10 +150,10 @@ def results(chain: Path, corpus: Path, out: Path, *more: str) -> dict[tuple, dic
     rows = [line.split() for line in done.stdout.splitlines()]
     for figure in figures:  # a person reads them at once, with their intervals
         if figure["control"] is None and "/" not in figure["metric"]:
-            told = [figure["task"], figure["metric"], f"{figure['value']:.4g}"]
+            logged = [figure["task"], figure["metric"], f"{figure['value']:.4g}"]
             if figure["low"] is not None:
-                told += [f"({figure['low']:.4g}", "to", f"{figure['high']:.4g})"]
-            assert any(row[: len(told)] == told for row in rows), (told, done.stdout[-3000:])
+                logged += [f"({figure['low']:.4g}", "to", f"{figure['high']:.4g})"]
+            assert any(row[: len(logged)] == logged for row in rows), (logged, done.stdout[-3000:])
     return {(f["task"], f["metric"], f["control"]): f for f in figures}
 
 
@@ -200,8 +200,8 @@ def test_forgetting_is_seen_while_training(chain: Path, corpus_path: Path, tmp_p
     assert main(words) == 0
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
-    told = {event.step: event.value for event in events.Scalars("val/text_perplexity")}
-    assert sorted(told) == [0, 1, 2] and told[2] != told[0]
+    logged = {event.step: event.value for event in events.Scalars("val/text_perplexity")}
+    assert sorted(logged) == [0, 1, 2] and logged[2] != logged[0]
     assert [event.value for event in events.Scalars("val/lambda_reg")] == pytest.approx([0.03] * 3)
     folder = chain / "backbone" / "backbone"
     tokenizer, model = (
@@ -219,7 +219,7 @@ def test_forgetting_is_seen_while_training(chain: Path, corpus_path: Path, tmp_p
             scores = model(input_ids=torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
         nats -= float(scores.gather(1, torch.tensor(ids[1:])[:, None]).sum())
         count += len(ids) - 1
-    assert told[0] == pytest.approx(math.exp(nats / count), rel=0.1)
+    assert logged[0] == pytest.approx(math.exp(nats / count), rel=0.1)
 
 
 def test_stage2_of_questions_without_reports(chain: Path, mimic_root: Path, tmp_path: Path) -> None:

@@ -158,9 +158,11 @@ def test_texts_that_are_cut_are_named(
         (["ask", str(images[0]), "Where?", long], "question 2"),
     ):
         assert main([*words, *runs]) == 0
-        told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mavilt:")]
-        assert len(told) == 1 and told[0].startswith(f"mavilt: {named}: its 4")
-        assert told[0].endswith("tokens were truncated to max_text_tokens = 96")
+        printed = [
+            line for line in capsys.readouterr().err.splitlines() if line.startswith("mavilt:")
+        ]
+        assert len(printed) == 1 and printed[0].startswith(f"mavilt: {named}: its 4")
+        assert printed[0].endswith("tokens were truncated to max_text_tokens = 96")
 
 
 def test_the_best_of_several_is_the_judge_s_likeliest(
@@ -175,8 +177,8 @@ def test_the_best_of_several_is_the_judge_s_likeliest(
     ]
     words = ["--best-of", "4", "--judge", str(judge), "--out", str(tmp_path)]
     assert main(["draw", *texts, *words, *runs]) == 0
-    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mavilt:")]
-    assert told == [
+    printed = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mavilt:")]
+    assert printed == [
         "mavilt: text 3 states none of the judge's findings (pneumothorax, pleural effusion); the "
         "first of its 4 images was kept"
     ]
@@ -329,7 +331,7 @@ def test_an_export_is_plain_hugging_face(chain: Path, runs: list[str], tmp_path:
         (["report", "absent.png", "--backbone", "absent"], "absent"),
     ],
 )
-def test_what_cannot_be_is_told(
+def test_impossible_inputs_are_refused(
     words: list[str],
     said: str,
     chain: Path,
