@@ -46,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps([asdict(check) for check in checks], indent=1))
     else:
         _print_table(args.path, checks)
+    # So that a script can stop before a training.
     return int(any(check.status == "error" for check in checks))
 
 

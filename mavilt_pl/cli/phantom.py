@@ -104,11 +104,13 @@ def _write_picture(args: argparse.Namespace) -> int:
 def _check_arguments(args: argparse.Namespace) -> None:
     from mavilt_pl.errors import UserError
 
+    # The file marks folders that may be replaced; anything else may be somebody's data.
     is_ours = (args.out / "PHANTOM").exists()
     if args.out.exists() and any(args.out.iterdir()) and not is_ours:
         raise UserError(
             f"{args.out} is not empty and was not written by this command: choose another folder"
         )
+    # Only the MIMIC layouts have them.
     validate, test = getattr(args, "validate", 0), getattr(args, "test", 0)
     if args.studies < 1 or validate + test > args.studies:
         raise UserError(

@@ -104,6 +104,7 @@ def run(args: argparse.Namespace) -> int:
     from mavilt_pl.cli.training import parse_fit_arguments
     from mavilt_pl.planning.settings import stage_name
 
+    # Configs first: what the command line says takes precedence, as for `mavilt fit`.
     configs = [f"--config={name}" for name in args.config]
     settings = parse_fit_arguments([*configs, *args.fit_arguments])
     hardware = _hardware(args, settings)
@@ -132,6 +133,7 @@ def _hardware(args: argparse.Namespace, settings: Any) -> Hardware:
             f"trainer.precision {precision} cannot be planned for; expected 32-true or bf16-mixed"
         )
     return Hardware(
+        # `fsdp2` by name, or a class path of the strategy.
         strategy="fsdp" if "fsdp" in str(settings.trainer.strategy) else "ddp",
         gpus=args.gpus or count_gpus(settings),
         precision=precision,
@@ -182,6 +184,7 @@ def _batch_shape(args: argparse.Namespace, settings: Any, stage: str, model: Any
     from mavilt_pl.planning.settings import at_least_one, count_questions, count_replay_texts
 
     batch_size = args.batch_size or at_least_one(settings, "data.batch_size")
+    # Stage 1 has neither.
     questions, instruction_tokens = 0, 0
     if stage == "Stage2":
         questions, instruction_tokens = count_questions(settings), INSTRUCTION_TOKENS

@@ -31,8 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print a report for each image."""
+    # Checked before the model is read.
     studies = pair_views(args.images, args.lateral)
     reports = load_model(args).report(studies, args.seed)
+    # Without --lateral that list is empty, and zip would stop at once.
     for image, lateral, text in zip_longest(args.images, args.lateral, reports):
         if args.json:
             print(json.dumps({**image_record(image, lateral), "report": text}))

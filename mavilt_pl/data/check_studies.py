@@ -98,6 +98,7 @@ class StudySummary:
         counts["labelled"] += bool(study.labels)
         counts["questions"] += len(study.questions)
         for name, value in study.labels.items():
+            # Also for absent ones: a finding that is never present appears with 0.
             self.labels[name] += value == "present"
         self.splits.setdefault(study.patient, set()).add(study.split)
         for image in study.images:
@@ -133,6 +134,8 @@ class StudySummary:
             )
 
     def _check_patients(self) -> Check:
+        # `read_source` rejects such studies; this finds them in a corpus of another tool, or
+        # another version.
         crossing = sorted(patient for patient, splits in self.splits.items() if len(splits) > 1)
         name = "patients in two splits"
         if not crossing:
@@ -174,6 +177,7 @@ class StudySummary:
     def _check_labels(self) -> Check:
         if not self.labels:
             return Check("labels", "note", "none: no questions from labels, and no AUROC")
+        # The rarest, because its AUROC is the least certain one.
         rarest, count = self.labels.most_common()[-1]
         labelled = share(self.counts["labelled"], self.counts["studies"])
         return Check(

@@ -125,6 +125,7 @@ class Corpus:
         return self._rows
 
     def __getitem__(self, row: int) -> Study:
+        # The path is the corpus's: the original file may be on another machine by now.
         images = []
         for image in self._json("images", row):
             images.append(Image(self.path, image["view"], image["key"]))
@@ -171,6 +172,7 @@ class Corpus:
 
     def pixels(self, image: int) -> np.ndarray:
         """Pixels of image row `image`, uint8 [S,S], memory-mapped."""
+        # `right`, because a row that starts a shard belongs to it and not to the one before.
         shard = int(np.searchsorted(self._starts, image, side="right")) - 1
         return self._shards[shard][image - self._starts[shard]]
 
@@ -184,5 +186,6 @@ class Corpus:
         for row, text in enumerate(self._columns["labels"]):
             labels = json.loads(text.as_py())
             for column, finding in enumerate(findings):
+                # Uncertain is not a third class: NaN takes part in neither loss nor metric.
                 labels_SF[row, column] = LABEL_VALUES.get(labels.get(finding), np.nan)
         return labels_SF

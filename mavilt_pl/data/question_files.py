@@ -17,6 +17,7 @@ from mavilt_pl.errors import Rejected, UserError
 
 NONE = "none"  # the answer if the file's list of answers is empty
 # "Which is it, A or B?": "which" and one comma, so that a list of three is not read as two.
+# Questions of the benchmark are generated from templates, so a few words are enough.
 _CHOICE = re.compile(
     r"(?:which|what|where)\b[^,:]*[,:]\s*([^,:]+) or ([^,:]+?)\s*\?", re.IGNORECASE
 )
@@ -102,6 +103,7 @@ def _parse_mimic_cxr_vqa(item: Any) -> tuple[str, Question]:
             f"study_id {str(study)[:40]!r}, question {str(question)[:80]!r}; expected both"
         )
     answer = _parse_answer(item)
+    # verify: yes or no; choose: one of two; query: a set of names (MIMIC-CXR-VQA's own terms).
     kind = item.get("semantic_type")
     candidates: tuple[str, ...] = ()
     if kind == "verify":
@@ -144,6 +146,7 @@ def _parse_medical_diff_vqa(row: Mapping[str, str]) -> tuple[str, Question]:
             f"study {row['study_id']!r}: a blank study_id, question or answer; expected all three"
         )
     topic = row["question_type"]
+    # The file does not say which questions are closed; the answer does.
     if answer.lower() in YES_NO:
         return row["study_id"], Question(question, answer.lower(), topic, YES_NO)
     return row["study_id"], Question(question, answer, topic)
@@ -159,6 +162,7 @@ def _read_items(path: Path, skipped: Counter[str]) -> Iterator[_Item]:
     is_table = path.name.endswith((".csv", ".csv.gz"))
     table = path if is_table else find_table(path, _DIFF_TABLE)
     if table is not None:
+        # Row 1 of the file is the header, so that a user finds the row in an editor.
         for number, row in enumerate(read_table(table, _DIFF_COLUMNS).to_dict("records"), 2):
             if row["question_type"] == "difference":
                 skipped["difference questions are not read: they need a second image"] += 1

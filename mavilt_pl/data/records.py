@@ -9,6 +9,7 @@ from typing import Literal, get_args
 
 Split = Literal["train", "val", "test"]
 View = Literal["PA", "AP", "LATERAL", "FRONTAL", "UNKNOWN"]
+# PA and AP differ by more than the label: the heart is larger on AP. So `View` keeps them apart.
 Side = Literal["frontal", "lateral"]  # the views that a model of several views distinguishes
 Label = Literal["present", "absent", "uncertain"]
 

@@ -48,6 +48,7 @@ def sections(text: str) -> dict[str, str]:
     """
     # The patterns know "\n" only, and a BOM would hide a heading at the start.
     text = re.sub(r"\r\n?", "\n", text.lstrip("\ufeff"))
+    # Before the preliminary report is dropped: `whole` is what the dataset has.
     whole = _collapse_spaces(_TITLE_LINE.sub("", text))
     text = _drop_preliminary(text)
     bodies: dict[str, list[str]] = {"findings": [], "impression": []}

@@ -130,6 +130,7 @@ class FSDPMixin:
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Shard the weights again after a validation."""
+        """Shard the weights again after a validation."""
         if self.is_sharded:
             for unit in self._units():
                 # The root stays gathered between forward and backward, as FSDP2's default has it.

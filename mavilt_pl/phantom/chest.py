@@ -10,7 +10,7 @@ import numpy as np
 
 from mavilt_pl.phantom.body import Body
 from mavilt_pl.phantom.findings import Finding
-from mavilt_pl.phantom.shapes import Array
+from mavilt_pl.phantom.shapes import Array, half_chord
 
 SIDES = ("left", "right")
 MM = 1 / 180  # one millimetre in units
@@ -67,9 +67,8 @@ class Chest:
             x: of the centre.
         """
         radius = (7 + 7.5 * finding.size) * MM
-        # The path of a ray through a sphere is 2·√(r² − d²).
         square = ((self.x - x) ** 2 + (self.y - self.height(finding)) ** 2) / radius**2
-        self.extra += (0.42 + 0.12 * finding.size) * np.sqrt(np.clip(1 - square, 0, 1))
+        self.extra += (0.42 + 0.12 * finding.size) * half_chord(square)
 
 
 def rib_bands(phase: Array, half_width: float) -> Array:

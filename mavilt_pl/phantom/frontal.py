@@ -22,7 +22,9 @@ from mavilt_pl.phantom.findings import Finding
 from mavilt_pl.phantom.shapes import (
     Array,
     blob,
+    bump,
     convex_polygon,
+    half_chord,
     smooth_curve,
     smooth_step,
     squared_distance,
@@ -91,7 +93,7 @@ class Frontal(Chest):
         across = (SIGN[side] * self.x - (outer + inner) / 2) / half
         edge = smooth_step(1 - np.abs(across), 0.14)
         # A superellipse: the lung is nearly as deep at its side as in the middle.
-        thickness = np.sqrt(np.clip(1 - across**4, 0, 1)) * edge
+        thickness = half_chord(across**4) * edge
         thin = 0.80 + 0.20 * np.clip(below / 0.40, 0, 1)  # less lung lies behind the clavicles
         above_diaphragm = smooth_step(self.base[side] - self.y, 0.035)
         below_apex = smooth_step(below - 0.03, 0.06)
@@ -124,7 +126,7 @@ class Frontal(Chest):
         # Between pleura and ribs there is only air, darker than lung.
         outside = smooth_step(x - edge, 0.02) * self.within(side)
         self.air[side] = self.air[side] * (1 + 0.42 * outside)
-        pleural_line = np.exp(-(((x - edge) / 0.014) ** 2))
+        pleural_line = bump((x - edge) / 0.014)
         self.extra += 0.10 * pleural_line * self.within(side)
         # The collapsed lung is denser.
         self.extra += 0.05 * smooth_step(edge - x, 0.05) * self.within(side) * finding.size
@@ -166,14 +168,17 @@ class Frontal(Chest):
         x, y = self.x, self.y
         if finding.kind == "pacemaker":
             cx, cy = PACEMAKER
-            can = (np.abs((x - cx) / 0.105) ** 4 + np.abs((y - cy) / 0.085) ** 4) ** 0.25
+            # A rectangle of 38 × 31 mm with round corners: the norm of the fourth power.
+            across, down = np.abs((x - cx) / 0.105), np.abs((y - cy) / 0.085)
+            can = (across**4 + down**4) ** 0.25
             lead = tube(x, y, smooth_curve(PACEMAKER_LEAD), 0.012)
             self.extra += 0.75 * smooth_step(1 - can, 0.15) + 0.36 * lead
         elif finding.kind == "central line":
             self.extra += 0.43 * tube(x, y, smooth_curve(CENTRAL_LINE), 0.017)
         else:  # a tube: its wall is dense, its lumen is air
             square = squared_distance(x, y, ENDOTRACHEAL_TUBE)
-            wall, lumen = np.exp(-square / 0.045**2), np.exp(-square / 0.020**2)
+            wall = np.exp(-square / 0.045**2)
+            lumen = np.exp(-square / 0.020**2)
             self.extra += 0.52 * wall - 0.36 * lumen
 
     def attenuation(self) -> Array:
@@ -201,14 +206,14 @@ class Frontal(Chest):
         """Thickness of the soft tissue, 1 in the middle: trunk, shoulders, neck, upper arms."""
         body, x, y = self.body, np.abs(self.x), self.y
         width = body.thorax + body.wall + 0.10 * smooth_step(y - 0.75, 0.4) * (body.wall > 0.11)
-        trunk = np.sqrt(np.clip(1 - (x / width) ** 8, 0, 1))
+        trunk = half_chord((x / width) ** 8)
         # Skin above the shoulder: the neck's side falls into the slope of the trapezius.
         trapezius = 0.16 * np.clip((x - 0.30) / 0.6, 0, 1.5) ** 2
-        neck = 0.26 * np.exp(-((x / 0.34) ** 4))
+        neck = 0.26 * bump(x / 0.34, 4)
         skin = -0.80 + trapezius - neck
         arms = [(0.88, -0.52), (1.02 + body.arm, 1.0)]
         # A round limb: its thickness along the ray is that of a circle.
-        limb = np.sqrt(np.clip(1 - squared_distance(x, y, arms) / 0.19**2, 0, 1))
+        limb = half_chord(squared_distance(x, y, arms) / 0.19**2)
         # Deltoid, pectoral muscle and axilla.
         girdle = smooth_step(x - 0.3, 0.1) * smooth_step(1.03 - x, 0.10)
         girdle = girdle * smooth_step(-0.05 - y, 0.45)
@@ -228,11 +233,12 @@ class Frontal(Chest):
         rise = 0.58 + 0.5 * (body.heart_width - 0.45)
         upper = np.clip((tip - y) / rise, 0, 1)
         ventricle = (1 - upper ** (1.3 + 0.6 * body.heart_slope)) ** 1.1
-        ventricle = ventricle * np.sqrt(np.clip(1 - (np.clip(y - tip, 0, None) / 0.26) ** 2, 0, 1))
+        below_tip = np.clip(y - tip, 0, None) / 0.26
+        ventricle = ventricle * half_chord(below_tip**2)
         atrium = np.clip(1 - ((y - middle) / 0.40) ** 2, 0, 1) ** 0.9
         vessels = 0.115 + 0.02 * smooth_step(-0.45 - y, 0.2)  # half width above the heart
-        knob = body.knob * np.exp(-(((y + 0.36) / 0.10) ** 2))
-        pulmonary_trunk = 0.055 * np.exp(-(((y + 0.14) / 0.13) ** 2))
+        knob = body.knob * bump((y + 0.36) / 0.10)
+        pulmonary_trunk = 0.055 * bump((y + 0.14) / 0.13)
         left = vessels + knob + pulmonary_trunk
         # Two thirds of the heart lie left of the midline. The widest points of both sides add up to
         # `width`, which makes the cardiothoracic ratio exact.
@@ -241,15 +247,15 @@ class Frontal(Chest):
         # From two borders to one shape, symmetric about its own centre at each height.
         centre, half = (left - right) / 2, (left + right) / 2
         across = np.abs(x - centre) / half
-        thickness = 0.62 + 0.38 * np.sqrt(np.clip(1 - across**2, 0, 1))
+        thickness = 0.62 + 0.38 * half_chord(across**2)
         return smooth_step(1 - across, 0.065 / half) * thickness
 
     def _spine(self) -> Array:
         """Vertebral bodies and discs, less the air of the trachea down to the carina."""
         # 0.135 units are 24 mm, about the height of a thoracic vertebra with its disc.
         disc = 0.5 + 0.5 * np.cos(2 * np.pi * (self.y / 0.135 + self.body.rib_phase))
-        column = np.exp(-((self.x / 0.080) ** 4)) * (0.06 + 0.035 * disc)
-        trachea = 0.11 * np.exp(-((self.x / 0.038) ** 2)) * smooth_step(-0.22 - self.y, 0.1)
+        column = bump(self.x / 0.080, 4) * (0.06 + 0.035 * disc)
+        trachea = 0.11 * bump(self.x / 0.038) * smooth_step(-0.22 - self.y, 0.1)
         return column - trachea
 
     def _breasts(self) -> Array:
@@ -280,7 +286,7 @@ class Frontal(Chest):
         front_ribs = 0.045 * rib_bands(in_front, 0.18) * smooth_step(x - 0.34, 0.10)
         ribs += front_ribs * smooth_step(y + 0.62, 0.15)
         # Along the wall the ribs turn and are seen end on.
-        wall = np.exp(-(((self._rib_cage() + 0.01 - x) / 0.03) ** 2))
+        wall = bump((self._rib_cage() + 0.01 - x) / 0.03)
         ribs += 0.05 * wall * smooth_step(y + 0.50, 0.2)
         return ribs * cage
 

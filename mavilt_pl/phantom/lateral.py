@@ -15,6 +15,8 @@ from mavilt_pl.phantom.findings import Finding
 from mavilt_pl.phantom.shapes import (
     Array,
     blob,
+    bump,
+    half_chord,
     smooth_curve,
     smooth_step,
     squared_distance,
@@ -45,7 +47,7 @@ class Lateral(Chest):
         # x of the inner sternum, of the vertebrae with their kyphosis, and of the lungs' back.
         self.front = 0.02 - (body.depth + 0.02) * np.sqrt(1 - (1 - below) ** 2) ** 1.2
         self.spine = body.depth - 0.16 * np.clip((-self.y - 0.15) / 0.7, 0, 1) ** 1.5
-        self.back = self.spine + BACK + 0.06 * np.exp(-(((self.y + 0.05) / 0.5) ** 2))
+        self.back = self.spine + BACK + 0.06 * bump((self.y + 0.05) / 0.5)
         self.base = {side: self._diaphragm(side) for side in SIDES}
         self.air = {side: self._lung(side) for side in SIDES}
 
@@ -93,7 +95,7 @@ class Lateral(Chest):
         edge = self.front + gap + 0.5 * gap * np.clip((-self.y - 0.15) / 0.6, 0, 1)
         free_air = smooth_step(edge - self.x, 0.02) * self.within()
         self.air[finding.side] = self.air[finding.side] * (1 + 0.60 * free_air)
-        pleural_line = np.exp(-(((self.x - edge) / 0.014) ** 2))
+        pleural_line = bump((self.x - edge) / 0.014)
         self.extra += 0.13 * pleural_line * self.within()
 
     def _consolidation(self, finding: Finding) -> None:
@@ -122,15 +124,16 @@ class Lateral(Chest):
         x, y, front = self.x, self.y, -self.body.depth
         if finding.kind == "pacemaker":
             # The can lies under the skin and is seen on its narrow side.
-            can = np.abs((x - front - 0.02) / 0.035) ** 4 + np.abs((y + 0.50) / 0.085) ** 4
-            can = can**0.25
+            across, down = np.abs((x - front - 0.02) / 0.035), np.abs((y + 0.50) / 0.085)
+            can = (across**4 + down**4) ** 0.25
             lead = smooth_curve([(front + 0.02, -0.56), *PACEMAKER_LEAD])
             self.extra += 0.75 * smooth_step(1 - can, 0.25) + 0.36 * tube(x, y, lead, 0.012)
         elif finding.kind == "central line":
             self.extra += 0.43 * tube(x, y, smooth_curve(CENTRAL_LINE), 0.017)
         else:  # a tube: its wall is dense, its lumen is air
             square = squared_distance(x, y, ENDOTRACHEAL_TUBE)
-            wall, lumen = np.exp(-square / 0.045**2), np.exp(-square / 0.020**2)
+            wall = np.exp(-square / 0.045**2)
+            lumen = np.exp(-square / 0.020**2)
             self.extra += 0.52 * wall - 0.36 * lumen
 
     def attenuation(self) -> Array:
@@ -156,10 +159,10 @@ class Lateral(Chest):
         body, x, y = self.body, self.x, self.y
         front = -(body.depth + 0.06 + body.wall) + 0.20 * np.clip((-0.45 - y) / 0.5, 0, 1)
         # `breast` is an attenuation; 2.2 turns it into a depth of 12 to 20 mm.
-        front = front - 2.2 * body.breast * np.exp(-(((y - 0.12) / 0.28) ** 2))
+        front = front - 2.2 * body.breast * bump((y - 0.12) / 0.28)
         back = body.depth + 0.22 + body.wall - 0.12 * np.clip((-0.35 - y) / 0.6, 0, 1)
         half = (back - front) / 2
-        trunk = np.sqrt(np.clip(1 - ((x - (back + front) / 2) / half) ** 6, 0, 1))
+        trunk = half_chord(((x - (back + front) / 2) / half) ** 6)
         # Raised arms put more tissue over the apices.
         shoulder = 0.18 * blob(x, y, 0.10, -0.85, 0.45, 0.26)
         return trunk + shoulder * trunk
@@ -176,13 +179,13 @@ class Lateral(Chest):
         # A rotation by 37 degrees: 0.6 and 0.8 are its sine and cosine.
         along, across = dx * 0.80 - dy * 0.60, dx * 0.60 + dy * 0.80
         square = (along / (half * 1.15)) ** 2 + (across / (half * 0.88)) ** 2
-        thickness = 0.45 + 0.55 * np.sqrt(np.clip(1 - square, 0, 1))
+        thickness = 0.45 + 0.55 * half_chord(square)
         return smooth_step(1 - square, 0.50) * thickness
 
     def _bones(self) -> Array:
         body, x, y = self.body, self.x, self.y
         bones = self._vertebrae() + self._ribs()
-        sternum = 0.14 * np.exp(-(((x - self.front + 0.03) / 0.025) ** 2))
+        sternum = 0.14 * bump((x - self.front + 0.03) / 0.025)
         sternum = sternum * smooth_step(y + 0.52, 0.08) * smooth_step(0.18 - y, 0.1)
         # Scapula, and the humerus of the raised arm.
         shoulder = 0.06 * tube(x, y, [(0.30, -0.80), (body.depth + 0.10, -0.22)], 0.05)
@@ -191,7 +194,7 @@ class Lateral(Chest):
 
     def _vertebrae(self) -> Array:
         disc = 0.5 + 0.5 * np.cos(2 * np.pi * (self.y / 0.135 + self.body.rib_phase))
-        column = np.exp(-(((self.x - self.spine) / 0.085) ** 4)) * (0.13 - 0.07 * disc)
+        column = bump((self.x - self.spine) / 0.085, 4) * (0.13 - 0.07 * disc)
         return column * (1 - 0.4 * smooth_step(self.y - 0.55, 0.4))
 
     def _ribs(self) -> Array:

@@ -267,6 +267,7 @@ def _encode(task: StudyTask, image: Array, name: str, view: Projection, date: in
         return encode_picture(image, ".jpg")
     from mavilt_pl.phantom.dicom import encode_dicom, variety
 
+    # The two images of a study are of different varieties.
     kind = variety(task.number + (view == "LATERAL"))
     return encode_dicom(image, kind, task.subject, task.study, name, view, date)
 
@@ -275,6 +276,7 @@ def _metadata(
     task: StudyTask, study: RenderedStudy, name: str, view: Projection, date: int
 ) -> dict[str, Any]:
     """The metadata row of one image, in the columns' order."""
+    # An AP image with a lateral was taken of a patient who could stand.
     procedure = "CHEST (PORTABLE AP)" if study.bedside else study.examination
     values = {
         "dicom_id": name,
@@ -285,6 +287,7 @@ def _metadata(
         "Rows": task.options.size,
         "Columns": task.options.size,
         "StudyDate": date,
+        # Hours of a working day; nothing depends on them.
         "StudyTime": f"{7 + task.number % 12:02d}{task.number % 60:02d}00.000",
         "ProcedureCodeSequence_CodeMeaning": procedure,
         "ViewCodeSequence_CodeMeaning": VIEW_CODE[view],
@@ -315,6 +318,7 @@ def _write_jpg_tables(root: Path, studies: list[StudyRows]) -> None:
     for study in studies:
         metadata += study.metadata
         splits += study.splits
+    # Both labellers agree here, since the findings are known.
     labels = [study.labels for study in studies]
     write_table(root / "mimic-cxr-2.0.0-metadata.csv.gz", metadata)
     write_table(root / "mimic-cxr-2.0.0-chexpert.csv.gz", labels)

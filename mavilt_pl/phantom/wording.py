@@ -84,9 +84,11 @@ def findings_text(findings: Sequence[Finding], rng: np.random.Generator) -> str:
     def sentence(name: str) -> str:
         if name in by_name:
             return _describe(by_name[name], rng)
+        # str: rng.choice returns numpy's own text type.
         return str(rng.choice(ABSENT[name]))
 
     sentences = [sentence("cardiomegaly")]
+    # It is never denied: reports name it only if it is there.
     if "hyperinflation" in by_name:
         sentences.append(sentence("hyperinflation"))
     # As radiologists do: one normal sentence for all, or each by itself once one is present.

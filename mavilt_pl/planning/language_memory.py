@@ -58,8 +58,10 @@ class Training:
     @property
     def new_tokens(self) -> int:
         """Rows that the vocabulary grows by: special tokens, codes, and tokens of views."""
-        views = len(VIEW_TOKENS) if self.batch.multi_view else 0
-        return len(SPECIAL_TOKENS) + self.batch.codebook_size + views
+        rows = len(SPECIAL_TOKENS) + self.batch.codebook_size
+        if self.batch.multi_view:
+            rows += len(VIEW_TOKENS)
+        return rows
 
     @property
     def added_weights(self) -> int:
@@ -162,8 +164,10 @@ def _activation_bytes(training: Training) -> int:
         layers = one_layer * transformer.num_layers
     # Output of the embedding, and input and output of the last norm.
     ends = positions * transformer.hidden_size * (2 * FLOAT32 + matmul_bytes)
-    # A bool and a float32 for each pair of positions.
-    mask = batch.batch_size * batch.reading_length**2 * (FLOAT32 + 1) if masked else 0
+    mask = 0
+    if masked:
+        # A bool and a float32 for each pair of positions.
+        mask = batch.batch_size * batch.reading_length**2 * (FLOAT32 + 1)
     # Autocast caches its copies of trained weights until the forward pass ends. Copies of fixed
     # weights live only as long as a saved tensor refers to them, which checkpointing avoids.
     copies = 0
@@ -180,7 +184,9 @@ def _logit_bytes(training: Training) -> int:
     `language.chunked_cross_entropy`.
     """
     transformer, batch = training.transformer, training.batch
-    limit = CHUNK if training.hardware.device == "cpu" else CHUNK * ACCELERATOR_CHUNKS
+    limit = CHUNK
+    if training.hardware.device == "gpu":
+        limit = CHUNK * ACCELERATOR_CHUNKS
     # The loss of a text is normalised over the old vocabulary and <end>.
     text_rows = transformer.vocab_size + 1
     targets_and_rows = (

@@ -90,6 +90,7 @@ class Memory:
     @property
     def forward(self) -> int:
         """Bytes at the end of the forward pass."""
+        # Gradients of the step before are freed by then (`zero_grad` sets them to None).
         persistent = self.weights + self.optimizer + self.reference
         return persistent + self.gathered + self.activations + self.logits
 

@@ -49,6 +49,7 @@ def stage_name(settings: Namespace) -> str:
     Raises:
         UserError: another module is configured.
     """
+    # `mavilt_pl.Stage1` and `mavilt_pl.language.Stage1` are the same class.
     name = settings.model.class_path.rpartition(".")[2]
     if name not in STAGES:
         raise UserError(f"{name} cannot be planned for; expected {', '.join(STAGES)}")
@@ -61,6 +62,7 @@ def language_options(settings: Namespace) -> tuple[ModelOptions, TuningOptions, 
     Raises:
         UserError: a value is out of range, as `mavilt fit` would say.
     """
+    # Through the same checks as in training, so that a plan is not made for what would be refused.
     groups = settings.model.init_args.as_dict()
     model = as_options(ModelOptions, groups["model"], "model")
     tuning = as_options(TuningOptions, groups["tuning"], "tuning")

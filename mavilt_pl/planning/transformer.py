@@ -104,7 +104,9 @@ class Transformer:
         output_widths = [outputs for _, outputs in self.projections]
         if self.kind == "gated":
             norms = (2 * self.num_layers + 1) * D
-            biases = sum(output_widths[:3]) if self.qkv_bias else 0
+            biases = 0
+            if self.qkv_bias:
+                biases = sum(output_widths[:3])
         else:
             # A layer norm has a bias too, and so does every linear layer.
             norms = (2 * self.num_layers + 1) * 2 * D
@@ -140,8 +142,11 @@ class Transformer:
         if self.kind == "gated":
             Q = self.query_width
             K = Q if masked else self.key_width
-            # Per norm the residual before it, and for the norm's weight what was normalised.
-            kept = 2 * D * R * (2 if full else 1)
+            # The residual before each of the two norms.
+            kept = 2 * D * R
+            if full:
+                # What was normalised, for the gradient of the norm's weight.
+                kept += 2 * D * R
             # Query and mixed values; key and value; gate, its SiLU, and up.
             kept += A * (2 * Q + 2 * K + 3 * inner)
         elif self.kind == "gpt2":

@@ -56,8 +56,9 @@ def plan_vqgan(
     phi_weights, phi_activations = _phi(settings, image_size)
     saved += phi_activations
     codebook = quantizer["codebook_size"] * quantizer["code_dim"]
-    # Autocast's copies of the weights.
-    copies = 2 * trained if hardware.precision == "bf16-mixed" else 0
+    copies = 0
+    if hardware.precision == "bf16-mixed":
+        copies = 2 * trained  # autocast's bfloat16 copies of the weights
     return Memory(
         parameters=trained + phi_weights + codebook,
         trained=trained,
@@ -145,8 +146,10 @@ def _discriminator_activations(shape: Mapping[str, Any], side: int) -> int:
     side //= 2
     for number in range(1, layers + 1):
         width = channels * min(2**number, 8)
-        # All layers but the last halve the side; a kernel of 4 with padding 1 takes one pixel off.
-        side = side // 2 if number < layers else side - 1
+        if number < layers:
+            side //= 2
+        else:
+            side -= 1  # at stride 1, a kernel of 4 with padding 1 takes one pixel off
         saved += 3 * width * side**2
     return saved
 

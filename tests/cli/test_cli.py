@@ -110,7 +110,7 @@ def test_unknown_config_and_misspelt_key(
     assert "batchsize" in said
 
 
-def test_a_device_that_is_not_there_is_told(
+def test_a_missing_device_is_reported(
     capsys: pytest.CaptureFixture[str],
     corpus_path: Path,
     tmp_path: Path,

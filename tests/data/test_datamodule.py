@@ -174,7 +174,7 @@ def test_questions_without_reports_are_asked(mimic_root: Path, tmp_path: Path) -
         module(corpus, tokens=tokens, batch_kind="pairs").train_dataloader()
 
 
-def test_how_many_are_left_out_is_told(
+def test_skipped_studies_are_counted_in_a_warning(
     corpus_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ten of 43 training studies lose their text; without questions they are skipped."""
@@ -200,7 +200,7 @@ def test_how_many_are_left_out_is_told(
         )
 
 
-def test_the_image_is_one_of_the_wanted_views(tmp_path: Path) -> None:
+def test_the_image_is_one_of_the_requested_views(tmp_path: Path) -> None:
     """Studies with a frontal and a lateral image: `views` says which is the study's image."""
     raw, out = str(tmp_path / "raw"), tmp_path / "corpus"
     assert main(["phantom", "mimic", raw, "--studies", "8", "--size", "40", "--laterals", "1"]) == 0
@@ -245,7 +245,7 @@ def test_mixing_by_weight_and_ranks_that_do_not_overlap() -> None:
     assert list(later) == ranks[0][5:]
 
 
-def test_a_loader_goes_on_where_it_was(corpus_path: Path) -> None:
+def test_a_loader_continues_at_its_position(corpus_path: Path) -> None:
     whole = [b["patient"] for b in module(corpus_path).train_dataloader()]
     first, second = module(corpus_path).train_dataloader(), module(corpus_path).train_dataloader()
     taken = iter(first)

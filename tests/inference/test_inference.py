@@ -158,8 +158,9 @@ def test_texts_that_are_cut_are_named(
         (["ask", str(images[0]), "Where?", long], "question 2"),
     ):
         assert main([*words, *runs]) == 0
-        lines = capsys.readouterr().err.splitlines()
-        printed = [line for line in lines if line.startswith("mavilt:")]
+        printed = [
+            line for line in capsys.readouterr().err.splitlines() if line.startswith("mavilt:")
+        ]
         assert len(printed) == 1 and printed[0].startswith(f"mavilt: {named}: its 4")
         assert printed[0].endswith("tokens were truncated to max_text_tokens = 96")
 
@@ -330,7 +331,7 @@ def test_an_export_is_plain_hugging_face(chain: Path, runs: list[str], tmp_path:
         (["report", "absent.png", "--backbone", "absent"], "absent"),
     ],
 )
-def test_what_cannot_be_is_told(
+def test_impossible_inputs_are_refused(
     words: list[str],
     said: str,
     chain: Path,

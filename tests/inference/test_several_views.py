@@ -277,7 +277,7 @@ def test_both_images_of_a_study_are_read(
         (["report", "a.png", "--lateral", "c.png"], "a.png: the file is missing"),
     ],
 )
-def test_views_that_cannot_be_are_told(
+def test_impossible_views_are_refused(
     words: list[str],
     said: str,
     chain: Path,

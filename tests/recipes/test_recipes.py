@@ -1,4 +1,4 @@
-"""`mavilt run`: skips what is done, redoes what is stale, goes on after a kill."""
+"""`mavilt run`: skips what is done, redoes what is stale, continues after a kill."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_mistakes_in_a_recipe_are_named(tmp_path: Path, capsys: pytest.CaptureFi
 
 @pytest.mark.slow
 @pytest.mark.parametrize("after", [2.5, 4.0])
-def test_killed_anywhere_it_goes_on_to_the_same_end(tmp_path: Path, after: float) -> None:
+def test_killed_anywhere_it_ends_the_same(tmp_path: Path, after: float) -> None:
     command = [
         sys.executable,
         "-m",
@@ -279,7 +279,7 @@ def test_the_ablation_walks_to_its_page(tmp_path: Path) -> None:
     assert (tmp_path / "tokenizers" / "compare.html").exists()
 
 
-def test_a_recipe_goes_on_after_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_recipe_extends_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first, second = recipe(tmp_path / "first.yaml"), tmp_path / "second.yaml"
     content = yaml.safe_load(first.read_text())
     content["params"] = {"size": 32, "sized": "--size {size}"}

@@ -161,7 +161,7 @@ def test_where_all_are_damaged_nothing_is_trained(
 
 
 @pytest.mark.slow
-def test_saved_while_training_goes_on(
+def test_saved_in_the_background(
     trained: Path, corpus_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first save is written only when the second step is made; what is saved is the first step

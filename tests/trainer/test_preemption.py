@@ -53,7 +53,7 @@ def signalled(monkeypatch: pytest.MonkeyPatch, at: dict[int, signal.Signals]) ->
 
 
 @pytest.mark.slow
-def test_broken_off_by_signals_and_gone_on_by_the_same_command(
+def test_interrupted_by_signals_and_resumed_by_the_same_command(
     corpus_path: Path,
     tmp_path: Path,
     queue: Path,
@@ -89,7 +89,7 @@ def test_broken_off_by_signals_and_gone_on_by_the_same_command(
 
 
 @pytest.mark.slow
-def test_where_requeueing_fails_it_is_told_and_nothing_is_lost(
+def test_a_failed_requeue_is_reported_and_nothing_is_lost(
     corpus_path: Path,
     tmp_path: Path,
     queue: Path,
@@ -139,16 +139,16 @@ def test_a_task_of_an_array_is_named_as_such(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("verb", ["tokenize", "prepare", "reading", "test"])
-def test_a_step_that_is_no_training_goes_back_where_it_goes_on(
+def test_other_steps_are_requeued_if_they_can_resume(
     tmp_path: Path,
     queue: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     verb: str,
 ) -> None:
-    """A command that finishes piece by piece is requeued.
+    """Work in shards is queued again.
 
-    One that would start from nothing, and meet its limit again, is not: a test, and a corpus whose
+    What would start from nothing, and meet its limit again, is not: a test, and a corpus whose
     tables are still being read.
     """
 

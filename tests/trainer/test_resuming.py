@@ -1,4 +1,6 @@
-"""Interrupted anywhere and resumed: the same weights and order of studies, one whole history."""
+"""Interrupted anywhere and resumed: the same weights and order of studies, one history without
+gap or overlap.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,7 @@ def drawn(loaders: list[ResumableLoader], batches: int | None = None) -> list[in
 
 @pytest.mark.parametrize("before", [(1, 6), (2, 3), (3, 4)])
 @pytest.mark.parametrize("after", [(1, 5), (2, 6), (4, 2)])
-def test_another_number_of_ranks_goes_on_at_the_same_item(
+def test_another_number_of_ranks_continues_at_the_same_item(
     before: tuple[int, int], after: tuple[int, int]
 ) -> None:
     (world, batch), (later, other) = before, after
@@ -63,7 +65,7 @@ SEVEN = ["--trainer.max_steps=7", "--data.batch_size=8", "--checkpoint_keep=9"]
 def whole(
     request: pytest.FixtureRequest, corpus_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, list[str]]:
-    """7 steps, never interrupted; 5 are an epoch. Validated after each 3, so within an epoch, or
+    """7 steps, uninterrupted; 5 are an epoch. Validated after each 3, so within an epoch, or
     after each epoch.
     """
     out, more = (
@@ -76,7 +78,7 @@ def whole(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("step", [3, 5, 6])
-def test_going_on_from_any_step_is_as_never_broken_off(
+def test_resuming_from_any_step_equals_an_uninterrupted_run(
     whole: tuple[Path, list[str]], corpus_path: Path, tmp_path: Path, step: int
 ) -> None:
     """In the middle of an epoch, before a validation, at the epoch's end; with a history that had
@@ -119,12 +121,12 @@ def test_augmented_images_of_workers_go_on_too(corpus_path: Path, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_stage1_goes_on_from_any_step(chain: Path, corpus_path: Path, tmp_path: Path) -> None:
-    """Lightning steps its optimizer, and its metrics are logged after the save."""
+def test_stage1_resumes_from_any_step(chain: Path, corpus_path: Path, tmp_path: Path) -> None:
+    """Lightning steps its optimizer, and logs its metrics after the save."""
     more = ["--trainer.max_steps=4", "--checkpoint_keep=9", "--trainer.limit_val_batches=1"]
     whole = tmp_path / "whole"
     assert main(stage1(chain, corpus_path, whole, *more)) == 0
-    for step in (2, 3, 4):  # at the last nothing is left to do but to tell of it
+    for step in (2, 3, 4):  # after the last, only its metrics remain to be logged
         out = tmp_path / str(step)
         (out / "checkpoints").mkdir(parents=True)
         shutil.copy(whole / f"checkpoints/step={step}.ckpt", out / "checkpoints/last.ckpt")
@@ -136,9 +138,8 @@ def test_stage1_goes_on_from_any_step(chain: Path, corpus_path: Path, tmp_path: 
 
 @pytest.mark.slow
 def test_the_last_validation_is_made_up_for(corpus_path: Path, tmp_path: Path) -> None:
-    """Interrupted between the last step and its validation.
-
-    A third time there is nothing to do, and nothing is lost.
+    """Interrupted between the last step and its validation; a third time there is nothing to do, and
+    nothing is lost.
     """
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert main(vqgan(corpus_path, whole, "--trainer.max_steps=3")) == 0
@@ -159,7 +160,7 @@ def test_the_last_validation_is_made_up_for(corpus_path: Path, tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_what_was_told_before_the_first_save_is_not_told_twice(
+def test_steps_before_the_first_save_are_not_logged_twice(
     corpus_path: Path, tmp_path: Path
 ) -> None:
     words = vqgan(corpus_path, tmp_path, "--trainer.max_steps=2", "--ckpt_path=last")

@@ -65,7 +65,7 @@ def test_the_terminal_counts_the_steps_of_the_run_and_says_where_it_lies(
         assert said.endswith(f"{steps} steps: {tmp_path}/checkpoints/last.ckpt\n")
 
 
-def test_a_folder_that_cannot_be_written_is_told(
+def test_an_unwritable_folder_is_reported(
     corpus_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("")
@@ -78,7 +78,7 @@ def test_a_folder_that_cannot_be_written_is_told(
 
 
 @pytest.mark.slow
-def test_checkpoints_that_cannot_be_written_are_told_before_the_first_step(
+def test_unwritable_checkpoints_are_reported_before_the_first_step(
     corpus_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "checkpoints").write_text("a file where the folder should be")

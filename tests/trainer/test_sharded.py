@@ -33,7 +33,7 @@ def test_shards_learn_what_ddp_learns_and_go_on(
     chain: Path, corpus_path: Path, tmp_path: Path
 ) -> None:
     """Six steps on two ranks, of which now and then one alone has a plain text to read, with drift
-    and clipping and a validation in between. The run goes on from its third step in shards to the
+    and clipping and a validation in between. The run continues from its third step in shards to the
     same bits, and with DDP to the same losses.
     """
     more = [

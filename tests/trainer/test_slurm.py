@@ -177,7 +177,7 @@ def test_a_rank_that_fails_ends_its_job_and_those_that_wait_for_it(
     assert slurm.wait(jobs["later"], "CANCELLED", "RUNNING", "COMPLETED") == "CANCELLED"
 
 
-def test_a_wrong_partition_is_told_by_slurm_in_one_message(
+def test_a_wrong_partition_is_reported_in_one_message(
     slurm: Slurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = [

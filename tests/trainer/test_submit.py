@@ -175,7 +175,7 @@ def test_the_jobs_do_the_steps_and_done_ones_are_not_submitted(
     assert capsys.readouterr().err.count("done before") == 2
 
 
-def test_no_slurm_and_a_wrong_partition_are_told(
+def test_no_slurm_and_a_wrong_partition_are_reported(
     tmp_path: Path,
     cluster: Path,
     capsys: pytest.CaptureFixture[str],

@@ -54,6 +54,7 @@ def read(root: Path, reject: Reject, valid: str = "val") -> Iterator[Study]:
     """
     if valid not in ("val", "test"):
         raise UserError(f"option valid is {valid!r}; expected val or test")
+    # The official test set is distributed apart from these two.
     for stem, split in (("train", "train"), ("valid", valid)):
         rows = load_table(root, stem, COLUMNS, key=("Path",))
         yield from _read_studies(rows, stem, cast(Split, split), root, reject)
@@ -69,6 +70,7 @@ def _read_studies(
             reject("", path, "read", f"{stem}: {_wrong_path(root, path)}")
         else:
             matches[path] = match
+    # Without rows that no study can be made of, before rows are grouped by study.
     rows = rows[rows["Path"].isin(matches)]
     names = []
     for path in rows["Path"]:

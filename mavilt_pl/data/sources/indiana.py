@@ -67,6 +67,7 @@ def read(root: Path, reject: Reject, reports: str | None = None) -> Iterator[Stu
     splits = _r2gen_splits(annotation)
     missing = dict.fromkeys(splits)
     for file, data in _xml_files(root, reports):
+        # Known before the XML is read, so that a damaged report can be named.
         number = Path(file).stem
         try:
             # defusedxml refuses entities, which could expand without end or read local files.
@@ -92,6 +93,7 @@ def read(root: Path, reject: Reject, reports: str | None = None) -> Iterator[Stu
             source="indiana",
             patient=name,
             study=name,
+            # Without R2Gen's file the same split as from Kaggle's tables: both hash `CXR<number>`.
             split=splits.get(name) or hash_split("indiana", name),
             images=tuple(images),
             findings=texts.get("FINDINGS", ""),
@@ -157,6 +159,7 @@ def _study_name(tree: Element, number: str) -> str:
 
 def _texts(tree: Element) -> dict[str, str]:
     """The report's sections by label; several parts of one label are joined."""
+    # A dict keeps the order of the report, which `join_sections` relies on.
     texts: dict[str, str] = {}
     for part in tree.iter("AbstractText"):
         label = part.attrib.get("Label", "")
@@ -173,6 +176,7 @@ def _image(root: Path, number: str, key: str, views: Mapping[str, View]) -> Imag
         )
     dicom = path_inside(root, f"{number}/{image_stem(key)}.dcm")
     png = path_inside(root / "NLMCXR_png", f"{key}.png")
+    # DICOM first: it has the full depth, the PNG eight bits.
     path = dicom if dicom.exists() else png
     return Image(path, views.get(image_stem(key), "UNKNOWN"), key)
 

@@ -60,6 +60,7 @@ def read(
             f"option tables: {table_folder} holds no {SPLIT_TABLE}.csv.gz; expected "
             "MIMIC-CXR-JPG's tables"
         )
+    # Before the long tables are read.
     check_labeller(labels)
     rows = load_table(root, "cxr-record-list", RECORD_COLUMNS, key=("dicom_id",))
     listed = load_table(root, "cxr-study-list", STUDY_COLUMNS, key=("study_id",))
@@ -75,6 +76,7 @@ def read(
         dict(zip(listed["study_id"], listed["path"])),
     )
     yield from studies(rows, root, reject, study_tables)
+    # Counted as rejected, so that read = kept + rejected holds for the studies of the release.
     without_image = listed[~listed["study_id"].isin(rows["study_id"])]
     for row in without_image.to_dict("records"):
         reject(row["study_id"], row["path"], "read", "cxr-record-list names no image of this study")

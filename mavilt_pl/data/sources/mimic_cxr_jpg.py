@@ -138,6 +138,7 @@ def _archive_reader(path: Path) -> ReadReport:
 def view_table(root: Path) -> dict[str, tuple[str, ...]]:
     """dicom_id → ViewPosition, and the meaning of the view code in case that is blank."""
     rows = load_table(root, METADATA_TABLE, ("dicom_id", "ViewPosition"), key=("dicom_id",))
+    # A table without the second column is read as if it said the same as the first.
     meanings = rows.get("ViewCodeSequence_CodeMeaning", rows["ViewPosition"])
     return dict(zip(rows["dicom_id"], zip(rows["ViewPosition"], meanings)))
 

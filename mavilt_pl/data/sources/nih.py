@@ -71,6 +71,7 @@ def read(root: Path, reject: Reject) -> Iterator[Study]:
             reject(key, name, "read", str(reason))
             continue
         # Either list is enough: what is not in the test list trains or validates.
+        # By patient, not by image: many patients have several images.
         split: Split = hash_split("nih", patient)
         if name in test:
             split = "test"
@@ -94,6 +95,7 @@ def _read_list(root: Path, name: str) -> set[str]:
 def _find_images(root: Path) -> dict[str, Path]:
     files = {}
     for folder in sorted(root.glob("images*")):
+        # Twelve folders in the official download; a name is in one of them only.
         for path in folder.rglob("*.png"):
             files[path.name] = path
     if not files:

@@ -83,6 +83,7 @@ def _read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
             # a quote that is never closed.
             lines = csv.reader(io.TextIOWrapper(file, "utf-8-sig", newline=""), strict=True)
             header = [name.strip() for name in next(lines, [])]
+            # Blank lines at the end of a file are no rows.
             fields = [line for line in lines if line]
     except (OSError, EOFError, UnicodeError, csv.Error, zlib.error) as error:
         raise UserError(
@@ -118,6 +119,7 @@ def group_rows(rows: pd.DataFrame, *key: str) -> Iterator[list[dict[str, str]]]:
     positions: dict[tuple[str, ...], list[int]] = {}
     for position, values in enumerate(zip(*(rows[column] for column in key))):
         positions.setdefault(values, []).append(position)
+    # One array of all cells: indexing it by row is much cheaper than a DataFrame's rows.
     columns, cells = list(rows.columns), rows.to_numpy()
     for group in positions.values():
         yield [dict(zip(columns, cells[position])) for position in group]

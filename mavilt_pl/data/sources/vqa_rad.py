@@ -30,6 +30,7 @@ def read(root: Path, reject: Reject) -> Iterator[Study]:
         UserError: the list or the folder is missing or damaged.
     """
     file, folder = _find_files(root)
+    # An image is a study here: the dataset does not say which images share a patient.
     for name, items in _group_items(file, reject).items():
         study = Path(name).stem
         try:
@@ -76,6 +77,7 @@ def _group_items(file: Path, reject: Reject) -> dict[str, list[dict[str, Any]]]:
 
 
 def _text(item: Mapping[str, Any], key: str) -> str:
+    # A number, or a missing value, becomes a text too.
     return str(item.get(key) or "").strip()
 
 
