@@ -42,11 +42,9 @@ class VQGAN(LightningModule):
     Args:
         autoencoder: arguments of `Autoencoder`.
         quantizer: arguments of `Quantizer` (all but `latent_dim`).
-        encoder: weights of φ; required by lambda_feat, lambda_finding, finding_weight and
-            clinical_input.
+        encoder: weights of φ; required by the clinical terms (the keys below but lambda_grad).
         encoder_kind: classifier | torchxrayvision | huggingface.
-        lambda_grad: λ_grad, 1.0; no chest-radiograph source exists (swept 0.1 to 10 in the paper's
-            family).
+        lambda_grad: λ_grad; no chest-radiograph source exists (sweep 0.1 to 10).
         lambda_feat: λ_feat on φ's feature maps; its scale depends on φ's: 3 for our classifier
             (EXPERIMENTS.md), 100 on pooled torchxrayvision features in LLM-CXR (arXiv 2305.11490).
         lambda_finding: weight of the cross-entropy between φ's findings on x and on x̂, the part of

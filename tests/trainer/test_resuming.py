@@ -138,8 +138,9 @@ def test_stage1_resumes_from_any_step(chain: Path, corpus_path: Path, tmp_path: 
 
 @pytest.mark.slow
 def test_the_last_validation_is_made_up_for(corpus_path: Path, tmp_path: Path) -> None:
-    """Interrupted between the last step and its validation; a third time there is nothing to do, and
-    nothing is lost.
+    """Interrupted between the last step and its validation.
+
+    A third time there is nothing to do, and nothing is lost.
     """
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert main(vqgan(corpus_path, whole, "--trainer.max_steps=3")) == 0
