@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 
 from mavilt_pl.cli.model_arguments import (
+    IMAGE_SUFFIXES,
     add_images,
     add_model,
     image_record,
@@ -31,6 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print an answer for each question."""
+    for question in args.questions:
+        # A second image would be read as a question and answered with nonsense.
+        if Path(question).suffix.lower() in IMAGE_SUFFIXES or Path(question).is_file():
+            raise UserError(
+                f"{question}: found an image among the questions; expected one image and its "
+                "questions: run the command once for each image"
+            )
     answers = _split_answers(args.answers)
     (study,) = pair_views([args.image], [args.lateral] if args.lateral else [])
     replies = load_model(args).ask(study, args.questions, answers, args.seed)

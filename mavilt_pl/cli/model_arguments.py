@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from mavilt_pl.data.radiograph import Fit
 
 
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
+
+
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Arguments that name the model."""
     parser.add_argument(
@@ -45,6 +48,27 @@ def add_images(parser: argparse.ArgumentParser) -> None:
         "--seed", type=int, default=0, help="of sampled text (sampling.text; default 0)"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
+
+
+def expand_folders(images: Sequence[str]) -> list[str]:
+    """The images, with each folder replaced by the images in it, sorted by name.
+
+    Raises:
+        UserError: a folder holds no image.
+    """
+    expanded: list[str] = []
+    for image in images:
+        if not Path(image).is_dir():
+            expanded.append(image)
+            continue
+        # By their names: a folder also holds reports and tables.
+        inside = sorted(str(p) for p in Path(image).iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+        if not inside:
+            raise UserError(
+                f"{image}: found a folder without any {', '.join(IMAGE_SUFFIXES)}; name the images"
+            )
+        expanded += inside
+    return expanded
 
 
 def pair_views(images: Sequence[str], laterals: Sequence[str]) -> list[Any]:

@@ -80,11 +80,15 @@ def _read(path: Path, min_side: int | None = None) -> GreyImage:
         path: of a DICOM, PNG or JPEG file.
         min_side: pixels along the shorter side that are enough; None for the full size.
     """
+    # A pipe would keep the reader waiting, and a device never ends.
+    if path.exists() and not path.is_file():
+        kind = "a folder" if path.is_dir() else "no regular file"
+        raise Rejected(f"{path} is {kind}; expected a DICOM, PNG or JPEG file")
     try:
         # Warnings are of files that bend the standard: what matters is refused or read.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            if path.suffix.lower() in DICOM_SUFFIXES:
+            if _is_dicom(path):
                 grey = read_dicom(path)
             else:
                 grey = _read_picture(path, min_side)
@@ -98,6 +102,16 @@ def _read(path: Path, min_side: int | None = None) -> GreyImage:
             f"{path}: not readable ({type(error).__name__}: {str(error)[:120]})"
         ) from None
     return grey.with_window(path)
+
+
+def _is_dicom(path: Path) -> bool:
+    """Whether a file is DICOM by its name, or by the four letters after its preamble."""
+    if path.suffix.lower() in DICOM_SUFFIXES:
+        return True
+    # Scanners also write .ima and .dic, and the last part of a UID looks like a suffix.
+    with path.open("rb") as file:
+        file.seek(128)
+        return file.read(4) == b"DICM"
 
 
 def _read_picture(path: Path, min_side: int | None) -> GreyImage:

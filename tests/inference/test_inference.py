@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,33 @@ def test_reports_and_answers(
     )
     assert main(["ask", str(images[0]), question, *runs]) == 0
     assert capsys.readouterr().out.startswith(question)
+
+
+def test_one_bad_file_costs_one_report(
+    runs: list[str], images: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A damaged file, a pipe and a file without an image are named; the others get a report."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number, image in enumerate(images):
+        (folder / f"{number}.jpg").write_bytes(image.read_bytes())
+    (folder / "1a.png").write_bytes(b"no image")
+    os.mkfifo(folder / "1b.png")
+    (folder / "table.csv").write_text("a,b")
+    assert main(["report", *map(str, images), "--json", *runs]) == 0
+    expected = [json.loads(line)["report"] for line in capsys.readouterr().out.splitlines()]
+
+    assert main(["report", str(folder), "--json", *runs]) == 1
+    printed = capsys.readouterr()
+    rows = [json.loads(line) for line in printed.out.splitlines()]
+    names = [Path(row["image"]).name for row in rows]
+    assert names == ["0.jpg", "1.jpg", "1a.png", "1b.png", "2.jpg"]
+    assert [row["report"] for row in rows if "report" in row] == expected
+    assert "1a.png" in rows[2]["error"] and "no regular file" in rows[3]["error"]
+    assert "2 of 5 without a report" in printed.err
+
+    assert main(["ask", str(images[0]), str(images[1]), "Is there edema?", *runs]) == 1
+    assert "found an image among the questions" in capsys.readouterr().err
 
 
 def test_what_is_drawn_says_so_and_depends_on_text_and_seed_alone(
