@@ -1,11 +1,11 @@
-"""What a GPU makes of a stage: model FLOPs utilisation of a step, and images drawn per second,
-plain and as a CUDA graph.
+"""What a GPU makes of a stage: model FLOPs utilisation of a step, and images generated a second.
 
-python benchmarks/gpu.py                                              # 1.2 B parameters, on one GPU
-of 80 GB python benchmarks/gpu.py --width 64 --layers 2 --batch 2 --images 2 --device cpu  # whether
-it runs at all
+    python benchmarks/gpu.py
+        1.2 B parameters, on one GPU of 80 GB
+    python benchmarks/gpu.py --width 64 --layers 2 --batch 2 --images 2 --device cpu
+        whether it runs at all
 
-A step is Stage 1's as it is trained: float32 weights, bf16 autocast, drift, clipping, AdamW; both
+A step is Stage 1's as it is trained: float32 weights, bf16 autocast, L2-SP, clipping, AdamW; both
 directions of each pair, about 400 positions a sequence. Its FLOPs are the model's (arXiv
 2204.02311, appendix B): 6 a weight and position that is no padding, 12 L D T a position of
 attention, and 6 D a row of the head that a target meets.
@@ -20,116 +20,108 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from language import CODES, GRID, TEXT, backbone
-from torch import Tensor
+import transformers
+from small_stage import TEXT, build_stage, long_reports, total_loss, write_inputs
 
-from mavilt_pl.language import Stage1
+from mavilt_pl.language import Stage1, TuningOptions
+
+WARM_UP = 3
 
 
-def seconds(way: Callable[[], Any], device: torch.device, rounds: int) -> float:
-    """Median of `rounds`, after three to warm up."""
+def median_seconds(way: Callable[[], Any], device: torch.device, rounds: int) -> float:
+    """Median of `rounds`, after `WARM_UP` more."""
     times = []
-    for turn in range(rounds + 3):
+    for round_number in range(rounds + WARM_UP):
         if device.type == "cuda":
             torch.cuda.synchronize()
         start = time.perf_counter()
         way()
         if device.type == "cuda":
             torch.cuda.synchronize()
-        if turn >= 3:
+        if round_number >= WARM_UP:
             times.append(time.perf_counter() - start)
     return statistics.median(times)
 
 
-def product(device: torch.device) -> float:
+def matrix_product_rate(device: torch.device) -> float:
     """FLOP/s of a bf16 matrix product, the most that any step could have here."""
     side = 8192 if device.type == "cuda" else 512
     a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
-    return 2 * side**3 / seconds(lambda: a @ b, device, 10)
+    return 2 * side**3 / median_seconds(lambda: a @ b, device, 10)
 
 
-def flops(module: Stage1, groups: list[Any]) -> tuple[float, int, int]:
-    """FLOPs of a step forward and back, the positions that are no padding, and the targets."""
-    config, v = module.model.config, module.vocabulary
-    body = (
-        sum(p.numel() for p in module.body.parameters())
-        - module.model.get_input_embeddings().weight.numel()
-    )
+def count_flops(module: Any, packed: list[Any]) -> tuple[float, int, int]:
+    """FLOPs of a step forward and backward, the positions without padding, and the targets."""
+    model, vocabulary = module.model, module.model.vocabulary
+    config = model.backbone.config
+    layers, width = config.num_hidden_layers, config.hidden_size
+    body = sum(parameter.numel() for parameter in model.transformer.parameters())
+    body -= model.backbone.get_input_embeddings().weight.numel()
     total, positions, targets = 0.0, 0, 0
-    for packed in groups:
-        lengths = [
-            int(packed.column_M[packed.row_M == row].max()) + 2 for row in range(len(packed.ids_BT))
-        ]
-        positions += sum(lengths)
-        targets += len(packed.target_M)
-        total += sum(
-            6 * body * n + 12 * config.num_hidden_layers * config.hidden_size * n * n
-            for n in lengths
-        )
-        image = int(packed.image_M.sum())
-        total += (
-            6
-            * config.hidden_size
-            * (image * v.codes + (len(packed.image_M) - image) * (v.text + 1))
-        )
+    for group in packed:
+        for row in range(len(group.ids_BT)):
+            length = int(group.column_M[group.row_M == row].max()) + 2
+            positions += length
+            total += 6 * body * length + 12 * layers * width * length**2
+        images = int(group.is_image_M.sum())
+        texts = len(group.is_image_M) - images
+        head_rows = images * vocabulary.codebook_size + texts * (vocabulary.end + 1)
+        total += 6 * width * head_rows
+        targets += len(group.target_M)
     return total, positions, targets
 
 
 def main(args: argparse.Namespace) -> None:
+    """Print the rates of a step and of generation."""
     device = torch.device(args.device)
+    tuning = TuningOptions(gradient_checkpointing=args.gradient_checkpointing)
     with tempfile.TemporaryDirectory() as folder:
-        backbone(Path(folder), args.width, args.layers, heads=max(args.width // 128, 1))
-        settings: dict[str, Any] = {
-            "condition_dropout": 0.0,
-            "gradient_checkpointing": args.gradient_checkpointing,
-        }
-        module = Stage1(str(Path(folder) / "backbone"), str(Path(folder) / "tokens"), **settings)
-    size = sum(p.numel() for p in module.parameters())
+        write_inputs(Path(folder), args.width, args.layers, heads=max(args.width // 128, 1))
+        module = build_stage(Stage1, Path(folder), lambda_reg=0.01, tuning=tuning)
+    weights = sum(parameter.numel() for parameter in module.parameters())
     module.to(device)
-    codes = torch.randint(CODES, (args.batch, GRID**2), generator=torch.Generator().manual_seed(0))
-    studies = [{"text": TEXT, "study": str(i)} for i in range(args.batch)]
-    packed = module.on_before_batch_transfer({"codes": codes, "studies": studies}, 0)["packed"]
-    work, positions, targets = flops(module, packed)
+    packed = module.collate.pack(long_reports(args.batch), training=True)
+    work, positions, targets = count_flops(module, packed)
     groups = [group.to(device) for group in packed]
     optimizer = torch.optim.AdamW(module.parameters(), lr=5e-6, fused=device.type == "cuda")
 
-    def step() -> Tensor:
+    def step() -> None:
         with torch.autocast(device.type, torch.bfloat16):
-            loss = torch.stack([*module.losses(groups).values()]).sum()
+            loss = total_loss(module, groups)
         loss.backward()
-        module.drift.add_gradient()
+        module.regularizer.add_gradient()
         torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        return loss
 
-    took, most = seconds(step, device, 10), product(device)
+    seconds, best = median_seconds(step, device, 10), matrix_product_rate(device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    sequences = sum(len(group.ids_BT) for group in groups)
+    print(f"{name}; {weights / 1e9:.2f} B parameters, {positions} positions, {sequences} sequences")
+    print(f"{positions / seconds:,.0f} positions/s, {targets / seconds:,.0f} targets/s")
+    print(f"{work / seconds / 1e12:,.1f} TFLOP/s")
     print(
-        f"{name}; {size / 1e9:.2f} B parameters, {positions} positions a step in "
-        f"{sum(len(g.ids_BT) for g in groups)} sequences"
-    )
-    print(
-        f"{positions / took:,.0f} positions/s, {targets / took:,.0f} targets/s, "
-        f"{work / took / 1e12:,.1f} TFLOP/s"
-    )
-    print(
-        f"MFU {work / took / (args.peak * 1e12):.3f} of {args.peak:g} TFLOP/s; "
-        f"{work / took / most:.3f} of a matrix product here"
+        f"MFU {work / seconds / (args.peak * 1e12):.3f} of {args.peak:g} TFLOP/s; "
+        f"{work / seconds / best:.3f} of a matrix product here"
     )
     if device.type == "cuda":
         print(f"peak memory {torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB")
+
     module.eval()
     optimizer.zero_grad()
+    generator = module.generator
+    plain, texts = generator.sampling, [TEXT[:90]] * args.images
     for compiled in (False, True):
-        module.hparams["compile_drawing"] = compiled
+        generator.sampling = replace(plain, image=replace(plain.image, compile=compiled))
         with torch.autocast(device.type, torch.bfloat16):
-            drawing = seconds(lambda: module.draw([TEXT[:90]] * args.images), device, 3)
-        print(f"drawing{', compiled' if compiled else ''}: {args.images / drawing:.2f} images/s")
+            seconds = median_seconds(lambda: generator.generate_images(texts), device, 3)
+        words = "images, compiled" if compiled else "images"
+        print(f"{words}: {args.images / seconds:.2f} a second")
 
 
 if __name__ == "__main__":
@@ -139,12 +131,13 @@ if __name__ == "__main__":
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--width", type=int, default=2048)
     parser.add_argument("--layers", type=int, default=16)
-    parser.add_argument("--batch", type=int, default=16, help="pairs a step, each read and drawn")
-    parser.add_argument("--images", type=int, default=32, help="drawn at once")
+    parser.add_argument("--batch", type=int, default=16, help="pairs a step, in both directions")
+    parser.add_argument("--images", type=int, default=32, help="images generated at once")
     parser.add_argument(
         "--peak", type=float, default=989.0, help="the card's dense bf16 TFLOP/s (H100 SXM: 989)"
     )
     parser.add_argument("--gradient-checkpointing", action="store_true")
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
+    transformers.utils.logging.disable_progress_bar()
     main(parser.parse_args())

@@ -77,8 +77,8 @@ def commands(base: Path) -> dict[str, list[str]]:
         "--model.init_args.regularization.condition_dropout=0.5",
     ]
     vqgan = {
-        "autoencoder": "{image_size: 32, channels: 8, channel_multipliers: [1, 2], num_res_blocks: 1, attention_resolutions: "
-        "[], latent_dim: 8}",
+        "autoencoder": "{image_size: 32, channels: 8, channel_multipliers: [1, 2], "
+        "num_res_blocks: 1, attention_resolutions: [], latent_dim: 8}",
         "quantizer": "{codebook_size: 32, code_dim: 4}",
         "lambda_feat": 0,
         "lambda_finding": 0,
@@ -188,7 +188,7 @@ def saving(out: Path) -> bool:
 
 
 def killed(running: subprocess.Popen[bytes], out: Path, moment: float, in_save: bool) -> bool:
-    """Kill the process group after so many seconds, and there within the next save; whether it had
+    """Kill the process group after this many seconds, within the next save if asked; whether it had
     not ended before.
     """
     with contextlib.suppress(subprocess.TimeoutExpired):

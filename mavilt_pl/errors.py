@@ -1,4 +1,4 @@
-"""Errors that a user can cause and correct."""
+"""Errors that a user can cause and correct, and the warnings of this package."""
 
 from __future__ import annotations
 
@@ -25,4 +25,12 @@ class Rejected(UserError):
     """One image or study that cannot be used.
 
     `mavilt prepare` writes the reason to `rejects.csv` and continues with the next study.
+    """
+
+
+class MaviltWarning(UserWarning):
+    """A warning of this package.
+
+    To silence all of them: `warnings.simplefilter("ignore", MaviltWarning)`, or
+    `PYTHONWARNINGS=ignore::UserWarning` for a command.
     """

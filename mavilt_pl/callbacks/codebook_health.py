@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
+from mavilt_pl.errors import MaviltWarning
 from mavilt_pl.parallel.distributed import all_reduce_sum
 from mavilt_pl.vqgan.losses import forward_differences
 
@@ -57,6 +58,7 @@ class CodebookHealth(Callback):
         self.min_used, self.min_sharpness, self.max_right = min_used, min_sharpness, max_right
         self.batches = 0
         self.last_step = 0  # of the figures
+        # One half, a guessing discriminator, so the first logged steps cannot raise the warning.
         self.discriminator_right = 0.5
         self.failing: dict[str, bool] = {}
         self.counts_WK = torch.empty(0)
@@ -65,8 +67,10 @@ class CodebookHealth(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Make an empty window, or take over the resumed one."""
+        # Only now are device and codebook size known.
         device, codebook_size = pl_module.device, pl_module.tokenizer.codebook_size
         self.counts_WK = torch.zeros(self.window, codebook_size, dtype=torch.int32, device=device)
+        # float64, since energies of hundreds of batches are summed.
         self.energy_W2 = torch.zeros(self.window, 2, dtype=torch.float64, device=device)
         counts_WK = self._resumed.get("counts_WK")
         if counts_WK is None or counts_WK.shape != self.counts_WK.shape:
@@ -82,29 +86,33 @@ class CodebookHealth(Callback):
         self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Record the batch; log and check at every logged step."""
-        if not isinstance(outputs, dict) or not {"codes", "reconstruction"} <= outputs.keys():
+        is_tokenizer = isinstance(outputs, dict) and {"codes", "reconstruction"} <= outputs.keys()
+        if not is_tokenizer:
             return
         with torch.no_grad():
             self._record(outputs["codes"].flatten(), outputs["reconstruction"], batch["pixels"])
             step = trainer.global_step  # it does not change while gradients accumulate
+            # Accumulated batches end with the same step, which is logged once.
             if step > self.last_step and step % trainer.log_every_n_steps == 0:
                 self.last_step = step
                 self._log_and_check(trainer, pl_module)
 
     def _record(self, codes: Tensor, recon_BCHW: Tensor, real_BCHW: Tensor) -> None:
         """Overwrite the oldest row of the window."""
+        # A ring buffer gives exact counts of the last batches; a moving average would remember a
+        # code long after its last use.
         row = self.batches % self.window
         # bincount would wait for the device.
         ones = torch.ones_like(codes, dtype=torch.int32)
         self.counts_WK[row].zero_().scatter_add_(0, codes, ones)
-        self.energy_W2[row] = torch.stack(
-            [_gradient_energy(recon_BCHW), _gradient_energy(real_BCHW)]
-        )
+        energies = [_gradient_energy(recon_BCHW), _gradient_energy(real_BCHW)]
+        self.energy_W2[row] = torch.stack(energies)
         self.batches += 1
 
     def _log_and_check(self, trainer: Trainer, module: Any) -> None:
         counts_K = all_reduce_sum(self.counts_WK.sum(0))
         energy_2 = all_reduce_sum(self.energy_W2.sum(0))
+        # Means over the whole window: over one batch an ordinary code may be unused by chance.
         share_K = counts_K.double() / counts_K.sum()
         entropy = (-share_K * share_K.clamp(min=1e-30).log()).sum()
         used = float((counts_K > 0).double().mean())
@@ -119,6 +127,7 @@ class CodebookHealth(Callback):
             logger.log_metrics(figures, trainer.global_step)
         self._update_discriminator_right(trainer)
 
+        # Each warning names the keys to change with their current values.
         settings = module.hparams
         trained_enough = trainer.global_step >= self.min_steps
         collapses = trained_enough and used < self.min_used
@@ -131,7 +140,9 @@ class CodebookHealth(Callback):
     def _update_discriminator_right(self, trainer: Trainer) -> None:
         right = trainer.callback_metrics.get("train/discriminator_right")
         if right is not None:
+            # The logged value is this rank's own.
             now = float(all_reduce_sum(right.double())) / trainer.world_size
+            # Averaged over about five logged steps: single batches reach the limit by chance.
             self.discriminator_right = 0.8 * self.discriminator_right + 0.2 * now
 
     @property
@@ -167,12 +178,14 @@ class CodebookHealth(Callback):
 
     def _report(self, trainer: Trainer, failure: str, failing: bool, message: str) -> None:
         """Warn when a failure begins."""
+        # Once per failure, or a collapsed codebook would fill the log.
         if failing and not self.failing.get(failure):
             text = f"step {trainer.global_step:,}: {message}"
-            rank_zero_warn(text, stacklevel=2)
+            rank_zero_warn(text, stacklevel=2, category=MaviltWarning)
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
                     logger.experiment.add_text("health", text, trainer.global_step)
+        # Recovered failures are forgotten, so that a second one warns again.
         self.failing[failure] = failing
 
     def state_dict(self) -> dict[str, Any]:
@@ -204,4 +217,5 @@ def _gradient_energy(pixels_BCHW: Tensor) -> Tensor:
 
 
 def _current(settings: Mapping[str, Any], key: str) -> str:
+    # Defaults may be missing from the settings that Lightning saved.
     return f"now {settings[key]}" if key in settings else "now its default"

@@ -30,6 +30,7 @@ def hidden_name(study: str, salt: str) -> str:
     >>> hidden_name("s50000014", salt="corpus a") == hidden_name("s50000014", salt="corpus b")
     False
     """
+    # Ten hexadecimal digits: collisions are unlikely in a test set, and pages stay readable.
     return hashlib.sha256(f"{salt}/{study}".encode()).hexdigest()[:10]
 
 
@@ -40,6 +41,7 @@ def visible_images(batch: Mapping[str, Any], control: str | None = None) -> Any:
         batch: of the language stages; it has `views` if the data bring several views.
         control: None for the study's own images, `SHUFFLED` for another patient's.
     """
+    # Control images come from the data module, which never takes those of the same patient.
     prefix = "" if control is None else "control_"
     if f"{prefix}views" in batch:
         return batch[f"{prefix}views"]
@@ -50,6 +52,7 @@ def select_rows(batch: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]
     """The studies of a batch with these row numbers, in every key that has one entry per study."""
     selected: dict[str, Any] = {}
     for key, value in batch.items():
+        # They cannot be selected by study, and scoring does not need them.
         if key == "packed":  # sequences of several studies each
             continue
         if isinstance(value, Tensor):
@@ -73,6 +76,7 @@ def original_pixels(
         studies: as in a batch.
         views: the view of each study, if the data bring several views.
     """
+    # The only way from a language batch back to pixels: the batch has codes and row numbers.
     corpus = trainer.datamodule.corpora[source]
     if views is None:
         rows = [study["image_row"] for study in studies]
@@ -168,6 +172,7 @@ class MetricCallback(Callback):
         self.figures: list[dict[str, Any]] = []
         self.examples: list[dict[str, Any]] = []
         # By source and control; empty while nothing is scored.
+        # Separate for each source: figures of two hospitals are never averaged.
         self._metrics: dict[tuple[int, str | None], dict[str, Metric]] = {}
         self._remaining: dict[int, int] = {}  # studies of each source still to score
 
@@ -198,8 +203,10 @@ class MetricCallback(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Score the batch if more studies of its source are to be scored."""
+        # A validation in training scores only a part, since generation is slow.
         if self._metrics and self._remaining[dataloader_idx] > 0:
             # All ranks score a batch of this size at the same time.
+            # Counted for all ranks together, so all stop at the same batch.
             self._remaining[dataloader_idx] -= len(batch["studies"]) * trainer.world_size
             metrics = self._metrics[dataloader_idx, None]
             self.update_metrics(
@@ -214,6 +221,7 @@ class MetricCallback(Callback):
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make new metrics."""
         # If the config and the command line each have one of a kind, the last one tests.
+        # A config may have one for validation, and a recipe's test adds its own.
         same = [callback for callback in trainer.callbacks if type(callback) is type(self)]
         if same[-1] is self:
             self._start(trainer, pl_module, self.controls)
@@ -244,6 +252,8 @@ class MetricCallback(Callback):
         self, trainer: Trainer, module: LightningModule, controls: tuple[str | None, ...]
     ) -> None:
         """Make new metrics for all sources."""
+        # New metrics in each evaluation instead of `reset`: sources and controls differ between
+        # validation and test.
         sources = range(len(trainer.datamodule.names))
         self.examples.clear()
         self._remaining = dict.fromkeys(sources, self.validate)
@@ -252,6 +262,8 @@ class MetricCallback(Callback):
             for control in controls:
                 metrics = self.metrics(trainer, module)
                 for metric in metrics.values():
+                    # Metrics of a callback are no submodules of the module, so Lightning does not
+                    # move them.
                     metric.to(module.device)
                 self._metrics[source, control] = metrics
 
@@ -261,6 +273,8 @@ class MetricCallback(Callback):
         """Compute and log all figures; log none of single findings."""
         names = trainer.datamodule.names
         figures = []
+        # Every rank walks through the metrics in the same order: `compute` gathers from all of
+        # them.
         for (source, control), metrics in self._metrics.items():
             for metric in metrics.values():
                 for name, value in sorted(_compute(metric).items()):
@@ -274,11 +288,14 @@ class MetricCallback(Callback):
                             "control": control,
                         }
                     )
+                    # A curve for each of a dozen findings and sources would bury the others.
                     if "/" not in name:
                         tag = f"{stage}/{names[source]}/{self.task}/{name}"
                         if control:
                             tag += f"/{control}"
+                        # All ranks have the same value already.
                         module.log(tag, value.value, rank_zero_only=True)
+        # Empty, so a later stage does not add to these.
         self._metrics = {}
         return figures
 
@@ -286,10 +303,12 @@ class MetricCallback(Callback):
 
     def wants_sample(self, observation: Observation) -> bool:
         """Whether more samples of this source are to be kept."""
+        # Samples show the model, not its negative control.
         if observation.control is not None:
             return False
         name = observation.source_name
-        return sum(example["source"] == name for example in self.examples) < self.samples
+        num_kept = sum(example["source"] == name for example in self.examples)
+        return num_kept < self.samples
 
     def add_sample(
         self, observation: Observation, study: Mapping[str, Any], **content: Any
@@ -297,6 +316,7 @@ class MetricCallback(Callback):
         """Keep a sample of a study, unless there are enough of its source."""
         if not self.wants_sample(observation):
             return
+        # Identifiers are patient data, so pages name studies by a hash salted with the corpus.
         corpus = observation.trainer.datamodule.corpora[observation.source]
         name = hidden_name(study["study"], corpus.fingerprint)
         self.examples.append({"source": corpus.name, "study": name, **content})

@@ -58,6 +58,8 @@ class ReconstructionMetrics(MetricCallback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Load the judge and LPIPS, unless nothing will be scored."""
+        # Judge and LPIPS cost memory during a whole training, so they are loaded only if they are
+        # used.
         if stage != "test" and not self.validate:
             return
         if self.judge_path:
@@ -74,6 +76,7 @@ class ReconstructionMetrics(MetricCallback):
             "scores": ReconstructionScores(self.lpips),
             "codes": CodebookUse(module.tokenizer.codebook_size),
         }
+        # The rest looks at findings and features.
         if self.judge is None:
             return metrics
         encoder = f"{self.judge_kind} encoder"
@@ -82,6 +85,8 @@ class ReconstructionMetrics(MetricCallback):
             self.judge.width,
             f"pooled features of the {encoder}, reconstructions against originals",
         )
+        # Both sides, since a finding that the judge misses on the original cannot be lost by the
+        # codes.
         for side in ("original", "reconstructed"):
             area = GroupedAUROC(self.judge.findings, f"{side}_auroc")
             area.protocol = f"{encoder}, not the tokenizer's, on the {side} images; {area.protocol}"
@@ -106,6 +111,7 @@ class ReconstructionMetrics(MetricCallback):
         labels_BF = self._labels_of_judge(observation)
         with torch.inference_mode():
             for side, pixels_BCHW in (("original", real_BCHW), ("reconstructed", recon_BCHW)):
+                # One pass gives findings and features.
                 maps = self.judge.maps(pixels_BCHW)
                 metrics[side].update_columns(self.judge.logits(maps).cpu(), labels_BF, patients)
                 metrics["fid_cxr"].update(self.judge.features(maps), side == "original", patients)
@@ -113,6 +119,7 @@ class ReconstructionMetrics(MetricCallback):
     def _labels_of_judge(self, observation: Observation) -> Tensor:
         """Labels [B,F] of the judge's findings; nan for a finding that the data do not label."""
         labels_BL = observation.batch["labels"].cpu()
+        # A last column of nan, which index −1 picks for findings without a label.
         unknown_B1 = torch.full((len(labels_BL), 1), float("nan"))
         names = observation.findings
         columns = []

@@ -27,6 +27,7 @@ class ReportMetrics(MetricCallback):
 
     def update_metrics(self, observation: Observation) -> None:
         """Generate and score the reports of a batch."""
+        # Studies that bring questions only have no reference.
         seen = observation.with_text()
         if not seen.studies:
             return
@@ -34,6 +35,7 @@ class ReportMetrics(MetricCallback):
         labels = [study["label_names"] for study in seen.studies]
         seen.metrics["text"].update(reports, seen.batch["text"], seen.patients)
         seen.metrics["findings"].update(reports, labels, seen.patients)
+        # Only then are the images read from the corpus.
         if self.wants_sample(seen):
             self._keep_samples(seen, reports)
 

@@ -17,13 +17,15 @@ from mavilt_pl.callbacks.metric_callback import MetricCallback, Observation
 from mavilt_pl.data.pixels import to_uint8
 from mavilt_pl.data.records import Side
 from mavilt_pl.encoders.loading import Kind, load_encoder
-from mavilt_pl.language.prompt_builder import Views
+from mavilt_pl.language.random_views import Views
 from mavilt_pl.metrics.image import FrechetDistance, inception_features
 from mavilt_pl.metrics.vqa import GroupedAUROC
 from mavilt_pl.vqgan.loading import load_tokenizer
 
 MISSING = "missing_view_"
+# Pool3, as all published FIDs.
 INCEPTION_WIDTH = 2048
+# An uncertain finding was neither requested nor excluded by the text.
 LABEL_VALUES = {"present": 1.0, "absent": 0.0}  # others are unknown
 
 
@@ -87,6 +89,7 @@ class SynthesisMetrics(MetricCallback):
         metrics: dict[str, Metric] = {}
         for name, what in (("drawn_auroc", "requested finding"), ("original_auroc", "finding")):
             area = GroupedAUROC(self.judge.findings, prefix + name)
+            # Figures of another judge are not comparable, so the protocol names it.
             area.protocol = (
                 f"{what} present or not; {encoder}, not the tokenizer's; {area.protocol}{how}"
             )
@@ -105,6 +108,7 @@ class SynthesisMetrics(MetricCallback):
 
     @staticmethod
     def _generates_second_views(trainer: Trainer) -> bool:
+        # Not in validation: a second image of each study would double its time.
         return trainer.testing and trainer.datamodule.hparams["each_view"]
 
     def update_metrics(self, observation: Observation) -> None:
@@ -115,17 +119,21 @@ class SynthesisMetrics(MetricCallback):
         all_views = requested.batch.get("views")  # of each study: name of a view → its codes
         first_views = None
         if all_views is not None:
+            # Views are in a fixed order, frontal first.
             first_views = [next(iter(views)) for views in all_views]
         generated_BCHW = self._generate(requested, first_views)
         real_BCHW = self._score(requested, generated_BCHW, first_views, "")
         pictures: list[dict[str, Any]] = []
         for image, reference in zip(to_uint8(generated_BCHW), to_uint8(real_BCHW)):
             pictures.append({"image": image, "reference_image": reference})
+        # Second views come after all first ones, as a batch of their own: only some studies have
+        # them, and their metrics have other names.
         if all_views is not None and self._generates_second_views(requested.trainer):
             rows = [row for row, views in enumerate(all_views) if len(views) > 1]
             if rows:
                 self._second_views(requested, rows, pictures)
-        for study, text, images in zip(requested.studies, requested.batch["text"], pictures):
+        texts = requested.batch["text"]
+        for study, text, images in zip(requested.studies, texts, pictures):
             self.add_sample(requested, study, text=text, **images)
 
     def _second_views(
@@ -135,6 +143,7 @@ class SynthesisMetrics(MetricCallback):
         both = requested.select(rows)
         second_views, given = [], []
         for views in both.batch["views"]:
+            # There are two views at most, see `data.records.SIDES`.
             first, second = tuple(views)
             second_views.append(second)
             given.append({first: views[first]})
@@ -152,6 +161,7 @@ class SynthesisMetrics(MetricCallback):
         """An image for each text, float32 [B,1,H,W] in [-1, 1]."""
         module = requested.module
         texts, keys = requested.batch["text"], requested.sample_keys
+        # By seed and study, so the images do not depend on the batch size or the number of ranks.
         codes_BN = module.generator.generate_images(
             texts, self.seed, keys, views=views, given=given
         )
@@ -171,17 +181,17 @@ class SynthesisMetrics(MetricCallback):
         real_BCHW = requested.original_pixels(views).to(device)
         self.judge.to(device)
         with torch.inference_mode():
+            # One pass of the judge for both its findings and its features.
             generated_maps = self.judge.maps(generated_BCHW)
             real_maps = self.judge.maps(real_BCHW)
             if self.judge.findings:
+                # The same labels for both: what the text requested, and what the original shows.
                 labels_BF = torch.tensor([self._labels(study) for study in requested.studies])
                 for name, maps in (("drawn_auroc", generated_maps), ("original_auroc", real_maps)):
                     logits_BF = self.judge.logits(maps).cpu()
                     metrics[prefix + name].update_columns(logits_BF, labels_BF, patients)
-            for is_real, pixels_BCHW, maps in (
-                (True, real_BCHW, real_maps),
-                (False, generated_BCHW, generated_maps),
-            ):
+            sides = ((True, real_BCHW, real_maps), (False, generated_BCHW, generated_maps))
+            for is_real, pixels_BCHW, maps in sides:
                 metrics[f"{prefix}fid_cxr"].update(self.judge.features(maps), is_real, patients)
                 if self.inception is not None:
                     features_BD = self.inception(pixels_BCHW)
@@ -191,4 +201,7 @@ class SynthesisMetrics(MetricCallback):
     def _labels(self, study: dict[str, Any]) -> list[float]:
         """1, 0 or nan for each of the judge's findings."""
         labels = study["label_names"]
-        return [LABEL_VALUES.get(labels.get(name), float("nan")) for name in self.judge.findings]
+        values = []
+        for name in self.judge.findings:
+            values.append(LABEL_VALUES.get(labels.get(name), float("nan")))
+        return values

@@ -24,6 +24,7 @@ from mavilt_pl.data.collate import sample_key
 from mavilt_pl.vqgan.loading import load_tokenizer
 from mavilt_pl.vqgan.losses import forward_differences
 
+# Only the ratio of figure size to DPI matters, since figures are given in pixels.
 DPI = 100
 ROW_NAMES = (
     "original",
@@ -56,6 +57,7 @@ class Pictures(Callback):
     @staticmethod
     def _writer(trainer: Trainer) -> Any:
         """TensorBoard's writer if this process writes images now, else None."""
+        # The sanity check's images would come before the first step's.
         if trainer.sanity_checking or not trainer.is_global_zero:
             return None
         for logger in trainer.loggers:
@@ -73,9 +75,11 @@ class Pictures(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Count the codes of the batch; write the images of the first one."""
+        # Other ranks leave here; what follows contains no collective.
         writer = self._writer(trainer)
         if writer is None:
             return
+        # Always the same studies, so that their images can be followed through a training.
         is_first = batch_idx == dataloader_idx == 0
         if "pixels" in batch and isinstance(outputs, dict) and "reconstruction" in outputs:
             self._count_codes(outputs["codes"], pl_module.tokenizer.codebook_size)
@@ -90,9 +94,8 @@ class Pictures(Callback):
         elif "codes" in batch and is_first:
             studies = batch["studies"][: self.count]
             keys = [sample_key(study["study"]) for study in studies]
-            reports = pl_module.generator.generate_reports(
-                visible_images(batch)[: self.count], keys=keys
-            )
+            images = visible_images(batch)[: self.count]
+            reports = pl_module.generator.generate_reports(images, keys=keys)
             writer.add_text("val/reports", _report_table(reports, studies), trainer.global_step)
             self._add_generated_images(writer, trainer, pl_module, studies, keys)
 
@@ -105,6 +108,7 @@ class Pictures(Callback):
         self._uses_K, self._images = None, 0
 
     def _count_codes(self, codes_BN: Tensor, codebook_size: int) -> None:
+        # On the CPU, where a count of a few thousand codes costs nothing.
         uses_K = torch.bincount(codes_BN.flatten().cpu(), minlength=codebook_size)
         self._uses_K = uses_K if self._uses_K is None else self._uses_K + uses_K
         self._images += len(codes_BN)
@@ -114,9 +118,11 @@ class Pictures(Callback):
     ) -> None:
         if self.path is None:
             return
+        # Loaded at the first validation, since a training may be started without ever reaching one.
         if self.tokenizer is None:
             self.tokenizer = load_tokenizer(self.path)
-        codes_BN = module.generator.generate_images([study["text"] for study in studies], keys=keys)
+        texts = [study["text"] for study in studies]
+        codes_BN = module.generator.generate_images(texts, keys=keys)
         with torch.inference_mode():
             generated_BCHW = self.tokenizer.to(module.device).decode(codes_BN)
         rows = [original_pixels(trainer, 0, studies), generated_BCHW.cpu()]
@@ -132,6 +138,7 @@ def _report_table(reports: Sequence[str], studies: Sequence[dict[str, Any]]) -> 
 
 
 def _table_cell(text: str) -> str:
+    # Either character would end the cell.
     return text.replace("|", "/").replace("\n", " ")
 
 
@@ -141,6 +148,7 @@ def image_grid(rows: Sequence[Tensor]) -> Tensor:
     >>> image_grid([torch.zeros(3, 1, 8, 8), torch.ones(3, 1, 8, 8)]).shape
     torch.Size([1, 16, 24])
     """
+    # make_grid repeats grey images to three channels; one is kept.
     images = torch.cat([row.detach().cpu().clamp(-1, 1) for row in rows])
     grid = make_grid(images, nrow=len(rows[0]), padding=0)
     return (grid[:1] + 1) / 2
@@ -152,7 +160,10 @@ def _edges(pixels_BCHW: Tensor) -> Tensor:
     The last row and the last column have differences along one axis only.
     """
     across, down = forward_differences(pixels_BCHW)
-    return (F.pad(across, (0, 1)).square() + F.pad(down, (0, 0, 0, 1)).square()).sqrt()
+    # Padded with zeros to the size of the image.
+    across = F.pad(across, (0, 1))
+    down = F.pad(down, (0, 0, 0, 1))
+    return (across.square() + down.square()).sqrt()
 
 
 def reconstructions(real_BCHW: Tensor, recon_BCHW: Tensor) -> Tensor:
@@ -164,13 +175,17 @@ def reconstructions(real_BCHW: Tensor, recon_BCHW: Tensor) -> Tensor:
     Returns:
         The picture [1,5·H,margin + B·W] in [0, 1].
     """
-    real, recon = real_BCHW.detach().float().cpu(), recon_BCHW.detach().float().cpu()
+    # In float32: bfloat16 has eight bits, and bands would show.
+    real = real_BCHW.detach().float().cpu()
+    recon = recon_BCHW.detach().float().cpu()
     real_edges, recon_edges = _edges(real), _edges(recon)
     # torch.quantile takes at most 2**24 values.
     white = torch.quantile(real_edges.flatten()[: 2**24], 0.995).clamp(min=1e-6)
     rows = [
         real,
         recon,
+        # Doubled, and shifted to [-1, 1] like the images: differences of a good tokenizer are
+        # faint.
         (real - recon).abs().mul(2).sub(1),
         real_edges / white * 2 - 1,
         recon_edges / white * 2 - 1,
@@ -180,6 +195,7 @@ def reconstructions(real_BCHW: Tensor, recon_BCHW: Tensor) -> Tensor:
 
 def _row_labels(height: int) -> Tensor:
     """A margin [1,5·height,width] with the names of the rows, white on black."""
+    # Wide enough for "construction" at the smallest font.
     width = max(72, height // 3)
     figure = _dark_figure(width, height * len(ROW_NAMES))
     points = max(12, height // 16) * 72 / DPI * 0.75
@@ -203,15 +219,22 @@ def code_usage(uses_K: Tensor, images: int) -> Tensor:
         The picture [1,H,W] in [0, 1].
     """
     uses = np.sort(uses_K.cpu().numpy())[::-1].astype(float)
+    # 0 log 0 counts as 0.
     share = uses[uses > 0] / max(uses.sum(), 1)
-    used, perplexity = len(share) / len(uses), np.exp(-(share * np.log(share)).sum())
+    # The same figures as `metrics.image.CodebookUse`, for the title.
+    used = len(share) / len(uses)
+    perplexity = np.exp(-(share * np.log(share)).sum())
     width, height = 560, 260
     left, right, top, bottom = 44, 550, 44, 238  # of the plotted field, in pixels
 
     figure = _dark_figure(width, height)
-    field = (left / width, 1 - bottom / height, (right - left) / width, (bottom - top) / height)
+    # matplotlib counts from below, in shares of the figure.
+    field_width = (right - left) / width
+    field_height = (bottom - top) / height
+    field = (left / width, 1 - bottom / height, field_width, field_height)
     axes = figure.add_axes(field, facecolor="black")
     edges = np.arange(len(uses) + 1)
+    # Steps, not bars: a bar for each of a thousand codes is slow and leaves gaps.
     axes.stairs(uses, edges, fill=True, color="0.67", antialiased=False)
     axes.axhline(uses.mean(), color="white", linewidth=72 / DPI, antialiased=False)
     # Linear up to one use, so that unused codes are at 0.
@@ -240,6 +263,7 @@ def code_usage(uses_K: Tensor, images: int) -> Tensor:
 def _dark_figure(width: int, height: int) -> Figure:
     """An empty figure of that size in pixels, without pyplot's global state."""
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="black")
+    # pyplot would keep every figure until it is closed, and choose a backend of the display.
     FigureCanvasAgg(figure)
     return figure
 
@@ -248,5 +272,6 @@ def _to_tensor(figure: Figure) -> Tensor:
     """Render a figure to grey values [1,H,W] in [0, 1]."""
     canvas = figure.canvas
     canvas.draw()
+    # A copy: the canvas's buffer is freed with the figure.
     rgba = np.asarray(canvas.buffer_rgba())
     return torch.from_numpy(rgba[..., 0].copy())[None].float() / 255

@@ -12,6 +12,7 @@ from mavilt_pl.data.report_sections import clean, compose
 from mavilt_pl.errors import UserError
 from mavilt_pl.metrics.text import Perplexity
 
+# Texts of one batch are padded to the longest; 32 fit into memory next to a training.
 BATCH_SIZE = 32  # texts
 SHORTEST_TEXT = 20  # letters; shorter texts say little about a language
 
@@ -26,7 +27,8 @@ class Forgetting(Callback):
     Args:
         corpus: prepared corpus with the texts.
         split: of the corpus; default: `val` in a fit and `test` in a test.
-        sections, cleaning: as those of the data.
+        sections: which part of a report is its text, as `data.sections`.
+        cleaning: name of a cleaning protocol, as `data.cleaning`.
         limit: largest number of texts.
         before: compare with the original backbone in a test. It needs the memory of a second model;
             there is no comparison for a backbone that started from random weights.
@@ -57,9 +59,11 @@ class Forgetting(Callback):
             UserError: the split has none.
         """
         corpus = Corpus(self.corpus)
+        # Test texts are not looked at during training.
         split = self.split or ("test" if stage == "test" else "val")
         self._source = corpus.name
         self._texts = []
+        # The first texts of the split, so all runs measure the same ones.
         for row in corpus.rows(split):
             if len(self._texts) == self.limit:
                 break
@@ -82,7 +86,9 @@ class Forgetting(Callback):
             earlier: a generator of an earlier model, to compare with on the same texts.
         """
         metric = Perplexity().to(module.device)
+        # No sampler is involved, so ranks split the texts themselves, each exactly once.
         texts = self._texts[trainer.global_rank :: trainer.world_size]
+        # Without dropout. Under fsdp2 a change of mode is a collective, so all ranks make it.
         was_training = module.training
         module.eval()
         for start in range(0, len(texts), BATCH_SIZE):
@@ -91,6 +97,7 @@ class Forgetting(Callback):
             strings = [text for _, text in batch]
             nats, tokens = module.generator.plain_text_nats(strings)
             before = None
+            # On the same texts, so the ratio has a paired interval.
             if earlier is not None:
                 before = earlier.plain_text_nats(strings)[0].tolist()
             metric.update(nats.tolist(), tokens.tolist(), patients, before)
@@ -98,9 +105,12 @@ class Forgetting(Callback):
         return metric
 
     def _log(self, trainer: Trainer, module: Any) -> None:
+        # `compute` gathers from all ranks, so it comes before any rank returns.
         perplexity = self.measure(trainer, module).compute().get("perplexity")
         if perplexity is None or trainer.logger is None:
             return
+        # λ_reg next to the perplexity, so that a sweep's curves can be distinguished in
+        # TensorBoard.
         values = {
             "val/text_perplexity": perplexity.value,
             "val/text_nats": math.log(perplexity.value),
@@ -110,11 +120,13 @@ class Forgetting(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the model before its first step."""
+        # A resumed run was measured at its start already.
         if trainer.global_step == 0:
             self._log(trainer, pl_module)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the model in training."""
+        # Before the first step there is `on_train_start`.
         if not trainer.sanity_checking:
             self._log(trainer, pl_module)
 

@@ -35,10 +35,11 @@ class VQAMetrics(MetricCallback):
 
     def metrics(self, trainer: Trainer, module: Any) -> dict[str, Metric]:
         """Figures by topic: the findings of the data, and one group for other topics."""
+        # Questions of a dataset may be about something else than the findings.
         topics = [*trainer.datamodule.findings, "other"]
         likeliest = "likeliest candidate, likelihood per token"
         free_text = (
-            "free text as text_decoding says; lower case, no punctuation, no articles (SQuAD)"
+            "free text as sampling.text says; lower case, no punctuation, no articles (SQuAD)"
         )
         return {
             "auroc": GroupedAUROC(topics),
@@ -52,6 +53,7 @@ class VQAMetrics(MetricCallback):
         rows = [row for row, study in enumerate(observation.studies) if study["questions"]]
         if not rows:
             return
+        # Before anything is read: an image without questions would be encoded for nothing.
         asked = observation.select(rows)
         answers = self._answers(asked)
         closed: list[_Case] = []
@@ -59,7 +61,10 @@ class VQAMetrics(MetricCallback):
         for study, patient, predictions in zip(asked.studies, asked.patients, answers):
             for question, prediction in zip(study["questions"], predictions):
                 case = _Case(question, prediction, patient)
-                (closed if question.candidates else free_text).append(case)
+                if question.candidates:
+                    closed.append(case)
+                else:
+                    free_text.append(case)
         self._score_closed(asked, closed)
         self._score_free_text(asked, free_text)
         if self.wants_sample(asked):
@@ -78,13 +83,21 @@ class VQAMetrics(MetricCallback):
     @staticmethod
     def _score_closed(asked: Observation, cases: list[_Case]) -> None:
         topics = asked.findings
-        right, scores, truths, groups = [], [], [], []
+        right: list[bool] = []
+        scores: list[float] = []
+        truths: list[float] = []
+        groups: list[int] = []
         for question, probabilities, _ in cases:
-            known_topic = question.topic in topics
-            groups.append(topics.index(question.topic) if known_topic else len(topics))
+            # The group behind the last finding is "other", see `metrics`.
+            group = len(topics)
+            if question.topic in topics:
+                group = topics.index(question.topic)
+            groups.append(group)
+            # The first of equal candidates.
             likeliest = probabilities.index(max(probabilities))
             right.append(question.candidates[likeliest] == question.answer)
-            # Only questions between yes and no have an AUROC.
+            # Only questions between yes and no have an AUROC; nan keeps the others out of it, so
+            # all lists stay of one length.
             score, truth = 0.0, float("nan")
             if set(question.candidates) == {"yes", "no"}:
                 score = probabilities[question.candidates.index("yes")]
@@ -99,6 +112,7 @@ class VQAMetrics(MetricCallback):
     @staticmethod
     def _score_free_text(asked: Observation, cases: list[_Case]) -> None:
         patients = [case.patient for case in cases]
+        # Open answers have no topic, so all are in group 0.
         for name, score in (("exact", exact_match), ("f1", word_f1)):
             scores = [score(case.prediction, case.question.answer) for case in cases]
             asked.metrics[name].update(scores, [0] * len(cases), patients)

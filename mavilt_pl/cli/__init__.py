@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import errno
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -80,6 +81,15 @@ def execute(argv: Sequence[str]) -> int:
     return 2
 
 
+class TerminalHandler(logging.Handler):
+    """Prints the package's log records on standard error, as it is at that moment."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a record; warnings say whom they are from."""
+        prefix = "mavilt: " if record.levelno >= logging.WARNING else ""
+        print(f"{prefix}{record.getMessage()}", file=sys.stderr, flush=True)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit status.
 
@@ -89,6 +99,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from mavilt_pl.errors import UserError
 
     argv = list(sys.argv[1:] if argv is None else argv)
+    logger = logging.getLogger("mavilt_pl")
+    logger.setLevel(logging.INFO)
+    if not any(isinstance(handler, TerminalHandler) for handler in logger.handlers):
+        logger.addHandler(TerminalHandler())
     # Errors keep their tracebacks then, for a bug report.
     if os.environ.get("MAVILT_DEBUG"):
         return execute(argv)

@@ -165,7 +165,7 @@ def _check_codebook_use(codes_IN: np.ndarray, codebook_size: int) -> Check:
     name, found, expected = "codes in use", f"{100 * used.mean():.0f} %", "above 50 %"
     if used.mean() > 0.5:
         return Check(name, "ok", found, expected)
-    todo = "the codebook collapsed: see README, tokenizer"
+    todo = "the codebook collapsed: see docs/tokenizer.md, Health"
     return Check(name, "warning", found, expected, todo)
 
 

@@ -57,7 +57,9 @@ class CXRDataModule(LightningDataModule):
         batch_kind: images | pairs | instructions | text. Pairs and texts need studies with a text;
             instructions also take studies that only have questions. Skipped studies are counted.
         weights: how often training draws from each corpus; default: in proportion to size.
-        batch_size, eval_batch_size, num_workers: as of DataLoader, per process.
+        batch_size: studies a training batch, per process.
+        eval_batch_size: studies a validation or test batch, per process.
+        num_workers: loader processes, per process; 0 loads in the training process.
         findings: order of the columns of `labels`; the findings that questions are made from.
         sections: findings | impression | findings+impression | whole: which part of a report is its
             text; several with | between them: the first that the study has.
@@ -70,8 +72,9 @@ class CXRDataModule(LightningDataModule):
             prepared corpus (the reports of its training split) or a text file (one text a line).
         replay_share: share of the studies that bring a text along, 0 to 1.
         augment: in training, small shifts, rotations, zooms and exposures (Albumentations).
-        limit_train, limit_val, limit_test: at most this many studies of each corpus, the same ones
-            each time.
+        limit_train: at most this many training studies of each corpus, the same ones each time.
+        limit_val: the same for validation.
+        limit_test: the same for the test.
         ask_labels: make presence questions from labels.
         questions_per_study: in training, at most this many questions of a study, drawn again each
             time.

@@ -23,6 +23,7 @@ from mavilt_pl.data.records import SIDES, Question, Side, Study, View
 from mavilt_pl.data.report_sections import clean, compose
 from mavilt_pl.data.samplers import SeededIndex
 from mavilt_pl.data.token_cache import TokenCache
+from mavilt_pl.errors import MaviltWarning
 
 BatchKind = Literal["images", "pairs", "instructions", "text"]
 
@@ -128,7 +129,10 @@ class StudyDataset(Dataset):
         omitted = ", ".join(f"{count:,} without {what}" for what, count in lacking.items())
         if usable and omitted:
             total = len(usable) + lacking.total()
-            rank_zero_warn(f"{self.name}: of {total:,} {self.split} studies, skipped {omitted}")
+            rank_zero_warn(
+                f"{self.name}: of {total:,} {self.split} studies, skipped {omitted}",
+                category=MaviltWarning,
+            )
         return usable, omitted
 
     def _lacks(self, row: int) -> str | None:

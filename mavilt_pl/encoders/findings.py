@@ -19,11 +19,13 @@ from torch import Tensor, nn
 from mavilt_pl.checkpoint import check_format_version, read_weights
 from mavilt_pl.errors import UserError
 
+# The key is the module's own, so another network's checkpoint is recognised by its absence.
 MARK = "net.head.weight"  # a weight by which a checkpoint of `CXRClassifier` is recognised
 
 
 def _conv_block(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
     return nn.Sequential(
+        # No bias: the norm after it has one.
         nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False),
         nn.BatchNorm2d(out_channels),
         nn.ReLU(inplace=True),
@@ -48,9 +50,11 @@ class FindingsNet(nn.Module):
     def __init__(self, findings: Sequence[str], widths: Sequence[int] = (16, 32, 48, 64)):
         super().__init__()
         self.findings = tuple(findings)
+        # A list, not a Sequential: the tokenizer's clinical terms need the map of every level.
         self.levels = nn.ModuleList()
         in_channels = 1
         for level, width in enumerate(widths):
+            # The first level keeps the full resolution: a nodule is a few pixels wide.
             if level == 0:
                 self.levels.append(_conv_block(in_channels, width, 1))
             else:
@@ -111,7 +115,9 @@ class Classifier(nn.Module):
                 "expected one of CXRClassifier (mavilt fit --config encoder.yaml)"
             )
         check_format_version(checkpoint, f"the checkpoint {path}")
+        # Shape and names come from the checkpoint, so a user names one file.
         h = checkpoint["hyper_parameters"]
+        # Optimizer state and the loss's settings in the checkpoint are of no use here.
         encoder = cls(h["findings"], int(h["image_size"]), h["widths"])
         prefix = "net."
         weights = {}
@@ -128,6 +134,7 @@ class Classifier(nn.Module):
 
     def maps(self, pixels_BCHW: Tensor) -> list[Tensor]:
         """Feature maps [B,C,h,w], from fine to coarse."""
+        # Antialiased, or fine lines such as catheters would depend on the resizing grid.
         if pixels_BCHW.shape[-1] != self.size:
             size = (self.size, self.size)
             pixels_BCHW = F.interpolate(pixels_BCHW, size=size, mode="bilinear", antialias=True)

@@ -46,6 +46,7 @@ class Preprocessing:
         Raises:
             UserError: the file is damaged, or describes something that is not supported.
         """
+        # Read as JSON: transformers' processors round pixels to 8 bits and pass no gradient.
         path = folder / "preprocessor_config.json"
         if not path.exists():
             return cls(native_size, native_size)
@@ -75,7 +76,9 @@ class Preprocessing:
     @staticmethod
     def _sizes(config: Mapping[str, Any], path: Path, native_size: int) -> tuple[int, int]:
         """Sides after resizing and after cropping."""
+        # Resizing comes first, cropping after it, as the processors do it.
         crop = None
+        # As the processors do: a crop_size means a crop unless it is switched off.
         if config.get("do_center_crop", "crop_size" in config):
             crop = _square_side(config["crop_size"], path.parent)
         if config.get("do_resize", True) and "size" in config:
@@ -120,6 +123,7 @@ class HuggingFace(nn.Module):
         self.resized, self.size = preprocessing.resized, preprocessing.size
         self.interpolation = preprocessing.interpolation
         # A ViT interpolates its positions only if asked to; DINOv2 always does and has no option.
+        # In the model's own attention, since some have no such argument.
         self.options: dict[str, Any] = {}
         parameters = inspect.signature(self.net.forward).parameters
         if "interpolate_pos_encoding" in parameters and self.size != native_size:
@@ -127,6 +131,7 @@ class HuggingFace(nn.Module):
         channels = int(getattr(config, "num_channels", 3))
         mean_1C11 = _per_channel(preprocessing.mean, channels)
         deviation_1C11 = _per_channel(preprocessing.deviation, channels)
+        # Not persistent: they belong to the preprocessing, not to the weights.
         self.register_buffer("mean_1C11", mean_1C11, persistent=False)
         self.register_buffer("deviation_1C11", deviation_1C11, persistent=False)
 
@@ -141,6 +146,7 @@ class HuggingFace(nn.Module):
             start = (self.resized - self.size) // 2
             end = start + self.size
             pixels_BCHW = pixels_BCHW[..., start:end, start:end]
+        # [-1, 1] → [0, 1] → normalised; grey is broadcast to the C channels.
         normal_BCHW = ((pixels_BCHW + 1) / 2 - self.mean_1C11) / self.deviation_1C11
         grid = self.size // self.patch
         states_BTC = self.net(pixel_values=normal_BCHW, **self.options).last_hidden_state
@@ -163,6 +169,7 @@ def _check_folder(folder: Path) -> None:
             f"encoder weights {folder} do not exist; name a local file or folder (nothing is "
             "downloaded)"
         )
+    # Checked first: transformers would report a missing pickle instead.
     if not any(folder.glob("*.safetensors")):
         found = "a file"
         if folder.is_dir():
@@ -176,9 +183,11 @@ def _check_folder(folder: Path) -> None:
 
 def _load_model(folder: Path) -> tuple[Any, Any]:
     """The config and the model of a folder; raises `UserError` unless both are whole."""
+    # Imported here, since it takes seconds and other encoders do not need it.
     from transformers import AutoConfig, AutoModel
 
     try:
+        # Local files and safetensors only: nothing is downloaded, and no pickle is opened.
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         net, notes = AutoModel.from_pretrained(
             folder,
@@ -187,6 +196,7 @@ def _load_model(folder: Path) -> tuple[Any, Any]:
             local_files_only=True,
             output_loading_info=True,
         )
+    # transformers raises many kinds here, each of which means an unusable folder.
     except Exception as error:
         reason = next(iter(str(error).strip().splitlines()), "")[:200]
         raise UserError(
@@ -210,6 +220,7 @@ def _load_model(folder: Path) -> tuple[Any, Any]:
 
 
 def _per_channel(values: Sequence[float], channels: int) -> Tensor:
+    # `clone`: an expanded view shares one number, and buffers may be moved or saved.
     values_C = torch.tensor(values, dtype=torch.float32).expand(channels)
     return values_C.view(1, -1, 1, 1).clone()
 
@@ -226,6 +237,7 @@ def _square_side(value: Any, folder: Path) -> int:
         sides = [*value]
     else:
         sides = [value]
+    # A processor's dictionary may hold `shortest_edge: null` next to the sides.
     different = {side for side in sides if side is not None}
     if len(different) != 1:
         raise UserError(

@@ -61,4 +61,5 @@ def load_encoder(
         encoder = TorchXRayVision(path)
     else:
         encoder = HuggingFace(path)
+    # Evaluation mode matters: batch norm in training mode would make a loss depend on the batch.
     return encoder.eval().requires_grad_(False)

@@ -52,6 +52,7 @@ class CXRClassifier(LightningModule):
     def loss(self, batch: dict) -> tuple[Tensor, Tensor]:
         """Binary cross-entropy over the known labels, and the logits [B,F]."""
         labels_BF = batch["labels"]
+        # Treating "not mentioned" as absent would teach the network what reports leave out.
         known_BF = ~labels_BF.isnan()
         logits_BF = self.net(batch["pixels"])
         loss = F.binary_cross_entropy_with_logits(logits_BF[known_BF], labels_BF[known_BF])
@@ -65,7 +66,10 @@ class CXRClassifier(LightningModule):
 
     def validation_step(self, batch: dict, index: int, dataloader_idx: int = 0) -> None:
         """Log the loss of a batch; keep its logits."""
+        # `add_dataloader_idx=False`: the name already has the source.
         loss, logits_BF = self.loss(batch)
+        # AUROC is not a mean over batches, so the logits of the whole validation are kept: F
+        # numbers a study.
         self.validated.append((logits_BF, batch["labels"]))
         source = self.trainer.datamodule.names[dataloader_idx]
         self.log(
@@ -81,14 +85,18 @@ class CXRClassifier(LightningModule):
         logits_BF = torch.cat([logits for logits, _ in self.validated])
         labels_BF = torch.cat([labels for _, labels in self.validated])
         self.validated.clear()
+        # Each rank computes the AUROC of its own studies, and `sync_dist` averages them: an
+        # estimate for monitoring, not a result.
         areas = []
         for column, name in enumerate(self.net.findings):
+            # Each finding has its own known studies.
             known_B = ~labels_BF[:, column].isnan()
             truth = labels_BF[known_B, column]
             if 0 < truth.sum() < len(truth):  # AUROC needs both classes
                 area = binary_auroc(logits_BF[known_B, column], truth.int())
                 self.log(f"val/auroc/{name}", area, sync_dist=True)
                 areas.append(area)
+        # A finding without both classes is missing from the mean, instead of counting as 0 or 0.5.
         if areas:
             self.log("val/auroc", torch.stack(areas).mean(), prog_bar=True, sync_dist=True)
 
@@ -100,6 +108,8 @@ class CXRClassifier(LightningModule):
         )
         # The schedule of a single step would divide by 0.
         steps = max(int(self.trainer.estimated_stepping_batches), 2)
+        # One cycle reaches a usable φ within a few hundred steps; 320 steps left nodules to chance
+        # on the demo, 480 did not (EXPERIMENTS.md).
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, h["learning_rate"], total_steps=steps
         )

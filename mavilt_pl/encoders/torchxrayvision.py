@@ -43,8 +43,10 @@ class TorchXRayVision(nn.Module):
 
     def __init__(self, path: str | Path):
         super().__init__()
+        # Imported here: it is an optional dependency.
         import torchxrayvision as xrv
 
+        # Its own loader would download weights and unpickle them; a local file is read as tensors.
         state = read_weights(path, CONVERT)
         state = dict(state.get("state_dict", state))
         if FIRST_WEIGHT not in state or "classifier.bias" not in state:
@@ -53,17 +55,23 @@ class TorchXRayVision(nn.Module):
                 f"{path} is not a DenseNet-121 of torchxrayvision (found weights such as {found}); "
                 f"expected {FIRST_WEIGHT}. {CONVERT}"
             )
+        # Not a parameter of the network that is built here, so strict loading would refuse it.
         thresholds = state.pop("op_threshs", None)
         num_outputs = len(state["classifier.bias"])
+        # Without `weights`, so nothing is downloaded.
         self.net = xrv.models.DenseNet(num_classes=num_outputs, in_channels=1)
         load_strict(self.net, state, path)
         names = []
+        # The order of the outputs is the order of this list.
         for name in xrv.datasets.default_pathologies:
             names.append(FINDING_NAMES.get(name.lower(), name.lower()))
         if thresholds is not None and len(thresholds) == len(names):
             for index, threshold in enumerate(thresholds):
+                # torchxrayvision marks outputs that these weights were not trained for in this way.
                 if threshold.isnan():
                     names[index] = ""
+        # Weights with another number of outputs are of another list: findings without a reliable
+        # name.
         self.findings: tuple[str, ...] = tuple(names) if len(names) == num_outputs else ()
         self.width = self.net.classifier.in_features
 
@@ -72,6 +80,7 @@ class TorchXRayVision(nn.Module):
         size = (IMAGE_SIZE, IMAGE_SIZE)
         if pixels_BCHW.shape[-2:] != size:
             pixels_BCHW = F.interpolate(pixels_BCHW, size=size, mode="bilinear", antialias=True)
+        # DenseNet's own forward applies this ReLU between its features and its classifier.
         return [F.relu(self.net.features(pixels_BCHW * INPUT_RANGE))]
 
     def features(self, maps: list[Tensor]) -> Tensor:

@@ -29,6 +29,7 @@ PROTOCOL = (
     "numbers of runs, or one run each. Intervals are not corrected for the number of rows."
 )
 # Task, and the keys of its samples for the original image and for what an arm made of it.
+# Reports are compared by their figures; only images need to be looked at.
 PICTURES = (
     ("tokenizer", "original", "reconstruction"),
     ("synthesis", "reference_image", "image"),
@@ -54,8 +55,10 @@ class RunResults:
         run = cls(folder)
         for path in find_results(folder):
             content = read_results(path)
+            # A run may have a test for each task, in folders of their own.
             for figure in content["figures"]:
-                key = tuple(str(figure[part]) for part in ("task", "source", "metric", "control"))
+                key = _key(figure)
+                # Two runs below one folder: choosing one of them silently could be wrong.
                 if key in run.figures:
                     raise UserError(
                         f"{folder}: two tests below it have {_describe(key)}; name the folder of "
@@ -72,21 +75,21 @@ class RunResults:
         Raises:
             UserError: they differ in one of these.
         """
+        # Fingerprints, not names: a corpus prepared again with other settings has the same name.
         self._check_same("corpus", self.corpora, other, other.corpora)
         self._check_same("judge", self.judges, other, other.judges)
         for key in self.figures.keys() & other.figures.keys():
             mine, theirs = self.figures[key], other.figures[key]
-            if mine["n"] != theirs["n"]:
-                what = f"the number of cases of {_describe(key)}"
-                raise self._not_comparable(other, what, mine["n"], theirs["n"])
-            if mine["protocol"] != theirs["protocol"]:
-                what = f"the protocol of {_describe(key)}"
-                raise self._not_comparable(other, what, mine["protocol"], theirs["protocol"])
+            for part, name in (("n", "number of cases"), ("protocol", "protocol")):
+                if mine[part] != theirs[part]:
+                    what = f"the {name} of {_describe(key)}"
+                    raise self._not_comparable(other, what, mine[part], theirs[part])
 
     def _check_same(
         self, what: str, mine: Mapping[str, str], other: RunResults, theirs: Mapping[str, str]
     ) -> None:
         for name in sorted(mine.keys() | theirs.keys()):
+            # A corpus that only one run was tested on is a difference too.
             here, there = mine.get(name, "none"), theirs.get(name, "none")
             if here != there:
                 what = f"the fingerprint of {what} {name}"
@@ -113,6 +116,7 @@ class Arm:
     def cell(self, key: Key) -> dict[str, Any]:
         """The mean of a figure with its interval."""
         values = self.values(key)
+        # Over several trainings the interval is of trainings; a single one has only its patients'.
         if len(values) > 1:
             low, high = t_interval(values)
         else:
@@ -149,6 +153,7 @@ def t_interval(values: Sequence[float]) -> Interval:
     mean, error = float(np.mean(values)), float(stats.sem(values))
     if error == 0:  # scipy's interval of equal values is nan
         return mean, mean
+    # t, not normal: three runs are usual, and their standard error is itself uncertain.
     low, high = stats.t.interval(0.95, len(values) - 1, loc=mean, scale=error)
     return float(low), float(high)
 
@@ -169,18 +174,22 @@ def compare(
     """
     compared = _read_arms(out, arms, seeds, names)
     runs = [run for arm in compared for run in arm.runs]
+    # Being equal to the first run is transitive, so pairs need no check.
     for other in runs[1:]:
         runs[0].check_comparable(other)
+    # A mean over the runs that have a figure would compare different runs.
     shared, partial = _shared_figures(runs)
     rows = [_row(key, compared) for key in shared]
     folders = {}
     for arm in compared:
+        # Relative, so that the folder can be moved, and no path of a machine is published.
         folders[arm.name] = [os.path.relpath(run.folder, out) for run in arm.runs]
     content = {"arms": folders, "protocol": PROTOCOL, "rows": rows, "left_out": partial}
     write_json(out / "compare.json", content)
 
     headlines = []
     for row in rows:
+        # compare.json has every figure; the page would be unreadable with all of them.
         if row["control"] is None and row["metric"] in HEADLINES[row["task"]]:
             headlines.append(row)
     page = write_page(
@@ -194,6 +203,7 @@ def compare(
         titles=TITLES,
         name=out.resolve().name,
         pictures=_pictures(compared),
+        # Two points show no trade-off.
         charts=tradeoffs(rows) if len(compared) > 2 else [],
     )
     return Comparison(compared, headlines, page)
@@ -208,6 +218,7 @@ def _read_arms(
             f"--compare {' '.join(arms)}: expected two arms or more, and as many names; found "
             f"{len(arm_names)} names"
         )
+    # "" is the folder itself.
     subfolders = [seed.strip() for seed in seeds.split(",")] if seeds else [""]
     read = []
     for name, arm in zip(arm_names, arms):
@@ -228,8 +239,14 @@ def _shared_figures(runs: Sequence[RunResults]) -> tuple[list[Key], list[str]]:
     names: set[str] = set()
     for run in runs:
         names.update(map(_describe, run.figures))
+    # By description: a figure whose control is missing is reported once, with its own name.
     names.difference_update(map(_describe, shared))
     return shared, sorted(names)
+
+
+def _key(figure: Figure) -> Key:
+    """What a figure is of; two tests of one run must not share it."""
+    return tuple(str(figure[part]) for part in ("task", "source", "metric", "control"))
 
 
 def _describe(key: Key) -> str:
@@ -243,6 +260,7 @@ def _row(key: Key, arms: Sequence[Arm]) -> dict[str, Any]:
     figure = first.runs[0].figures[key]
     row = {part: figure[part] for part in ("task", "source", "metric", "control", "n", "protocol")}
     row["cells"] = [arm.cell(key) for arm in arms]
+    # The first arm is the proposal, the others are what it is compared with.
     row["differences"] = [_difference(first, other, key) for other in arms[1:]]
     return row
 
@@ -250,8 +268,11 @@ def _row(key: Key, arms: Sequence[Arm]) -> dict[str, Any]:
 def _difference(first: Arm, other: Arm, key: Key) -> dict[str, Any]:
     mine, theirs = first.values(key), other.values(key)
     low, high = None, None
+    # Paired: runs of one seed share data order and initial weights, so their common variation
+    # cancels.
     if len(mine) == len(theirs):
-        low, high = t_interval([a - b for a, b in zip(mine, theirs)])
+        differences = [a - b for a, b in zip(mine, theirs)]
+        low, high = t_interval(differences)
     mean = float(np.mean(mine) - np.mean(theirs))
     return {"of": f"{first.name} − {other.name}", "mean": mean, "low": low, "high": high}
 
@@ -263,19 +284,22 @@ def _pictures(arms: Sequence[Arm]) -> list[dict[str, Any]]:
     for task, original, generated in PICTURES:
         by_study = []  # of each arm
         for sample in samples:
-            rows = sample.get(task, [])
-            by_study.append({(row["source"], row["study"]): row for row in rows})
+            of_task = sample.get(task, [])
+            by_study.append({(row["source"], row["study"]): row for row in of_task})
         rows = []
         for study, row in by_study[0].items():
-            if all(study in of_arm for of_arm in by_study):
-                rows.append(
-                    {
-                        "study": " · ".join(study),
-                        "original": row[original],
-                        "images": [of_arm[study][generated] for of_arm in by_study],
-                        "text": row.get("text", ""),
-                    }
-                )
+            # The arms' samples are the same studies unless one was tested on fewer.
+            if not all(study in of_arm for of_arm in by_study):
+                continue
+            images = [of_arm[study][generated] for of_arm in by_study]
+            rows.append(
+                {
+                    "study": " · ".join(study),
+                    "original": row[original],
+                    "images": images,
+                    "text": row.get("text", ""),
+                }
+            )
         if rows:
             parts.append({"task": task, "rows": rows})
     return parts

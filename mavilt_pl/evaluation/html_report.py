@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,9 @@ from mavilt_pl.evaluation.page import inline_images, write_page
 from mavilt_pl.evaluation.results import TASKS, Figure, read_results, write_json
 
 # Curves of a training that the page shows, besides train/loss.
+# One curve a quantity; single tasks and findings are in TensorBoard.
 VALIDATION_CURVES = ("loss", "psnr", "auroc", "text_perplexity")
+# More than the chart has pixels; of a longer curve TensorBoard keeps a random sample.
 MAX_POINTS = 2000  # of a curve
 
 
@@ -40,6 +42,7 @@ def gather(run: Path) -> Path:
     for path in find_results(run):
         results = read_results(path)
         figures += results["figures"]
+        # Each step of the chain has a provenance of its own.
         made_by[str(path.parent.parent.relative_to(run))] = results["made_by"]
     made_by["seconds"], made_by["peak_memory_bytes"] = _costs_of_steps(run)
     write_json(run / "results.json", {"figures": figures, "made_by": made_by})
@@ -66,6 +69,8 @@ def find_results(run: Path) -> list[Path]:
     Raises:
         UserError: there is none.
     """
+    # The parent's name distinguishes them from the merged results.json, which `gather` itself
+    # writes.
     found = sorted(path for path in run.rglob("results.json") if path.parent.name == "test")
     if not found:
         raise UserError(
@@ -79,6 +84,7 @@ def read_samples(run: Path) -> dict[str, list[dict[str, Any]]]:
     samples: dict[str, list[dict[str, Any]]] = {}
     for path in find_results(run):
         folder = path.parent
+        # Written by older versions, or a test without samples.
         if not (folder / "samples.json").exists():
             continue
         by_task = json.loads((folder / "samples.json").read_text(encoding="utf-8"))
@@ -92,6 +98,7 @@ def _costs_of_steps(run: Path) -> tuple[dict[str, float], int]:
     """Seconds of each step of a recipe, and the peak memory of all in bytes."""
     seconds: dict[str, float] = {}
     peak = 0
+    # Written by `mavilt run`; a run by hand has none.
     for path in sorted((run / ".steps").glob("*.json")):
         step = json.loads(path.read_text(encoding="utf-8"))
         seconds[path.stem] = step["seconds"]
@@ -103,44 +110,63 @@ def _tables(figures: Sequence[Figure]) -> list[dict[str, Any]]:
     """Headline figures by task: rows are metrics, columns are sources."""
     tables = []
     for task in TASKS:
+        # The first figure of a cell wins if two tests below the run have it.
         by_cell: dict[tuple[str, str], Figure] = {}
         for figure in figures:
             if figure["task"] == task and figure["control"] is None:
                 by_cell.setdefault((figure["metric"], figure["source"]), figure)
         sources = sorted({source for _, source in by_cell})
-        rows = []
-        for metric in HEADLINES[task]:
-            cells = [by_cell.get((metric, source)) for source in sources]
-            present = [cell for cell in cells if cell is not None]
-            if present:
-                protocol = present[0]["protocol"]
-                rows.append({"metric": metric, "cells": cells, "protocol": protocol})
+        rows = _rows_of_task(task, sources, by_cell)
         if rows:
             tables.append({"task": task, "sources": sources, "rows": rows})
     return tables
+
+
+def _rows_of_task(
+    task: str, sources: Sequence[str], by_cell: Mapping[tuple[str, str], Figure]
+) -> list[dict[str, Any]]:
+    """Headline metrics of a task that at least one source has, with a cell for each source."""
+    rows = []
+    for metric in HEADLINES[task]:
+        cells = [by_cell.get((metric, source)) for source in sources]
+        present = [cell for cell in cells if cell is not None]
+        if present:
+            # A metric has one protocol for all sources.
+            protocol = present[0]["protocol"]
+            rows.append({"metric": metric, "cells": cells, "protocol": protocol})
+    return rows
 
 
 def _per_finding(figures: Sequence[Figure]) -> list[dict[str, Any]]:
     """One table per source: the figures of each finding along the chain."""
     tables = []
     for source in sorted({figure["source"] for figure in figures}):
-        by_cell: dict[tuple[str, str], Figure] = {}
-        for figure in figures:
-            column, slash, finding = figure["metric"].partition("/")
-            is_ours = figure["source"] == source and figure["control"] is None
-            if is_ours and slash and column in FINDING_COLUMNS:
-                by_cell[column, finding] = figure
+        by_cell = _cells_of_findings(figures, source)
         findings = sorted({finding for _, finding in by_cell})
-        used = {column for column, _ in by_cell}
-        columns = [column for column in FINDING_COLUMNS if column in used]
         if not findings:
             continue
+        # In the order of `FINDING_COLUMNS`, and only those that have a figure.
+        used = {column for column, _ in by_cell}
+        columns = [column for column in FINDING_COLUMNS if column in used]
         rows = []
         for finding in findings:
-            rows.append((finding, [by_cell.get((column, finding)) for column in columns]))
+            cells = [by_cell.get((column, finding)) for column in columns]
+            rows.append((finding, cells))
         headings = [FINDING_COLUMNS[column] for column in columns]
         tables.append({"source": source, "columns": headings, "rows": rows})
     return tables
+
+
+def _cells_of_findings(figures: Sequence[Figure], source: str) -> dict[tuple[str, str], Figure]:
+    """Figures `<column>/<finding>` of a source by column and finding; no controls."""
+    cells = {}
+    for figure in figures:
+        if figure["source"] != source or figure["control"] is not None:
+            continue
+        column, slash, finding = figure["metric"].partition("/")
+        if slash and column in FINDING_COLUMNS:
+            cells[column, finding] = figure
+    return cells
 
 
 def _controls(figures: Sequence[Figure]) -> list[tuple[Figure, Figure]]:
@@ -153,6 +179,7 @@ def _controls(figures: Sequence[Figure]) -> list[tuple[Figure, Figure]]:
     real = {identity(figure): figure for figure in figures if figure["control"] is None}
     pairs = []
     for figure in figures:
+        # Only figures that chance is interesting for.
         is_control = figure["control"] is not None and figure["metric"] in CONTROLLED
         if is_control and identity(figure) in real:
             pairs.append((real[identity(figure)], figure))
@@ -161,6 +188,7 @@ def _controls(figures: Sequence[Figure]) -> list[tuple[Figure, Figure]]:
 
 def _curves(run: Path) -> list[dict[str, Any]]:
     """Training and validation curves of TensorBoard's files, as points of small line charts."""
+    # Imported here: it takes seconds, and other pages need no curves.
     from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
     charts = []
@@ -171,6 +199,7 @@ def _curves(run: Path) -> list[dict[str, Any]]:
             if not _is_shown(tag):
                 continue
             points = [(event.step, event.value) for event in reader.Scalars(tag)]
+            # One point is no curve.
             if len(points) > 1:
                 charts.append(
                     {
@@ -197,9 +226,11 @@ def _polyline(points: Sequence[tuple[int, float]], width: float = 220, height: f
     """
     steps = [step for step, _ in points]
     values = [value for _, value in points]
-    first, low, high = min(steps), min(values), max(values)
+    first = min(steps)
+    low, high = min(values), max(values)
+    step_span = (max(steps) - first) or 1
     # A constant curve is drawn at the bottom.
-    step_span, value_span = (max(steps) - first) or 1, (high - low) or 1
+    value_span = (high - low) or 1
     pairs = []
     for step, value in points:
         x = (step - first) / step_span * width

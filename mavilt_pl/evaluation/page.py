@@ -16,6 +16,8 @@ def write_page(page: Path, template: str, **content: Any) -> Path:
     """Render a template of this folder into a page, whole or not at all; return the page's path."""
     environment = Environment(
         loader=PackageLoader("mavilt_pl.evaluation", "."),
+        # Reports are text of others and must not become HTML. An undefined name is an error, since
+        # a missing figure would otherwise be an empty cell.
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -35,6 +37,7 @@ def format_figure(value: float | None) -> str:
     """
     if value is None:
         return "–"
+    # Digits beyond the third are noise at a few hundred test studies.
     if abs(value) >= 10:
         return f"{value:.1f}"
     if 0 < abs(value) < 0.01:
@@ -52,6 +55,7 @@ def inline_images(row: dict[str, Any], folder: Path) -> dict[str, Any]:
     inlined = dict(row)
     for key, value in row.items():
         if isinstance(value, str) and value.startswith("pictures/") and value.endswith(".png"):
+            # Part of the page, so that it can be sent or archived as one file.
             content = base64.b64encode((folder / value).read_bytes()).decode()
             inlined[key] = f"data:image/png;base64,{content}"
     return inlined
@@ -67,6 +71,7 @@ def compare_claims(row: dict[str, Any]) -> list[tuple[str, str]]:
     asserted = findings_in(row["generated"])
     verdicts = []
     for finding, label in row["labels"].items():
+        # Only definite labels can prove a claim right or wrong; uncertain ones are left open.
         claimed = asserted.get(finding) == "present"
         if label == "present":
             verdicts.append((finding, "right" if claimed else "missed"))

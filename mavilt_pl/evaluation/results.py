@@ -22,9 +22,9 @@ from mavilt_pl.parallel.atomic_write import atomic_write_text
 
 Figure = dict[str, Any]
 
+# The order of the tables on the page.
 TASKS = ("tokenizer", "report", "synthesis", "vqa", "text")
 KEYS = ("task", "source", "metric", "value", "low", "high", "n", "protocol", "control")
-# Settings of a module that decide on what it generates.
 # Settings that are paths: figures must not depend on where a run's files are.
 PATH_KEYS = {
     "corpora",
@@ -45,6 +45,7 @@ def write_json(path: Path, content: Any) -> None:
         ValueError: a number is nan or infinite, which JSON does not have.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    # `allow_nan=False`: Python would write NaN, which other readers of JSON refuse.
     text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False)
     atomic_write_text(path, text)
 
@@ -63,6 +64,7 @@ def check_figures(figures: Sequence[Figure], origin: str) -> list[Figure]:
     Traceback (most recent call last):
     mavilt_pl.errors.UserError: here: figure accuracy of task vqa: missing ['source', ...
     """
+    # Checked when written and when read: files of other versions are read too.
     for figure in figures:
         missing = [key for key in KEYS if key not in figure]
         is_valid = (
@@ -109,6 +111,8 @@ def versions() -> dict[str, str]:
 def commit() -> str | None:
     """The commit of the source tree; None if the package is installed without one."""
     try:
+        # Of the source tree, not of the working directory. Without git, or in a container without
+        # the repository, figures are still written.
         git = subprocess.run(
             ["git", "rev-parse", "HEAD"],
             cwd=Path(__file__).parent,
@@ -139,6 +143,7 @@ class ResultsWriter(Callback):
         Raises:
             UserError: no callback computed a figure.
         """
+        # Metrics were gathered on all ranks; one writes.
         if not trainer.is_global_zero:
             return
         folder = Path(trainer.default_root_dir) / "test"
@@ -155,6 +160,7 @@ class ResultsWriter(Callback):
         for callback in sources:
             if callback.examples:
                 samples[callback.task] = _save_samples(callback.examples, folder, callback.task)
+        # Before results.json, whose presence means that a test is complete.
         write_json(folder / "samples.json", samples)
         content = {
             "figures": check_figures(figures, str(folder)),
@@ -180,6 +186,7 @@ def _save_samples(examples: list[dict[str, Any]], folder: Path, task: str) -> li
     for number, example in enumerate(examples):
         row = dict(example)
         for key, value in example.items():
+            # Arrays are images; everything else is plain JSON.
             if hasattr(value, "dtype"):
                 name = f"pictures/{task}-{number:03d}-{key}.png"
                 Image.fromarray(value).save(folder / name)
@@ -195,11 +202,14 @@ def _provenance(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
     judges = {}
     for callback in trainer.callbacks:
         judge = getattr(callback, "judge_path", None)
+        # By content, since two figures are comparable only under the same judge, whatever its path.
         if judge and Path(judge).is_file():
             judges[callback.task] = sha256(Path(judge))
     caches = {}
     for corpus, cache in zip(data.corpora, data.token_caches):
+        # The tokenizer's checksum.
         caches[corpus.name] = cache.tokenizer
+    # Of the file, so a figure can be traced even if the run's folder is renamed.
     checksum = None
     if checkpoint is not None and checkpoint.is_file():
         checksum = sha256(checkpoint)
@@ -213,16 +223,19 @@ def _provenance(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
             "data": _without_paths(data.hparams),
         },
         "decoding": dict(module.hparams.get("sampling", {})),
+        # Lightning's `seed_everything` leaves the seed in the environment.
         "seed": int(os.environ.get("PL_GLOBAL_SEED", 0)),
         "versions": versions(),
         "commit": commit(),
         "steps": trainer.global_step,
         "threads": torch.get_num_threads(),
+        # `ru_maxrss` is in KiB on Linux.
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
 
 
 def _without_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings without paths, as plain values of JSON."""
+    # `default=str`, since a setting may be a Path or an object of the command line.
     kept = {key: value for key, value in settings.items() if key not in PATH_KEYS}
     return json.loads(json.dumps(kept, default=str))

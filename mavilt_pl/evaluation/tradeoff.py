@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+# One measure of wording, one of content, and one of answers.
 LEARNED = (("report", "bleu_4"), ("report", "findings_f1_macro"), ("vqa", "accuracy"))
+# A ratio, so that backbones of different vocabularies can share an axis.
 FORGOTTEN = ("text", "perplexity_ratio")
 WIDTH, HEIGHT, MARGIN = 300.0, 190.0, 14.0  # of the plotted field, in pixels
 
@@ -30,6 +32,7 @@ def tradeoffs(rows: Sequence[Row]) -> list[dict[str, Any]]:
         if row["control"] is None and name in LEARNED:
             learned.append(row)
     charts = []
+    # Sources of text and of the metric may differ: language is forgotten, whatever was learned.
     for horizontal in forgotten:
         for vertical in learned:
             charts.append(_chart(horizontal, vertical))
@@ -64,6 +67,7 @@ def _chart(horizontal: Row, vertical: Row) -> dict[str, Any]:
 
 def _bound(cell: dict[str, Any], side: str) -> float:
     """An end of a cell's interval; its mean if there is no interval."""
+    # A cross of length 0 then, instead of a special case in the template.
     return cell["mean"] if cell[side] is None else cell[side]
 
 
@@ -71,6 +75,7 @@ class _Axis:
     """Maps values to pixels so that all intervals fit, with a margin."""
 
     def __init__(self, cells: Sequence[dict[str, Any]], length: float):
+        # Over the intervals, so that no cross leaves the field.
         self.low = min(_bound(cell, "low") for cell in cells)
         self.high = max(_bound(cell, "high") for cell in cells)
         self.length = length - 2 * MARGIN

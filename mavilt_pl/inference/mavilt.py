@@ -20,7 +20,7 @@ from mavilt_pl.data.collate import sample_key
 from mavilt_pl.data.pixels import to_float, to_uint8
 from mavilt_pl.data.radiograph import Fit, read_sized
 from mavilt_pl.data.records import OTHER, Side
-from mavilt_pl.errors import UserError
+from mavilt_pl.errors import MaviltWarning, UserError
 from mavilt_pl.inference.judge import Judge
 from mavilt_pl.language.generation import Generator
 from mavilt_pl.language.model import VisualLanguageModel
@@ -151,6 +151,7 @@ class MAViLT:
             warnings.warn(
                 f"{name}: its {found:,} tokens were truncated to max_text_tokens = {limit}",
                 # Points at the user's call of `ask` or `draw`.
+                MaviltWarning,
                 stacklevel=4,
             )
 
@@ -269,6 +270,7 @@ class MAViLT:
                 warnings.warn(
                     f"text {number} states none of the judge's findings "
                     f"({', '.join(scorer.findings)}); the first of its {best_of} images was kept",
+                    MaviltWarning,
                     stacklevel=3,
                 )
 

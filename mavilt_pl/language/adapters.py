@@ -38,7 +38,9 @@ class NewRows(nn.Module):
     def embed(self, old: nn.Module, ids_BT: Tensor, num_text_rows: int) -> Tensor:
         """Embeddings [B,T,D] of ids; those from `num_text_rows` on are new."""
         is_new = ids_BT >= num_text_rows
+        # New ids are out of the old embedding's range, so it reads row 0 for them.
         old_BTD = old(ids_BT.masked_fill(is_new, 0))
+        # And old ids are out of the new rows' range.
         new_ids_BT = (ids_BT - num_text_rows).clamp(min=0)
         new_BTD = F.embedding(new_ids_BT, self.embedding).to(old_BTD.dtype)
         return torch.where(is_new[..., None], new_BTD, old_BTD)
@@ -62,6 +64,7 @@ def add_adapters(model: Any, lora: LoraOptions) -> None:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     # GPT-2 stores its linear layers transposed.
+    # peft must know, to merge ΔW in the right orientation.
     transposed = any(type(module).__name__ == "Conv1D" for module in model.modules())
     config = LoraConfig(
         r=lora.rank,
@@ -70,6 +73,7 @@ def add_adapters(model: Any, lora: LoraOptions) -> None:
         target_modules=lora.targets,
         fan_in_fan_out=transposed,
     )
+    # Collected before injection, which wraps the layers, for the message below.
     linear = set()
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D":
@@ -82,6 +86,7 @@ def add_adapters(model: Any, lora: LoraOptions) -> None:
             f"tuning.lora.targets: {lora.targets} does not fit this model "
             f"({str(error).splitlines()[0]}); its linear layers are {names}"
         ) from None
+    # A pattern may match both; peft itself excludes the head from "all-linear" only.
     ends = {"embedding": model.get_input_embeddings(), "head": model.get_output_embeddings()}
     for name, module in ends.items():
         if isinstance(module, BaseTunerLayer):
@@ -104,6 +109,7 @@ def list_adapters(model: nn.Module) -> list[Adapter]:
     """All adapters of a model."""
     found = []
     for name, module in model.named_modules():
+        # "default" is the name that `inject_adapter_in_model` gives.
         if hasattr(module, "lora_A") and "default" in module.lora_A:
             a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
             found.append(Adapter(name, a, b, float(module.scaling["default"])))
@@ -111,7 +117,7 @@ def list_adapters(model: nn.Module) -> list[Adapter]:
 
 
 def split_full_state_dict(module: Any, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of a model trained in full, under the names of one whose pretrained weights are fixed.
+    """Weights of a model trained in full, under the names of one with fixed pretrained weights.
 
     The first V rows of embedding and head stay the model's; those behind them become the new rows;
     adapters keep their initial values. Weights without a counterpart are left out, for the caller's
@@ -121,6 +127,7 @@ def split_full_state_dict(module: Any, weights: Mapping[str, Tensor]) -> dict[st
         module: a `VisualLanguageModel` with adapters or new rows.
         weights: state dict of a `VisualLanguageModel` trained in full.
     """
+    # Names are the same up to peft's `.base_layer.`, which wraps each adapted layer.
     own = module.state_dict()
     first_new = module.vocabulary.num_text_rows
     embedding, head = (
@@ -133,6 +140,7 @@ def split_full_state_dict(module: Any, weights: Mapping[str, Tensor]) -> dict[st
         id(getattr(head, "bias", None)): "new_rows.bias",
         id(embedding.weight): "new_rows.embedding",
     }
+    # With duplicates, since a tied head has two names and both may be in the checkpoint.
     parameters = dict(module.named_parameters(remove_duplicate=False))
     found = {name: value for name, value in own.items() if ".lora_" in name}
     for name in own:
@@ -144,6 +152,7 @@ def split_full_state_dict(module: Any, weights: Mapping[str, Tensor]) -> dict[st
             found[name] = value
             continue
         found[name] = value[:first_new]
+        # A tied head is in the checkpoint a second time, and the module has no row for it.
         if new_name in own:
             found[new_name] = value[first_new:]
     return found
@@ -156,12 +165,14 @@ def merge_adapters(model: Any, vocabulary: VisualVocabulary, new_rows: NewRows |
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
+    # Training may continue with the original after an export.
     plain = copy.deepcopy(model)
     for name, layer in [*plain.named_modules()]:
         if isinstance(layer, BaseTunerLayer):
             layer.merge()
             parent, _, attribute = name.rpartition(".")
             setattr(plain.get_submodule(parent), attribute, layer.get_base_layer())
+    # Loaded by other programs, so no weight should come out frozen.
     for parameter in plain.parameters():
         parameter.requires_grad_(True)
     if new_rows is None:

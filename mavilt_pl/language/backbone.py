@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from mavilt_pl.errors import UserError
+from mavilt_pl.errors import MaviltWarning, UserError
 from mavilt_pl.language.options import Attention
 
+# Computed from the config today, so nothing is lost if they are ignored.
 UNUSED_BUFFERS = ("masked_bias", "inv_freq")  # saved by older versions of transformers
 FAMILIES = "Llama, Qwen, Phi, Pythia or GPT-2"
 
@@ -37,6 +38,8 @@ def load_backbone(
             it: a tokenizer beyond the embedding, no key-value cache, or a head that is more than a
             linear map.
     """
+    # Without this check transformers would ask the hub for a mistyped path, and report what the hub
+    # says about it.
     looks_local = name.startswith((".", "/")) or "runs/" in name or not name
     if looks_local and not (Path(name) / "config.json").exists():
         raise UserError(
@@ -62,8 +65,9 @@ def _load_model(name: str, attention: str, pretrained: bool) -> Any:
     try:
         if not pretrained:
             return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(name), **options)
-        model, loading_info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             name,
+            # Mismatches are collected, so that `_check_loaded` can name them with what is missing.
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
@@ -74,19 +78,23 @@ def _load_model(name: str, attention: str, pretrained: bool) -> Any:
             f"attention={attention} is not available here ({_reason(error)}); use sdpa"
         ) from None
     except Exception as error:
+        # transformers has no class for this error, so its message is the only sign.
         if "does not support an attention implementation" in str(error):
             architecture = str(error).split()[0]
             raise UnsupportedAttentionError(
                 f"backbone {name}: this model ({architecture}) does not support "
                 f"attention={attention}; set --model.init_args.model.attention eager"
             ) from error
+        # A folder that exists but cannot be loaded needs another advice than a name that is
+        # nowhere.
         missing = isinstance(error, OSError) and not Path(name).is_dir()
         what = "no such folder, and not on the hub" if missing else "it cannot be loaded"
         raise UserError(
-            f"backbone {name}: {what} ({_reason(error)}). Expected a causal language model, such as "
-            f"{FAMILIES}, in a folder saved by Hugging Face's save_pretrained, or its name on the "
-            "hub; if it was downloaded or copied, do it again"
+            f"backbone {name}: {what} ({_reason(error)}). Expected a causal language model, such "
+            f"as {FAMILIES}, in a folder saved by Hugging Face's save_pretrained, or its name on "
+            "the hub; if it was downloaded or copied, do it again"
         ) from error
+    model, loading_info = loaded  # a pair because of `output_loading_info`
     _check_loaded(name, loading_info)
     return model
 
@@ -115,6 +123,7 @@ def _check_loaded(name: str, loading_info: Mapping[str, Any]) -> None:
         warnings.warn(
             f"backbone {name}: {len(unused)} weights of its files belong to no part of the model "
             f"and are ignored (first: {min(unused)})",
+            MaviltWarning,
             stacklevel=4,
         )
 
@@ -126,6 +135,7 @@ def _check_rows(name: str, model: Any, tokenizer: Any) -> None:
     """
     rows = model.get_input_embeddings().num_embeddings
     special = set(tokenizer.all_special_tokens)
+    # Special tokens without a row are allowed: text is tokenised without them.
     beyond = []
     for token, index in tokenizer.get_vocab().items():
         if index >= rows and token not in special:
@@ -156,6 +166,7 @@ def _check_forward(name: str, model: Any) -> None:
     head, kind = model.get_output_embeddings(), type(model).__name__
     was_training = model.training
     model.eval()
+    # A probe of up to four ids is enough: the check is of the head's form, not of its values.
     ids = torch.arange(min(4, head.weight.shape[0]))[None]
     outputs = model.base_model(input_ids=ids, use_cache=True)
     if not {"past_key_values", "cache"} & outputs.keys():
@@ -165,6 +176,7 @@ def _check_forward(name: str, model: Any) -> None:
         )
     logits = model(input_ids=ids, use_cache=False).logits
     hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    # Compared by value, since scaling, soft caps and projections have no common name in configs.
     linear = F.linear(hidden, head.weight, head.bias)
     model.train(was_training)
     if not torch.allclose(logits, linear, rtol=1e-3, atol=1e-4):

@@ -16,6 +16,7 @@ from transformers import StaticCache
 from mavilt_pl.errors import UserError
 from mavilt_pl.language.model import VisualLanguageModel
 
+# The last position of a model without a limit.
 UNLIMITED = 2**31
 
 
@@ -27,6 +28,8 @@ def left_pad(
     >>> left_pad([[1, 2], [3]], 0, torch.device("cpu"))[0].tolist()
     [[1, 2], [0, 3]]
     """
+    # On the left, so that the last column holds every row's last token and one index reads them
+    # all.
     width = max(map(len, rows))
     ids, mask = [], []
     for row in rows:
@@ -66,14 +69,17 @@ class CachedForward:
         self.cache_name = "cache" if "cache" in parameters else "past_key_values"
         # Finished rows are fed too, past the context if others are longer; nothing of them is read.
         self.last_position = UNLIMITED if model.max_context is None else model.max_context - 1
+        # Positions count from the first real token, so padding does not change a row's output.
         self.position_BT = (mask_BT.cumsum(1) - 1).clamp(min=0)
 
     def __call__(self, ids_BT: Tensor, grid_index_BT: Tensor | None = None) -> Tensor:
         """Feed ids; the hidden state [B,D] at the last of them."""
+        # The mask covers the cache and the new ids; positions are those of the new ids alone.
         if self.cache is not None:
             new = self.mask_BT.new_ones(len(self.mask_BT), ids_BT.shape[1])
             self.mask_BT = torch.cat([self.mask_BT, new], 1)
             self.position_BT = (self.position_BT[:, -1:] + 1).clamp(max=self.last_position)
+        # Without padding no mask is needed, and transformers may use its fast causal kernel.
         mask_BT = None if bool(self.mask_BT.all()) else self.mask_BT
         out = self._forward(self.model.transformer, ids_BT, grid_index_BT, mask_BT)
         self.cache = out[self.cache_name]
@@ -115,12 +121,15 @@ class StaticCacheForward(CachedForward):
 
     def __init__(self, model: VisualLanguageModel, mask_BT: Tensor, new_positions: int):
         super().__init__(model, mask_BT)
+        # Rounded up to a multiple of BLOCK, so prompts of similar length share one compiled step.
         length = -(-(mask_BT.shape[1] + new_positions) // self.BLOCK) * self.BLOCK
         config = model.backbone.config.get_text_config()
         self.cache = StaticCache(config, max_cache_len=length)
         # Future positions count as visible, so the mask keeps its shape; causality hides them.
         future = mask_BT.new_ones(len(mask_BT), length - mask_BT.shape[1])
         self.mask_BT = torch.cat([mask_BT, future], 1)
+        # "reduce-overhead" records a CUDA graph; on a CPU it has no effect, so the default is
+        # clearer.
         self.uses_graph = mask_BT.device.type == "cuda"
         mode = "reduce-overhead" if self.uses_graph else "default"
         self.compiled = torch.compile(model.transformer, mode=mode, dynamic=False)
@@ -128,9 +137,14 @@ class StaticCacheForward(CachedForward):
 
     def __call__(self, ids_BT: Tensor, grid_index_BT: Tensor | None = None) -> Tensor:
         """Feed ids; the hidden state [B,D] at the last of them."""
+        # The prompt runs eagerly: its length differs from batch to batch and would be compiled each
+        # time.
         transformer = self.model.transformer if self.is_first else self.compiled
         if not self.is_first:
+            # No clamp to the context here: images fit it (`generate_images` checks), texts do not
+            # come here.
             self.position_BT = self.position_BT[:, -1:] + 1
+            # The last step's outputs may be overwritten: they were cloned.
             if self.uses_graph:
                 torch.compiler.cudagraph_mark_step_begin()
         self.is_first = False

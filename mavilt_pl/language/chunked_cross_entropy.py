@@ -17,7 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+# Measured with this size: 0.14 × the step's memory of full logits (benchmarks/README.md).
 CHUNK = 2**22  # logits held at once on a CPU (16 MB)
+# Small chunks leave a GPU idle between kernels, and 256 MB are little there.
 ACCELERATOR_CHUNKS = 16  # times as many elsewhere
 IGNORED = -100  # the target that `F.cross_entropy` ignores too
 
@@ -48,6 +50,7 @@ class HeadRows(NamedTuple):
 def head_logits(hidden: Tensor, head: Sequence[HeadRows]) -> Tensor:
     """Logits [..., V] of the parts of a head, concatenated."""
     parts = [rows.logits(hidden) for rows in head]
+    # Concatenation copies, so the ordinary head of one part avoids it.
     return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
 
@@ -68,6 +71,7 @@ def linear_cross_entropy(
     device = hidden_MD.device.type
     limit = chunk or (CHUNK if device == "cpu" else ACCELERATOR_CHUNKS * CHUNK)
     num_rows = sum(rows.size for rows in head)
+    # For few targets the plain kernel is faster: it does not compute the logits twice.
     if len(hidden_MD) * num_rows <= limit:
         logits_MV = head_logits(hidden_MD, head).float()
         return F.cross_entropy(logits_MV, target_M, ignore_index=IGNORED, reduction="none")
@@ -80,6 +84,7 @@ def linear_cross_entropy(
     for rows in head:
         tensors += [rows.weight, rows.bias]
     spans = [(rows.start, rows.stop) for rows in head]
+    # At least one target a chunk, even if its logits alone exceed the limit.
     step = max(limit // num_rows, 1)
     return _ChunkedCrossEntropy.apply(hidden_MD, target_M, spans, step, *tensors)
 
@@ -92,7 +97,7 @@ def _cast(rows: HeadRows, dtype: torch.dtype) -> HeadRows:
 def _rebuild_head(
     spans: Sequence[tuple[int, int]], tensors: Sequence[Tensor | None]
 ) -> list[HeadRows]:
-    """The head's parts from their flat tensors: weight, bias, weight, bias, …"""
+    """The head's parts from their flat tensors, a weight and a bias each."""
     head = []
     for index, (start, stop) in enumerate(spans):
         weight, bias = tensors[2 * index], tensors[2 * index + 1]
@@ -104,7 +109,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     """Forward keeps the log-normaliser of each target; backward computes the logits again."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         hidden_MD: Tensor,
         target_M: Tensor,
@@ -120,24 +125,28 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 part = slice(start, start + step)
                 logits_CV = head_logits(hidden_MD[part], head).float()
                 normaliser_M[part] = logits_CV.logsumexp(1)
-                target_logit_C = logits_CV.gather(1, target_M[part].clamp(min=0)[:, None])[:, 0]
+                # `IGNORED` is negative and would be out of range; its loss is set to 0 below.
+                target_C1 = target_M[part].clamp(min=0)[:, None]
+                target_logit_C = logits_CV.gather(1, target_C1)[:, 0]
                 losses_M[part] = normaliser_M[part] - target_logit_C
                 del logits_CV  # before the next chunk's logits are computed
+        # M numbers instead of M × V logits; softmax = exp(logit − normaliser) is formed again from
+        # them.
         ctx.save_for_backward(hidden_MD, target_M, normaliser_M, *tensors)
         ctx.spans, ctx.step = spans, step
         return losses_M.masked_fill_(target_M == IGNORED, 0.0)
 
     @staticmethod
     @once_differentiable
-    def backward(  # type: ignore[override]
-        ctx: Any, gradient_M: Tensor
-    ) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient_M: Tensor) -> tuple[Tensor | None, ...]:
         hidden_MD, target_M, normaliser_M, *tensors = ctx.saved_tensors
         gradient_M = gradient_M.masked_fill(target_M == IGNORED, 0.0)
         needs_grad = ctx.needs_input_grad
         grads: list[Tensor | None] = []
         for tensor, needed in zip(tensors, needs_grad[4:]):
             grads.append(torch.zeros_like(tensor) if needed else None)
+        # Only the gradients that autograd asks for: with adapters the old rows of the head are
+        # fixed.
         hidden_grad = torch.zeros_like(hidden_MD) if needs_grad[0] else None
         head = _rebuild_head(ctx.spans, tensors)
         with torch.autocast(hidden_MD.device.type, enabled=False):
@@ -164,6 +173,7 @@ def _add_gradients(
     grads: Sequence[Tensor | None],
 ) -> None:
     """Add one chunk's share to the gradients of hidden states, weights and biases."""
+    # Parts follow one another in the logits' columns, each from its own rows of its weight.
     column = 0
     for index, rows in enumerate(head):
         grad_CR = logits_grad_CV[:, column : column + rows.size]
@@ -171,6 +181,7 @@ def _add_gradients(
         span = slice(rows.start, rows.stop)
         if hidden_grad_MD is not None:
             hidden_grad_MD[part].addmm_(grad_CR, rows.weight[span])
+        # Two entries a part, in the order of `tensors`.
         weight_grad, bias_grad = grads[2 * index], grads[2 * index + 1]
         if weight_grad is not None:
             weight_grad[span].addmm_(grad_CR.T, hidden_CD)

@@ -35,6 +35,7 @@ def check_strategy(tuning: TuningOptions, strategy: Any, fitting: bool = True) -
             "are folders without a checksum, which --ckpt_path last does not find; set "
             "trainer.strategy to fsdp2, which shards the same"
         )
+    # Its flat parameters hide which weights are pretrained rows and which are new ones.
     if isinstance(strategy, FSDPStrategy):
         raise UserError(
             "trainer.strategy: found FSDP's first version, which hides the weights from "
@@ -42,6 +43,7 @@ def check_strategy(tuning: TuningOptions, strategy: Any, fitting: bool = True) -
         )
     if not isinstance(strategy, ModelParallelStrategy):
         return
+    # The parent class of ours, with Lightning's defaults.
     if not isinstance(strategy, FSDP2Strategy):
         raise UserError(
             "trainer.strategy: found ModelParallelStrategy, which shards by machines and saves "
@@ -92,17 +94,22 @@ class FSDPMixin:
         if self.device_mesh is None or self.is_sharded:
             return
         backbone, mesh = self.model.backbone, self.device_mesh["data_parallel"]
+        # `_no_split_modules` names the classes of a model's layers; transformers has it for device
+        # maps.
         layer_types = set(backbone._no_split_modules or ())
         layers = [part for part in backbone.modules() if type(part).__name__ in layer_types]
         for layer in layers:
             fully_shard(layer, mesh=mesh)
+        # Layers first: `fully_shard` of the module takes whatever no unit inside it has taken.
         fully_shard(self, mesh=mesh)  # type: ignore[call-overload]
+        # FSDP2 gathers weights in hooks of `forward`; other entry points must be registered.
         for method in ("training_step", "dummy_forward"):
             register_fsdp_forward_method(self, method)  # type: ignore[arg-type]
+        # After the weights, since θ₀ is cut to the rows that this rank has got.
         self.regularizer.shard(backbone, mesh)
 
     def _units(self) -> list[Any]:
-        return [part for part in self.modules() if isinstance(part, FSDPModule)]  # type: ignore[attr-defined]
+        return [part for part in self.modules() if isinstance(part, FSDPModule)]
 
     def dummy_forward(self) -> None:
         """Do nothing: FSDP2 takes the first module that runs for the root."""
@@ -114,13 +121,19 @@ class FSDPMixin:
             with torch.inference_mode(False), torch.no_grad():
                 self.dummy_forward()
                 for unit in self._units():
+                    # Whole until the next training batch: generation makes a different number of
+                    # passes on each rank, and a gather that one rank does not join would wait
+                    # forever.
                     unit.set_reshard_after_forward(False, recurse=False)
                     unit.unshard()
         return super().train(mode)  # type: ignore[misc]
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Shard the weights again after a validation."""
+        """Shard the weights again after a validation."""
         if self.is_sharded:
             for unit in self._units():
+                # The root stays gathered between forward and backward, as FSDP2's default has it.
                 unit.set_reshard_after_forward(unit is not self, recurse=False)
                 unit.reshard()
 
@@ -134,16 +147,22 @@ class FSDPMixin:
             passes: passes that this rank makes through the model.
         """
         if not self.is_sharded:
+            # Each pass of the model reaches every weight, so nothing needs to be added.
             if passes:
                 return 0.0
-            trained = (p for p in self.parameters() if p.requires_grad)  # type: ignore[attr-defined]
+            # DDP expects a gradient of each parameter from each rank: zeros for a batch without
+            # targets.
+            trained = (p for p in self.parameters() if p.requires_grad)
             return sum(0.0 * parameter.sum() for parameter in trained)
         if not self.training:
             return 0.0
+        # All ranks must join the same number of gathers, so the ranks with fewer passes add idle
+        # ones.
         most = torch.tensor(passes, device=self.device)
         dist.all_reduce(most, dist.ReduceOp.MAX)
         vocabulary = self.model.vocabulary
         begin = vocabulary.special_token_id("<begin>")
+        # Two positions: the gathers count, not the work.
         smallest = Tree([begin], [Branch([], [vocabulary.end])])
         idle = pack([smallest], vocabulary.end).to(self.device)
         missing = range(passes, max(int(most), 1))

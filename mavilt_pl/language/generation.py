@@ -1,5 +1,7 @@
 """Generate reports, answers and images with a trained model, and score texts under it.
 
+`beam_search` and `sampling` decode, `likelihoods` scores; here prompts are built and work is split.
+
 Images are codes int64 [B,N], or with several views each study's by name. Sampled outputs depend on
 the seed and the sample's key, not on the batch.
 
@@ -18,25 +20,24 @@ from torch import Tensor
 from mavilt_pl.data.records import Side
 from mavilt_pl.errors import UserError
 from mavilt_pl.language.beam_search import beam_search
-from mavilt_pl.language.cached_forward import check_finite
+from mavilt_pl.language.likelihoods import (
+    Candidates,
+    branch_log_likelihoods,
+    candidate_branches,
+    plain_text_nats,
+)
 from mavilt_pl.language.model import VisualLanguageModel
 from mavilt_pl.language.options import SamplingOptions, check_image_sampling, check_text_sampling
-from mavilt_pl.language.prompt_builder import Images, PromptBuilder, Views
+from mavilt_pl.language.prompt_builder import Images, PromptBuilder
+from mavilt_pl.language.random_views import Views
 from mavilt_pl.language.sampling import noise_streams, sample_image, sample_text
-from mavilt_pl.language.sequences import (
-    Branch,
-    PackedBatch,
-    Tree,
-    pack,
-    separate_branches,
-    split_by_mask_size,
-)
+from mavilt_pl.language.sequences import PackedBatch, Tree, pack, separate_branches
 
 Scorer = Callable[[Tensor, Sequence[str]], Tensor]  # codes [B,N], texts → scores [B], high is good
-Candidates = Sequence[str]  # possible answers; empty for an open question
 
-MASK_ENTRIES = 2**22  # of the mask of one pass: 16 MB in float32, and as many scores in each head
-CACHED_POSITIONS = 2**15  # positions whose keys and values are kept at once while text is written
+# Positions whose keys and values are kept at once while text is generated. Beams and long prompts
+# count, so the cache stays of one size whatever the batch and `num_beams` are.
+CACHED_POSITIONS = 2**15
 
 
 class Generator:
@@ -56,8 +57,10 @@ class Generator:
         sampling: SamplingOptions | None = None,
         shares_prefix: bool = True,
     ):
-        self.model, self.prompts = model, prompts
-        self.sampling, self.shares_prefix = sampling or SamplingOptions(), shares_prefix
+        self.model = model
+        self.prompts = prompts
+        self.sampling = sampling or SamplingOptions()
+        self.shares_prefix = shares_prefix
 
     @property
     def device(self) -> torch.device:
@@ -104,9 +107,11 @@ class Generator:
         for prefix, asked in zip(self._prefixes(images), questions, strict=True):
             for question in asked:
                 prompts.append(prefix + self.prompts.question_prompt(question))
+        # Only the order of prompts ties keys to questions from here on.
         flat_keys = None
         if keys is not None:
             flat_keys = [key for study_keys in keys for key in study_keys]
+        # All questions are one flat batch: studies differ in their number of questions.
         answers = self._generate_texts(prompts, seed, flat_keys)
         grouped: list[list[str]] = []
         start = 0
@@ -120,10 +125,11 @@ class Generator:
         self, prompts: Sequence[Sequence[int]], seed: int, keys: Sequence[int] | None
     ) -> list[str]:
         """The text after each prompt, as many at a time as `CACHED_POSITIONS` allows."""
-        sampling, limit = self.sampling.text, self.prompts.max_text_tokens
+        limit = self.prompts.max_text_tokens
+        # Keys are numbered before the split, so a text does not depend on the part that it is in.
         keys = range(len(prompts)) if keys is None else keys
         positions = max(map(len, prompts), default=0) + limit
-        rows = max(CACHED_POSITIONS // (positions * sampling.num_beams), 1)
+        rows = max(CACHED_POSITIONS // (positions * self.sampling.text.num_beams), 1)
         ids: list[list[int]] = []
         for start in range(0, len(prompts), rows):
             part = slice(start, start + rows)
@@ -147,6 +153,7 @@ class Generator:
         check_text_sampling(sampling)
         if not prompts:
             return []
+        # A limit for each prompt: one long question must not shorten the others' texts.
         limits = []
         for prompt in prompts:
             limits.append(min(max_tokens, self.prompts.remaining_context(len(prompt), 1)))
@@ -157,10 +164,12 @@ class Generator:
             streams = noise_streams(seed, keys, len(prompts))
             texts = sample_text(self.model, prompts, limits, sampling, streams)
         for text, limit in zip(texts, limits):
+            # Reaching `max_tokens` is the caller's choice; being cut by the context is not.
             if len(text) == limit < max_tokens:
                 self.prompts.count_and_warn(
                     "texts_cut_by_context",
-                    f"a generated text ended after {limit} tokens, at the end of the model's context",
+                    f"a generated text ended after {limit} tokens, at the end of the model's "
+                    "context",
                 )
         return texts
 
@@ -180,7 +189,8 @@ class Generator:
 
         Args:
             texts: reports, or findings.
-            seed, keys: image i is a function of (seed, keys[i]) and its prompt alone.
+            seed: of the sampling; image i is a function of (seed, keys[i]) and its prompt alone.
+            keys: of the samples (default 0, 1, …).
             best_of: images generated for each text, of which `scorer` chooses one.
             scorer: scores codes [B,N] for their texts; the highest score is kept.
             views: with several views, the view of each image (default: frontal).
@@ -195,29 +205,42 @@ class Generator:
                 f"best_of: found {best_of} and {found}; expected 1, or more and a scorer"
             )
         check_image_sampling(self.sampling.image)
-        self._check_named_views(bool(views or given))
-        self._check_view_codes(given or [])
-        sides: list[Any] = [*views] if views else [None] * len(texts)
-        others: list[Any] = [*given] if given else [None] * len(texts)
-        prompts: list[list[int]] = []
-        unconditional: list[list[int]] = []
-        for text, side, other in zip(texts, sides, others, strict=True):
-            prompts.append(self.prompts.synthesis_prompt(text, view=side, given=other))
-            unconditional.append(self.prompts.synthesis_prompt(None, view=side))
+        prompts, unconditional = self._synthesis_prompts(texts, views, given)
+        # Refuse before the first step: an image of fewer than N codes cannot be decoded.
         longest = max(map(len, prompts), default=0)
         self.prompts.remaining_context(longest, self.model.vocabulary.codes_per_image)
-        drawn = []
+        # One batch for each of `best_of`, so memory does not grow with it.
+        images = []
         for number in range(best_of):
-            drawn.append(
-                sample_image(
-                    self.model, prompts, self.sampling.image, unconditional, seed, keys, number
-                )
+            codes_BN = sample_image(
+                self.model, prompts, self.sampling.image, unconditional, seed, keys, number
             )
+            images.append(codes_BN)
+        # Without a scorer there is nothing to choose from: best_of is 1.
         if scorer is None:
-            return drawn[0]
-        scores = [scorer(codes_BN, texts).to(self.device) for codes_BN in drawn]
+            return images[0]
+        scores = [scorer(codes_BN, texts).to(self.device) for codes_BN in images]
         best_B = torch.stack(scores).argmax(0)
-        return torch.stack(drawn)[best_B, torch.arange(len(texts), device=self.device)]
+        return torch.stack(images)[best_B, torch.arange(len(texts), device=self.device)]
+
+    def _synthesis_prompts(
+        self,
+        texts: Sequence[str],
+        views: Sequence[Side] | None,
+        given: Sequence[Views] | None,
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        """Prompts with and without their condition; see `generate_images` for the arguments."""
+        self._check_named_views(bool(views or given))
+        self._check_view_codes(given or [])
+        view_of: list[Any] = [*views] if views else [None] * len(texts)
+        given_of: list[Any] = [*given] if given else [None] * len(texts)
+        prompts: list[list[int]] = []
+        unconditional: list[list[int]] = []
+        for text, view, others in zip(texts, view_of, given_of, strict=True):
+            prompts.append(self.prompts.synthesis_prompt(text, view=view, given=others))
+            # Guidance away from "no text and no other view": training drops both together.
+            unconditional.append(self.prompts.synthesis_prompt(None, view=view))
+        return prompts, unconditional
 
     # Likelihoods.
 
@@ -233,7 +256,7 @@ class Generator:
 
         A candidate's score is its mean log-likelihood per token; scores are normalised over the
         candidates. All closed questions about a study read its image once, as many at a time as
-        `MASK_ENTRIES` allows.
+        `likelihoods.MASK_ENTRIES` allows.
 
         Args:
             images: codes of B studies.
@@ -246,10 +269,11 @@ class Generator:
         """
         trees = []
         for prefix, asked in zip(self._prefixes(images), questions, strict=True):
-            branches = self._candidate_branches(asked)
+            branches = candidate_branches(self.prompts, asked)
             if branches:
                 trees.append(self.prompts.check_length(Tree(prefix, branches)))
-        likelihoods = self._branch_log_likelihoods(trees)
+        # Both iterators yield in the order of studies and questions, so they are read in step.
+        likelihoods = branch_log_likelihoods(self.model, trees, self.pack)
         texts = self._answer_open_questions(images, questions, seed, keys)
         answers: list[list[Any]] = []
         for asked in questions:
@@ -262,15 +286,6 @@ class Generator:
                     row.append(next(texts))
             answers.append(row)
         return answers
-
-    def _candidate_branches(self, asked: Sequence[tuple[str, Candidates]]) -> list[Branch]:
-        end = self.model.vocabulary.end
-        branches = []
-        for question, candidates in asked:
-            prompt = self.prompts.question_prompt(question) if candidates else []
-            for candidate in candidates:
-                branches.append(Branch(prompt, [*self.prompts.tokenize(candidate), end]))
-        return branches
 
     def _answer_open_questions(
         self,
@@ -285,45 +300,15 @@ class Generator:
         for key, asked in zip(study_keys, questions, strict=True):
             texts = [question for question, candidates in asked if not candidates]
             open_questions.append(texts)
+            # Keyed by its words, not by its number: a study's other questions change no answer.
             question_keys.append([zlib.crc32(f"{key} {text}".encode()) for text in texts])
         for answers in self.generate_answers(images, open_questions, seed, question_keys):
             yield from answers
 
-    def _branch_log_likelihoods(self, trees: Sequence[Tree]) -> Iterator[float]:
-        """Mean log-likelihood per token of each branch, in order."""
-        for group in split_by_mask_size(trees, MASK_ENTRIES):
-            packed = self.pack(group)
-            losses_M = check_finite(self.model.token_losses(packed))
-            count = int(packed.branch_M.max()) + 1
-            total = losses_M.new_zeros(count).index_add_(0, packed.branch_M, losses_M)
-            ones_M = torch.ones_like(losses_M)
-            length = losses_M.new_zeros(count).index_add_(0, packed.branch_M, ones_M)
-            yield from (-total / length).tolist()
-
     @torch.inference_mode()
     def plain_text_nats(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Summed nats float [B] and token counts int [B] of plain texts, without images.
-
-        Texts of fewer than two tokens are skipped; texts beyond the context are truncated.
-        """
-        kept = []
-        for text in texts:
-            ids = self.prompts.tokenize(text)
-            if len(ids) > 1:
-                kept.append(ids)
-        if not kept:
-            return torch.zeros(0, device=self.device), torch.zeros(0, dtype=torch.long)
-        context, longest = self.model.max_context, max(map(len, kept))
-        if context is not None and longest >= context:
-            self.prompts.count_and_warn(
-                "texts_truncated",
-                f"a plain text of {longest:,} tokens was truncated to the context of {context}",
-            )
-            kept = [ids[: context - 1] for ids in kept]
-        packed = self.pack([self.prompts.plain_text_tree(ids) for ids in kept])
-        losses_M = self.model.token_losses(packed)
-        total = losses_M.new_zeros(len(kept)).index_add_(0, packed.branch_M, losses_M)
-        return total, torch.tensor([len(ids) - 1 for ids in kept])
+        """Summed nats float [B] and token counts int [B]; see `likelihoods.plain_text_nats`."""
+        return plain_text_nats(self.model, self.prompts, texts, self.pack)
 
     # Images as prefixes.
 
@@ -336,6 +321,7 @@ class Generator:
         return [self.prompts.image_prefix(views) for views in images]
 
     def _check_named_views(self, named: bool) -> None:
+        # The other direction is fine: a model of several views reads an unnamed image as frontal.
         if named and not self.model.vocabulary.multi_view:
             raise UserError(
                 "found views by name (data.each_view), and this model knows one image without a "

@@ -24,7 +24,10 @@ from torch.distributed.tensor import DTensor
 from mavilt_pl.language.adapters import list_adapters
 from mavilt_pl.parallel.distributed import all_reduce_sum
 
+# 1 MB in float32, so a piece and its difference stay in the cache (0.85 % of a step and 1 MB more
+# memory than without the term, benchmarks/README.md).
 PIECE = 2**18  # weights at a time
+# Names of layer lists in Llama and others (layers), GPT-2 and others (h), MPT and others (blocks).
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 _EMBEDDING = re.compile(r"embed|wte|wpe")
 
@@ -66,6 +69,8 @@ class L2SPRegularizer:
         self.reference: list[Tensor] = []  # flat
         if lambda_reg == 0:
             return
+        # By identity, since names of embedding and head differ between families, and a tied head is
+        # the embedding itself.
         grown = {id(model.get_input_embeddings().weight)}
         head = model.get_output_embeddings()
         if head is not None:
@@ -74,6 +79,8 @@ class L2SPRegularizer:
             if not parameter.requires_grad:
                 continue
             rows = num_text_rows if id(parameter) in grown else len(parameter)
+            # `copy=True`: a weight of the same dtype would otherwise be its own reference, and the
+            # term zero.
             reference = parameter.detach()[:rows].flatten().to(getattr(torch, dtype), copy=True)
             self.names.append(name)
             self.parameters.append(parameter)
@@ -86,28 +93,38 @@ class L2SPRegularizer:
         rank, size = mesh.get_local_rank(), mesh.size()
         for index, name in enumerate(self.names):
             parameter = parameters[name]
+            # FSDP2 shards by rows like torch.chunk: equal parts rounded up, so late ranks may have
+            # fewer or none.
             rows_per_rank = -(-len(parameter) // size)
             width = parameter.numel() // len(parameter)
             first = min(rank * rows_per_rank, self.num_rows[index])
+            # Rows of the visual vocabulary do not count, on whichever rank they are.
             last = min((rank + 1) * rows_per_rank, self.num_rows[index])
             self.parameters[index], self.num_rows[index] = parameter, last - first
-            self.reference[index] = self.reference[index][first * width : last * width].clone()
+            # A clone, so the whole reference can be freed.
+            own_rows = slice(first * width, last * width)
+            self.reference[index] = self.reference[index][own_rows].clone()
         self.is_sharded = True
 
     def _differences(self, index: int) -> Iterator[tuple[slice, Tensor]]:
         """θ − θ₀ of one parameter, float32, in pieces of its flat form."""
-        weights = _local(self.parameters[index].detach())[: self.num_rows[index]].flatten()
+        own_rows = _local(self.parameters[index].detach())
+        weights = own_rows[: self.num_rows[index]].flatten()
+        # Lightning moves the module after construction, and θ₀ is no parameter or buffer that would
+        # move along: buffers would be saved in each checkpoint.
         if self.device == "device":
             self.reference[index] = self.reference[index].to(weights.device)
         reference = self.reference[index]
         for start in range(0, len(weights), PIECE):
             piece = slice(start, start + PIECE)
+            # In float32: θ − θ₀ is small, and in bfloat16 it would be rounded to nothing.
             yield piece, weights[piece].float() - reference[piece].to(weights.device)
 
     @torch.no_grad()
     def add_gradient(self) -> None:
         """Add λ (θ − θ₀) to the gradients. Call once an optimizer step."""
         for index, parameter in enumerate(self.parameters):
+            # No target of this step used it; autograd would leave it alone too.
             if parameter.grad is None:
                 continue
             gradient = _local(parameter.grad)[: self.num_rows[index]].view(-1)
@@ -119,6 +136,7 @@ class L2SPRegularizer:
         """‖θ − θ₀‖ of each parameter, by name."""
         if not self.names:
             return {}
+        # One tensor for all parameters, so the host waits for the device once.
         squares = torch.stack([self._squared_distance(index) for index in range(len(self.names))])
         if self.is_sharded:
             squares = all_reduce_sum(squares)
@@ -154,6 +172,7 @@ class AdapterL2SPRegularizer:
         self.start: list[tuple[Tensor, Tensor] | None] = []  # A₀ and B₀; None for B₀ = 0
         for adapter in self.adapters:
             start = None
+            # B is zero unless an earlier stage trained the adapter.
             if bool(adapter.b.any()):
                 start = adapter.a.detach().clone(), adapter.b.detach().clone()
             self.start.append(start)
@@ -161,7 +180,9 @@ class AdapterL2SPRegularizer:
     def _start_on(self, device: torch.device, index: int) -> tuple[Tensor, Tensor] | None:
         start = self.start[index]
         if start is not None and start[0].device != device:
-            start = self.start[index] = (start[0].to(device), start[1].to(device))
+            a0, b0 = start
+            start = (a0.to(device), b0.to(device))
+            self.start[index] = start
         return start
 
     @torch.no_grad()
@@ -171,11 +192,14 @@ class AdapterL2SPRegularizer:
             if a.grad is None or b.grad is None:
                 continue
             start = self._start_on(a.device, index)
-            grad_a, grad_b = (b.T @ b) @ a, b @ (a @ a.T)
+            # Brackets matter: (BᵀB)A costs r² a column, Bᵀ(BA) would form the full matrix.
+            grad_a = (b.T @ b) @ a
+            grad_b = b @ (a @ a.T)
             if start is not None:
                 a0, b0 = start
                 grad_a = grad_a - (b.T @ b0) @ a0
                 grad_b = grad_b - b0 @ (a0 @ a.T)
+            # ‖s BA‖² = s² ‖BA‖²; the factor ½ of λ/2 cancels against the derivative's 2.
             factor = self.lambda_reg * scale**2
             a.grad.add_(grad_a, alpha=factor)
             b.grad.add_(grad_b, alpha=factor)
@@ -192,6 +216,7 @@ class AdapterL2SPRegularizer:
                 a = torch.cat([a, start[0].double()])
                 b = torch.cat([b, -start[1].double()], 1)
             square = ((b.T @ b) * (a @ a.T)).sum()
+            # Rounding may leave a tiny negative square where nothing has moved yet.
             found[adapter.name] = adapter.scale * math.sqrt(max(float(square), 0.0))
         return found
 

@@ -31,6 +31,8 @@ from mavilt_pl.language.sequences import Branch, PackedBatch, Tree, pack
 from mavilt_pl.language.vocabulary import VisualVocabulary, grow_model
 
 # Names of a config's attention window.
+# A window hides what is further back by position in the row, and branches of a shared prefix stand
+# behind one another in a row, so a window would separate a late branch from its prefix.
 _WINDOWS = ("sliding_window", "window_size", "attention_chunk_size")
 
 
@@ -59,6 +61,9 @@ class VisualLanguageModel(nn.Module):
         self.options, tuning = options or ModelOptions(), tuning or TuningOptions()
         self.backbone, self.tokenizer = backbone, tokenizer
         self.backbone.train()  # transformers loads in evaluation mode, and Lightning keeps modes
+        # Published models pad their embedding to a multiple of 64 or 128. New rows go behind the
+        # padding, so old ids stay; the padding rows are never predicted
+        # (`sampling.text_log_probs`).
         rows = backbone.get_input_embeddings().num_embeddings
         used = max(tokenizer.get_vocab().values()) + 1
         self.vocabulary = VisualVocabulary(
@@ -68,9 +73,12 @@ class VisualLanguageModel(nn.Module):
             codes_per_image=codes_per_image,
             multi_view=self.options.multi_view,
         )
+        # Multimodal configs keep the language model's settings one level down.
         text_config = backbone.config.get_text_config()
         self.max_context: int | None = getattr(text_config, "max_position_embeddings", None)
         self.new_rows: NewRows | None = None
+        # Fixed old rows and trained new ones are separate weights: in one, weight decay would move
+        # the old rows even without a gradient.
         if tuning.method == "full":
             grow_model(backbone, self.vocabulary, codebook)
         else:
@@ -78,11 +86,14 @@ class VisualLanguageModel(nn.Module):
             self.new_rows = NewRows(backbone, self.vocabulary, codebook)
         if tuning.method == "lora":
             add_adapters(backbone, tuning.lora)
+        # Non-reentrant: the reentrant kind needs an input with a gradient, which frozen embeddings
+        # lack.
         if tuning.gradient_checkpointing:
             # The newer name of transformers, if there is one.
             enable = getattr(backbone, "activation_checkpointing_enable", None)
             (enable or backbone.gradient_checkpointing_enable)({"use_reentrant": False})
         width = backbone.get_input_embeddings().embedding_dim
+        # Zero at the start, so codes begin where the projection of the codebook puts them.
         self.grid_positions: nn.Parameter | None = None
         if self.options.grid_positions:
             self.grid_positions = nn.Parameter(torch.zeros(codes_per_image, width))
@@ -126,6 +137,7 @@ class VisualLanguageModel(nn.Module):
                 f"{path} is a checkpoint of another module; expected one of Stage 1 or Stage 2"
             )
         tuning = as_options(TuningOptions, settings["tuning"], "tuning")
+        # Settings come from the checkpoint, so a run needs no config of its own to be used.
         trained = asdict(as_options(ModelOptions, settings["model"], "model"))
         vocabulary = VisualVocabulary(**checkpoint["visual_vocabulary"])
         # Initial values of the codes' rows are overwritten below.
@@ -136,15 +148,18 @@ class VisualLanguageModel(nn.Module):
             options = ModelOptions(**{**trained, "attention": attention, "pretrained": False})
             return cls.from_pretrained(name, codebook, vocabulary.codes_per_image, options, tuning)
 
+        # "sdpa" exists on every device, whatever kernel the training machine had.
         try:
             model = build("sdpa")
         except UnsupportedAttentionError:
             model = build("eager")
+        # Compared before the weights: a different tokenizer would give every id another meaning,
+        # and weights of the same shape would load without an error.
         if model.vocabulary != vocabulary:
             raise UserError(
                 f"backbone {name}: its tokenizer and embedding are not those that {path} was "
-                f"trained with (found {model.vocabulary}, expected {vocabulary}); name the backbone "
-                "of that training"
+                f"trained with (found {model.vocabulary}, expected {vocabulary}); name the "
+                "backbone of that training"
             )
         prefix = "model."
         weights = {}
@@ -180,8 +195,11 @@ class VisualLanguageModel(nn.Module):
         if self.grid_positions is None:
             return embedded_BTD
         is_code = (ids_BT >= vocabulary.first_code) & (ids_BT < vocabulary.code_stop)
+        # Codes come in runs of N, one run an image, so counting them along the row gives the raster
+        # index. In a cached step the row has one code, and the caller passes its index.
         if grid_index_BT is None:
             grid_index_BT = (is_code.cumsum(1) - 1) % vocabulary.codes_per_image
+        # Ids before the first code have index −1; they are clamped here and masked below.
         positions_BTD = self.grid_positions[grid_index_BT.clamp(min=0)]
         return embedded_BTD + positions_BTD * is_code[..., None].to(embedded_BTD.dtype)
 
@@ -189,15 +207,19 @@ class VisualLanguageModel(nn.Module):
         """The head's rows of the ids from `start` up to `stop`."""
         head, old_rows = self.backbone.get_output_embeddings(), self.vocabulary.num_text_rows
         bias = getattr(head, "bias", None)
+        # Trained in full, the head was grown in place: one weight, rows by id.
         if self.new_rows is None:
             return [HeadRows(head.weight, bias, start, stop)]
         parts = []
+        # With adapters the head is in two weights: the frozen old rows, and the new rows.
         if start < old_rows:
             parts.append(HeadRows(head.weight, bias, start, min(stop, old_rows)))
         if stop > old_rows:
             new = self.new_rows
+            # A tied head has no rows of its own.
             weight = new.embedding if new.head is None else new.head
-            parts.append(HeadRows(weight, new.bias, max(start - old_rows, 0), stop - old_rows))
+            first_new = max(start - old_rows, 0)
+            parts.append(HeadRows(weight, new.bias, first_new, stop - old_rows))
         return parts
 
     def text_head(self) -> list[HeadRows]:
@@ -221,6 +243,8 @@ class VisualLanguageModel(nn.Module):
     def hidden_states(self, packed: PackedBatch) -> Tensor:
         """Hidden states at the target positions [M,D]."""
         dtype = next(self.backbone.parameters()).dtype
+        # The body without its head: [B,T,V] logits of a 50,000-row head would take most of the
+        # memory (0.14 × the step's memory without them, benchmarks/README.md).
         out = self.transformer(
             inputs_embeds=self.embed(packed.ids_BT),
             attention_mask=packed.mask(dtype),
@@ -236,8 +260,11 @@ class VisualLanguageModel(nn.Module):
         if self.options.loss_vocabulary == "full":
             head = self._head(0, vocabulary.num_rows)
             return linear_cross_entropy(hidden_MD, head, packed.target_M)
+        # The mass of a text target stays within text rows, and that of a code within codes: K rows
+        # instead of V + K for an image, and no probability wasted on the other modality.
         losses_M = hidden_MD.new_zeros(len(hidden_MD), dtype=torch.float32)
         is_image_M = packed.is_image_M
+        # No call for an empty selection: its kernel and gradient would still run.
         if bool(is_image_M.any()):
             codes = packed.target_M[is_image_M] - vocabulary.first_code
             losses_M[is_image_M] = linear_cross_entropy(
@@ -260,9 +287,11 @@ class VisualLanguageModel(nn.Module):
         """
         if self.options.attention == "flash_attention_2":
             return False  # it takes no custom masks
+        # Branches repeat positions, so a model that counts positions itself cannot read them.
         if "position_ids" not in signature(self.transformer.forward).parameters:
             return False
         config = self.backbone.config.get_text_config()
+        # Read from the config: the probe below is shorter than any window and would not notice.
         for name in _WINDOWS:
             window = getattr(config, name, None)
             if isinstance(window, int) and window < longest:
@@ -274,12 +303,17 @@ class VisualLanguageModel(nn.Module):
         """Whether a branch's hidden state is the same with and without another branch."""
         vocabulary = self.vocabulary
         prefix = [vocabulary.special_token_id("<begin>"), 0]
+        # Any ids will do; the smallest exist in every vocabulary.
         words = min(vocabulary.num_used_rows, 5)
         one = Branch([index % words for index in range(7)], [vocabulary.end])
         other = Branch([index % words for index in range(4)], [vocabulary.end])
+        # Without dropout, or two passes would never agree.
         was_training = self.backbone.training
         self.backbone.eval()
-        together = self.hidden_states(pack([Tree(prefix, [one, other])], vocabulary.end))[-1]
-        alone = self.hidden_states(pack([Tree(prefix, [other])], vocabulary.end))[-1]
+        both_branches = pack([Tree(prefix, [one, other])], vocabulary.end)
+        one_branch = pack([Tree(prefix, [other])], vocabulary.end)
+        together = self.hidden_states(both_branches)[-1]
+        alone = self.hidden_states(one_branch)[-1]
         self.backbone.train(was_training)
+        # A tolerance of rounding: kernels with and without a mask add up in another order.
         return bool((together - alone).abs().max() <= 1e-4 * alone.abs().max())

@@ -80,6 +80,9 @@ class LanguageModule(FSDPMixin, LightningModule):
         self.regularization = as_options(RegularizationOptions, regularization, "regularization")
         sampling = as_options(SamplingOptions, sampling, "sampling")
         check_options(options, self.tuning, self.regularization, sampling)
+        # Plain dictionaries, not dataclasses: checkpoints are read with `weights_only`, which
+        # refuses other classes. `_class_path` lets a checkpoint of a plain Trainer say which module
+        # it is of.
         settings = {
             "backbone": backbone,
             "tokens": tokens,
@@ -93,13 +96,7 @@ class LanguageModule(FSDPMixin, LightningModule):
         self.save_hyperparameters(settings)
         cache = TokenCache(tokens)
         self.visual_tokenizer: str = cache.tokenizer  # sha256 of its checkpoint
-        self.model = VisualLanguageModel.from_pretrained(
-            backbone,
-            torch.from_numpy(cache.codebook()),
-            cache.codes_per_image,
-            options,
-            self.tuning,
-        )
+        self.model = self._load_model(cache, options)
         self.prompts = PromptBuilder(
             self.model.vocabulary,
             self.model.tokenizer,
@@ -109,21 +106,38 @@ class LanguageModule(FSDPMixin, LightningModule):
             self.tuning,
             self.regularization,
         )
+        # Before training, since one long study in a later epoch would stop it.
         self._check_context(backbone)
         # A question is as long as a text at most.
         longest = self.prompts.longest_pair() + options.max_text_tokens
         shares_prefix = self.model.can_share_prefix(longest)
         self.generator = Generator(self.model, self.prompts, sampling, shares_prefix)
         self.collate = PromptCollate(self.prompts, shares_prefix, self.tuning.length_groups)
+        # Not part of a checkpoint: a resumed run counts from its resumption on.
         self.event_counts: Counter[str] = Counter()  # truncated and empty texts
+        # θ₀ is copied from the weights as they are at this moment, so the order matters: before
+        # `init_from` for the backbone, after it for the stage.
         if self.regularization.reference == "backbone":
             self.regularizer = self._build_regularizer()
         if init_from is not None:
-            checkpoint = read_earlier_stage(init_from, self)
-            self.on_load_checkpoint(checkpoint)
-            self.load_state_dict(checkpoint["state_dict"])
+            self._start_from(init_from)
         if self.regularization.reference == "stage":
             self.regularizer = self._build_regularizer()
+
+    def _load_model(self, cache: TokenCache, options: ModelOptions) -> VisualLanguageModel:
+        """The backbone with its initial new rows."""
+        codebook = torch.from_numpy(cache.codebook())
+        codes_per_image = cache.codes_per_image
+        name = self.hparams["backbone"]
+        return VisualLanguageModel.from_pretrained(
+            name, codebook, codes_per_image, options, self.tuning
+        )
+
+    def _start_from(self, path: str) -> None:
+        checkpoint = read_earlier_stage(path, self)
+        # The same checks as for a resumed run.
+        self.on_load_checkpoint(checkpoint)
+        self.load_state_dict(checkpoint["state_dict"])
 
     def _check_context(self, backbone: str) -> None:
         needed, context = self.prompts.longest_pair(), self.model.max_context
@@ -137,6 +151,7 @@ class LanguageModule(FSDPMixin, LightningModule):
             )
 
     def _build_regularizer(self) -> Regularizer:
+        # With new rows alone no pretrained weight moves, so λ is 0 there.
         options, method = self.regularization, self.tuning.method
         if method == "lora":
             return AdapterL2SPRegularizer(self.model.backbone, options.lambda_reg)
@@ -156,13 +171,10 @@ class LanguageModule(FSDPMixin, LightningModule):
         if not self.model.options.pretrained:
             return None
         cache = TokenCache(self.hparams["tokens"])
-        model = VisualLanguageModel.from_pretrained(
-            self.hparams["backbone"],
-            torch.from_numpy(cache.codebook()),
-            cache.codes_per_image,
-            self.model.options,
-            self.tuning,
-        )
+        # Loaded again, which takes the memory of a second model while it is used: keeping a copy
+        # would take it for the whole training. Its new rows are the same, since their noise has a
+        # fixed seed.
+        model = self._load_model(cache, self.model.options)
         return Generator(
             model.to(self.device).eval(),
             self.prompts,
@@ -173,22 +185,28 @@ class LanguageModule(FSDPMixin, LightningModule):
     # Checkpoints.
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
+        """Add what a later stage or `mavilt report` must check before it uses the weights."""
         checkpoint[FORMAT_KEY] = FORMAT_VERSION
         checkpoint["visual_tokenizer"] = self.visual_tokenizer
         checkpoint["visual_vocabulary"] = asdict(self.model.vocabulary)
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
+        """Refuse the checkpoint of another model, tokenizer or format."""
         check_stage_checkpoint(checkpoint, self)
 
     # Batches.
 
     def setup(self, stage: str) -> None:
+        """Let the loader's workers build the prompts."""
         datamodule = getattr(self.trainer, "datamodule", None)
         if datamodule is not None:
+            # Lightning calls `setup` before it asks for loaders.
             datamodule.collate_fn = self.collate
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        # Batches of a loader that does not use `self.collate`.
+        """Build the prompts of a batch that came without them."""
+        # For batches of a loader that does not use `self.collate`. A test needs no sequences:
+        # metric callbacks build the prompts that they generate from.
         testing = self._trainer is not None and self._trainer.testing
         if "packed" not in batch and not testing:
             self.collate.add_packed(batch, self.training)
@@ -198,6 +216,7 @@ class LanguageModule(FSDPMixin, LightningModule):
         self, batch: Any, device: torch.device, dataloader_idx: int
     ) -> Any:
         """Move tensors and packed sequences; leave the studies' records."""
+        # Lightning's default would also walk through every record of the studies.
         moved = dict(batch)
         for key, value in batch.items():
             if isinstance(value, Tensor):
@@ -221,11 +240,13 @@ class LanguageModule(FSDPMixin, LightningModule):
 
         The sums are a function of the weights even without any targets.
         """
+        # DDP waits for a gradient of every parameter from every rank, also of one without targets.
         zero = self.zero_loss(len(groups))
         total_S = [torch.zeros((), device=self.device) + zero for _ in TASKS]
         count_S = torch.zeros(len(TASKS), device=self.device)
         for packed in groups:
             losses_M = self.model.token_losses(packed)
+            # Sums, not means: tasks continue in other passes and on other ranks.
             for task in packed.task_M.unique().tolist():
                 task_losses = losses_M[packed.task_M == task]
                 total_S[task] = total_S[task] + task_losses.sum()
@@ -249,21 +270,27 @@ class LanguageModule(FSDPMixin, LightningModule):
                 weights[task] = self.tuning.task_weight(task)
         if not weights:
             return None
+        # Renormalised over the tasks that are present, so the learning rate means the same in a
+        # batch without questions. The price is that a rare task has less total weight over a run.
         total = sum(weights.values())
-        return torch.stack([w / total * losses[task] for task, w in weights.items()]).sum()
+        weighted = [weight / total * losses[task] for task, weight in weights.items()]
+        return torch.stack(weighted).sum()
 
     def training_step(self, batch: Any, index: int) -> Tensor:
+        """The weighted loss of the tasks, over the targets of all ranks."""
         self._log_events(batch)
         total_S, count_S = self.summed_nats(self._packed(batch))
         world = rank_and_size()[1]
         # Each rank divides its sums by the mean count of all ranks. The mean over ranks, of values
         # and of gradients, is then that of one rank with the whole batch.
         losses = self._mean_nats(total_S, all_reduce_sum(count_S) / world)
+        # Zero but a function of the weights: a loss without a graph would raise in `backward`.
         loss, zero = self._weighted_loss(losses), 0.0 * total_S.sum()
         if loss is None:  # no study of any rank's batch has a text
             return zero
         logged = {f"train/{task}_nats": value for task, value in losses.items()}
         logged["train/loss"] = loss
+        # One collective for all logged values; `sync_dist` would make one for each.
         means = all_reduce_sum(torch.stack([*logged.values()]).detach()) / world
         self.log_dict(dict(zip(logged, means)), batch_size=len(batch["studies"]))
         self.log("loss", means[-1], prog_bar=True, logger=False)
@@ -278,17 +305,22 @@ class LanguageModule(FSDPMixin, LightningModule):
             self.log_dict(counts, batch_size=1)
 
     def on_validation_epoch_start(self) -> None:
-        names = self.trainer.datamodule.names  # type: ignore[attr-defined]
+        """Start the sums of each source at zero."""
+        names = self.trainer.datamodule.names
         self._validation_sums = torch.zeros(len(names), 2, len(TASKS), device=self.device)
 
     def validation_step(self, batch: Any, index: int, dataloader_idx: int = 0) -> None:
+        """Add a batch to the sums of its source."""
+        # Only summed here; ranks meet once per epoch, not once per batch.
         sums = torch.stack(self.summed_nats(self._packed(batch)))
         self._validation_sums[dataloader_idx] += sums
 
     def on_validation_epoch_end(self) -> None:
         """Log nats per token of each source, over all its targets, batches and ranks."""
-        names = self.trainer.datamodule.names  # type: ignore[attr-defined]
+        names = self.trainer.datamodule.names
         for name, (total_S, count_S) in zip(names, all_reduce_sum(self._validation_sums)):
+            # Means over all tokens of a source, so the figure does not depend on batch size or
+            # ranks.
             losses = self._mean_nats(total_S, count_S)
             nats = {f"val/{name}/{task}_nats": value for task, value in losses.items()}
             self.log_dict(nats, sync_dist=True)
@@ -302,8 +334,12 @@ class LanguageModule(FSDPMixin, LightningModule):
     # Optimization.
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """Add the gradient of L2-SP, once a step and before clipping; log the distances."""
+        # Lightning calls this after accumulation and unscaling, and before clipping: the term is
+        # added once a step, and is clipped with the rest of the gradient.
         self.regularizer.add_gradient()
-        interval = max(self.trainer.log_every_n_steps, 1)  # type: ignore[attr-defined]
+        interval = max(self.trainer.log_every_n_steps, 1)
+        # The distances are another pass over all weights, so only at steps that are logged.
         if self.regularizer.lambda_reg and self.trainer.global_step % interval == 0:
             distances = self.regularizer.distances()
             self.log("train/l2_reg", self.regularizer.term(distances))
@@ -311,4 +347,5 @@ class LanguageModule(FSDPMixin, LightningModule):
             self.log_dict({f"weight_distance/{group}": d for group, d in groups.items()})
 
     def configure_optimizers(self) -> Any:
+        """AdamW or Muon with a warm-up and a cosine; see `optim`."""
         return configure_optimizer(self, self.model.transformer, self.tuning)

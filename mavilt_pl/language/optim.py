@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from mavilt_pl.language.options import TuningOptions
 from mavilt_pl.trainer.lr_schedule import warm_cosine
 
+# β₂ of 0.95 instead of 0.999, as language models are trained (GPT-3, Llama): it forgets spikes
+# sooner.
 BETAS = (0.9, 0.95)
 WEIGHT_DECAY = 0.01
 
@@ -30,9 +32,11 @@ def orthogonalise(stack_NRC: Tensor, rounds: int = 5) -> Tensor:
 
     The quintic Newton-Schulz iteration with the coefficients of the Muon post.
     """
+    # Chosen there for a steep slope at 0, not for convergence: values end near 1, not at 1.
     a, b, c = 3.4445, -4.7750, 2.0315
     is_tall = stack_NRC.shape[1] > stack_NRC.shape[2]
     x = stack_NRC.mT if is_tall else stack_NRC
+    # The iteration needs a spectral norm of at most 1; the Frobenius norm bounds it.
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(rounds):
         square = x @ x.mT
@@ -62,6 +66,7 @@ class Muon(torch.optim.AdamW):
         momentum: float = 0.95,
         weight_decay: float = WEIGHT_DECAY,
     ):
+        # AdamW first: schedulers and loaded states go by the order of groups.
         groups = [
             {"params": list(others), "lr": learning_rate, "momentum": None},
             {"params": list(matrices), "lr": matrix_learning_rate, "momentum": momentum},
@@ -71,7 +76,7 @@ class Muon(torch.optim.AdamW):
         )
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of both; returns the closure's loss."""
         loss = None
         if closure is not None:
@@ -99,9 +104,12 @@ class Muon(torch.optim.AdamW):
             directions = []
             for parameter in parameters:
                 directions.append(self._nesterov_direction(parameter, group["momentum"]))
+            # As in the Muon post: keeps the change of a layer's output alike for tall and wide
+            # matrices.
             scale = max(1.0, shape[0] / shape[1]) ** 0.5
             steps = orthogonalise(torch.stack(directions).float()) * scale
             for parameter, step in zip(parameters, steps):
+                # Decoupled weight decay, as AdamW's.
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 parameter.add_(step.to(parameter.dtype), alpha=-group["lr"])
 
@@ -126,6 +134,7 @@ def configure_optimizer(
         transformer: the body without its head; its matrices are Muon's, its embeddings are not.
         tuning: optimizer, learning rates and warm-up.
     """
+    # Frozen weights would take optimizer memory, and decay would move them.
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer: torch.optim.Optimizer
     if tuning.optimizer == "adamw":
@@ -141,6 +150,7 @@ def configure_optimizer(
         ids = {id(matrix) for matrix in matrices}
         others = [parameter for parameter in trained if id(parameter) not in ids]
         optimizer = Muon(matrices, others, tuning.matrix_learning_rate, tuning.learning_rate)
+    # Lightning's count of optimizer steps, accumulation and epochs included.
     steps = int(module.trainer.estimated_stepping_batches)
     schedule = warm_cosine(optimizer, tuning.warmup_steps, steps)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

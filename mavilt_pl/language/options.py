@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 
 from mavilt_pl.errors import UserError
 
+# The order is the index in `PackedBatch.task_M`; "text" is plain text without an image.
 TASKS = ("report", "synthesis", "vqa", "text")
 
 Attention = Literal["sdpa", "flash_attention_2", "eager"]
@@ -138,7 +139,7 @@ class ImageSampling:
         top_k: sample among the k most likely codes; 0 for all.
         top_p: nucleus sampling (arXiv 1904.09751).
         compile: sample with a key-value cache of fixed size and a compiled step, on a GPU a CUDA
-            graph: faster images, and half a minute before the first of each batch size.
+            graph: faster images, after a compilation for each batch size.
     """
 
     guidance_scale: float = 1.0
@@ -177,6 +178,7 @@ class SamplingOptions:
 
 
 # Inclusive ranges of numeric settings, by group and key.
+# One table instead of a chain of conditions, so that every message has the same form.
 _RANGES: dict[str, dict[str, tuple[float, float]]] = {
     "model": {"max_text_tokens": (1, math.inf)},
     "tuning": {
@@ -201,6 +203,7 @@ def as_options(
     Raises:
         UserError: a key is unknown.
     """
+    # jsonargparse passes a dataclass, Python code may pass None, a checkpoint holds mappings.
     if value is None:
         return kind()
     if not isinstance(value, Mapping):
@@ -212,6 +215,7 @@ def as_options(
         if key not in known:
             raise UserError(f"{name}: unknown key {key}; the keys are {', '.join(known)}")
         default = getattr(defaults, key)
+        # One level of nesting: `tuning.lora`, `sampling.image`, `sampling.text`.
         if is_dataclass(default):
             setting = as_options(type(default), setting, f"{name}.{key}")
         given[key] = setting
@@ -236,6 +240,7 @@ def check_options(
             if not low <= found <= high:
                 expected = f"{low} to {high}" if high < math.inf else f"{low} or more"
                 raise UserError(f"{group}.{key}: found {found}; expected {expected}")
+    # What a range cannot say: values that contradict one another.
     _check_task_weights(tuning)
     if tuning.method != "lora" and tuning.lora != LoraOptions():
         raise UserError(
@@ -248,6 +253,7 @@ def check_options(
 
 
 def _check_task_weights(tuning: TuningOptions) -> None:
+    # A misspelt task would otherwise be ignored, and the real one keep its weight of 1.
     unknown = sorted(set(tuning.task_weights or ()) - set(TASKS))
     if unknown:
         raise UserError(
@@ -279,6 +285,7 @@ def check_image_sampling(sampling: ImageSampling) -> None:
     Raises:
         UserError: a value is out of range.
     """
+    # `not >=` instead of `<`: NaN is refused too.
     if not sampling.guidance_scale >= 0:
         raise UserError(
             f"sampling.image.guidance_scale: found {sampling.guidance_scale}; expected 0 or more"
@@ -301,10 +308,11 @@ def check_text_sampling(sampling: TextSampling) -> None:
             "drop one"
         )
     _check_distribution(name, sampling.temperature, sampling.top_k, sampling.top_p)
+    # Greedy decoding ignores top_k and top_p, so the user would believe to have sampled.
     if sampling.temperature == 0 and (sampling.top_k, sampling.top_p) != (0, 1):
         raise UserError(
-            f"{name}: found top_k {sampling.top_k}, top_p {sampling.top_p} and temperature 0, which "
-            "samples nothing: set temperature (1 is the model's own), or drop them"
+            f"{name}: found top_k {sampling.top_k}, top_p {sampling.top_p} and temperature 0, "
+            "which samples nothing: set temperature (1 is the model's own), or drop them"
         )
 
 

@@ -1,8 +1,8 @@
 """Build the sequences of ids that the language model reads, from texts, codes and questions.
 
 A `PromptBuilder` needs a vocabulary and a tokenizer, no weights, so it works in the loader's worker
-processes (`prompt_collate`). A text that exceeds a limit is truncated and counted; each kind of event
-warns once. Messages never name a study: identifiers are patient data.
+processes (`prompt_collate`). A text that exceeds a limit is truncated and counted; each kind of
+event warns once. Messages never name a study: identifiers are patient data.
 
 What is shown of a study is the codes of one image, or with several views each view's codes by name:
 `{"frontal": [N], "lateral": [N]}`, either of which may be absent.
@@ -24,15 +24,15 @@ from torch import Tensor
 
 from mavilt_pl.data.questions import wording
 from mavilt_pl.data.records import Side
-from mavilt_pl.errors import UserError
+from mavilt_pl.errors import MaviltWarning, UserError
 from mavilt_pl.language.options import TASKS, ModelOptions, RegularizationOptions, TuningOptions
 from mavilt_pl.language.prompts import REPORT_INSTRUCTIONS, SYNTHESIS_INSTRUCTIONS
+from mavilt_pl.language.random_views import Views, choose_view, drop_views, study_random
 from mavilt_pl.language.sequences import Branch, Tree
 from mavilt_pl.language.vocabulary import VIEW_TOKENS, VisualVocabulary
 
-Views = Mapping[Side, Sequence[int]]  # codes [N] of each view
 Images = Tensor | Sequence[Views]  # of B studies: codes int64 [B,N], or views
-UNLIMITED = 2**31
+UNLIMITED = 2**31  # finite, so that `min` with another limit works
 
 
 class PromptBuilder:
@@ -58,7 +58,9 @@ class PromptBuilder:
         tuning: TuningOptions | None = None,
         regularization: RegularizationOptions | None = None,
     ):
-        self.vocabulary, self.tokenizer, self.max_context = vocabulary, tokenizer, max_context
+        self.vocabulary = vocabulary
+        self.tokenizer = tokenizer
+        self.max_context = max_context
         self.instructed = instructed
         self.max_text_tokens = (model or ModelOptions()).max_text_tokens
         self.directions = (tuning or TuningOptions()).directions
@@ -68,10 +70,15 @@ class PromptBuilder:
 
     def count_and_warn(self, event: str, text: str) -> None:
         """Count an event, and warn of the first of its kind."""
+        # Counts reach the log with the batch: a worker process has no logger.
         self.counts[event] += 1
         if event not in self._warned:
             self._warned.add(event)
-            warnings.warn(f"{text}; later ones are only counted, in train/{event}", stacklevel=3)
+            warnings.warn(
+                f"{text}; later ones are only counted, in train/{event}",
+                MaviltWarning,
+                stacklevel=3,
+            )
 
     # Texts.
 
@@ -81,19 +88,18 @@ class PromptBuilder:
         Text that looks like a special token, ours or the tokenizer's, is spelled out like any
         other.
         """
+        # No special tokens of the tokenizer's own (BOS, EOS): sequences have `<begin>` and `<end>`.
         encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
         return encoded["input_ids"]
 
     def truncate(self, text: str) -> list[int]:
         """The first `max_text_tokens` ids of a text; truncated texts are counted."""
         ids = self.tokenize(text)
-        if len(ids) > self.max_text_tokens:
-            self.count_and_warn(
-                "texts_truncated",
-                f"a text of {len(ids):,} tokens was truncated to max_text_tokens = "
-                f"{self.max_text_tokens}",
-            )
-        return ids[: self.max_text_tokens]
+        limit = self.max_text_tokens
+        if len(ids) > limit:
+            message = f"a text of {len(ids):,} tokens was truncated to max_text_tokens = {limit}"
+            self.count_and_warn("texts_truncated", message)
+        return ids[:limit]
 
     def text_target(self, text: str) -> list[int]:
         """A text target: at most `max_text_tokens` ids, and `<end>`."""
@@ -117,8 +123,8 @@ class PromptBuilder:
         if self.max_context - length < needed:
             raise UserError(
                 f"{what}: found {length} tokens, and {needed} more are to follow; the model's "
-                f"context is {self.max_context} tokens. Shorten the text, lower max_text_tokens, or "
-                "take a model of longer context"
+                f"context is {self.max_context} tokens. Shorten the text, lower max_text_tokens, "
+                "or take a model of longer context"
             )
         return self.max_context - length
 
@@ -129,6 +135,7 @@ class PromptBuilder:
         ids = [self.vocabulary.special_token_id("<begin>")]
         if not isinstance(shown, Mapping):
             return ids + self._image(shown)
+        # In a fixed order, so the prompt does not depend on how a study lists its views.
         for view in VIEW_TOKENS:
             if view in shown:
                 ids += self._image(shown[view], view)
@@ -137,7 +144,8 @@ class PromptBuilder:
     def _image(self, codes: Sequence[int], view: Side | None = None) -> list[int]:
         first = self.vocabulary.first_code
         closing = self.vocabulary.special_token_id("</image>")
-        return [*self._image_opening(view), *(first + int(code) for code in codes), closing]
+        ids = [first + int(code) for code in codes]
+        return [*self._image_opening(view), *ids, closing]
 
     def _image_opening(self, view: Side | None) -> list[int]:
         """`<image>`, and with several views its token; an unnamed image counts as frontal."""
@@ -154,8 +162,9 @@ class PromptBuilder:
 
     def longest_pair(self) -> int:
         """Positions of the longest possible pair of images and text."""
+        # <begin> <image> codes </image> instruction <report> text <end>; with views, two images and
+        # a view token in each.
         images, special = (2, 9) if self.vocabulary.multi_view else (1, 5)
-        # <begin> <image> codes </image> instruction <report> text <end>
         codes = images * self.vocabulary.codes_per_image
         return codes + self.instruction_length() + self.max_text_tokens + special
 
@@ -168,6 +177,7 @@ class PromptBuilder:
 
     def question_prompt(self, question: str) -> list[int]:
         """What follows the image when a question is asked."""
+        # Without the report's instruction: the question itself is the instruction.
         return [*self.truncate(question), self.vocabulary.special_token_id("<answer>")]
 
     def synthesis_text(self, text: str, key: str = "", training: bool = False) -> str:
@@ -184,10 +194,10 @@ class PromptBuilder:
         view: Side | None = None,
         given: Views | None = None,
     ) -> list[int]:
-        """The given views, the text (None: no condition), and the opening of the image to generate.
+        """The given views, the text, and the opening of the image to generate.
 
         Args:
-            text: a report, or findings.
+            text: a report, or findings; None for no condition.
             key: chooses the wording of the instruction.
             training: whether trained wordings are used.
             view: of the image to generate.
@@ -203,7 +213,8 @@ class PromptBuilder:
     def plain_text_tree(self, ids: Sequence[int]) -> Tree:
         """Plain text without an image; every token but the first is a target. Two ids or more."""
         begin = self.vocabulary.special_token_id("<begin>")
-        return Tree([begin, ids[0]], [Branch([], [*ids[1:]], TASKS.index("text"))])
+        branch = Branch([], [*ids[1:]], TASKS.index("text"))
+        return Tree([begin, ids[0]], [branch])
 
     def reading_tree(
         self, shown: Sequence[int] | Views, study: Mapping[str, Any], training: bool
@@ -212,15 +223,18 @@ class PromptBuilder:
         key = study["study"]
         branches: list[Branch] = []
         if self._trains("report", key, training) and self.has_text(study["text"], "report"):
-            target = self.text_target(study["text"])
-            branches.append(
-                Branch(self.report_prompt(key, training), target, TASKS.index("report"))
-            )
-        for question in study.get("questions", ()) if self.instructed else ():
+            prompt, target = self.report_prompt(key, training), self.text_target(study["text"])
+            branches.append(Branch(prompt, target, TASKS.index("report")))
+        # Stage 1 aligns pairs only, even if the corpus has questions.
+        questions = study.get("questions", ()) if self.instructed else ()
+        for question in questions:
             if self.has_text(question.answer, f"answer to {question.question!r}"):
-                prompt, target = self.question_prompt(question.question), question.answer
-                branches.append(Branch(prompt, self.text_target(target), TASKS.index("vqa")))
-        return Tree(self.image_prefix(shown), branches) if branches else None
+                prompt = self.question_prompt(question.question)
+                target = self.text_target(question.answer)
+                branches.append(Branch(prompt, target, TASKS.index("vqa")))
+        if not branches:
+            return None
+        return Tree(self.image_prefix(shown), branches)
 
     def synthesis_tree(
         self,
@@ -239,32 +253,27 @@ class PromptBuilder:
                 without it nothing is dropped and the first view is generated.
         """
         training = random is not None
-        dropped = random is not None and random.random() < self.regularization.condition_dropout
-        view, given = None, None
+        options = self.regularization
+        is_dropped = random is not None and random.random() < options.condition_dropout
         if isinstance(shown, Mapping):
-            names = [name for name in VIEW_TOKENS if name in shown]
-            view = names[0] if random is None else names[int(random.integers(len(names)))]
-            others = {name: codes for name, codes in shown.items() if name != view}
-            given = None if dropped else self._drop_views(others, random, at_least=0)
-            shown = shown[view]
-        target = [self.vocabulary.first_code + int(code) for code in shown]
-        prompt = self.synthesis_prompt(None if dropped else text, key, training, view, given)
+            view, others = choose_view(shown, random)
+            codes = shown[view]
+            # No condition means none: neither the text nor another view of the patient.
+            given = None
+            if not is_dropped:
+                given = drop_views(others, options.view_dropout, random, at_least=0)
+        else:
+            view, codes, given = None, shown, None
+        condition = None if is_dropped else text
+        prompt = self.synthesis_prompt(condition, key, training, view, given)
+        target = [self.vocabulary.first_code + int(code) for code in codes]
         return Tree(prompt, [Branch([], target, TASKS.index("synthesis"), is_image=True)])
-
-    def _drop_views(self, views: Views, random: np.random.Generator | None, at_least: int) -> Views:
-        """The views that survive `view_dropout`; at least this many stay, the first ones."""
-        if random is None or len(views) <= at_least:
-            return views
-        kept = {}
-        for name, codes in views.items():
-            if random.random() >= self.regularization.view_dropout:
-                kept[name] = codes
-        return kept if len(kept) >= at_least else dict([*views.items()][:at_least])
 
     def _trains(self, task: str, key: str, training: bool) -> bool:
         """Whether a study is trained in the direction of `report` or of `synthesis`."""
         if self.directions == "both" or not training:
             return True
+        # crc32, not `hash`: Python's hash of a string differs from process to process.
         return task == ("report", "synthesis")[zlib.crc32(key.encode()) % 2]
 
     def check_length(self, tree: Tree) -> Tree:
@@ -283,26 +292,31 @@ class PromptBuilder:
         reading: list[Tree] = []
         synthesis: list[Tree] = []
         for shown, study in zip(self._shown(batch), batch["studies"]):
-            key, text = study["study"], study["text"]
-            random = _study_random(study) if training else None
+            random = study_random(study) if training else None
+            # Views of reading come first in the study's random numbers, whatever is trained.
             visible = shown
             if isinstance(shown, Mapping):
-                visible = self._drop_views(shown, random, at_least=1)
-            tree = self.reading_tree(visible, study, training)
-            if tree is not None:
-                reading.append(self.check_length(tree))
+                rate = self.regularization.view_dropout
+                visible = drop_views(shown, rate, random, at_least=1)
+            reading_tree = self.reading_tree(visible, study, training)
+            if reading_tree is not None:
+                reading.append(self.check_length(reading_tree))
+            # Synthesis starts from all views again: what reading did not see may be its target.
+            key, text = study["study"], study["text"]
             if text.strip() and self._trains("synthesis", key, training):
-                tree = self.synthesis_tree(shown, text, key, random)
-                synthesis.append(self.check_length(tree))
+                synthesis_tree = self.synthesis_tree(shown, text, key, random)
+                synthesis.append(self.check_length(synthesis_tree))
         plain: list[Tree] = []
         for text in batch.get("replay", []):
             ids = self.truncate(text)
-            if len(ids) > 1:
+            if len(ids) > 1:  # the first token is only read
                 plain.append(self.plain_text_tree(ids))
+        # Separate lists, so that short kinds of sequences are not padded to long ones.
         return [reading, synthesis, plain] if plain else [reading, synthesis]
 
     def _shown(self, batch: Mapping[str, Any]) -> Sequence[Any]:
         """Codes [N] or views of each study."""
+        # Either mismatch would train without an error on prompts that the model is not meant for.
         if self.vocabulary.multi_view != ("views" in batch):
             raise UserError(
                 f"model.init_args.model.multi_view is {self.vocabulary.multi_view} and "
@@ -314,12 +328,3 @@ class PromptBuilder:
             for codes in views.values():
                 self.vocabulary.check_codes(torch.as_tensor(codes))
         return batch["views"]
-
-
-def _study_random(study: Mapping[str, Any]) -> np.random.Generator:
-    """A study's own random numbers, so that it does not matter which rank has it.
-
-    Without a seed from the data, torch's global generator decides.
-    """
-    seed = study["rng_seed"] if "rng_seed" in study else int(torch.randint(2**62, ()))
-    return np.random.default_rng(seed)

@@ -35,6 +35,7 @@ class PromptCollate:
             # A forked tokenizer must not use threads; each worker is a process anyway.
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         batch = collate(items)
+        # Metric callbacks of a test generate from the codes, and would never read these.
         if split != "test":
             self.add_packed(batch, training=split == "train")
         return batch
@@ -43,6 +44,7 @@ class PromptCollate:
         """Add `packed` and `prompt_counts` to a collated batch that has codes."""
         if "codes" in batch:
             batch["packed"] = self.pack(batch, training)
+            # Cleared with each batch: counts of one worker must be logged once.
             batch["prompt_counts"] = dict(self.prompts.counts)
             self.prompts.counts.clear()
 

@@ -50,7 +50,9 @@ def noise_streams(
         raise ValueError(f"found {len(keys)} keys and {count} prompts; expected one for each")
     streams = []
     for key in keys:
+        # A hash, not `seed + key`: seed 1 with key 0 must not repeat seed 0 with key 1.
         digest = hashlib.sha256(f"{seed} {key} {number}".encode()).digest()
+        # Shifted to 63 bits: `manual_seed` takes a signed integer.
         state = int.from_bytes(digest[:8], "little") >> 1
         streams.append(torch.Generator().manual_seed(state))
     return streams
@@ -69,6 +71,8 @@ def sample_from_logits(
     """
     if temperature == 0:
         return logits_BK.argmax(-1)
+    # Temperature first, so top-p is the nucleus of the distribution that is sampled (as
+    # transformers orders its warpers).
     logits_BK = logits_BK / temperature
     if 0 < top_k < logits_BK.shape[-1]:
         smallest = logits_BK.topk(top_k).values[:, -1:]
@@ -80,6 +84,7 @@ def sample_from_logits(
         outside = probability.cumsum(-1) - probability > top_p
         outside = torch.zeros_like(outside).scatter(-1, order, outside)
         logits_BK = logits_BK.masked_fill(outside, -torch.inf)
+    # Clamped away from 0 and 1, where the double logarithm is infinite.
     gumbel = -torch.log(-torch.log(noise_BK.clamp(1e-10, 1 - 1e-7)))
     return (logits_BK + gumbel).argmax(-1)
 
@@ -117,13 +122,17 @@ def sample_text(
     steps: list[Tensor] = []
     is_open_B = torch.ones(len(ids_BT), dtype=torch.bool, device=device)
     limit_B = torch.tensor(limits, device=device)
+    # All rows take the same steps; a finished one is fed `<end>` until the last is done.
     for length in range(1, max(limits) + 1):
         hidden_BD = forward(ids_BT)
+        # Once is enough: NaN weights show in the first step, and the check waits for the device.
         if not steps:
             check_finite(hidden_BD)
         log_probs_BV = text_log_probs(model, hidden_BD)
         if sampling.temperature > 0:
             width = log_probs_BV.shape[1]
+            # A stream for each row, so a text does not depend on its batch. On the CPU, since a
+            # GPU's generator would give other texts.
             noise_BV = torch.stack([torch.rand(width, generator=stream) for stream in streams])
             chosen_B = sample_from_logits(
                 log_probs_BV,
@@ -134,6 +143,7 @@ def sample_text(
             )
         else:
             chosen_B = log_probs_BV.argmax(-1)
+        # Only the new token is fed: the cache holds everything before it.
         ids_BT = torch.where(is_open_B, chosen_B, end)[:, None]
         steps.append(ids_BT[:, 0])
         is_open_B &= (ids_BT[:, 0] != end) & (length < limit_B)
@@ -163,7 +173,8 @@ def sample_image(
             context.
         sampling: guidance, temperature, top_k and top_p.
         unconditional: each prompt without its condition, for guidance.
-        seed, keys: sample i is a function of (seed, keys[i]) and its prompt alone.
+        seed: of the noise; sample i is a function of (seed, keys[i]) and its prompt alone.
+        keys: of the samples (default 0, 1, …).
         number: which of several images of the same sample this is; each has its own noise.
     """
     vocabulary, device, count = model.vocabulary, model.device, len(prompts)
@@ -172,6 +183,7 @@ def sample_image(
         return torch.empty(0, num_codes, dtype=torch.long, device=device)
     rows = [*prompts]
     is_guided = sampling.guidance_scale != 1.0 and bool(unconditional)
+    # Both halves of classifier-free guidance run as one batch: [conditional; unconditional].
     if is_guided and unconditional is not None:
         rows += unconditional
     ids_BT, mask_BT = left_pad(rows, vocabulary.end, device)
@@ -182,6 +194,8 @@ def sample_image(
         forward = CachedForward(model, mask_BT)
     streams = noise_streams(seed, keys, count, number)
     shape = (num_codes, vocabulary.codebook_size)
+    # All noise at once: N × K uniform numbers a sample, so each step needs no transfer to the
+    # device.
     noise = [torch.rand(*shape, generator=stream) for stream in streams]
     noise_BNK = torch.stack(noise).to(device)
     codes: list[Tensor] = []
@@ -199,6 +213,7 @@ def sample_image(
         )
         codes.append(chosen_B)
         ids_B = chosen_B + vocabulary.first_code
+        # Both halves read the code that was sampled from their combination.
         ids_BT = ids_B.repeat(2 if is_guided else 1)[:, None]
     return torch.stack(codes, 1)
 
@@ -209,6 +224,8 @@ def _guide(logits: Tensor, scale: float) -> Tensor:
     Logits [2B,K], conditional first → [B,K].
     """
     conditional, free = logits.chunk(2)
+    # A ratio of probabilities is a difference of logits; the normaliser cancels.
     threshold = conditional.amax(-1, keepdim=True) + math.log(PLAUSIBLE)
     guided = free + scale * (conditional - free)
+    # `~(>=)` instead of `<`: a NaN logit is masked too.
     return guided.masked_fill(~(conditional >= threshold), -torch.inf)

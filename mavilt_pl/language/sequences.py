@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+# Short trees stay whole: their parts would consist mostly of the prefix.
 SMALLEST_PART = 512  # positions that a part of a split tree may have at least
 
 
@@ -94,11 +95,13 @@ class PackedBatch:
         """
         if self.segments_BT is None:
             return None
+        # Axis 1 is the position that looks, axis 2 the one that is seen: own branch or prefix.
         visible_BTT = self.segments_BT[:, None, :] == self.segments_BT[:, :, None]
         visible_BTT |= self.segments_BT[:, None, :] == 0
         length = self.ids_BT.shape[1]
         causal = torch.ones(length, length, dtype=torch.bool, device=self.ids_BT.device).tril()
         visible_BTT &= causal
+        # The lowest finite value instead of −∞, as in transformers' own additive masks.
         mask = torch.zeros_like(visible_BTT, dtype=dtype)
         return mask.masked_fill_(~visible_BTT, torch.finfo(dtype).min)[:, None]
 
@@ -118,11 +121,15 @@ def group_by_length(trees: Sequence[Tree], groups: int) -> list[list[Tree]]:
     >>> [[tree.length for tree in group] for group in group_by_length(trees, 2)]
     [[2, 3], [9, 10]]
     """
+    # Contiguous groups of the order by length are optimal: swapping two trees across a cut never
+    # makes the longest of either group shorter.
     ordered = sorted(trees, key=lambda tree: tree.length)
     count = np.arange(len(ordered) + 1)
     widths = np.array([0, *(tree.length for tree in ordered)], dtype=float)
     # cost[m, n]: positions of one padded group of the trees m to n - 1.
-    cost = np.where(count[:, None] < count, (count - count[:, None]) * widths, np.inf)
+    starts_before = count[:, None]
+    positions = (count - starts_before) * widths
+    cost = np.where(starts_before < count, positions, np.inf)
     best = np.where(count == 0, 0.0, np.inf)  # of the first n trees in the groups so far
     starts: list[np.ndarray] = []  # of the last group, for each n
     for _ in range(min(groups, len(ordered))):
@@ -133,6 +140,7 @@ def group_by_length(trees: Sequence[Tree], groups: int) -> list[list[Tree]]:
         best = total.min(0)
     found: list[list[Tree]] = []
     end = len(ordered)
+    # Walk the cuts back from the end; `starts` has one entry for each group that paid off.
     for start_of in reversed(starts):
         start = int(start_of[end])
         found.insert(0, ordered[start:end])
@@ -148,6 +156,8 @@ def split_by_mask_size(trees: Sequence[Tree], largest: int) -> Iterator[list[Tre
     group: list[Tree] = []
     for tree in trees:
         for part in _split_tree(tree):
+            # A group is padded to its longest member, so a long tree makes its neighbours' masks
+            # grow too.
             width = max(member.length for member in [*group, part])
             if group and (len(group) + 1) * width**2 > largest:
                 yield group
@@ -160,6 +170,7 @@ def split_by_mask_size(trees: Sequence[Tree], largest: int) -> Iterator[list[Tre
 def _split_tree(tree: Tree) -> Iterator[Tree]:
     """A tree in parts of at most twice its longest single branch, or `SMALLEST_PART`."""
     longest = max(len(tree.prefix) + branch.length for branch in tree.branches)
+    # At least two of the longest branches fit, so the prefix is read at most once a branch.
     limit = max(2 * longest, SMALLEST_PART)
     branches: list[Branch] = []
     for branch in tree.branches:
@@ -187,7 +198,31 @@ class _Row:
         missing = width - len(self.ids)
         self.ids += [pad_id] * missing
         self.positions += [0] * missing
+        # −1 equals no other segment, so neither prefix nor branches see padding.
         self.segments += [-1] * missing
+
+
+@dataclass
+class _Targets:
+    """Targets of all rows, one entry a target; see `PackedBatch`."""
+
+    row_M: list[int] = field(default_factory=list)
+    column_M: list[int] = field(default_factory=list)
+    target_M: list[int] = field(default_factory=list)
+    task_M: list[int] = field(default_factory=list)
+    branch_M: list[int] = field(default_factory=list)
+    is_image_M: list[bool] = field(default_factory=list)
+    num_branches: int = 0
+
+    def append(self, branch: Branch, row: int, columns: Sequence[int]) -> None:
+        count = len(branch.target)
+        self.row_M += [row] * count
+        self.column_M += columns
+        self.target_M += branch.target
+        self.task_M += [branch.task] * count
+        self.branch_M += [self.num_branches] * count
+        self.is_image_M += [branch.is_image] * count
+        self.num_branches += 1
 
 
 def pack(trees: Sequence[Tree], pad_id: int = 0) -> PackedBatch:
@@ -197,47 +232,49 @@ def pack(trees: Sequence[Tree], pad_id: int = 0) -> PackedBatch:
         ValueError: a branch has no target, or nothing before its target to predict it from.
     """
     width = max(tree.length for tree in trees)
-    several = any(len(tree.branches) > 1 for tree in trees)
     rows: list[_Row] = []
-    row_M: list[int] = []
-    column_M: list[int] = []
-    target_M: list[int] = []
-    task_M: list[int] = []
-    branch_M: list[int] = []
-    is_image_M: list[bool] = []
-    number = 0
-    for tree in trees:
-        row = _Row()
-        row.append(tree.prefix, 0, 0)
-        for segment, branch in enumerate(tree.branches, start=1):
-            if not branch.target or len(tree.prefix) + len(branch.prompt) == 0:
-                raise ValueError("a branch needs a target, and something before it to predict from")
-            start = len(row.ids) + len(branch.prompt)  # column of the first target
-            # The first target is predicted from the prompt's last token, or from the prefix's last
-            # if there is no prompt.
-            first = start - 1 if branch.prompt else len(tree.prefix) - 1
-            count = len(branch.target)
-            column_M += [first, *range(start, start + count - 1)]
-            row_M += [len(rows)] * count
-            target_M += branch.target
-            task_M += [branch.task] * count
-            branch_M += [number] * count
-            is_image_M += [branch.is_image] * count
-            row.append(branch.prompt + branch.target, len(tree.prefix), segment)
-            number += 1
+    targets = _Targets()
+    for number, tree in enumerate(trees):
+        row = _lay_out(tree, number, targets)
         row.pad(width, pad_id)
         rows.append(row)
+
     positions = [row.positions for row in rows]
-    if not several:  # plain causal sequences: positions count through the padding
+    segments_BT: Tensor | None = None
+    if any(len(tree.branches) > 1 for tree in trees):
+        segments_BT = torch.tensor([row.segments for row in rows])
+    else:
+        # Plain causal sequences need no mask. Their positions count through the padding: without a
+        # mask transformers takes positions that restart for sequences packed into one row.
         positions = [list(range(width))] * len(trees)
     return PackedBatch(
         ids_BT=torch.tensor([row.ids for row in rows]),
         positions_BT=torch.tensor(positions),
-        segments_BT=torch.tensor([row.segments for row in rows]) if several else None,
-        row_M=torch.tensor(row_M),
-        column_M=torch.tensor(column_M),
-        target_M=torch.tensor(target_M),
-        task_M=torch.tensor(task_M),
-        branch_M=torch.tensor(branch_M),
-        is_image_M=torch.tensor(is_image_M, dtype=torch.bool),
+        segments_BT=segments_BT,
+        row_M=torch.tensor(targets.row_M),
+        column_M=torch.tensor(targets.column_M),
+        target_M=torch.tensor(targets.target_M),
+        task_M=torch.tensor(targets.task_M),
+        branch_M=torch.tensor(targets.branch_M),
+        # With a dtype: of a batch without targets, torch would make an empty float tensor.
+        is_image_M=torch.tensor(targets.is_image_M, dtype=torch.bool),
     )
+
+
+def _lay_out(tree: Tree, number: int, targets: _Targets) -> _Row:
+    """A tree as row `number` of the batch; its targets are appended to `targets`."""
+    row = _Row()
+    row.append(tree.prefix, first_position=0, segment=0)
+    for segment, branch in enumerate(tree.branches, start=1):
+        if not branch.target or len(tree.prefix) + len(branch.prompt) == 0:
+            raise ValueError("a branch needs a target, and something before it to predict from")
+        start = len(row.ids) + len(branch.prompt)  # column of the first target
+        # A target is predicted from the column before it. The exception is the first one of a
+        # branch without a prompt: the column before it may belong to another branch, so it is
+        # predicted from the prefix's last token.
+        first = start - 1 if branch.prompt else len(tree.prefix) - 1
+        stop = start + len(branch.target) - 1
+        targets.append(branch, number, [first, *range(start, stop)])
+        # Positions of each branch continue the prefix's, as if it were the only branch.
+        row.append(branch.prompt + branch.target, len(tree.prefix), segment)
+    return row

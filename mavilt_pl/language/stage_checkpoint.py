@@ -38,6 +38,7 @@ def check_stage_checkpoint(checkpoint: dict[str, Any], module: Any) -> None:
             f"cache comes from {module.visual_tokenizer[:12]}: its codes mean different things. "
             "Train again, or tokenize with the first"
         )
+    # Before shapes are compared: this message says what to do, a list of missing names does not.
     trained, method = trained_method(checkpoint), module.tuning.method
     if trained != method:
         raise UserError(
@@ -65,15 +66,18 @@ def read_earlier_stage(path: str, module: Any) -> dict[str, Any]:
     if method == "full" or trained_method(checkpoint) != "full" or "state_dict" not in checkpoint:
         return checkpoint
     options = module.regularization
+    # θ₀ would be the backbone, but Stage 1's change of the weights is now part of the frozen base.
     if method == "lora" and options.lambda_reg and options.reference == "backbone":
         raise UserError(
             f"init_from: {path} was trained in full, and adapters know only what they add to it: "
             "set regularization.reference to stage, or regularization.lambda_reg to 0"
         )
+    # `split_full_state_dict` works on the model; in a checkpoint its weights have a prefix.
     weights = {}
     for key, value in checkpoint["state_dict"].items():
         weights[key.removeprefix(MODEL_PREFIX)] = value
     split = split_full_state_dict(module.model, weights)
     state_dict = {MODEL_PREFIX + key: value for key, value in split.items()}
+    # So that the check of tuning methods compares what the weights are now.
     settings = {**checkpoint.get("hyper_parameters", {}), "tuning": {"method": method}}
     return {**checkpoint, "state_dict": state_dict, "hyper_parameters": settings}

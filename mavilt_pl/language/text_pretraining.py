@@ -31,6 +31,8 @@ def train_tokenizer(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
     trainer = trainers.BpeTrainer(
         vocab_size=size,
         special_tokens=[END_OF_TEXT],
+        # All 256 bytes, whether or not the training texts have them, so that any text can be
+        # encoded.
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -53,10 +55,14 @@ class Backbone(LightningModule):
     Args:
         vocabulary_size: tokens of the byte-level BPE tokenizer, learned from the training texts; a
             resumed run keeps its checkpoint's tokenizer.
-        width, layers, heads: of the transformer; the MLP is 8/3 wide, as Llama's.
+        width: of the transformer; its MLP is 8/3 as wide, as Llama's.
+        layers: of the transformer.
+        heads: of each layer's attention.
         context: longest sequence in tokens.
-        optimizer, learning_rate, matrix_learning_rate, warmup_steps: as of the stages
-            (`options.TuningOptions`).
+        optimizer: adamw or muon, as in the stages.
+        learning_rate: of AdamW.
+        matrix_learning_rate: of Muon, for the weight matrices.
+        warmup_steps: linear warm-up, then a cosine down to a hundredth.
         block: tokens of a training row; texts are joined end to end, so nothing is padding.
     """
 
@@ -83,6 +89,7 @@ class Backbone(LightningModule):
         config = LlamaConfig(
             vocab_size=len(self.tokenizer),
             hidden_size=h["width"],
+            # 8/3 of the width, down to a multiple of 16.
             intermediate_size=h["width"] * 8 // 3 // 16 * 16,
             num_hidden_layers=h["layers"],
             num_attention_heads=h["heads"],
@@ -90,34 +97,46 @@ class Backbone(LightningModule):
             bos_token_id=0,
             eos_token_id=0,
             pad_token_id=0,
+            # An untied head would add a fifth to the 2.1 M weights of the demo's model.
             tie_word_embeddings=True,
         )
         self.model = AutoModelForCausalLM.from_config(config)
 
     def setup(self, stage: str) -> None:
+        """Learn the tokenizer from the training texts and build the model, once."""
+        # A later `validate` in the same process must not replace trained weights.
         if self.model is None:
-            texts = self.trainer.datamodule.texts("train")  # type: ignore[attr-defined]
+            texts = self.trainer.datamodule.texts("train")
             self.tokenizer = train_tokenizer(texts, self.hparams["vocabulary_size"])
             self._build()
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
+        """Take the tokenizer of the checkpoint."""
         # The tokenizer that `setup` learned may be of other texts than the checkpoint's rows.
         check_compatible(checkpoint, self)
         self.tokenizer = _wrap(Tokenizer.from_str(checkpoint["tokenizer"]))
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
+        """Add the tokenizer."""
+        # With the weights: the rows of a model mean nothing without the tokenizer that numbered
+        # them.
         checkpoint["tokenizer"] = self.tokenizer.backend_tokenizer.to_str()
 
     def rows(self, texts: Sequence[str]) -> Tensor:
         """Texts joined end to end, int64 [B, block + 1]; tokens that fill no row are dropped."""
         ids: list[int] = []
+        # Id 0 is `END_OF_TEXT`, the first special token of the trainer.
         for line in self.tokenizer(list(texts))["input_ids"]:
             ids += [*line, 0]
+        # Few short texts may not fill one block.
         block = min(self.hparams["block"], len(ids) - 1)
         count = (len(ids) - 1) // block
         joined = torch.tensor(ids[: count * block + 1], device=self.device)
         # Each row repeats the last token of the row before, which predicts its first.
-        rows = [joined[index * block : (index + 1) * block + 1] for index in range(count)]
+        rows = []
+        for index in range(count):
+            first = index * block
+            rows.append(joined[first : first + block + 1])
         return torch.stack(rows)
 
     def loss(self, texts: Sequence[str]) -> Tensor:
@@ -127,13 +146,15 @@ class Backbone(LightningModule):
         return F.cross_entropy(logits_BTV.flatten(0, 1), rows[:, 1:].flatten())
 
     def training_step(self, batch: dict, index: int) -> Tensor:
+        """Cross-entropy of a batch of texts, nats per token."""
         loss = self.loss(batch["text"])
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
     def validation_step(self, batch: dict, index: int, dataloader_idx: int = 0) -> None:
+        """Log the cross-entropy of each source."""
         loss = self.loss(batch["text"])
-        source = self.trainer.datamodule.names[dataloader_idx]  # type: ignore[attr-defined]
+        source = self.trainer.datamodule.names[dataloader_idx]
         self.log(
             f"val/{source}/loss",
             loss,
@@ -144,12 +165,16 @@ class Backbone(LightningModule):
         )
 
     def configure_optimizers(self) -> Any:
+        """The optimizer of the stages."""
         h = self.hparams
         keys = ("optimizer", "learning_rate", "matrix_learning_rate", "warmup_steps")
+        # The stages' optimizer, so that one implementation is tested and tuned.
         tuning = TuningOptions(**{key: h[key] for key in keys})
         return configure_optimizer(self, self.model.base_model, tuning)
 
     def on_fit_end(self) -> None:
+        """Write the folder that a stage takes as its `backbone`."""
+        # One rank writes; others would write the same files at the same moment.
         if self.trainer.is_global_zero:
             folder = Path(self.trainer.default_root_dir) / "backbone"
             self.model.save_pretrained(folder)

@@ -36,7 +36,9 @@ def patient_key(patient: str) -> int:
     >>> patient_key("p10000032") == patient_key("p10000032") < 2**63
     True
     """
-    return int.from_bytes(hashlib.blake2b(patient.encode(), digest_size=8).digest(), "big") >> 1
+    digest = hashlib.blake2b(patient.encode(), digest_size=8).digest()
+    # Shifted to 63 bits: int64 is signed.
+    return int.from_bytes(digest, "big") >> 1
 
 
 def bootstrap(
@@ -57,13 +59,22 @@ def bootstrap(
     >>> 1.5 <= low < 2.5 < high <= 4.0
     True
     """
+    # Patients, not rows, are resampled: a patient's studies resemble one another, and resampling
+    # them one by one would give intervals that are too narrow.
     unique, index = np.unique(patients, return_inverse=True)
     if len(unique) < 2:
         return None, None
     random = np.random.default_rng(seed)
+    # 300 resamples: the limits of a 95 % interval then stand on 7 values at each end.
     equal = np.full(len(unique), 1 / len(unique))
+    # How often each patient is in a resample: n draws with replacement are one multinomial draw.
     counts = random.multinomial(len(unique), equal, size=resamples)
-    values = np.array([statistic(count[index].astype(float)) for count in counts])
+    resampled = []
+    for count in counts:
+        # All rows of a patient get the patient's weight: they are not independent cases.
+        weights = count[index].astype(float)
+        resampled.append(statistic(weights))
+    values = np.array(resampled)
     values = values[np.isfinite(values)]
     if not len(values):
         return None, None
@@ -79,6 +90,7 @@ def bootstrap_ci(statistic: Statistic, patients: np.ndarray) -> Estimate | None:
     Estimate(value=0.5, low=None, high=None, n=2)
     """
     value = statistic(np.ones(len(patients)))
+    # For example the AUROC of a finding that no study has.
     if not np.isfinite(value):
         return None
     low, high = bootstrap(statistic, patients)
@@ -91,7 +103,12 @@ def weighted_mean_ci(scores: np.ndarray, patients: np.ndarray) -> Estimate | Non
     >>> weighted_mean_ci(np.array([0.0, 1.0]), np.array([1, 1])).value
     0.5
     """
-    return bootstrap_ci(lambda weights: float(weights @ scores / weights.sum()), patients)
+
+    def weighted_mean(weights: np.ndarray) -> float:
+        """The mean with rows repeated by their weights."""
+        return float(weights @ scores / weights.sum())
+
+    return bootstrap_ci(weighted_mean, patients)
 
 
 def drop_undefined(figures: Mapping[str, Estimate | None]) -> dict[str, Estimate]:
@@ -113,6 +130,7 @@ class PatientBootstrapMetric(Metric):
         width: numbers per row.
     """
 
+    # `forward` would otherwise update twice for each batch.
     full_state_update = False
     protocol = ""
     # A list while cases are added; one tensor after torchmetrics has gathered it.
@@ -135,6 +153,7 @@ class PatientBootstrapMetric(Metric):
         Raises:
             ValueError: the lengths differ.
         """
+        # float64: nats and counts of a whole test set are summed.
         values = torch.as_tensor(rows, dtype=torch.float64).reshape(-1, self.width)
         if len(values) != len(patients):
             raise ValueError(
@@ -146,18 +165,28 @@ class PatientBootstrapMetric(Metric):
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
         """Gather the rows of all processes; one without a single case takes part with no rows."""
+        # A process without a case would not join the collective, and the others would wait for it.
         if isinstance(self.rows, list) and not self.rows:
-            self.rows.append(torch.empty(0, self.width, dtype=torch.float64, device=self.device))
-            self.patients.append(torch.empty(0, dtype=torch.int64, device=self.device))
+            no_rows = torch.empty(0, self.width, dtype=torch.float64, device=self.device)
+            no_patients = torch.empty(0, dtype=torch.int64, device=self.device)
+            self.rows.append(no_rows)
+            self.patients.append(no_patients)
         super().sync(*args, **kwargs)
 
     def table(self) -> tuple[np.ndarray, np.ndarray]:
         """All rows float64 [n,width] and patients int64 [n], in a fixed order."""
         rows, patients = self.rows, self.patients
+        # torchmetrics leaves lists in a single process.
         if isinstance(rows, list):
             if not rows:
                 return np.empty((0, self.width)), np.empty(0, np.int64)
-            rows, patients = torch.cat(rows), torch.cat(patients)
-        values, keys = rows.cpu().numpy(), patients.cpu().numpy()
-        order = np.lexsort((*values.T[::-1], keys))
+            rows = torch.cat(rows)
+            patients = torch.cat(patients)
+        values = rows.cpu().numpy()
+        keys = patients.cpu().numpy()
+        # By patient, then by each column: sums of floats and the resampling depend on the order,
+        # and the order of gathering depends on the number of processes. `lexsort` takes the last
+        # key first.
+        columns = values.T[::-1]
+        order = np.lexsort((*columns, keys))
         return values[order], keys[order]

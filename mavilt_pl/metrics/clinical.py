@@ -13,7 +13,7 @@ Letters in shapes: n reports, F findings.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -26,7 +26,8 @@ from mavilt_pl.metrics.bootstrap import (
 
 VERSION = "findings-v1"
 
-# Finding → how reports write it.
+# Finding → how reports write it. Written for reports of MIMIC-CXR and Indiana and for the phantom's
+# wording. A change of any pattern changes figures, so it needs a new VERSION.
 TERMS: dict[str, str] = {
     "cardiomegaly": (
         r"cardiomegaly|enlarge(?:d|ment of the) (?:heart|cardiac|cardiomediastinal)|"
@@ -54,12 +55,16 @@ TERMS: dict[str, str] = {
     "lung opacity": r"opacit(?:y|ies)|infiltrates?|airspace disease",
     "fracture": r"fractures?",
 }
-_TERM = {name: re.compile(rf"\b(?:{pattern})", re.IGNORECASE) for name, pattern in TERMS.items()}
+_TERM: dict[str, re.Pattern[str]] = {}
+for _name, _pattern in TERMS.items():
+    _TERM[_name] = re.compile(rf"\b(?:{_pattern})", re.IGNORECASE)
+# "unremarkable" and "normal" deny what follows them in the clause: "normal heart without …".
 _NEGATION_BEFORE = re.compile(
     r"\b(?:no|not|without|absen(?:ce|t)|negative for|free of|clear of|resolved|resolution of|"
     r"denies|never|nor|neither|rather than|unremarkable|normal)\b",
     re.IGNORECASE,
 )
+# Up to three words between: "effusion has now completely resolved".
 _NEGATION_AFTER = re.compile(
     r"^\W*(?:\w+\W+){0,3}?(?:is|are|was|were)?\s*"
     r"(?:not|absent|unlikely|ruled out|excluded|resolved)\b",
@@ -70,16 +75,19 @@ _DOUBT = re.compile(
     r"questionable|equivocal|suggest\w*|versus|vs|or)\b",
     re.IGNORECASE,
 )
+# Lines end sentences too: reports are often lists without full stops.
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
 _CLAUSE_END = re.compile(
     r"\b(?:but|however|although|with the exception of|aside from|other than)\b|;", re.IGNORECASE
 )
 # A label replaces labels of the same or lower strength.
+# Equal strength is replaced too, which changes nothing: labels of a strength are equal.
 _STRENGTH = {"absent": 0, "uncertain": 1, "present": 2}
 
 
 def _label(before: str, after: str) -> str:
     """Label of a term from the text before and after it in its clause."""
+    # Negation before doubt: "no evidence to suggest an effusion" denies it.
     if _NEGATION_BEFORE.search(before) or _NEGATION_AFTER.search(after):
         return "absent"
     # Doubt reaches no further than the comma before the term.
@@ -98,17 +106,26 @@ def findings_in(text: str) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for sentence in _SENTENCE_END.split(text):
+        # A negation does not reach past "but": "no effusion, but a nodule" asserts the nodule.
         for clause in _CLAUSE_END.split(sentence):
-            for name, term in _TERM.items():
-                for match in term.finditer(clause):
-                    label = _label(clause[: match.start()], clause[match.end() :])
-                    if name not in found or _STRENGTH[label] >= _STRENGTH[found[name]]:
-                        found[name] = label
+            for name, label in _mentions(clause):
+                if name not in found or _STRENGTH[label] >= _STRENGTH[found[name]]:
+                    found[name] = label
     return dict(sorted(found.items()))
+
+
+def _mentions(clause: str) -> Iterator[tuple[str, str]]:
+    """Each finding that a clause mentions, with its label there."""
+    for name, term in _TERM.items():
+        for match in term.finditer(clause):
+            before = clause[: match.start()]
+            after = clause[match.end() :]
+            yield name, _label(before, after)
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray, positive: np.ndarray) -> np.ndarray:
     """The ratio; nan for findings without a positive case."""
+    # F1 of a finding without a positive case would be 0 for any report and pull the mean down.
     return np.where(positive > 0, numerator / np.maximum(denominator, 1e-12), np.nan)
 
 
@@ -146,6 +163,7 @@ class FindingsF1(PatientBootstrapMetric):
             row: list[float] = []
             for finding in self.findings:
                 label = known.get(finding)
+                # An uncertain or missing label can prove an assertion neither right nor wrong.
                 counts = label in ("present", "absent")
                 claimed = counts and asserted.get(finding) == "present"
                 row += [counts, label == "present", claimed]
@@ -157,8 +175,13 @@ class FindingsF1(PatientBootstrapMetric):
         rows, patients = self.table()
         if not len(rows):
             return {}
-        known_nF, present_nF, claimed_nF = rows.reshape(len(rows), -1, 3).transpose(2, 0, 1)
+        # Rows hold three 0/1 numbers for each finding, see `update`.
+        columns_nF3 = rows.reshape(len(rows), -1, 3)
+        known_nF, present_nF, claimed_nF = columns_nF3.transpose(2, 0, 1)
         right_nF = present_nF * claimed_nF
+
+        # Each score is a function of the reports' weights: the bootstrap repeats patients by
+        # weights and never labels a text again.
 
         def f1_per_finding(weights_n: np.ndarray) -> np.ndarray:
             """2 right / (present + claimed)."""
@@ -176,12 +199,14 @@ class FindingsF1(PatientBootstrapMetric):
             """F1 over the counts of all findings."""
             present = (weights_n @ present_nF).sum()
             claimed = (weights_n @ claimed_nF).sum()
-            return float(_ratio(2 * (weights_n @ right_nF).sum(), present + claimed, present))
+            right = (weights_n @ right_nF).sum()
+            return float(_ratio(2 * right, present + claimed, present))
 
         figures: dict[str, Estimate | None] = {}
         for column, name in enumerate(self.findings):
             f1 = _column(f1_per_finding, column)
             figures[f"findings_f1/{name}"] = bootstrap_ci(f1, patients)
+        # Without any defined finding the means would be nan.
         if drop_undefined(figures):
             figures["findings_f1_macro"] = bootstrap_ci(_mean(f1_per_finding), patients)
             figures["findings_f1_macro_chance"] = bootstrap_ci(_mean(chance_per_finding), patients)

@@ -28,6 +28,7 @@ from mavilt_pl.metrics.bootstrap import (
 )
 
 Distance = Callable[[Tensor, Tensor], Tensor]  # two batches of pixels → [B]
+# An eigenvalue problem costs D³: the clinical encoder's features qualify, Inception's 2048 do not.
 LARGEST_BOOTSTRAPPED_WIDTH = 256  # features; with more, an interval takes minutes
 
 
@@ -37,6 +38,7 @@ def psnr(real_BCHW: Tensor, recon_BCHW: Tensor) -> Tensor:
     >>> psnr(torch.zeros(1, 1, 8, 8), torch.full((1, 1, 8, 8), 0.2)).round()
     tensor([20.])
     """
+    # The clamp bounds PSNR at 106 dB for equal images, so means stay finite.
     error_B = (real_BCHW - recon_BCHW).square().flatten(1).mean(1)
     return 10 * torch.log10(4 / error_B.clamp(min=1e-10))
 
@@ -48,9 +50,13 @@ def gradient_psnr(real_BCHW: Tensor, recon_BCHW: Tensor) -> Tensor:
     >>> gradient_psnr(image, image + 0.5) > gradient_psnr(image, 0.9 * image)
     tensor([True])
     """
-    across = (real_BCHW.diff(dim=-1) - recon_BCHW.diff(dim=-1)).square().flatten(1)
-    down = (real_BCHW.diff(dim=-2) - recon_BCHW.diff(dim=-2)).square().flatten(1)
-    error_B = torch.cat([across, down], 1).mean(1)
+    # Pooled over both axes, so a picture of vertical edges only is not averaged with its empty
+    # axis.
+    squared_errors = []
+    for axis in (-1, -2):
+        error = real_BCHW.diff(dim=axis) - recon_BCHW.diff(dim=axis)
+        squared_errors.append(error.square().flatten(1))
+    error_B = torch.cat(squared_errors, 1).mean(1)
     return 10 * torch.log10(4 / error_B.clamp(min=1e-10))
 
 
@@ -70,10 +76,12 @@ class ReconstructionScores(PatientBootstrapMetric):
         super().__init__(len(names))
         self.names, self.lpips = names, lpips
         if lpips is not None:
+            # An instance's protocol, so the class's stays as it is.
             self.protocol += "; LPIPS on three equal channels at the images' own size"
 
     def update(self, real_BCHW: Tensor, recon_BCHW: Tensor, patients: Sequence[str]) -> None:
         """Add images with their reconstructions."""
+        # A range as a pair clamps both images to it, as they are shown.
         ssim: Any = structural_similarity_index_measure(
             recon_BCHW, real_BCHW, data_range=(-1.0, 1.0), reduction="none"
         )
@@ -128,8 +136,10 @@ class CodebookUse(Metric):
         images, counts_K = int(self.images), self.counts.double()
         if not images:
             return {}
+        # 0 log 0 counts as 0, by the clamp.
         share_K = counts_K / counts_K.sum()
-        entropy = float(-(share_K * share_K.clamp(min=1e-30).log()).sum())
+        log_share_K = share_K.clamp(min=1e-30).log()
+        entropy = float(-(share_K * log_share_K).sum())
         used = float((counts_K > 0).double().mean())
         return {
             "codebook_used": Estimate(used, None, None, images),
@@ -150,12 +160,14 @@ def frechet_distance(real_nD: np.ndarray, other_nD: np.ndarray) -> float:
     mean1, mean2 = real_nD.mean(0), other_nD.mean(0)
     cov1 = np.atleast_2d(np.cov(real_nD, rowvar=False))
     cov2 = np.atleast_2d(np.cov(other_nD, rowvar=False))
+    # √S₁ from its eigenvectors; `atleast_2d` above is for a single feature.
     values, vectors = np.linalg.eigh(cov1)
     # Rounding leaves eigenvalues just below 0.
     root1 = (vectors * np.sqrt(values.clip(0))) @ vectors.T
     middle = np.linalg.eigvalsh(root1 @ cov2 @ root1)
     trace_of_root = np.sqrt(middle.clip(0)).sum()
-    distance = ((mean1 - mean2) ** 2).sum() + np.trace(cov1) + np.trace(cov2) - 2 * trace_of_root
+    shift = ((mean1 - mean2) ** 2).sum()
+    distance = shift + np.trace(cov1) + np.trace(cov2) - 2 * trace_of_root
     return float(distance)
 
 
@@ -178,29 +190,38 @@ class FrechetDistance(PatientBootstrapMetric):
 
     def update(self, features_BD: Tensor, real: bool, patients: Sequence[str]) -> None:
         """Add features [B,D] of real or of generated images."""
+        # In one table with the features, so that one gather and one sort serve both sides.
         is_real_B1 = torch.full((len(features_BD), 1), float(real), device=features_BD.device)
         self.add_rows(torch.cat([is_real_B1, features_BD], 1), patients)
 
     def compute(self) -> dict[str, Estimate]:
         """The figure under its name."""
         rows, patients = self.table()
-        is_real, features = rows[:, 0] == 1, rows[:, 1:]
+        is_real = rows[:, 0] == 1
+        features = rows[:, 1:]
+        # A covariance needs two images.
         if is_real.sum() < 2 or (~is_real).sum() < 2:
             return {}
         value = frechet_distance(features[is_real], features[~is_real])
+        row_numbers = np.arange(len(rows))
 
         def resampled_distance(weights: np.ndarray) -> float:
             """The distance with images repeated by their weights."""
-            chosen = np.repeat(np.arange(len(rows)), weights.astype(int))
-            real, generated = chosen[is_real[chosen]], chosen[~is_real[chosen]]
+            # A covariance needs the rows themselves, so weights become repeated rows.
+            chosen = np.repeat(row_numbers, weights.astype(int))
+            chosen_is_real = is_real[chosen]
+            real = chosen[chosen_is_real]
+            generated = chosen[~chosen_is_real]
             if min(len(real), len(generated)) < 2:
                 return float("nan")
             return frechet_distance(features[real], features[generated])
 
+        # 100 resamples instead of 300: each takes two eigenvalue problems of size D.
         low, high = None, None
         if features.shape[1] <= LARGEST_BOOTSTRAPPED_WIDTH:
             low, high = bootstrap(resampled_distance, patients, resamples=100)
-        return {self.name: Estimate(value, low, high, int((~is_real).sum()))}
+        num_generated = int((~is_real).sum())
+        return {self.name: Estimate(value, low, high, num_generated)}
 
 
 def inception_features(weights: str | Path) -> Callable[[Tensor], Tensor]:
@@ -236,7 +257,9 @@ def inception_features(weights: str | Path) -> Callable[[Tensor], Tensor]:
 
     def features(pixels_BCHW: Tensor) -> Tensor:
         """[B,1,H,W] → [B,2048]."""
-        rgb_B3HW = ((pixels_BCHW + 1) / 2).clamp(0, 1).expand(-1, 3, -1, -1)
+        # pytorch-fid expects [0, 1] and normalises by itself.
+        unit_BCHW = ((pixels_BCHW + 1) / 2).clamp(0, 1)
+        rgb_B3HW = unit_BCHW.expand(-1, 3, -1, -1)
         with torch.inference_mode():
             return net.to(rgb_B3HW.device)(rgb_B3HW)[0].flatten(1)
 
@@ -265,6 +288,7 @@ def lpips_distance(weights: str | Path) -> Distance:
         raise ValueError(
             f"LPIPS weights {weights} do not exist; {expected} (nothing is downloaded)"
         )
+    # torchvision's file has the classifier too; LPIPS reads convolutions only.
     state = torch.load(weights, map_location="cpu", weights_only=True)
     prefix = "features."
     backbone = {}
@@ -292,6 +316,7 @@ def lpips_distance(weights: str | Path) -> Distance:
 
     def distance(real_BCHW: Tensor, recon_BCHW: Tensor) -> Tensor:
         """[B,1,H,W] twice → [B]."""
+        # LPIPS expects three channels in [-1, 1].
         real_B3HW = real_BCHW.clamp(-1, 1).expand(-1, 3, -1, -1)
         recon_B3HW = recon_BCHW.clamp(-1, 1).expand(-1, 3, -1, -1)
         with torch.inference_mode():

@@ -11,6 +11,7 @@ import numpy as np
 from nltk.translate.meteor_score import meteor_score
 from rouge_score.rouge_scorer import RougeScorer
 
+from mavilt_pl.errors import MaviltWarning
 from mavilt_pl.metrics.bootstrap import (
     Estimate,
     PatientBootstrapMetric,
@@ -26,11 +27,13 @@ def words(text: str) -> list[str]:
     >>> words("No effusion.")
     ['no', 'effusion', '.']
     """
+    # Punctuation apart, as the PTB tokenizer of coco-caption has it, but without dropping it.
     return re.findall(r"\w+|[^\w\s]", text.lower())
 
 
 def _ngrams(tokens: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
-    return Counter(zip(*(tokens[start:] for start in range(n))))
+    shifted = [tokens[start:] for start in range(n)]
+    return Counter(zip(*shifted))
 
 
 def bleu_counts(prediction: Sequence[str], reference: Sequence[str]) -> list[float]:
@@ -44,8 +47,11 @@ def bleu_counts(prediction: Sequence[str], reference: Sequence[str]) -> list[flo
     """
     counts: list[float] = [len(prediction), len(reference)]
     for n in range(1, 5):
+        # `&` of counters is the minimum: a word repeated by the model matches as often as the
+        # reference has it.
         matches = _ngrams(prediction, n) & _ngrams(reference, n)
-        counts += [sum(matches.values()), max(len(prediction) - n + 1, 0)]
+        num_ngrams = max(len(prediction) - n + 1, 0)
+        counts += [sum(matches.values()), num_ngrams]
     return counts
 
 
@@ -63,11 +69,16 @@ def corpus_bleu(counts: np.ndarray, order: int) -> float:
     0.5
     """
     prediction_length, reference_length = counts[:2]
-    matches, total = counts[2::2][:order], counts[3::2][:order]
+    # Matches and totals of n = 1, 2, … alternate behind the two lengths.
+    matches = counts[2::2][:order]
+    total = counts[3::2][:order]
+    # Unsmoothed BLEU is 0 if one order has no match.
     if prediction_length == 0 or (matches == 0).any():
         return 0.0
+    # As a logarithm, so it adds to the logarithms of the precisions.
     brevity = min(0.0, 1 - reference_length / prediction_length)
-    return float(np.exp(brevity + np.log(matches / total).mean()))
+    mean_log_precision = np.log(matches / total).mean()
+    return float(np.exp(brevity + mean_log_precision))
 
 
 def has_wordnet() -> bool:
@@ -78,6 +89,7 @@ def has_wordnet() -> bool:
     """
     import nltk
 
+    # NLTK reads the folder and the archive; a search by file name would miss one of them.
     for name in ("corpora/wordnet", "corpora/wordnet.zip"):
         try:
             nltk.data.find(name)
@@ -102,11 +114,13 @@ class TextScores(PatientBootstrapMetric):
         # 10 counts of BLEU, then ROUGE-L and METEOR.
         super().__init__(12)
         self.rouge = RougeScorer(["rougeL"], use_stemmer=False)
+        # Checked once: NLTK would raise at the first report of a test that took hours.
         self.wordnet = has_wordnet()
         if not self.wordnet:
             warnings.warn(
                 "WordNet is not installed, so METEOR is not computed: run `python -m "
                 "nltk.downloader wordnet`, or set NLTK_DATA to a folder that has it",
+                MaviltWarning,
                 stacklevel=2,
             )
 
@@ -118,6 +132,7 @@ class TextScores(PatientBootstrapMetric):
         for prediction, reference in zip(predictions, references):
             prediction_words, reference_words = words(prediction), words(reference)
             rouge = self.rouge.score(reference, prediction)["rougeL"].fmeasure
+            # nan in its column, so rows keep their width and the figure is dropped at the end.
             meteor = float("nan")
             if self.wordnet:
                 meteor = meteor_score([reference_words], prediction_words)
@@ -130,8 +145,9 @@ class TextScores(PatientBootstrapMetric):
         if not len(rows):
             return {}
         figures: dict[str, Estimate | None] = {}
+        bleu_rows = rows[:, :10]
         for order in range(1, 5):
-            figures[f"bleu_{order}"] = self._bleu(rows[:, :10], patients, order)
+            figures[f"bleu_{order}"] = self._bleu(bleu_rows, patients, order)
         figures["rouge_l"] = weighted_mean_ci(rows[:, 10], patients)
         figures["meteor"] = weighted_mean_ci(rows[:, 11], patients)
         return drop_undefined(figures)
@@ -168,6 +184,7 @@ class Perplexity(PatientBootstrapMetric):
             patients: the patient of each text.
             before: `nats` under the earlier model.
         """
+        # nan, so the two figures that need it are undefined.
         earlier = before or [np.nan] * len(nats)
         self.add_rows([*zip(nats, tokens, earlier)], patients)
 
@@ -180,8 +197,14 @@ class Perplexity(PatientBootstrapMetric):
 
         def exp_per_token(sums: np.ndarray) -> Estimate | None:
             """Exp of the sum over the number of tokens."""
-            return bootstrap_ci(lambda w: float(np.exp(w @ sums / (w @ tokens))), patients)
 
+            def per_token(weights: np.ndarray) -> float:
+                """Exp of the weighted sum over the weighted number of tokens."""
+                return float(np.exp(weights @ sums / (weights @ tokens)))
+
+            return bootstrap_ci(per_token, patients)
+
+        # The ratio from the difference of nats: its interval is paired by text.
         figures = {
             "perplexity": exp_per_token(nats),
             "perplexity_before": exp_per_token(before),

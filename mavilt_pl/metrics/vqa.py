@@ -33,11 +33,15 @@ def auroc(score: np.ndarray, positive: np.ndarray, weights: np.ndarray | None = 
     """
     if weights is None:
         weights = np.ones(len(score))
+    # Count cases at each distinct score, in ascending order, so that ties are one entry.
     values, index = np.unique(score, return_inverse=True)
-    positives = np.bincount(index, weights * positive, minlength=len(values))
-    negatives = np.bincount(index, weights * (1 - positive), minlength=len(values))
+    num_values = len(values)
+    positives = np.bincount(index, weights * positive, minlength=num_values)
+    negatives = np.bincount(index, weights * (1 - positive), minlength=num_values)
+    # nan instead of 0.5: a missing figure must not look like chance.
     if positives.sum() == 0 or negatives.sum() == 0:
         return float("nan")
+    # A positive case beats all negatives of lower scores, and half of those that tie with it.
     below = np.cumsum(negatives) - negatives
     pairs_won = (positives * (below + 0.5 * negatives)).sum()
     return float(pairs_won / (positives.sum() * negatives.sum()))
@@ -71,6 +75,7 @@ class GroupedAUROC(PatientBootstrapMetric):
             groups: number of the group of each case.
             patients: the patient of each case.
         """
+        # Unknown truths are dropped here, so that `compute` and its bootstrap see cases only.
         rows, known_patients = [], []
         cases = zip(groups, truths.tolist(), scores.tolist(), patients)
         for group, truth, score, patient in cases:
@@ -82,8 +87,8 @@ class GroupedAUROC(PatientBootstrapMetric):
     def update_columns(self, scores_BF: Tensor, truths_BF: Tensor, patients: Sequence[str]) -> None:
         """Add one score and truth per case and group, [B,F]."""
         for group in range(len(self.groups)):
-            numbers = [group] * len(patients)
-            self.update(scores_BF[:, group], truths_BF[:, group], numbers, patients)
+            scores_B, truths_B = scores_BF[:, group], truths_BF[:, group]
+            self.update(scores_B, truths_B, [group] * len(patients), patients)
 
     def compute(self) -> dict[str, Estimate]:
         """All figures."""
@@ -91,6 +96,7 @@ class GroupedAUROC(PatientBootstrapMetric):
         figures: dict[str, Estimate] = {}
         groups = []  # rows and area of each group that has a figure
         for number, name in enumerate(self.groups):
+            # Sub-tables keep their order, which the bootstrap's sums depend on.
             chosen = rows[:, 0] == number
             if not chosen.any():
                 continue
@@ -104,6 +110,7 @@ class GroupedAUROC(PatientBootstrapMetric):
 
         def macro(weights: np.ndarray) -> float:
             """Mean AUROC over the groups that have one."""
+            # Weights are of all rows; each area takes those of its group.
             areas = [area(weights[chosen]) for chosen, area in groups]
             # In a resample a group may lack a class.
             defined = [area for area in areas if not np.isnan(area)]
@@ -117,7 +124,8 @@ class GroupedAUROC(PatientBootstrapMetric):
 
 def _area_of(rows: np.ndarray) -> Callable[[np.ndarray], float]:
     """AUROC of rows (group, truth, score) as a function of their weights."""
-    return lambda weights: auroc(rows[:, 2], rows[:, 1], weights)
+    truths, scores = rows[:, 1], rows[:, 2]
+    return lambda weights: auroc(scores, truths, weights)
 
 
 class GroupedMean(PatientBootstrapMetric):
@@ -134,17 +142,20 @@ class GroupedMean(PatientBootstrapMetric):
     def __init__(self, name: str, groups: Sequence[str] = (), protocol: str = ""):
         # Group number, score.
         super().__init__(2)
-        self.name, self.groups, self.protocol = name, tuple(groups), protocol
+        self.name, self.protocol = name, protocol
+        self.groups = tuple(groups)
 
     def update(
         self, scores: Sequence[float], groups: Sequence[int], patients: Sequence[str]
     ) -> None:
         """Add cases with the numbers of their groups."""
-        self.add_rows([[group, float(score)] for group, score in zip(groups, scores)], patients)
+        rows = [[group, float(score)] for group, score in zip(groups, scores)]
+        self.add_rows(rows, patients)
 
     def compute(self) -> dict[str, Estimate]:
         """All figures."""
         rows, patients = self.table()
+        # All cases first, so the overall figure comes first.
         selections = {self.name: np.ones(len(rows), bool)}
         for number, group in enumerate(self.groups):
             selections[f"{self.name}/{group}"] = rows[:, 0] == number
@@ -160,6 +171,7 @@ class GroupedMean(PatientBootstrapMetric):
 
 def _answer_words(answer: str) -> list[str]:
     """Words without case, punctuation and articles, as SQuAD compares them (arXiv 1606.05250)."""
+    # Articles and punctuation are style: "The left lung." answers "left lung".
     bare = "".join(letter for letter in answer.lower() if letter not in string.punctuation)
     return [word for word in bare.split() if word not in ("a", "an", "the")]
 
@@ -181,6 +193,7 @@ def word_f1(prediction: str, answer: str) -> float:
     >>> word_f1("in the left lung", "left lung")
     0.8
     """
+    # If one side has no words after dropping articles, only an equally empty one is right.
     ours, theirs = _answer_words(prediction), _answer_words(answer)
     if not ours or not theirs:
         return float(ours == theirs)

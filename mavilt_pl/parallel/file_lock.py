@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from mavilt_pl.errors import MaviltWarning
+
 
 def _open(path: Path) -> IO[str]:
     while True:
@@ -59,6 +61,7 @@ def file_lock(
             warnings.warn(
                 f"{path.parent} lies on a file system without locks ({error.strerror}): make sure "
                 "that only one process works there",
+                MaviltWarning,
                 stacklevel=3,
             )
         yield file

@@ -12,11 +12,11 @@ import gc
 import hashlib
 import itertools
 import json
+import logging
 import os
 import resource
 import shlex
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,6 +29,8 @@ from mavilt_pl.parallel.atomic_write import atomic_write_text
 from mavilt_pl.parallel.file_lock import file_lock
 from mavilt_pl.recipes.recipe import SHARDED_COMMANDS, TRAINING_COMMANDS, Recipe, Step
 from mavilt_pl.trainer.slurm import PreemptedExit, exit_on_sigusr1
+
+logger = logging.getLogger(__name__)
 
 Execute = Callable[[Sequence[str]], int]  # words of a `mavilt` command → exit status
 
@@ -63,13 +65,10 @@ class RecipeRun:
         Args:
             until: stop after the step of this name.
         """
-        from rich.console import Console
-
-        console = Console(stderr=True)
         for number, step in enumerate(self.recipe.steps, start=1):
             title = f"{number}/{len(self.recipe.steps)} {step.name}"
             if self.is_done(step):
-                console.print(f"{title}: done before", style="dim")
+                logger.info("%s: done before", title)
             elif status := self._run_step(step, title):
                 # Other failures raise; a status means that a signal ended the step and the job is
                 # to be resumed.
@@ -104,7 +103,7 @@ class RecipeRun:
                     f"{unfinished[read]} first"
                 )
         if done:
-            print(f"{name}: done before", file=sys.stderr)
+            logger.info("%s: done before", name)
             return 0
         return self._run_step(step, name, extra) if first_process else self._execute(step, extra)
 
@@ -137,10 +136,6 @@ class RecipeRun:
         atomic_write_text(path, json.dumps(facts, indent=1))
 
     def _run_step(self, step: Step, title: str, extra: Sequence[str] = ()) -> int:
-        from rich.console import Console
-        from rich.text import Text
-
-        console = Console(stderr=True)
         fingerprint = self.fingerprints[step.writes]
         written, words = self.out / step.writes, self.words(step)
         # Other processes of an array may start the same step now.
@@ -150,7 +145,7 @@ class RecipeRun:
             self._remove_stale(step, fingerprint)
             self._record_path(step).unlink(missing_ok=True)
             self._write_record(step, ".begun", {"fingerprint": fingerprint})
-        console.print(Text(title, "bold"), Text(f"$ mavilt {shlex.join(words)}", "dim"), sep="\n")
+        logger.info("%s\n$ mavilt %s", title, shlex.join(words))
         start = time.time()
         status = self._execute(step, extra)
         # A trainer and its model are in reference cycles; the next step needs their memory.
@@ -173,7 +168,7 @@ class RecipeRun:
             "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         }
         self._write_record(step, "", facts)
-        console.print(f"{title}: {seconds:.0f} s", style="green")
+        logger.info("%s: %.0f s", title, seconds)
         return 0
 
     def _remove_stale(self, step: Step, fingerprint: str) -> None:
@@ -208,7 +203,7 @@ class RecipeRun:
             with exit_on_sigusr1(lambda: self._can_resume(step, command)):
                 return self.execute(words)
         except PreemptedExit as preempted:
-            print(f"mavilt: step {step.name}: {preempted}", file=sys.stderr, flush=True)
+            logger.warning("step %s: %s", step.name, preempted)
             return preempted.status
 
     def _can_resume(self, step: Step, command: str) -> bool:

@@ -29,7 +29,7 @@ from mavilt_pl.checkpoint import (
     sequence_number,
     verify,
 )
-from mavilt_pl.errors import UserError
+from mavilt_pl.errors import MaviltWarning, UserError
 from mavilt_pl.parallel.atomic_write import atomic_open
 
 
@@ -107,6 +107,7 @@ def newest_whole(folder: Path) -> Path | None:
             # resuming is for.
             warnings.warn(
                 f"{'; '.join(reasons.values())}. Continuing from the newest whole one, {path}",
+                MaviltWarning,
                 stacklevel=2,
             )
         return path

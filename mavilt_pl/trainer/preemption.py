@@ -11,8 +11,8 @@ saves inside the signal handler wherever the step is, and on each rank by itself
 
 from __future__ import annotations
 
+import logging
 import signal
-import sys
 from typing import Any
 
 import torch
@@ -23,6 +23,8 @@ from lightning.pytorch.callbacks import Checkpoint
 from mavilt_pl.parallel.distributed import rank_and_size
 from mavilt_pl.trainer.checkpoint_callbacks import StepCheckpoints
 from mavilt_pl.trainer.slurm import PreemptedExit, requeue, slurm_job
+
+logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM)  # a later one takes precedence
 
@@ -105,7 +107,7 @@ class Preemption(Checkpoint):
 
 
 def report_exit(preempted: PreemptedExit) -> int:
-    """Print why the run left; return its exit status."""
+    """Log why the run left; return its exit status."""
     if preempted.status:
-        print(f"mavilt: {preempted}", file=sys.stderr, flush=True)
+        logger.warning("%s", preempted)
     return preempted.status

@@ -5,13 +5,15 @@ Nothing heavy is imported here.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 
 def slurm_job() -> str | None:
@@ -26,9 +28,9 @@ def slurm_job() -> str | None:
 def requeue(job: str, progress: str) -> str:
     """Put a job back into the queue; describe the outcome in words.
 
-    SLURM may end the job at once, so `progress` is printed first.
+    SLURM may end the job at once, so `progress` is logged first.
     """
-    print(f"mavilt: {progress}; job {job} goes back into the queue", file=sys.stderr, flush=True)
+    logger.warning("%s; job %s goes back into the queue", progress, job)
     try:
         # A controller that does not answer must not keep the job from ending.
         done = subprocess.run(

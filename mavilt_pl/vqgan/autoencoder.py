@@ -29,6 +29,8 @@ from torch import Tensor, nn
 
 def _default_groups(channels: int) -> int:
     """The most groups, a power of two up to 32, of at least 4 channels each."""
+    # Fewer than 4 channels a group would normalise away most of what they carry; small networks of
+    # 8 channels need this.
     for groups in (32, 16, 8, 4, 2):
         if channels % groups == 0 and channels // groups >= 4:
             return groups
@@ -36,11 +38,12 @@ def _default_groups(channels: int) -> int:
 
 
 def _norm(channels: int, groups: int | None) -> nn.GroupNorm:
+    # 1e-6 as published, not torch's 1e-5: published weights must give the published outputs.
     return nn.GroupNorm(groups or _default_groups(channels), channels, eps=1e-6)
 
 
 class ResidualBlock(nn.Module):
-    """Norm, swish and convolution, twice, plus a shortcut. [B,C,H,W] → [B,C',H,W]
+    """Norm, swish and convolution, twice, plus a shortcut. [B,C,H,W] → [B,C',H,W].
 
     Args:
         in_channels: C.
@@ -50,6 +53,8 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, groups: int | None = None):
         super().__init__()
+        # Names and order of taming's blocks, so that published weights map one to one
+        # (`taming_weights`).
         self.norm1 = _norm(in_channels, groups)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.norm2 = _norm(out_channels, groups)
@@ -59,13 +64,13 @@ class ResidualBlock(nn.Module):
             self.shortcut = nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """[B,C,H,W] → [B,C',H,W]"""
+        """[B,C,H,W] → [B,C',H,W]."""
         h_BCHW = self.conv1(F.silu(self.norm1(x_BCHW)))
         return self.shortcut(x_BCHW) + self.conv2(F.silu(self.norm2(h_BCHW)))
 
 
 class AttentionBlock(nn.Module):
-    """Single-head self-attention over all positions, with a shortcut. [B,C,H,W] → [B,C,H,W]"""
+    """Single-head self-attention over all positions, with a shortcut. [B,C,H,W] → [B,C,H,W]."""
 
     def __init__(self, channels: int, groups: int | None = None):
         super().__init__()
@@ -74,23 +79,26 @@ class AttentionBlock(nn.Module):
         self.out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """[B,C,H,W] → [B,C,H,W]"""
+        """[B,C,H,W] → [B,C,H,W]."""
+        # One convolution for q, k and v instead of three; published weights are concatenated.
         qkv_BNC = self.qkv(self.norm(x_BCHW)).flatten(2).transpose(1, 2)
         # The fused kernel takes a dimension of heads.
-        q_B1NC, k_B1NC, v_B1NC = (part_BNC[:, None] for part_BNC in qkv_BNC.chunk(3, dim=-1))
+        parts = [part_BNC[:, None] for part_BNC in qkv_BNC.chunk(3, dim=-1)]
+        q_B1NC, k_B1NC, v_B1NC = parts
         mixed_BNC = F.scaled_dot_product_attention(q_B1NC, k_B1NC, v_B1NC)[:, 0]
         return x_BCHW + self.out(mixed_BNC.transpose(1, 2).reshape_as(x_BCHW))
 
 
 class Up(nn.Module):
-    """Nearest-neighbour upsampling by 2, then a convolution. [B,C,H,W] → [B,C,2H,2W]"""
+    """Nearest-neighbour upsampling by 2, then a convolution. [B,C,H,W] → [B,C,2H,2W]."""
 
     def __init__(self, channels: int):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """[B,C,H,W] → [B,C,2H,2W]"""
+        """[B,C,H,W] → [B,C,2H,2W]."""
+        # Not a transposed convolution, which leaves a checkerboard pattern.
         return self.conv(F.interpolate(x_BCHW, scale_factor=2.0, mode="nearest"))
 
 
@@ -147,6 +155,7 @@ class Autoencoder(nn.Module):
         middle_attention: bool | None = None,
     ):
         super().__init__()
+        # The resolution halves between levels, so one time less than there are levels.
         halvings = len(channel_multipliers) - 1
         self.factor = patch * 2**halvings
         if image_size % self.factor:
@@ -157,6 +166,8 @@ class Autoencoder(nn.Module):
             )
         self.image_size, self.patch, self.latent_dim = image_size, patch, latent_dim
         self.grid = image_size // self.factor
+        # Plain lists and numbers: it is saved in checkpoints, which are read as tensors and plain
+        # values.
         self.config: dict[str, Any] = {
             "image_size": image_size,
             "channels": channels,
@@ -172,6 +183,7 @@ class Autoencoder(nn.Module):
         self.encoder = nn.Sequential(*self._encoder_layers())
         self.decoder = nn.Sequential(*self._decoder_layers())
         self.out = nn.Conv2d(channels * channel_multipliers[0], patch**2, 3, padding=1)
+        # The last convolution gives p² channels, one for each pixel of a patch.
         self.unfold = nn.PixelShuffle(patch)
 
     def _encoder_layers(self) -> list[nn.Module]:
@@ -186,7 +198,9 @@ class Autoencoder(nn.Module):
             level_width = c["channels"] * multiplier
             layers += self._level(width, level_width, size, c["num_res_blocks"])
             width = level_width
+            # The last level stays at the grid's resolution.
             if level < last:
+                # taming pads by hand, because torch's `padding` is the same on both sides.
                 if c["asymmetric"]:
                     layers.append(nn.ZeroPad2d((0, 1, 0, 1)))
                 padding = 0 if c["asymmetric"] else 1
@@ -207,6 +221,7 @@ class Autoencoder(nn.Module):
         layers: list[nn.Module] = [nn.Conv2d(self.latent_dim, width, 3, padding=1)]
         layers += self._middle(width, size)
         for level in reversed(range(len(c["channel_multipliers"]))):
+            # The decoder mirrors the encoder; one more block a level, as published.
             level_width = c["channels"] * c["channel_multipliers"][level]
             layers += self._level(width, level_width, size, c["num_res_blocks"] + 1)
             width = level_width
@@ -254,6 +269,8 @@ class Autoencoder(nn.Module):
         Raises:
             ValueError: more than one channel, or another size than `image_size`.
         """
+        # Checked here, where every use passes, since a wrong size would still run through the
+        # convolutions and give a grid of other size.
         channels = pixels_BCHW.shape[1] if pixels_BCHW.ndim == 4 else 1
         if channels != 1:
             raise ValueError(

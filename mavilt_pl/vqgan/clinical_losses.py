@@ -50,6 +50,7 @@ def load_phi(settings: Mapping[str, Any]) -> list[Any]:
             f"model.encoder_kind {kind}: finding_weight and clinical_input need `classifier`; set "
             "finding_weight to 0 and clinical_input to false"
         )
+    # Loaded last: settings that contradict each other are refused without reading a large file.
     phi = load_encoder(encoder, kind)
     if settings["lambda_finding"] > 0 and not phi.findings:
         raise UserError(
@@ -75,6 +76,7 @@ class ClinicalTerms:
         """φ's maps of the sharp originals; None if no setting uses them."""
         s = self.settings
         compares_sharp = s["feature_blur_sigma"] == 0
+        # One pass of φ less a step if only blurred images are compared.
         if not (compares_sharp or s["finding_weight"] > 0 or s["clinical_input"]):
             return None
         with torch.no_grad():
@@ -85,6 +87,8 @@ class ClinicalTerms:
         factor = self.settings["finding_weight"]
         if factor <= 0:
             return None
+        # 1 + …, so the background keeps a weight; divided by the mean, so the term keeps its size
+        # and `finding_weight` shifts error between pixels instead of raising the learning rate.
         weight_B1HW = 1 + factor * finding_map(self.phi, maps, size)
         return weight_B1HW / weight_B1HW.mean((1, 2, 3), keepdim=True)
 
@@ -95,8 +99,11 @@ class ClinicalTerms:
         if s["lambda_feat"] <= 0 and s["lambda_finding"] <= 0:
             return terms
         if s["feature_blur_sigma"] > 0:
+            # Both through the same blur, or the comparison would measure the blur.
             images = (pixels_BCHW, recon_BCHW)
             pixels_BCHW, recon_BCHW = blurred(images, s["feature_blur_sigma"], self.step)
+            # The originals are a constant target: only the reconstruction learns from the
+            # comparison.
             with torch.no_grad():
                 maps = self.phi.maps(pixels_BCHW)
         recon_maps = self.phi.maps(recon_BCHW)
@@ -108,6 +115,8 @@ class ClinicalTerms:
 
     def _finding_term(self, maps: Any, recon_maps: list[Tensor]) -> Tensor:
         """Cross-entropy of φ's findings on the reconstruction, given those on the original."""
+        # φ's own probabilities, not the labels: the codes must keep what the image shows to φ, also
+        # where φ and the report disagree.
         target_BF = self.phi.logits(maps).sigmoid()
         return F.binary_cross_entropy_with_logits(self.phi.logits(recon_maps), target_BF)
 
@@ -124,17 +133,25 @@ def finding_map(encoder: Classifier, maps: list[Tensor], size: int) -> Tensor:
         maps: its feature maps of the images; the gradient is taken at the last but one.
         size: side of the result in pixels.
     """
+    # The level before the last: on it Grad-CAM lands on a nodule; the plain input gradient spreads
+    # over both lungs (EXPERIMENTS.md, "What the tokenizer keeps").
     device = maps[-2].device.type
     with torch.enable_grad(), torch.autocast(device, enabled=False):
+        # A leaf of its own: gradients stop here and never reach φ's weights or the pixels.
         features_BChw = maps[-2].detach().float().requires_grad_(True)
         logits_BF = encoder.logits([encoder.last_level(features_BChw)])
         found = []
+        # One backward pass of the last level for each finding. All findings at once, not one at
+        # random: that gave nodules an AUROC of 0.796 instead of 0.724 (EXPERIMENTS.md).
         for logits_B in logits_BF.unbind(1):
             (slope_BChw,) = torch.autograd.grad(logits_B.sum(), features_BChw, retain_graph=True)
             found.append((slope_BChw * features_BChw.detach()).sum(1))
     found_BFhw = torch.stack(found, 1).relu()
+    # Each finding's own mean: a nodule's few pixels weigh as much in sum as an enlarged heart's
+    # many.
     found_BFhw = found_BFhw / (found_BFhw.mean((2, 3), keepdim=True) + 1e-6)
     probability_BF = logits_BF.detach().sigmoid()
+    # Clamped at 1: an image without findings must not have its doubts scaled up to a whole finding.
     share_BF = probability_BF / probability_BF.sum(1, keepdim=True).clamp(min=1)
     map_B1hw = torch.einsum("bfhw,bf->bhw", found_BFhw, share_BF)[:, None]
     return F.interpolate(map_B1hw, size=(size, size), mode="bilinear")
@@ -153,15 +170,20 @@ def blurred(images: tuple[Tensor, ...], max_sigma: float, step: int) -> tuple[Te
             same one.
     """
     generator = torch.Generator().manual_seed(step)
+    # Never 0, which would divide by 0 below.
     sigma = float(torch.rand((), generator=generator)) * max_sigma + 1e-3
+    # By the largest sigma, so the kernel has the same shape at every step.
     reach = int(3 * max_sigma + 1)
-    offsets = torch.arange(-reach, reach + 1, device=images[0].device, dtype=torch.float32)
+    device = images[0].device
+    offsets = torch.arange(-reach, reach + 1, device=device, dtype=torch.float32)
     kernel = torch.exp(-0.5 * (offsets / sigma).square())
     kernel = kernel / kernel.sum()
-    row, column = kernel.view(1, 1, 1, -1), kernel.view(1, 1, -1, 1)
+    row = kernel.view(1, 1, 1, -1)
+    column = kernel.view(1, 1, -1, 1)
 
     results = []
     for pixels_BCHW in images:
+        # Two passes along the axes are the two-dimensional Gaussian, since it is separable.
         padded_BCHW = F.pad(pixels_BCHW, (reach,) * 4, mode="replicate")
         results.append(F.conv2d(F.conv2d(padded_BCHW, row), column))
     return tuple(results)

@@ -21,12 +21,18 @@ class Discriminator(nn.Module):
 
     def __init__(self, channels: int = 64, layers: int = 3):
         super().__init__()
-        net: list[nn.Module] = [nn.Conv2d(1, channels, 4, 2, 1), nn.LeakyReLU(0.2, True)]
+        net: list[nn.Module] = [
+            nn.Conv2d(1, channels, 4, 2, 1),
+            nn.LeakyReLU(0.2, True),
+        ]
+        # Widths, strides and slopes are those of pix2pix with a receptive field of 70 pixels
+        # (layers 3).
         in_width = channels
         for number in range(1, layers + 1):
             width = channels * min(2**number, 8)
             stride = 2 if number < layers else 1
             net += [
+                # No bias: the norm after it subtracts any constant.
                 nn.Conv2d(in_width, width, 4, stride, 1, bias=False),
                 nn.GroupNorm(8, width),
                 nn.LeakyReLU(0.2, True),
@@ -34,6 +40,7 @@ class Discriminator(nn.Module):
             in_width = width
         net.append(nn.Conv2d(in_width, 1, 4, 1, 1))
         self.net = nn.Sequential(*net)
+        # N(0, 0.02) as in pix2pix.
         for layer in self.net:
             if isinstance(layer, nn.Conv2d):
                 nn.init.normal_(layer.weight, 0.0, 0.02)

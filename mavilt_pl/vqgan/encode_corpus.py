@@ -26,7 +26,10 @@ from mavilt_pl.parallel.file_lock import file_lock
 from mavilt_pl.parallel.shards import claim_shards, list_names
 from mavilt_pl.vqgan.tokenizer import Tokenizer
 
+# A killed process loses one shard's work at most.
 SHARD = 1024  # images
+# Measured on two x86 cores: 801 images/s with 16 at once for the demo's network, 22.0 with one at a
+# time for the published one (benchmarks/README.md).
 CPU_CACHE = 2**19  # numbers of a feature map that a CPU's cache holds
 LARGEST_BATCH = 64
 
@@ -37,18 +40,22 @@ def batch_size_for(config: dict[str, Any], device: str) -> int:
     On a CPU, a batch whose first feature maps leave the cache is slower than one image at a time
     (benchmarks/README.md).
     """
+    # A GPU has no such cache to leave; 64 fill it.
     if device != "cpu":
         return LARGEST_BATCH
+    # Numbers of one image in the first feature map, the largest.
     widest = config["channels"] * (config["image_size"] // config["patch"]) ** 2
     return min(max(CPU_CACHE // widest, 1), LARGEST_BATCH)
 
 
 def is_cached(out: Path, corpus: Corpus, tokenizer_sha256: str) -> bool:
     """Whether a finished cache of this corpus and tokenizer lies in `out`, from a fresh listing."""
+    # `tokens.json` is written last, so a cache with it is whole.
     if "tokens.json" not in list_names(out):
         return False
     try:
         cache = TokenCache(out)
+    # Another process may be writing or removing it at this moment.
     except UserError:
         return False
     return (cache.corpus, cache.tokenizer) == (corpus.fingerprint, tokenizer_sha256)
@@ -78,6 +85,7 @@ class CorpusEncoder:
         self.out, self.corpus, self.tokenizer = out, corpus, tokenizer
         self.tokenizer_sha256, self.batch_size, self.device = tokenizer_sha256, batch_size, device
         self.parts = out / "parts"
+        # Rounded up: the last shard may be short.
         self.count = -(-corpus.n_images // SHARD)
 
     def run(self) -> None:
@@ -87,6 +95,8 @@ class CorpusEncoder:
                 if not self._is_cached():
                     self._drop_stale_shards()
             self._encode_shards()
+            # All shards exist now. The first process to come here joins them, the others find the
+            # cache.
             with file_lock(self.parts / ".lock"):
                 if not self._is_cached():
                     self._join_shards()
@@ -110,6 +120,7 @@ class CorpusEncoder:
 
     def _drop_stale_shards(self) -> None:
         """Remove shards of another corpus or tokenizer."""
+        # Shards have no header of their own, so one file says what all of them were made from.
         record = self.parts / "encoder.json"
         encoder = {"corpus": self.corpus.fingerprint, "tokenizer": self.tokenizer_sha256}
         try:
@@ -117,26 +128,30 @@ class CorpusEncoder:
                 return
         except (OSError, ValueError):
             pass
+        # Before the record: killed between the two, the next run removes the rest.
         for number in range(self.count):
             self._path(number).unlink(missing_ok=True)
         atomic_write_text(record, json.dumps(encoder))
 
     def _encode_shards(self) -> None:
+        total = self.corpus.n_images
         with Progress() as progress:
-            bar = progress.add_task(f"Tokenizing {self.corpus.name}", total=self.corpus.n_images)
+            bar = progress.add_task(f"Tokenizing {self.corpus.name}", total=total)
             for number in claim_shards(self.parts, self.count, self._finished):
                 first = number * SHARD
-                last = min(first + SHARD, self.corpus.n_images)
+                last = min(first + SHARD, total)
+                # Shards before this one are done, or in work in another process.
                 progress.update(bar, completed=first)
                 codes = []
                 for start in range(first, last, self.batch_size):
-                    codes.append(self._encode(start, min(start + self.batch_size, last)))
+                    end = min(start + self.batch_size, last)
+                    codes.append(self._encode(start, end))
                     progress.advance(bar, len(codes[-1]))
                 # Through memory: np.save to a file reports a full disk without its error number.
                 buffer = io.BytesIO()
                 np.save(buffer, np.concatenate(codes))
                 atomic_write_bytes(self._path(number), buffer.getbuffer())
-            progress.update(bar, completed=self.corpus.n_images)
+            progress.update(bar, completed=total)
 
     def _encode(self, start: int, end: int) -> np.ndarray:
         """Codes int64 [B,N] of the images from `start` up to `end`."""
@@ -147,6 +162,7 @@ class CorpusEncoder:
 
     def _join_shards(self) -> None:
         codebook = self.tokenizer.quantizer.codebook.detach().cpu().numpy()
+        # Read one by one: the codes of a large corpus need not fit into memory.
         shards = (np.load(self._path(number)) for number in range(self.count))
         write_tokens(
             self.out,

@@ -42,9 +42,11 @@ class ImageGradient:
 
     def add_reconstruction(self, per_term: bool) -> None:
         """Differentiate all terms but commitment; each by itself too if `per_term`."""
+        # Commitment depends on the latents, not on the reconstruction; it joins in `surrogate`.
         compared = {name: term for name, term in self.terms.items() if name != "commitment"}
         recon_loss = torch.stack(list(compared.values())).sum()
         (self.total_BCHW,) = torch.autograd.grad(recon_loss, self.recon_BCHW, retain_graph=per_term)
+        # Only at logged steps: every term is one more backward pass through φ.
         if per_term:
             for name, term in compared.items():
                 (grad_BCHW,) = torch.autograd.grad(term, self.recon_BCHW, retain_graph=True)
@@ -52,14 +54,18 @@ class ImageGradient:
 
     def add_adversarial(self, discriminator: Callable[[Tensor], Tensor], gan_weight: float) -> None:
         """Add the adversarial term with its adaptive weight (arXiv 2012.09841, eq. 7)."""
+        # Non-saturating: the generator maximises the logits of its reconstructions.
         adv_loss = -discriminator(self.recon_BCHW).float().mean()
         grad_recon_BCHW = self.total_BCHW
         (grad_adv_BCHW,) = torch.autograd.grad(adv_loss, self.recon_BCHW)
+        # ∂⟨x̂, g⟩/∂W = Jᵀg with g constant, so neither φ nor the discriminator is run again for the
+        # norms.
         weight = gan_weight * adaptive_weight(
             (self.recon_BCHW * grad_recon_BCHW).sum(),
             (self.recon_BCHW * grad_adv_BCHW).sum(),
             self.last_layer,
         )
+        # The term has the value that is logged; its gradient enters by `total_BCHW`.
         self.terms["adversarial"] = weight * adv_loss
         self.total_BCHW = grad_recon_BCHW + weight * grad_adv_BCHW
         self.by_term["adversarial"] = weight * grad_adv_BCHW
@@ -72,6 +78,7 @@ class ImageGradient:
         """Each term's share of the gradient at the last layer, in [0, 1], as `share/<term>`."""
         norms = {}
         for name, grad_BCHW in self.by_term.items():
+            # `retain_graph`: the backward pass of the step is still to come.
             (grad,) = torch.autograd.grad(
                 self.recon_BCHW, self.last_layer, grad_BCHW, retain_graph=True
             )

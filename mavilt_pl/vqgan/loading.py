@@ -34,6 +34,7 @@ def load_tokenizer(
     """
     checkpoint = read_weights(path, CONVERT)
     state = checkpoint.get("state_dict", checkpoint)
+    # By a key, not by the file's name: users rename checkpoints.
     if OUR_MARK in state:
         tokenizer = _from_our_checkpoint(path, checkpoint, image_size)
     else:
@@ -121,7 +122,9 @@ def _check_agreement(
     path: str | Path, part: str, config: Mapping[str, Any], published: Mapping[str, Any]
 ) -> None:
     for key, value in config.items():
+        # Keys that a file does not fix, such as `decay`, always agree.
         expected = published.get(key, value)
+        # YAML gives lists, Python code may give tuples.
         given = list(value) if isinstance(value, (list, tuple)) else value
         if given != expected:
             raise UserError(
@@ -136,6 +139,7 @@ def load_published_weights(tokenizer: Tokenizer, path: str | Path) -> None:
 
     The adapter of a clinical map starts at 0, so that the tokenizer starts as the published one.
     """
+    # In two parts, since the adapter and the clinical encoder are in no published file.
     weights = published_weights(path)
     load_strict(tokenizer.autoencoder, _below(weights, "autoencoder."), path)
     load_strict(tokenizer.quantizer, _below(weights, "quantizer."), path)

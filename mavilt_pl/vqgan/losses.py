@@ -27,6 +27,7 @@ def forward_differences(pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
     >>> across.flatten().tolist(), down.flatten().tolist()
     ([1.0, 0.0], [3.0, 2.0])
     """
+    # No padding: a difference across the border would compare pixels of no neighbours.
     across = pixels_BCHW[..., :, 1:] - pixels_BCHW[..., :, :-1]
     down = pixels_BCHW[..., 1:, :] - pixels_BCHW[..., :-1, :]
     return across, down
@@ -60,6 +61,7 @@ def reconstruction_term(
     >>> float(reconstruction_term(torch.zeros(1, 1, 2, 2), torch.full((1, 1, 2, 2), 0.5)))
     0.5
     """
+    # L1 blurs less than L2, whose optimum under doubt is the mean of all possibilities.
     error_BCHW = (pixels_BCHW - recon_BCHW).abs()
     if weight_BCHW is None:
         return error_BCHW.mean()
@@ -72,7 +74,9 @@ def hinge_discriminator(real_logits: Tensor, recon_logits: Tensor) -> Tensor:
     >>> float(hinge_discriminator(torch.tensor([2.0]), torch.tensor([-0.5])))
     0.25
     """
-    return 0.5 * (F.relu(1 - real_logits).mean() + F.relu(1 + recon_logits).mean())
+    real_loss = F.relu(1 - real_logits).mean()
+    recon_loss = F.relu(1 + recon_logits).mean()
+    return 0.5 * (real_loss + recon_loss)
 
 
 def adaptive_weight(
@@ -82,10 +86,12 @@ def adaptive_weight(
 
     The gradients are summed over all ranks first, so that every rank uses the same weight.
     """
+    # In float32: the norm of many bfloat16 numbers would lose digits.
     grad_recon = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)[0].float()
     grad_recon = all_reduce_sum(grad_recon)
     grad_adv = torch.autograd.grad(adversarial, last_layer, retain_graph=True)[0].float()
     grad_adv = all_reduce_sum(grad_adv)
     # The published 1e-4 is added to a mean over ranks; these are sums.
     floor = 1e-4 * rank_and_size()[1]
-    return (grad_recon.norm() / (grad_adv.norm() + floor)).clamp(0, maximum).detach()
+    ratio = grad_recon.norm() / (grad_adv.norm() + floor)
+    return ratio.clamp(0, maximum).detach()

@@ -18,6 +18,7 @@ from mavilt_pl.parallel.distributed import all_reduce_sum, rank_and_size
 from mavilt_pl.trainer.lr_schedule import warm_cosine
 from mavilt_pl.vqgan.clinical_losses import ClinicalTerms, load_phi
 from mavilt_pl.vqgan.discriminator import Discriminator
+from mavilt_pl.vqgan.finite_check import check_finite
 from mavilt_pl.vqgan.image_gradient import ImageGradient
 from mavilt_pl.vqgan.loading import load_published_weights, merge_published_shape
 from mavilt_pl.vqgan.losses import gradient_term, hinge_discriminator, reconstruction_term
@@ -41,11 +42,9 @@ class VQGAN(LightningModule):
     Args:
         autoencoder: arguments of `Autoencoder`.
         quantizer: arguments of `Quantizer` (all but `latent_dim`).
-        encoder: weights of φ; required by lambda_feat, lambda_finding, finding_weight and
-            clinical_input.
+        encoder: weights of φ; required by the clinical terms (the keys below but lambda_grad).
         encoder_kind: classifier | torchxrayvision | huggingface.
-        lambda_grad: λ_grad, 1.0; no chest-radiograph source exists (swept 0.1 to 10 in the paper's
-            family).
+        lambda_grad: λ_grad; no chest-radiograph source exists (sweep 0.1 to 10).
         lambda_feat: λ_feat on φ's feature maps; its scale depends on φ's: 3 for our classifier
             (EXPERIMENTS.md), 100 on pooled torchxrayvision features in LLM-CXR (arXiv 2305.11490).
         lambda_finding: weight of the cross-entropy between φ's findings on x and on x̂, the part of
@@ -60,8 +59,10 @@ class VQGAN(LightningModule):
             discriminator.
         gan_start: the generator step at which the discriminator starts.
         discriminator: arguments of `Discriminator`.
-        learning_rate, betas, gradient_clip_norm: of both optimizers; from scratch 1e-4, (0.9, 0.95)
-            and 1 (LlamaGen, arXiv 2406.06525). The discriminator's betas are (0.5, 0.9).
+        learning_rate: of both optimizers; the default is for training from scratch (LlamaGen, arXiv
+            2406.06525), as those of the next two keys.
+        betas: of AdamW for the tokenizer; the discriminator's are (0.5, 0.9).
+        gradient_clip_norm: of each optimizer's gradients.
         warmup: steps of linear warm-up, then a cosine down to a hundredth.
         accumulate_grad_batches: batches whose gradients make one step. (Lightning's own key is for
             automatic optimisation only.)
@@ -141,6 +142,7 @@ class VQGAN(LightningModule):
         # Lightning accepts its own key for automatic optimisation only, but its loops count steps
         # by it all the same.
         self.trainer.accumulate_grad_batches = self.hparams["accumulate_grad_batches"]
+        # The quantizer stays uncompiled: it waits for the device and draws random numbers.
         networks = [self.tokenizer.autoencoder.encoder, self.tokenizer.autoencoder.decoder]
         if self.discriminator is not None:
             networks.append(self.discriminator.net)
@@ -156,6 +158,7 @@ class VQGAN(LightningModule):
         """Reconstruction float32 [B,1,H,W], codes int64 [B,N], commitment term."""
         latents_BDhw = self.tokenizer.latents(pixels_BCHW, maps)
         quantised_BDhw, codes_BN, commitment = self.tokenizer.quantizer(latents_BDhw)
+        # Losses in float32, whatever the networks' precision.
         return self.tokenizer.autoencoder.decode(quantised_BDhw).float(), codes_BN, commitment
 
     # The terms of the loss.
@@ -167,6 +170,7 @@ class VQGAN(LightningModule):
         """
         h = self.hparams
         clinical = ClinicalTerms(self.phi, h, self.global_step) if self._phi else None
+        # Shared by the encoder's clinical input, the pixel weights and the comparison.
         maps = clinical.maps_of_originals(pixels_BCHW) if clinical else None
         recon_BCHW, codes_BN, commitment = self(pixels_BCHW, maps)
         weight_B1HW = clinical.pixel_weight(maps, pixels_BCHW.shape[-1]) if clinical else None
@@ -192,19 +196,22 @@ class VQGAN(LightningModule):
         # Lightning 2.6 has no public name for "this batch makes a step".
         stepping = not self.trainer.fit_loop.epoch_loop._should_accumulate()
         has_discriminator = self.discriminator is not None
+        # Before `gan_start` it would learn nothing but the reconstruction's blur (taming).
         adversarial = has_discriminator and self.global_step >= self.hparams["gan_start"]
+        # + 1: `global_step` counts finished steps, and this one ends below.
         logs_now = stepping and (self.global_step + 1) % self.trainer.log_every_n_steps == 0
         pixels_BCHW = batch["pixels"]
 
+        # `sync_grad` makes DDP reduce gradients only at batches that make a step.
         with optimizers[0].toggle_model(sync_grad=stepping):
             terms, recon_BCHW, codes_BN = self.terms(pixels_BCHW)
-            # The gradient g at the image replaces a second pass through φ and the discriminator,
-            # see `image_gradient`.
+            # g at the image replaces a second pass through φ and D, see `image_gradient`.
             gradient = ImageGradient(terms, recon_BCHW, self.tokenizer.autoencoder.last_layer)
             gradient.add_reconstruction(per_term=logs_now)
             if adversarial:
                 gradient.add_adversarial(self.discriminator, self.hparams["gan_weight"])
-            self._check_finite(terms, batch)
+            # Before the backward pass, so no weight has been touched when a run stops here.
+            check_finite(terms, batch, self.global_step)
             logged = {"loss": torch.stack(list(terms.values())).sum(), **terms}
             if logs_now:
                 logged |= gradient.shares()
@@ -218,6 +225,7 @@ class VQGAN(LightningModule):
         if adversarial:
             opt_disc = optimizers[1]
             with opt_disc.toggle_model(sync_grad=stepping):
+                # The reconstruction from before the generator's step: no second pass.
                 images = (pixels_BCHW, recon_BCHW.detach())
                 logged |= self._discriminator_step(opt_disc, images, stepping, batch)
             if stepping:
@@ -230,11 +238,15 @@ class VQGAN(LightningModule):
         self, opt_disc: Any, images: tuple[Tensor, Tensor], stepping: bool, batch: dict
     ) -> Scalars:
         """Train the discriminator on originals and reconstructions, [B,1,H,W] each."""
+        # Not one batch of both halves: two ranks then differed from one by 3e-4 after ten steps.
         real_logits = self.discriminator(images[0]).float()
         recon_logits = self.discriminator(images[1]).float()
         loss = hinge_discriminator(real_logits, recon_logits)
         self.manual_backward(loss / self.hparams["accumulate_grad_batches"])
-        right = 0.5 * ((real_logits > 0).float().mean() + (recon_logits < 0).float().mean())
+        # The share of patches that it judges right: near 1 the generator has lost, near 0.5 the
+        # discriminator is guessing.
+        on_real, on_recon = (real_logits > 0).float(), (recon_logits < 0).float()
+        right = 0.5 * (on_real.mean() + on_recon.mean())
         logged = {"discriminator": loss, "discriminator_right": right}
         if stepping:
             optimizer = opt_disc.optimizer  # without Lightning's counter, see the class's text
@@ -245,36 +257,26 @@ class VQGAN(LightningModule):
 
     def _log_means(self, values: Scalars) -> None:
         """Log means over the ranks at the number of generator steps; Lightning counts batches."""
-        summed = all_reduce_sum(torch.stack([value.detach().float() for value in values.values()]))
-        means = summed / rank_and_size()[1]
-        named = {f"train/{name}": mean for name, mean in zip(values, means)}
+        stacked = torch.stack([value.detach().float() for value in values.values()])
+        means = all_reduce_sum(stacked) / rank_and_size()[1]
+        named: Scalars = {}
+        for name, mean in zip(values, means):
+            named[f"train/{name}"] = mean
+        # For callbacks and the progress bar; the loggers get the generator's step number below.
         self.log_dict(named, logger=False)
         self.log("loss", named["train/loss"], logger=False, prog_bar=True)
         numbers = {name: float(mean) for name, mean in named.items()}
         for logger in self.loggers:
             logger.log_metrics(numbers, self.global_step)
 
-    def _check_finite(self, values: Scalars, batch: dict) -> None:
-        """Stop before a value that is NaN or infinite reaches any weight."""
-        # One wait for the device; the names only if something is wrong.
-        if torch.isfinite(torch.stack(list(values.values())).sum()):
-            return
-        bad = [name for name, value in values.items() if not torch.isfinite(value)]
-        studies = [study["study"] for study in batch["studies"]]
-        ellipsis = ", …" if len(studies) > 8 else ""
-        raise UserError(
-            f"step {self.global_step}: not finite: {', '.join(bad) or 'the sum of the terms'}; "
-            f"studies of the batch: {', '.join(studies[:8])}{ellipsis}. The last checkpoint is "
-            "good: lower learning_rate or the term's weight and resume (--ckpt_path last)"
-        )
-
     def _clip(self, optimizer: Any, name: str, batch: dict) -> Tensor:
         """Clip the gradient's norm to `gradient_clip_norm`; return the norm before clipping."""
+        # By optimizer groups: the module's own list has the frozen φ.
         weights = []
         for group in optimizer.param_groups:
             weights += group["params"]
         norm = torch.nn.utils.clip_grad_norm_(weights, self.hparams["gradient_clip_norm"])
-        self._check_finite({f"gradient of the {name}": norm}, batch)
+        check_finite({f"gradient of the {name}": norm}, batch, self.global_step)
         return norm
 
     @staticmethod
@@ -289,14 +291,16 @@ class VQGAN(LightningModule):
         """Log PSNR in dB and L1; return reconstruction and codes to the callbacks."""
         pixels_BCHW = batch["pixels"]
         recon_BCHW, codes_BN, _ = self(pixels_BCHW)
+        # Pixels outside the range cannot be shown, so they do not count as error.
         recon_BCHW = recon_BCHW.clamp(-1, 1)
         # Not `metrics.image.psnr`, which scales before the mean: logged curves must not change in
         # their last digit between versions.
-        error_B = (recon_BCHW - pixels_BCHW).square().mean((1, 2, 3)).clamp(min=1e-10)
+        error_BCHW = recon_BCHW - pixels_BCHW
+        error_B = error_BCHW.square().mean((1, 2, 3)).clamp(min=1e-10)
         source = self.trainer.datamodule.names[dataloader_idx]
         logged = {
             f"val/{source}/psnr": 10 * torch.log10(4 / error_B).mean(),
-            f"val/{source}/l1": (recon_BCHW - pixels_BCHW).abs().mean(),
+            f"val/{source}/l1": error_BCHW.abs().mean(),
         }
         self.log_dict(
             logged,
@@ -316,6 +320,7 @@ class VQGAN(LightningModule):
         """AdamW for both networks, each with warm-up and cosine."""
         h = self.hparams
         steps = int(self.trainer.estimated_stepping_batches)
+        # The clinical encoder inside the tokenizer is frozen.
         trained = [weight for weight in self.tokenizer.parameters() if weight.requires_grad]
         optimizer = torch.optim.AdamW(
             trained, h["learning_rate"], betas=h["betas"], weight_decay=1e-4
@@ -323,10 +328,12 @@ class VQGAN(LightningModule):
         optimizers = [optimizer]
         schedules = [warm_cosine(optimizer, h["warmup"], steps)]
         if self.discriminator is not None:
+            # β₁ of 0.5 as pix2pix and taming: less momentum, since its target moves.
             opt_disc = torch.optim.AdamW(
                 self.discriminator.parameters(), h["learning_rate"], betas=(0.5, 0.9)
             )
             optimizers.append(opt_disc)
+            # It takes its first step at `gan_start`, so its schedule is shorter.
             schedules.append(warm_cosine(opt_disc, h["warmup"], steps - h["gan_start"]))
         return optimizers, schedules
 
@@ -336,6 +343,7 @@ class VQGAN(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         """Save the arguments in use, also those that came from a published file."""
+        # Shape and frozen encoder are saved as arguments, so that `load_tokenizer` needs no config.
         clinical = self.tokenizer.clinical
         checkpoint["clinical"] = None if clinical is None else clinical.config
         checkpoint["autoencoder"] = self.tokenizer.autoencoder.config

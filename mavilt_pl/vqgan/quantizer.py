@@ -29,6 +29,7 @@ def rotate(from_Xd: Tensor, to_Xd: Tensor) -> Tensor:
     >>> rotate(z, torch.tensor([[0.0, 1.0]])).detach().round(decimals=4)
     tensor([[0., 1.]])
     """
+    # R is a constant of the step: the gradient passes through `from` alone.
     with torch.no_grad():
         from_norm = from_Xd.norm(dim=-1, keepdim=True)
         to_norm = to_Xd.norm(dim=-1, keepdim=True)
@@ -41,6 +42,7 @@ def rotate(from_Xd: Tensor, to_Xd: Tensor) -> Tensor:
         - 2 * middle_Xd * (from_Xd * middle_Xd).sum(-1, keepdim=True)
         + 2 * q_Xd * (from_Xd * e_Xd).sum(-1, keepdim=True)
     )
+    # Scaled by the ratio of lengths; the clamp keeps a latent of length 0 finite.
     return rotated_Xd * (to_norm / from_norm.clamp(min=1e-6))
 
 
@@ -117,10 +119,13 @@ class Quantizer(nn.Module):
         if project or code_dim != latent_dim:
             self.project_in = nn.Linear(latent_dim, code_dim)
             self.project_out = nn.Linear(code_dim, latent_dim)
+        # Random only until the first batch, unless `kmeans` is off.
         codes_Kd = torch.randn(codebook_size, code_dim) / code_dim**0.5
         if cosine:
             codes_Kd = F.normalize(codes_Kd, dim=-1)
         self.register_buffer("codebook", codes_Kd)
+        # Buffers, not parameters: codes move by averages, and DDP hands rank 0's out, which is
+        # harmless as all ranks have the same.
         self.register_buffer("counts", torch.ones(codebook_size))
         self.register_buffer("sums", self.codebook.clone())
         self.register_buffer("started", torch.tensor(not kmeans))
@@ -128,6 +133,7 @@ class Quantizer(nn.Module):
 
     def get_extra_state(self) -> Tensor:
         """The number of draws, for the state dict."""
+        # In the state dict, so a resumed run draws what an uninterrupted one would.
         return torch.tensor(self.draws)
 
     def set_extra_state(self, state: Tensor) -> None:
@@ -141,8 +147,11 @@ class Quantizer(nn.Module):
             Quantised latents [B,D,h,w] (gradients pass by rotation), codes int64 [B,N] in raster
             order, and the commitment term times β.
         """
+        # In bfloat16, with eight bits, near codes could not be distinguished and moving averages
+        # would stop moving.
         with torch.autocast(latents_BDhw.device.type, enabled=False):
-            z_BNd = self.project_in(latents_BDhw.float().flatten(2).transpose(1, 2))
+            latents_BND = latents_BDhw.float().flatten(2).transpose(1, 2)
+            z_BNd = self.project_in(latents_BND)
             if self.cosine:
                 z_BNd = F.normalize(z_BNd, dim=-1, eps=1e-6)
             # `started` is read last: reading it waits for the device, `draws` is a plain number.
@@ -150,6 +159,7 @@ class Quantizer(nn.Module):
                 self.kmeans_init(z_BNd.detach())
             codes_BN = self._nearest(z_BNd.detach(), self.codebook)
             chosen_BNd = self.codebook[codes_BN]
+            # Only the encoder is moved towards the code; the codes follow by moving averages.
             commitment = self.commitment * F.mse_loss(z_BNd, chosen_BNd)
             if self.training:
                 quantised_BNd = rotate(z_BNd, chosen_BNd)
@@ -173,21 +183,29 @@ class Quantizer(nn.Module):
 
     def _random_rows(self, total: int) -> Tensor:
         """K row numbers below `total`, repeated only if there are fewer than K rows."""
+        # A seed of its own for each draw, the same on all ranks and after a resume.
         self.draws += 1
         order = torch.randperm(total, generator=torch.Generator().manual_seed(self.draws))
+        # A first batch of fewer latents than codes starts some codes alike; dead ones are replaced
+        # later.
         repeats = -(-self.codebook_size // total)
         return order.repeat(repeats)[: self.codebook_size]
 
     @torch.no_grad()
     def kmeans_init(self, z_BNd: Tensor, rounds: int = 10) -> None:
         """Initialise the codes by k-means on the first batch, of all ranks together."""
+        # In the order of one process with the whole batch, so the draws pick the same latents.
         z_Xd = gather_interleaved(z_BNd).flatten(0, 1)
-        self.codebook.copy_(z_Xd[self._random_rows(len(z_Xd)).to(z_Xd.device)])
+        first_K = self._random_rows(len(z_Xd)).to(z_Xd.device)
+        self.codebook.copy_(z_Xd[first_K])
+        # A cluster without latents keeps its code.
         for _ in range(rounds):
-            counts_K, sums_Kd = self._count_and_sum(z_Xd, self._nearest(z_Xd, self.codebook))
+            codes_X = self._nearest(z_Xd, self.codebook)
+            counts_K, sums_Kd = self._count_and_sum(z_Xd, codes_X)
             self.set_codes(counts_K, sums_Kd, counts_K > 0)
         self.counts.copy_(counts_K)
         self.sums.copy_(sums_Kd)
+        # Only now, so that an interrupted initialisation would run again.
         self.started.fill_(True)
 
     @torch.no_grad()
@@ -202,12 +220,17 @@ class Quantizer(nn.Module):
         sums_Kd = summed[:, 1 : 1 + width]
         candidates_Kd = summed[:, 1 + width :]
 
+        # count ← decay · count + (1 − decay) · new, and the same for the sums.
         self.counts.lerp_(counts_K, 1 - self.decay)
         self.sums.lerp_(sums_Kd, 1 - self.decay)
         threshold = self.dead_code_threshold
+        # A replaced code starts with a count just at the threshold: it has one chance to be used
+        # before it is replaced again.
         dead_K = self.counts < threshold
         self.counts.copy_(torch.where(dead_K, threshold, self.counts))
-        self.sums.copy_(torch.where(dead_K[:, None], candidates_Kd * threshold, self.sums))
+        # The sum of `threshold` latents at the candidate.
+        replaced_Kd = candidates_Kd * threshold
+        self.sums.copy_(torch.where(dead_K[:, None], replaced_Kd, self.sums))
         self.set_codes(self.counts, self.sums, self.counts > 0)
 
     def _replacement_candidates(self, z_BNd: Tensor) -> Tensor:
@@ -219,19 +242,23 @@ class Quantizer(nn.Module):
         rank, size = rank_and_size()
         batch, positions, _ = z_BNd.shape
         picks_K = self._random_rows(batch * size * positions).to(z_BNd.device)
+        # The flat index counts through the images of all ranks.
         image_K, position_K = picks_K // positions, picks_K % positions
         is_here_K1 = (image_K % size == rank).unsqueeze(1)
+        # Clamped, since a rank computes rows of other ranks too, and masks them below.
         latents_Kd = z_BNd[(image_K // size).clamp(max=batch - 1), position_K]
         return torch.where(is_here_K1, latents_Kd, 0.0)
 
     def _count_and_sum(self, z_Xd: Tensor, codes_X: Tensor) -> tuple[Tensor, Tensor]:
         """How many latents chose each code [K], and the sums of these latents [K,d]."""
+        # bincount and index_add_ instead of a one-hot matrix [X,K] and a product with it.
         counts_K = torch.bincount(codes_X, minlength=self.codebook_size).to(z_Xd)
         zeros_Kd = z_Xd.new_zeros(self.codebook_size, z_Xd.shape[1])
         return counts_K, zeros_Kd.index_add_(0, codes_X, z_Xd)
 
     def set_codes(self, counts_K: Tensor, sums_Kd: Tensor, mask_K: Tensor) -> None:
         """Set the codes in `mask_K` to the means of the latents that chose them."""
+        # The clamp is for codes outside the mask; inside it counts are positive.
         means_Kd = sums_Kd / counts_K.clamp(min=1e-6)[:, None]
         if self.cosine:
             means_Kd = F.normalize(means_Kd, dim=-1, eps=1e-6)

@@ -76,12 +76,16 @@ class PublishedVQGAN:
         """
         state = checkpoint.get("state_dict", checkpoint)
         tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+        # torchxrayvision wraps taming's network in `model.`; otherwise the keys are the same.
         for source, prefix in PREFIXES.items():
+            # Any mark is enough to recognise a layout; what is missing is then reported by name.
             if not any(prefix + mark in tensors for mark in MARKS):
                 continue
             weights = {}
             for key, value in tensors.items():
                 name = key.removeprefix(prefix)
+                # The loss of a training (LPIPS, discriminator) is in the file too and is not
+                # needed.
                 if key.startswith(prefix) and name.startswith(PARTS):
                     weights[name] = value
             size = checkpoint.get("image_size")
@@ -129,6 +133,7 @@ class PublishedVQGAN:
         multipliers = []
         for level in range(levels):
             width = self.weight(f"encoder.down.{level}.block.0.conv1.weight").shape[0]
+            # Multipliers are whole in `Autoencoder`, as in taming's configs.
             if width % channels:
                 raise UserError(
                     f"{self.path} has a level of {width} channels, no multiple of the first "
@@ -144,6 +149,7 @@ class PublishedVQGAN:
         attention = []
         for level in range(levels):
             if f"encoder.down.{level}.attn.0.q.weight" in self.weights:
+                # Recorded by resolution, as the published configs name it.
                 attention.append(size >> level)
         latent_dim = self._check_latent_dim()
         codebook_size, code_dim = self.weight(CODEBOOK).shape
@@ -154,6 +160,7 @@ class PublishedVQGAN:
             "num_res_blocks": _count_indices(self.weights, "encoder.down.0.block."),
             "attention_resolutions": attention,
             "latent_dim": latent_dim,
+            # Fixed in taming's code, so no file says them.
             "groups": 32,
             "asymmetric": True,
             "middle_attention": "encoder.mid.attn_1.q.weight" in self.weights,
@@ -206,7 +213,8 @@ def _foreign(
             f"{path} is a checkpoint of our own VQGAN; expected a published one. Resume it with "
             "--ckpt_path"
         )
-    first = ", ".join([str(key) for key in (tensors or state)][:3]) or "none"
+    names = [str(key) for key in (tensors or state)]
+    first = ", ".join(names[:3]) or "none"
     return UserError(
         f"{path} is a checkpoint of another module (found weights such as {first}); expected one "
         f"of VQGAN (mavilt fit --config vqgan.yaml; {OUR_MARK}), a VQ-GAN of taming-transformers "
@@ -223,5 +231,8 @@ def _count_indices(keys: Iterable[str], prefix: str) -> int:
     >>> _count_indices(["down.0.conv", "down.0.norm", "down.1.conv"], "down.")
     2
     """
-    indices = {key[len(prefix) :].split(".")[0] for key in keys if key.startswith(prefix)}
+    indices = set()
+    for key in keys:
+        if key.startswith(prefix):
+            indices.add(key[len(prefix) :].split(".")[0])
     return max(1, len(indices))

@@ -43,6 +43,7 @@ class TamingConversion:
         # At this size every level has a resolution of its own, so that levels with and without
         # attention are distinguished. The names are the same at any size.
         shape, _ = self.published.shape(2 ** (self.published.levels - 1))
+        # Only the layers' kinds and order are needed, no memory.
         with torch.device("meta"):
             net = Autoencoder(**shape)
         for side in ("encoder", "decoder"):
@@ -51,6 +52,7 @@ class TamingConversion:
         self._copy("autoencoder.out", "decoder.conv_out")
         self._reduce_to_one_channel()
         self._copy_quantizer()
+        # A weight that is not used means a network that computes something else.
         unread = sorted(self.published.weights.keys() - self.read - UNUSED)
         if unread:
             raise UserError(
@@ -70,25 +72,33 @@ class TamingConversion:
 
     def _copy_blocks(self, prefix: str, layers: nn.Sequential, names: list[str]) -> None:
         """Copy the layers with weights of a `Sequential`, one published block after the other."""
+        # Activations, padding and pixel folding have no weights and no published name.
         kinds = (nn.Conv2d, nn.GroupNorm, ResidualBlock, AttentionBlock, Up)
-        blocks = [(i, layer) for i, layer in enumerate(layers) if isinstance(layer, kinds)]
-        for (index, block), name in zip(blocks, names, strict=True):
-            ours = f"{prefix}.{index}"
-            if isinstance(block, ResidualBlock):
-                for part in ("norm1", "conv1", "norm2", "conv2"):
-                    self._copy(f"{ours}.{part}", f"{name}.{part}")
-                if isinstance(block.shortcut, nn.Conv2d):
-                    self._copy(f"{ours}.shortcut", f"{name}.nin_shortcut")
-            elif isinstance(block, AttentionBlock):
-                self._copy(f"{ours}.norm", f"{name}.norm")
-                self._copy(f"{ours}.qkv", f"{name}.q", f"{name}.k", f"{name}.v")
-                self._copy(f"{ours}.out", f"{name}.proj_out")
-            elif isinstance(block, Up):
-                self._copy(f"{ours}.conv", name)
-            else:
-                self._copy(ours, name)
+        blocks: list[tuple[str, nn.Module]] = []
+        for index, layer in enumerate(layers):
+            if isinstance(layer, kinds):
+                blocks.append((f"{prefix}.{index}", layer))
+        # `strict`: a wrong order of names would copy weights of the same shape to wrong layers.
+        for (ours, block), name in zip(blocks, names, strict=True):
+            self._copy_block(ours, block, name)
+
+    def _copy_block(self, ours: str, block: nn.Module, name: str) -> None:
+        if isinstance(block, ResidualBlock):
+            for part in ("norm1", "conv1", "norm2", "conv2"):
+                self._copy(f"{ours}.{part}", f"{name}.{part}")
+            if isinstance(block.shortcut, nn.Conv2d):
+                self._copy(f"{ours}.shortcut", f"{name}.nin_shortcut")
+        elif isinstance(block, AttentionBlock):
+            self._copy(f"{ours}.norm", f"{name}.norm")
+            self._copy(f"{ours}.qkv", f"{name}.q", f"{name}.k", f"{name}.v")
+            self._copy(f"{ours}.out", f"{name}.proj_out")
+        elif isinstance(block, Up):
+            self._copy(f"{ours}.conv", name)
+        else:
+            self._copy(ours, name)
 
     def _reduce_to_one_channel(self) -> None:
+        # A grey image given three times: Σ_c w_c x = (Σ_c w_c) x.
         first = next(key for key in self.converted if key.startswith("autoencoder.encoder."))
         self.converted[first] = self.converted[first].sum(1, keepdim=True)
         for key in ("autoencoder.out.weight", "autoencoder.out.bias"):
@@ -102,10 +112,12 @@ class TamingConversion:
         for ours, theirs in (("project_in", "quant_conv"), ("project_out", "post_quant_conv")):
             self._copy(f"quantizer.{ours}", theirs)
             weight = self.converted[f"quantizer.{ours}.weight"]
+            # [out,in,1,1] → [out,in].
             self.converted[f"quantizer.{ours}.weight"] = weight.flatten(1)
         codes_Kd = self.published.weight(CODEBOOK).float()
         self.read.add(CODEBOOK)
         self.converted["quantizer.codebook"] = codes_Kd.clone()
+        # sum = count · code, so the first update moves each code from where it is.
         self.converted["quantizer.sums"] = codes_Kd * INITIAL_COUNT
         self.converted["quantizer.counts"] = torch.full(codes_Kd.shape[:1], INITIAL_COUNT)
         self.converted["quantizer.started"] = torch.tensor(True)
@@ -119,6 +131,7 @@ def _middle_names(shape: Mapping[str, Any]) -> list[str]:
 
 
 def _level_names(shape: Mapping[str, Any], side: str, level: int, blocks: int) -> list[str]:
+    # The rule of `Autoencoder._level`.
     attends = shape["image_size"] >> level in shape["attention_resolutions"]
     names = []
     for block in range(blocks):

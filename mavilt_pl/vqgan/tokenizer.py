@@ -49,6 +49,8 @@ class Tokenizer(nn.Module):
         self.quantizer = Quantizer(**{**quantizer, "latent_dim": latent_dim})
         self.clinical: Classifier | None = None
         if clinical is not None:
+            # Part of the tokenizer and of its checkpoint: codes of another φ would mean other
+            # things.
             self.clinical = Classifier(**clinical).eval().requires_grad_(False)
             self.adapter = nn.Conv2d(self.clinical.widths[-1], latent_dim, 1)
 
@@ -82,6 +84,7 @@ class Tokenizer(nn.Module):
         if maps is None:
             with torch.no_grad():
                 maps = self.clinical.maps(pixels_BCHW)
+        # φ may see another image size, so its last map is averaged to the grid of codes.
         last_map_BChw = F.adaptive_avg_pool2d(maps[-1].detach(), self.grid)
         return latents_BDhw + self.adapter(last_map_BChw)
 

@@ -145,11 +145,10 @@ def test_resumed_equals_never_stopped(tmp_path: Path) -> None:
     point = {"ckpt": str(tmp_path / "whole/ckpt/step=3.ckpt"), "every": 1, "epochs": 3}
     second = train(tmp_path / "second", data, CodebookHealth(4, **more), **point)  # type: ignore[arg-type]
     for tag in ("train/codebook_used", "train/codebook_perplexity", "train/sharpness"):
-        assert (
-            second[tag] == {step: value for step, value in whole[tag].items() if step > 3}
-            and len(second[tag]) == 6
-        )
-    assert len(whole["health"]) == 1 and not second["health"]
+        assert second[tag] == {step: value for step, value in whole[tag].items() if step > 3}
+        assert len(second[tag]) == 6
+    assert len(whole["health"]) == 1
+    assert not second["health"]
     other = train(tmp_path / "other", data, CodebookHealth(5, **more), **point)  # type: ignore[arg-type]
     assert (
         other["train/codebook_used"][4] < whole["train/codebook_used"][4]
@@ -170,7 +169,8 @@ def test_two_processes_equal_one_also_when_resumed(tmp_path: Path) -> None:
         **two,
     )
     for tag in ("train/codebook_used", "train/codebook_perplexity", "train/sharpness"):
-        assert len(one[tag]) == 9 and one[tag] == pytest.approx(pair[tag], rel=1e-6)
+        assert len(one[tag]) == 9
+        assert one[tag] == pytest.approx(pair[tag], rel=1e-6)
         assert again[tag] == pytest.approx(
             {step: value for step, value in one[tag].items() if step > 3}, rel=1e-6
         )
@@ -187,10 +187,8 @@ def test_a_failure_is_reported_once_with_its_key_and_again_after_a_recovery(tmp_
         found = train(tmp_path, data, CodebookHealth(window=1, min_steps=2), batch=1, every=1)
     message = [str(w.message) for w in caught if str(w.message).startswith("step ")]
     assert [text.split(":")[0] for text in message] == ["step 5", "step 5", "step 13", "step 13"]
-    assert (
-        message[0].startswith("step 5: the codebook collapses: 6.2% of its 16 codes")
-        and "below 10%" in message[0]
-    )
+    assert message[0].startswith("step 5: the codebook collapses: 6.2% of its 16 codes")
+    assert "below 10%" in message[0]
     for key in (
         "learning_rate (now 0.1)",
         "quantizer.code_dim",
@@ -198,11 +196,9 @@ def test_a_failure_is_reported_once_with_its_key_and_again_after_a_recovery(tmp_
         "data.batch_size",
     ):
         assert key in message[0]
-    assert (
-        "25% of the originals' energy" in message[1]
-        and "lambda_grad (now 2.0)" in message[1]
-        and "gan_start" in message[1]
-    )
+    assert "25% of the originals' energy" in message[1]
+    assert "lambda_grad (now 2.0)" in message[1]
+    assert "gan_start" in message[1]
     assert found["health"] == message
 
     with warnings.catch_warnings(record=True) as caught:

@@ -64,15 +64,18 @@ def test_rows_and_code_usage(corpus_path: Path, tmp_path: Path) -> None:
     size = pixels.shape[-1]
     margin = rows.shape[1] - 4 * size
     # The names of the rows are in the margin.
-    assert rows.shape[0] == 5 * size and rows[:, :margin].max() > 100
+    assert rows.shape[0] == 5 * size
+    assert rows[:, :margin].max() > 100
     original, _, _, edges, blurred = (rows[i * size : (i + 1) * size, margin:] for i in range(5))
     expected = ((torch.cat(list(pixels[:4, 0]), 1) + 1) * 127.5).round().numpy()
     assert np.abs(original - expected).max() <= 1
     # Both rows of edges are on one scale, so that blur shows.
-    assert 0 < blurred.mean() < 0.75 * edges.mean() and edges.max() == 255
+    assert 0 < blurred.mean() < 0.75 * edges.mean()
+    assert edges.max() == 255
 
     bars = shown["val/code usage"][44:238, 44:550]
     heights = (bars > 100).sum(0)  # one column of bars a pixel
-    assert heights[0] > heights[40] > heights[200] and heights[-1] <= 2
+    assert heights[0] > heights[40] > heights[200]
+    assert heights[-1] <= 2
     dead = (heights <= 2).mean()  # only the line of equal use
     assert abs(dead - 56 / 64) < 0.03

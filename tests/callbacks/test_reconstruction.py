@@ -67,6 +67,7 @@ def test_validation_has_ssim_and_the_test_computes_everything_once(
     assert main([*test, f"--trainer.callbacks.lpips={tmp_path}/alexnet.pth", writer, point]) == 0
     figures = json.loads((tmp_path / "test/results.json").read_text())["figures"]
     names = [figure["metric"] for figure in figures]
-    assert len(names) == len(set(names)) and all(figure["n"] for figure in figures)
+    assert len(names) == len(set(names))
+    assert all(figure["n"] for figure in figures)
     assert {"ssim", "gradient_psnr", "lpips", "original_auroc_macro", "fid_cxr"} <= set(names)
     assert main([*test, f"--trainer.callbacks.lpips={tmp_path}/nowhere.pth", writer, point]) == 1

@@ -1,4 +1,4 @@
-"""Studies of which there are questions only are in no reference."""
+"""Studies that have questions and no text are not scored as reports."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from mavilt_pl.callbacks.metric_callback import SHUFFLED, Observation
 from mavilt_pl.callbacks.report_metrics import ReportMetrics
 
 
-def test_reports_are_scored_where_there_is_one() -> None:
-    """Two of three: each against its own text, from its own image, or from its own stranger's."""
+def test_only_studies_with_a_text_are_scored() -> None:
+    """Two of three: each against its own text, from its own image, or from its own control's."""
     texts = ["No effusion.", "", "The heart is enlarged."]
     batch: dict[str, Any] = {
         "codes": torch.tensor([[0], [1], [2]]),
@@ -25,7 +25,11 @@ def test_reports_are_scored_where_there_is_one() -> None:
         ],
         "packed": [],
     }
-    module = SimpleNamespace(write_reports=lambda codes, keys: [texts[int(code)] for code in codes])
+
+    def generate_reports(codes: torch.Tensor, keys: list[int]) -> list[str]:
+        return [texts[int(code)] for code in codes]
+
+    module = SimpleNamespace(generator=SimpleNamespace(generate_reports=generate_reports))
     trainer: Any = SimpleNamespace(datamodule=SimpleNamespace(findings=["edema"], names=["corpus"]))
     callback = ReportMetrics(samples=0)
     for control, right in ((None, True), (SHUFFLED, False)):
@@ -34,4 +38,5 @@ def test_reports_are_scored_where_there_is_one() -> None:
             Observation(trainer, module, batch, None, control, metrics, source=0)
         )
         found = metrics["text"].compute()["rouge_l"]
-        assert found.n == 2 and (found.value == 1.0) is right
+        assert found.n == 2
+        assert (found.value == 1.0) is right

@@ -18,8 +18,13 @@ from mavilt_pl.cli import VERBS, main
 
 
 def test_help_imports_nothing_heavy() -> None:
-    code = "import sys; from mavilt_pl.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
-    code += "print(sorted({'torch', 'lightning', 'transformers', 'numpy', 'pandas'} & set(sys.modules)))"
+    code = (
+        "import sys; from mavilt_pl.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'lightning', 'transformers', 'numpy', 'pandas'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
     assert all(verb in done.stdout for verb in [*VERBS, "fit", "test"])
@@ -248,9 +253,10 @@ def test_wrong_checkpoints_and_caches(
 def test_a_full_disk_and_an_interrupt_leave_nothing_whole(
     chain: Path, corpus_path: Path, tmp_path: Path
 ) -> None:
-    """A file-size limit stands for the full disk: the process may write no file of more than 1 KB."""
+    """A file-size limit stands in for a full disk: no file may exceed 1 KB."""
     out = tmp_path / "tokens"
-    command = f"ulimit -f 1; exec {sys.executable} -m mavilt_pl.cli tokenize --corpus {corpus_path} --tokenizer {chain}/vqgan --out {out} 2>&1"
+    tokenize = f"tokenize --corpus {corpus_path} --tokenizer {chain}/vqgan --out {out}"
+    command = f"ulimit -f 1; exec {sys.executable} -m mavilt_pl.cli {tokenize} 2>&1"
     done = subprocess.run(
         ["bash", "-c", command],
         capture_output=True,

@@ -177,7 +177,7 @@ def test_questions_without_reports_are_asked(mimic_root: Path, tmp_path: Path) -
 def test_skipped_studies_are_counted_in_a_warning(
     corpus_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ten of 43 training studies lose their text; without questions there is nothing left of them."""
+    """Ten of 43 training studies lose their text; without questions they are skipped."""
     lost = set(Corpus(corpus_path).rows("train")[:10].tolist())
     text = Corpus.text
     monkeypatch.setattr(

@@ -66,7 +66,8 @@ def test_torchxrayvision_sees_what_its_own_package_sees(
     encoder = load_encoder(path, "torchxrayvision")
     image_HW = image(side)
     theirs = torch.from_numpy(xrv.datasets.normalize(image_HW, 255, reshape=True))[None]
-    assert theirs.min() == -1024 and theirs.max() == 1024
+    assert theirs.min() == -1024
+    assert theirs.max() == 1024
     theirs = xrv.utils.fix_resolution(theirs, 224, densenet)
     with torch.no_grad():
         wanted_features, expected = densenet.features2(theirs), densenet(theirs)  # type: ignore[operator]
@@ -76,11 +77,9 @@ def test_torchxrayvision_sees_what_its_own_package_sees(
         encoder.features(encoder.maps(pixels(image_HW))), wanted_features, atol=1e-4, rtol=1e-4
     )
     torch.testing.assert_close(encoder.logits(maps), expected, atol=1e-4, rtol=1e-4)
-    assert (
-        encoder.width == 1024
-        and encoder.findings[7] == "pleural effusion"
-        and len(encoder.findings) == 18
-    )
+    assert encoder.width == 1024
+    assert encoder.findings[7] == "pleural effusion"
+    assert len(encoder.findings) == 18
 
 
 def test_torchxrayvisions_published_form(densenet: nn.Module, tmp_path: Path) -> None:
@@ -199,7 +198,8 @@ def test_a_vision_transformer_sees_what_its_own_processor_gives_it(
     assert wanted_BTC.shape[1] == grid**2 + extra
     wanted_BNC = wanted_BTC[:, extra:]
     (found_BChw,) = encoder.maps(pixels(image_HW))
-    assert wanted_BNC.std() > 0.1 and found_BChw.shape == (1, 32, grid, grid)
+    assert wanted_BNC.std() > 0.1
+    assert found_BChw.shape == (1, 32, grid, grid)
     torch.testing.assert_close(found_BChw.flatten(2).transpose(1, 2), wanted_BNC, atol=1e-4, rtol=0)
     torch.testing.assert_close(
         encoder.features(encoder.maps(pixels(image_HW))), wanted_BNC.mean(1), atol=1e-4, rtol=0
@@ -236,14 +236,13 @@ def test_gradients_reach_the_pixels_and_not_the_weights(
     else:
         saved("Dinov2", RAD_DINO, path := tmp_path)
     encoder = load_encoder(path, kind)
-    assert not encoder.training and not any(p.requires_grad for p in encoder.parameters())
+    assert not encoder.training
+    assert not any(p.requires_grad for p in encoder.parameters())
     pixels_BCHW = pixels(image(48)).requires_grad_(True)
     encoder.features(encoder.maps(pixels_BCHW)).square().sum().backward()
-    assert (
-        pixels_BCHW.grad is not None
-        and pixels_BCHW.grad.isfinite().all()
-        and pixels_BCHW.grad.abs().max() > 0
-    )
+    assert pixels_BCHW.grad is not None
+    assert pixels_BCHW.grad.isfinite().all()
+    assert pixels_BCHW.grad.abs().max() > 0
     assert all(p.grad is None for p in encoder.parameters())
 
 

@@ -65,7 +65,8 @@ def test_means_and_intervals_are_those_of_scipy(
     content = json.loads((arms / "compare.json").read_text())
     (row,) = content["rows"]
     for cell, values in zip(row["cells"], PSNR.values()):
-        assert cell["mean"] == pytest.approx(np.mean(values)) and cell["values"] == list(values)
+        assert cell["mean"] == pytest.approx(np.mean(values))
+        assert cell["values"] == list(values)
         expected = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
         assert (cell["low"], cell["high"]) == pytest.approx(expected)
     (difference,) = row["differences"]
@@ -75,8 +76,10 @@ def test_means_and_intervals_are_those_of_scipy(
     assert difference["low"] < 0 < difference["mean"]  # three pairs prove little
     page = (arms / "compare.html").read_text()
     assert page.count("data:image/png;base64") == 3
-    assert "paired t interval" in page and "range 2" in page
-    assert "<b>29.2</b>" in page and "no medical device" in page
+    assert "paired t interval" in page
+    assert "range 2" in page
+    assert "<b>29.2</b>" in page
+    assert "no medical device" in page
 
 
 def test_one_run_has_its_own_interval_and_unequal_arms_no_interval_of_the_difference(
@@ -98,7 +101,8 @@ def test_one_run_has_its_own_interval_and_unequal_arms_no_interval_of_the_differ
     )
     (row,) = json.loads((arms / "compare.json").read_text())["rows"]
     # There is nothing to pair the third run with.
-    assert row["cells"][1]["low"] is not None and row["differences"][0]["low"] is None
+    assert row["cells"][1]["low"] is not None
+    assert row["differences"][0]["low"] is None
 
 
 @pytest.mark.parametrize(
@@ -130,15 +134,14 @@ def test_figures_that_one_run_lacks_are_named_and_mistakes_reported(
     write_test(arms / "other", 30.0, {"metric": "ssim"})
     assert main(["results", str(arms), "--compare", "with/1", "other"]) == 0
     content = json.loads((arms / "compare.json").read_text())
-    assert content["rows"] == [] and content["left_out"] == ["tokenizer s psnr", "tokenizer s ssim"]
+    assert content["rows"] == []
+    assert content["left_out"] == ["tokenizer s psnr", "tokenizer s ssim"]
     # Three runs below one folder.
     assert main(["results", str(arms), "--compare", "with", "without"]) == 1
     assert "name the folder of one run" in capsys.readouterr().err
     assert main(["results", str(arms), "--compare", "with/1", "nowhere"]) == 1
-    assert (
-        main(["results", str(arms), "--compare", "with/1"]) == 1
-        and "two arms" in capsys.readouterr().err
-    )
+    assert main(["results", str(arms), "--compare", "with/1"]) == 1
+    assert "two arms" in capsys.readouterr().err
 
 
 def test_three_arms_get_a_chart_of_what_is_learned_against_what_is_forgotten(
@@ -167,17 +170,19 @@ def test_three_arms_get_a_chart_of_what_is_learned_against_what_is_forgotten(
     assert main(["results", str(tmp_path), "--compare", "a", "b", "c"]) == 0
     rows = json.loads((tmp_path / "compare.json").read_text())["rows"]
     (chart,) = tradeoffs(rows)
-    assert chart["title"] == "report bleu_4, s" and (chart["x"], chart["y"]) == (
+    assert chart["title"] == "report bleu_4, s"
+    assert (chart["x"], chart["y"]) == (
         (1.0, 4.0),
         (0.1, 0.3),
     )
     across, up = ([point[key] for point in chart["points"]] for key in ("x", "y"))
     assert (across[1] - across[0]) / (across[2] - across[0]) == pytest.approx(1 / 3, abs=0.01)
-    assert up[0] > up[2] > up[1] and up[2] == pytest.approx(
-        (up[0] + up[1]) / 2, abs=0.1
-    )  # down the page is less
+    # down the page is less
+    assert up[0] > up[2] > up[1]
+    assert up[2] == pytest.approx((up[0] + up[1]) / 2, abs=0.1)
     page = (tmp_path / "compare.html").read_text()
-    assert page.count("<circle") == 3 and "Learned against forgotten" in page
+    assert page.count("<circle") == 3
+    assert "Learned against forgotten" in page
     # Two arms are two numbers: no chart.
     assert main(["results", str(tmp_path), "--compare", "a", "b"]) == 0
     assert "<circle" not in (tmp_path / "compare.html").read_text()

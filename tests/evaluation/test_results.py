@@ -51,7 +51,8 @@ def test_gather_merges_and_shows(tmp_path: Path) -> None:
     )
     assert main(["results", str(tmp_path)]) == 0
     merged = json.loads((tmp_path / "results.json").read_text())
-    assert merged["figures"] == [FIGURE, control] and "stage2" in merged["made_by"]
+    assert merged["figures"] == [FIGURE, control]
+    assert "stage2" in merged["made_by"]
     page = (tmp_path / "report.html").read_text()
     for words in (
         "0.900",
@@ -85,4 +86,5 @@ def test_a_number_without_its_protocol_is_refused(tmp_path: Path) -> None:
 
 
 def test_nothing_to_gather(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["results", str(tmp_path)]) == 1 and "mavilt test" in capsys.readouterr().err
+    assert main(["results", str(tmp_path)]) == 1
+    assert "mavilt test" in capsys.readouterr().err

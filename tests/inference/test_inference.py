@@ -63,7 +63,7 @@ def judge_of(findings: list[str], out: Path) -> Path:
 def test_files_are_read_as_training_read_them(
     chain: Path, corpus_path: Path, mimic_root: Path
 ) -> None:
-    """Their codes are those of the token cache, which `mavilt prepare` and `mavilt tokenize` made."""
+    """Their codes are those of the token cache that `prepare` and `tokenize` made."""
     model = MAViLT.from_runs(chain / "stage2", chain / "vqgan", device="cpu")
     cache, corpus = TokenCache(chain / "tokens"), Corpus(corpus_path)
     files = {path.stem: path for path in mimic_root.rglob("*.jpg")}

@@ -28,22 +28,22 @@ KINDS = [
     for family in ("gpt2", "neox", "llama", "qwen2", "phi")
     for head in ("tied", "untied")
 ]
-WORDS = [
+TEXTS = [
     "The heart is enlarged. No pleural effusion or pneumothorax.",
     "Is there an effusion? yes no",
     "No edema.  The lungs are clear.",
 ] * 4
 
 
-def _byte_level(words: int, special: list[str]) -> Tokenizer:
+def _byte_level(size: int, special: list[str]) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=words, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+        vocab_size=size, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
-    tokenizer.train_from_iterator(WORDS, trainer)
+    tokenizer.train_from_iterator(TEXTS, trainer)
     return tokenizer
 
 
@@ -56,7 +56,7 @@ def _sentencepiece() -> Tokenizer:
     )
     special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     tokenizer.train_from_iterator(
-        WORDS, trainers.BpeTrainer(vocab_size=330, special_tokens=special, show_progress=False)
+        TEXTS, trainers.BpeTrainer(vocab_size=330, special_tokens=special, show_progress=False)
     )
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", 1)]
@@ -71,7 +71,7 @@ def save_backbone(kind: str, out: Path, context: int = 128) -> Path:
     family, tied = kind.split("-")[0], kind.endswith("-tied")
     if family == "gpt2":  # neither end nor pad
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=_byte_level(280, []))
-    elif family == "neox":  # no pad, and a word <image> of its own
+    elif family == "neox":  # no pad, and a token <image> of its own
         tokenizer = PreTrainedTokenizerFast(
             tokenizer_object=_byte_level(290, ["<|end|>"]), eos_token="<|end|>"
         )
@@ -84,7 +84,7 @@ def save_backbone(kind: str, out: Path, context: int = 128) -> Path:
         tokenizer = PreTrainedTokenizerFast(
             tokenizer_object=_byte_level(300, ["<|pad|>"]), pad_token="<|pad|>"
         )
-    else:  # runs of spaces are words, as CodeGen's tokenizer has them
+    else:  # runs of spaces are tokens, as CodeGen's tokenizer has them
         tokenizer = PreTrainedTokenizerFast(
             tokenizer_object=_byte_level(280, ["<|end|>"]), eos_token="<|end|>"
         )

@@ -70,3 +70,11 @@ def save_checkpoint(module: Any, path: Path) -> Path:
     checkpoint["mavilt_format"] = 2
     torch.save(checkpoint, path)
     return path
+
+
+@torch.no_grad()
+def hidden_state_after(module: Any, ids: list[int]) -> Tensor:
+    """The hidden state [D] at the last of these ids, from a pass without a cache."""
+    embedded = module.model.embed(torch.tensor([ids]))
+    outputs = module.model.transformer(inputs_embeds=embedded, use_cache=False)
+    return outputs.last_hidden_state[0, -1]

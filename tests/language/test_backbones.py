@@ -13,7 +13,7 @@ import torch
 from lightning import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from safetensors.torch import load_file, save_file
-from stages import build_stage, pack_batch, task_losses
+from stages import build_stage, hidden_state_after, pack_batch, task_losses
 from torch.utils.data import DataLoader
 from transformers import (
     AutoModelForCausalLM,
@@ -35,7 +35,7 @@ CODES = torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8, 9], [11, 0, 0, 3, 19, 5, 5, 5, 2]
 WAYS = ["full", "lora", "new_rows"]
 
 
-def made(kind: type, backbone: Path, tokens: Path, **settings: Any) -> Any:
+def build(kind: type, backbone: Path, tokens: Path, **settings: Any) -> Any:
     torch.manual_seed(0)
     fixed = {
         "lambda_reg": 0.1,
@@ -44,7 +44,7 @@ def made(kind: type, backbone: Path, tokens: Path, **settings: Any) -> Any:
         "learning_rate": 1e-2,
         "warmup_steps": 0,
     }
-    if settings.get("tuning") == "lora":
+    if settings.get("method") == "lora":
         settings.setdefault("lora", {"rank": 4, "dropout": 0.0})
     return build_stage(backbone, tokens, kind, **{**fixed, **settings})
 
@@ -53,6 +53,11 @@ def batch(texts: tuple[str, ...] = ("No effusion.", "The heart is enlarged.")) -
     ask = [Question("Is there an effusion?", "yes", "pleural effusion", ("yes", "no"))]
     studies = [{"text": text, "study": f"s{i}", "questions": ask} for i, text in enumerate(texts)]
     return {"codes": CODES[: len(texts)], "studies": studies}
+
+
+def is_added(name: str) -> bool:
+    """Whether a weight is not the backbone's own."""
+    return "lora_" in name or name.startswith(("model.new_rows.", "model.grid_positions"))
 
 
 def step(module: Any, given: dict[str, Any]) -> torch.Tensor:
@@ -83,22 +88,16 @@ def test_the_vocabulary_grows_by_one_block_and_old_ids_stay(
     """Old ids mean what they meant, and rows that only pad the model's vocabulary are not given
     away.
     """
-    before, tokenizer = (
-        AutoModelForCausalLM.from_pretrained(any_backbone),
-        AutoTokenizer.from_pretrained(any_backbone),
-    )
-    module = made(Stage2, any_backbone, tokens, method=tuning).eval()
+    before = AutoModelForCausalLM.from_pretrained(any_backbone)
+    tokenizer = AutoTokenizer.from_pretrained(any_backbone)
+    module = build(Stage2, any_backbone, tokens, method=tuning).eval()
     v, old = module.model.vocabulary, before.get_input_embeddings().weight
-    assert (
-        v.num_text_rows == len(old) >= len(tokenizer)
-        and v.num_used_rows <= v.num_text_rows
-        and v.num_rows == v.num_text_rows + len(SPECIAL_TOKENS) + 20
-    )
+    assert v.num_text_rows == len(old) >= len(tokenizer)
+    assert v.num_used_rows <= v.num_text_rows
+    assert v.num_rows == v.num_text_rows + len(SPECIAL_TOKENS) + 20
     assert torch.equal(module.model.backbone.get_input_embeddings().weight[: v.num_text_rows], old)
-    assert torch.equal(
-        module.model.backbone.get_output_embeddings().weight[: v.num_text_rows],
-        before.get_output_embeddings().weight,
-    )
+    head = module.model.backbone.get_output_embeddings().weight
+    assert torch.equal(head[: v.num_text_rows], before.get_output_embeddings().weight)
     text = "The heart is enlarged. No edema.  The lungs are clear."
     assert module.prompts.tokenize(text) == tokenizer(text, add_special_tokens=False)["input_ids"]
     ids = torch.tensor([module.prompts.tokenize(text)])
@@ -106,9 +105,8 @@ def test_the_vocabulary_grows_by_one_block_and_old_ids_stay(
         hidden = module.model.transformer(inputs_embeds=module.model.embed(ids)).last_hidden_state
         wanted = before(input_ids=ids).logits
     found = module.model.text_logits(hidden)
-    assert (
-        found.shape[-1] == v.num_text_rows + 1 and module.model.code_logits(hidden).shape[-1] == 20
-    )
+    assert found.shape[-1] == v.num_text_rows + 1
+    assert module.model.code_logits(hidden).shape[-1] == 20
     torch.testing.assert_close(found[..., : v.num_text_rows], wanted, atol=1e-5, rtol=1e-4)
 
 
@@ -116,7 +114,7 @@ def test_both_ways_of_growing_start_the_same(any_backbone: Path, tokens: Path) -
     """Rows of their own behind a fixed model give the losses of the grown model."""
     with torch.no_grad():
         full, apart = (
-            step(made(Stage2, any_backbone, tokens, method=t).eval(), batch())
+            step(build(Stage2, any_backbone, tokens, method=t).eval(), batch())
             for t in ("full", "new_rows")
         )
     torch.testing.assert_close(full, apart, atol=1e-5, rtol=1e-5)
@@ -126,13 +124,14 @@ def test_both_ways_of_growing_start_the_same(any_backbone: Path, tokens: Path) -
 def test_a_step_gives_everything_that_is_trained_a_gradient(
     any_backbone: Path, tokens: Path, tuning: str
 ) -> None:
-    module = made(Stage1, any_backbone, tokens, method=tuning)
+    module = build(Stage1, any_backbone, tokens, method=tuning)
     loss = step(module, batch())
     loss.backward()
     assert torch.isfinite(loss)
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
-            assert tuning != "full" and parameter.grad is None
+            assert tuning != "full"
+            assert parameter.grad is None
         else:
             assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
             # B starts at 0, and so does the gradient of A.
@@ -140,43 +139,34 @@ def test_a_step_gives_everything_that_is_trained_a_gradient(
     trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
     if tuning != "full":
         assert {"model.new_rows.embedding", "model.grid_positions"} <= trained
-        assert all(
-            "lora_" in name or name.startswith(("model.new_rows.", "model.grid_positions"))
-            for name in trained
-        )
+        assert all(map(is_added, trained))
         assert any("lora_" in name for name in trained) == (tuning == "lora")
 
 
 @pytest.mark.parametrize("tuning", ["full", "lora"])
-def test_it_draws_codes_writes_words_and_the_cache_changes_nothing(
+def test_images_are_codes_texts_are_tokens_and_the_cache_changes_nothing(
     any_backbone: Path, tokens: Path, tuning: str
 ) -> None:
-    module = made(Stage2, any_backbone, tokens, method=tuning, temperature=0.0).eval()
+    module = build(Stage2, any_backbone, tokens, method=tuning, temperature=0.0).eval()
     v = module.model.vocabulary
     torch.nn.init.normal_(module.model.grid_positions, std=0.2)
-    drawn = module.generator.generate_images(
+    images = module.generator.generate_images(
         ["No effusion.", "The heart is enlarged. No edema.", ""]
     )
-    assert drawn.shape == (3, 9) and drawn.min() >= 0 and drawn.max() < 20
-    drawing, writing = (
-        module.prompts.synthesis_prompt("No effusion."),
-        module.prompts.image_prefix(CODES[0].tolist()),
-    )
+    assert images.shape == (3, 9)
+    assert images.min() >= 0
+    assert images.max() < 20
+    synthesis = module.prompts.synthesis_prompt("No effusion.")
+    writing = module.prompts.image_prefix(CODES[0].tolist())
     start = len(writing)
-    with torch.no_grad():
-        for _ in range(v.codes_per_image):
-            hidden = module.model.transformer(
-                inputs_embeds=module.model.embed(torch.tensor([drawing])), use_cache=False
-            ).last_hidden_state
-            drawing.append(v.first_code + int(module.model.code_logits(hidden[0, -1]).argmax()))
-        while len(writing) < start + 12 and writing[-1] != v.end:
-            hidden = module.model.transformer(
-                inputs_embeds=module.model.embed(torch.tensor([writing])), use_cache=False
-            ).last_hidden_state
-            scores = module.model.text_logits(hidden[0, -1])
-            scores[v.num_used_rows : v.num_text_rows] = -torch.inf
-            writing.append(int(scores.argmax()))
-    assert (drawn[0] + v.first_code).tolist() == drawing[-v.codes_per_image :]
+    for _ in range(v.codes_per_image):
+        logits = module.model.code_logits(hidden_state_after(module, synthesis))
+        synthesis.append(v.first_code + int(logits.argmax()))
+    while len(writing) < start + 12 and writing[-1] != v.end:
+        logits = module.model.text_logits(hidden_state_after(module, writing)).detach()
+        logits[v.num_used_rows : v.num_text_rows] = -torch.inf
+        writing.append(int(logits.argmax()))
+    assert (images[0] + v.first_code).tolist() == synthesis[-v.codes_per_image :]
     prompts = [
         module.prompts.image_prefix(CODES[0].tolist()),
         [5, *module.prompts.image_prefix(CODES[1].tolist())],
@@ -188,15 +178,15 @@ def test_it_draws_codes_writes_words_and_the_cache_changes_nothing(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tuning", WAYS)
-def test_resuming_goes_on_as_if_never_stopped_and_fixed_rows_stay(
+def test_resuming_equals_never_stopping_and_fixed_rows_stay(
     any_backbone: Path, tokens: Path, tmp_path: Path, tuning: str
 ) -> None:
-    """Bit by bit; and with adapters or new rows, no weight of the backbone has moved, decay or not."""
-    whole = made(Stage1, any_backbone, tokens, method=tuning)
+    """Bit by bit; with adapters or new rows no weight of the backbone has moved, decay or not."""
+    whole = build(Stage1, any_backbone, tokens, method=tuning)
     fit(whole, tmp_path / "whole")
-    resumed = made(Stage1, any_backbone, tokens, method=tuning)
+    resumed = build(Stage1, any_backbone, tokens, method=tuning)
     fit(resumed, tmp_path / "resumed", tmp_path / "whole" / "step=2.ckpt")
-    begun = made(Stage1, any_backbone, tokens, method=tuning).state_dict()
+    begun = build(Stage1, any_backbone, tokens, method=tuning).state_dict()
     moved = set()
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
@@ -206,44 +196,38 @@ def test_resuming_goes_on_as_if_never_stopped_and_fixed_rows_stay(
         assert len(moved) == len(begun)
     else:
         assert {"model.new_rows.embedding", "model.grid_positions"} <= moved
-        assert all(
-            "lora_" in name or name.startswith(("model.new_rows.", "model.grid_positions"))
-            for name in moved
-        )
+        assert all(map(is_added, moved))
 
 
-def test_words_like_marks_or_special_tokens_stay_text(any_backbone: Path, tokens: Path) -> None:
-    module = made(Stage2, any_backbone, tokens)
+def test_text_that_looks_like_special_tokens_stays_text(any_backbone: Path, tokens: Path) -> None:
+    module = build(Stage2, any_backbone, tokens)
     odd = " ".join([*SPECIAL_TOKENS, *module.model.tokenizer.all_special_tokens])
     ids = module.prompts.tokenize(odd)
-    assert max(ids) < module.model.vocabulary.num_used_rows and not set(ids) & set(
-        module.model.tokenizer.all_special_ids
-    )
+    assert max(ids) < module.model.vocabulary.num_used_rows
+    assert not set(ids) & set(module.model.tokenizer.all_special_ids)
     assert module.model.tokenizer.decode(ids).strip() == odd
 
 
 def test_a_tokenizer_larger_than_its_model_is_refused(
     llama: Path, tokens: Path, tmp_path: Path
 ) -> None:
-    """Its words would have the ids of marks; but a special token out there is never written, and is
-    fine.
+    """Its tokens would have the ids of our special tokens. A special token of the tokenizer beyond
+    the model's rows is fine: text never contains it.
     """
     out = shutil.copytree(llama, tmp_path / "grown")
     tokenizer = AutoTokenizer.from_pretrained(llama)
     tokenizer.add_special_tokens({"pad_token": "<pad>"})
     tokenizer.save_pretrained(out)
-    module = made(Stage2, out, tokens)
-    assert (
-        max(module.prompts.tokenize("a <pad> b"))
-        < module.model.vocabulary.num_used_rows
-        == module.model.vocabulary.num_text_rows
-    )
+    module = build(Stage2, out, tokens)
+    vocabulary = module.model.vocabulary
+    assert max(module.prompts.tokenize("a <pad> b")) < vocabulary.num_used_rows
+    assert vocabulary.num_used_rows == vocabulary.num_text_rows
     tokenizer.add_tokens(["pneumothorax"])
     tokenizer.save_pretrained(out)
     with pytest.raises(
         UserError, match=r"1 tokens without a row .*'pneumothorax'.*resize_token_embeddings"
     ):
-        made(Stage2, out, tokens)
+        build(Stage2, out, tokens)
 
 
 def test_a_head_that_is_more_than_linear_is_refused(
@@ -261,7 +245,7 @@ def test_a_head_that_is_more_than_linear_is_refused(
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(llama).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="CohereForCausalLM are not a linear map"):
-        made(Stage2, tmp_path, tokens)
+        build(Stage2, tmp_path, tokens)
 
 
 def copied(llama: Path, out: Path, weights: dict[str, Any] | None = None) -> Path:
@@ -272,7 +256,7 @@ def copied(llama: Path, out: Path, weights: dict[str, Any] | None = None) -> Pat
     return out
 
 
-def test_a_folder_that_cannot_be_loaded_is_told(llama: Path, tokens: Path, tmp_path: Path) -> None:
+def test_an_unreadable_folder_is_reported(llama: Path, tokens: Path, tmp_path: Path) -> None:
     torn = copied(llama, tmp_path / "torn")
     (torn / "model.safetensors").write_bytes((torn / "model.safetensors").read_bytes()[:-100])
     wordless = copied(llama, tmp_path / "wordless")
@@ -284,14 +268,14 @@ def test_a_folder_that_cannot_be_loaded_is_told(llama: Path, tokens: Path, tmp_p
     T5ForConditionalGeneration(
         T5Config(vocab_size=330, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
     ).save_pretrained(encoder)
-    for folder, said in (
+    for folder, reason in (
         (torn, r"it cannot be loaded \(SafetensorError: .*Expected a causal language model"),
         (wordless, r"no readable tokenizer .*Expected tokenizer.json"),
         (unknown, r"it cannot be loaded .*`abacus`.*Expected a causal language model"),
         (encoder, r"it cannot be loaded .*T5Config.*Expected a causal language model"),
     ):
-        with pytest.raises(UserError, match=f"backbone {folder}: {said}"):
-            made(Stage2, folder, tokens)
+        with pytest.raises(UserError, match=f"backbone {folder}: {reason}"):
+            build(Stage2, folder, tokens)
 
 
 def test_weights_that_would_be_random_are_refused(
@@ -307,30 +291,30 @@ def test_weights_that_would_be_random_are_refused(
         with pytest.raises(
             UserError, match=rf"1 of its weights are missing, or not of the size .*{name}"
         ):
-            made(Stage2, folder, tokens)
-        assert made(Stage2, folder, tokens, pretrained=False)  # none of them is read
+            build(Stage2, folder, tokens)
+        assert build(Stage2, folder, tokens, pretrained=False)  # none of them is read
 
 
 @pytest.mark.filterwarnings("error:backbone")
-def test_weights_that_are_not_used_are_told(llama: Path, tokens: Path, tmp_path: Path) -> None:
+def test_weights_that_are_not_used_are_warned_of(llama: Path, tokens: Path, tmp_path: Path) -> None:
     whole = load_file(llama / "model.safetensors")
     head = {
         "lm_head.weight": whole["model.embed_tokens.weight"].clone()
     }  # a tied head, saved all the same
     old = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(4)}
-    assert made(Stage2, copied(llama, tmp_path / "harmless", {**whole, **head, **old}), tokens)
+    assert build(Stage2, copied(llama, tmp_path / "harmless", {**whole, **head, **old}), tokens)
     folder = copied(llama, tmp_path / "more", {**whole, "value_head.weight": torch.zeros(4)})
     with pytest.raises(
         UserWarning, match=r"1 weights of its files belong to no part .*value_head.weight"
     ):
-        made(Stage2, folder, tokens)
+        build(Stage2, folder, tokens)
 
 
 @pytest.mark.parametrize("kind", [BloomConfig, MambaConfig, RwkvConfig])
 def test_models_that_know_eager_attention_only(
     kind: type, llama: Path, tokens: Path, tmp_path: Path
 ) -> None:
-    """It is told, and works; but not a model that has no cache to write on from."""
+    """It is used with a warning; a model without a cache is refused."""
     folder = copied(llama, tmp_path / "model")
     model = AutoModelForCausalLM.from_config(
         kind(vocab_size=330, hidden_size=32, num_hidden_layers=2)
@@ -340,18 +324,17 @@ def test_models_that_know_eager_attention_only(
         UserError,
         match=r"does not support attention=sdpa; set --model.init_args.model.attention eager",
     ):
-        made(Stage2, folder, tokens)
+        build(Stage2, folder, tokens)
     if kind is RwkvConfig:
         with pytest.raises(UserError, match="RwkvForCausalLM returns no key-value cache"):
-            made(Stage2, folder, tokens, attention="eager")
+            build(Stage2, folder, tokens, attention="eager")
     else:
-        assert made(Stage2, folder, tokens, attention="eager").eval().generator.generate_images(
-            ["No effusion."]
-        ).shape == (1, 9)
+        module = build(Stage2, folder, tokens, attention="eager").eval()
+        assert module.generator.generate_images(["No effusion."]).shape == (1, 9)
 
 
-def test_a_resumed_backbone_keeps_its_words(tmp_path: Path) -> None:
-    """A tokenizer of the same size, learned from other texts, would give every row another word."""
+def test_a_resumed_backbone_keeps_its_tokenizer(tmp_path: Path) -> None:
+    """A tokenizer of the same size, learned from other texts, would give rows other tokens."""
 
     class Texts(LightningDataModule):
         def __init__(self, *texts: str):
@@ -378,11 +361,10 @@ def test_a_resumed_backbone_keeps_its_words(tmp_path: Path) -> None:
         trainer.fit(backbone, data, ckpt_path=resume)
         return AutoTokenizer.from_pretrained(tmp_path / out / "backbone")
 
-    lungs, heart = (
-        Texts("the lungs are clear", "lung volumes are low"),
-        Texts("cardiomegaly of moderate degree", "no edema"),
-    )
+    lungs = Texts("the lungs are clear", "lung volumes are low")
+    heart = Texts("cardiomegaly of moderate degree", "no edema")
     first, other = fitted("first", 2, lungs), fitted("other", 2, heart)
-    assert len(first) == len(other) and first.get_vocab() != other.get_vocab()
+    assert len(first) == len(other)
+    assert first.get_vocab() != other.get_vocab()
     resumed = fitted("resumed", 3, heart, tmp_path / "first" / "last.ckpt")
     assert resumed.get_vocab() == first.get_vocab()

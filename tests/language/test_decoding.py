@@ -23,16 +23,14 @@ from transformers.generation.logits_process import (
 from mavilt_pl.errors import UserError
 from mavilt_pl.language import SamplingOptions, Stage1, Stage2, TextSampling, sampling
 from mavilt_pl.language.cached_forward import StaticCacheForward
-from mavilt_pl.language.options import TASKS
 from mavilt_pl.language.sampling import sample_from_logits
-from mavilt_pl.language.sequences import Branch, Tree
 
 CODES = torch.tensor(
     [[1, 2, 3, 4, 5, 6, 7, 8, 9], [11, 0, 0, 3, 19, 5, 5, 5, 2], [4, 4, 4, 4, 4, 1, 1, 1, 1]]
 )
 
 
-def made(backbone: Path, tokens: Path, sharper: float = 1.0, **settings: Any) -> Stage2:
+def build(backbone: Path, tokens: Path, sharper: float = 1.0, **settings: Any) -> Stage2:
     """`sharper` scales the rows, so that a random model has preferences."""
     torch.manual_seed(0)
     module = build_stage(backbone, tokens, Stage2, max_text_tokens=12, **settings).eval()
@@ -41,17 +39,15 @@ def made(backbone: Path, tokens: Path, sharper: float = 1.0, **settings: Any) ->
     return module
 
 
-class OnlyWords(LogitsProcessor):
+class OnlyText(LogitsProcessor):
     def __init__(self, module: Stage2):
-        self.words, self.end, self.text = (
-            module.model.vocabulary.num_used_rows,
-            module.model.vocabulary.end,
-            module.model.vocabulary.num_text_rows,
-        )
+        self.used = module.model.vocabulary.num_used_rows
+        self.end = module.model.vocabulary.end
+        self.text = module.model.vocabulary.num_text_rows
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         scores = scores.clone()
-        scores[:, self.words : self.text] = -torch.inf
+        scores[:, self.used : self.text] = -torch.inf
         scores[:, self.end + 1 :] = -torch.inf
         return scores
 
@@ -60,7 +56,7 @@ class OnlyWords(LogitsProcessor):
 @pytest.mark.parametrize("kind", ["gpt2-untied", "llama-untied"])
 def test_beams_are_those_of_transformers(
     kind: str,
-    beams: int,
+    num_beams: int,
     penalty: float,
     tokens: Path,
     tmp_path: Path,
@@ -69,28 +65,23 @@ def test_beams_are_those_of_transformers(
     """Prompts of several lengths in one batch; an `<end>` that is likely enough to close texts at
     many lengths.
     """
-    module = made(make_backbone(kind, tmp_path), tokens, 4.0, grid_positions=False)
+    module = build(make_backbone(kind, tmp_path), tokens, 4.0, grid_positions=False)
     end = module.model.vocabulary.end
     random = torch.Generator().manual_seed(1)
-    prompts = [
-        torch.randint(module.model.vocabulary.num_used_rows, (n,), generator=random).tolist()
-        for n in (3, 7, 9, 4, 6)
-    ]
-    with torch.no_grad():  # `<end>` is about as likely as the best word
-        hidden = module.model.transformer(
-            input_ids=torch.tensor([[i for prompt in prompts for i in prompt]])
-        ).last_hidden_state[0]
-        best, mean = (
-            module.model.text_logits(hidden)[:, : module.model.vocabulary.num_used_rows]
-            .amax(1)
-            .mean(),
-            hidden.mean(0),
-        )
-        module.model.backbone.get_output_embeddings().weight[end] = (
-            best * mean / mean.square().sum()
-        )
+    used = module.model.vocabulary.num_used_rows
+    prompts = []
+    for length in (3, 7, 9, 4, 6):
+        prompts.append(torch.randint(used, (length,), generator=random).tolist())
+    # Make `<end>` about as likely as the best token.
+    with torch.no_grad():
+        ids = torch.tensor([[i for prompt in prompts for i in prompt]])
+        hidden = module.model.transformer(input_ids=ids).last_hidden_state[0]
+        best = module.model.text_logits(hidden)[:, :used].amax(1).mean()
+        mean = hidden.mean(0)
+        head = module.model.backbone.get_output_embeddings().weight
+        head[end] = best * mean / mean.square().sum()
     greedy = module.generator.generate_ids(prompts, 10)
-    search = TextSampling(num_beams=beams, length_penalty=penalty)
+    search = TextSampling(num_beams=num_beams, length_penalty=penalty)
     module.generator.sampling = SamplingOptions(text=search)
     found = module.generator.generate_ids(prompts, 10)
     wanted = []
@@ -98,7 +89,7 @@ def test_beams_are_those_of_transformers(
         out = module.model.backbone.generate(
             torch.tensor([prompt]),
             attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-            num_beams=beams,
+            num_beams=num_beams,
             length_penalty=penalty,
             early_stopping=False,
             do_sample=False,
@@ -106,11 +97,13 @@ def test_beams_are_those_of_transformers(
             eos_token_id=end,
             pad_token_id=end,
             renormalize_logits=True,
-            logits_processor=LogitsProcessorList([OnlyWords(module)]),
+            logits_processor=LogitsProcessorList([OnlyText(module)]),
         )[0, len(prompt) :].tolist()
         wanted.append(out[: out.index(end)] if end in out else out)
-    assert found == wanted and found != greedy
-    assert penalty > 1 or len({len(text) for text in found}) > 1  # some are closed before the limit
+    assert found == wanted
+    assert found != greedy
+    # Some texts end before the limit.
+    assert penalty > 1 or len({len(text) for text in found}) > 1
 
 
 @pytest.mark.parametrize(
@@ -129,25 +122,21 @@ def test_samples_are_distributed_as_transformers_would_have_them(
         minlength=12
     )
     possible = wanted > 0
-    assert counts[~possible].sum() == 0 and bool(possible.sum() < 12) == (k > 0 or p < 1)
+    assert counts[~possible].sum() == 0
+    assert bool(possible.sum() < 12) == (k > 0 or p < 1)
     assert chisquare(counts[possible], 20000 * wanted[possible]).pvalue > 0.001
 
 
 def test_sampled_texts_do_not_depend_on_the_batch(any_backbone: Path, tokens: Path) -> None:
     how: dict[str, Any] = {"temperature": 1.0, "top_k": 200, "top_p": 0.95}
-    module = made(any_backbone, tokens, text=how)
-    together = module.generator.generate_reports(CODES, seed=3, keys=[7, 8, 9])
+    module = build(any_backbone, tokens, text=how)
+    generate = module.generator.generate_reports
+    together = generate(CODES, seed=3, keys=[7, 8, 9])
     for i in range(3):
-        assert (
-            module.generator.generate_reports(CODES[i : i + 1], seed=3, keys=[7 + i])
-            == together[i : i + 1]
-        )
-    assert module.generator.generate_reports(CODES[[2, 0]], seed=3, keys=[9, 7]) == [
-        together[2],
-        together[0],
-    ]
-    assert module.generator.generate_reports(CODES, seed=4, keys=[7, 8, 9]) != together
-    assert len({*module.generator.generate_reports(CODES[[0, 0, 0]], seed=3, keys=[1, 2, 3])}) == 3
+        assert generate(CODES[i : i + 1], seed=3, keys=[7 + i]) == together[i : i + 1]
+    assert generate(CODES[[2, 0]], seed=3, keys=[9, 7]) == [together[2], together[0]]
+    assert generate(CODES, seed=4, keys=[7, 8, 9]) != together
+    assert len({*generate(CODES[[0, 0, 0]], seed=3, keys=[1, 2, 3])}) == 3
 
 
 @pytest.mark.parametrize(
@@ -156,7 +145,7 @@ def test_sampled_texts_do_not_depend_on_the_batch(any_backbone: Path, tokens: Pa
 def test_a_long_prompt_does_not_shorten_other_texts(
     how: dict[str, Any], tokens: Path, tmp_path: Path, make_backbone: Callable[..., Path]
 ) -> None:
-    """It is left the rest of the context, and told where that ends its text."""
+    """It gets the rest of the context, and a warning if that ends its text."""
     backbone = make_backbone("gpt2-tied", tmp_path, context=64)
     module = build_stage(backbone, tokens, Stage1, max_text_tokens=40, text=how).eval()
     short, long = "Why?", "Where is it? " * 2
@@ -165,36 +154,30 @@ def test_a_long_prompt_does_not_shorten_other_texts(
         match=r"a generated text ended after \d+ tokens, at the end of the model's context",
     ):
         both = module.generator.generate_answers(CODES[:2], [[short], [long]], keys=[[1], [2]])
-    assert (
-        module.prompts.counts == {"texts_cut_by_context": 1}
-        and len(both[0][0]) > len(both[1][0]) > 0
-    )
+    assert module.prompts.counts == {"texts_cut_by_context": 1}
+    assert len(both[0][0]) > len(both[1][0]) > 0
     assert module.generator.generate_answers(CODES[:1], [[short]], keys=[[1]])[0] == both[0]
     assert module.generator.generate_answers(CODES[1:2], [[long]], keys=[[2]])[0] == both[1]
 
 
 def test_sampled_answers_do_not_depend_on_the_batch(llama: Path, tokens: Path) -> None:
-    module = made(llama, tokens, text={"temperature": 1.0})
+    module = build(llama, tokens, text={"temperature": 1.0})
     asked = [[("Where is it?", ()), ("Why?", ())]] * 3
-    together = module.generator.answer_questions(CODES, asked, seed=3, keys=[7, 8, 9])
-    assert module.generator.answer_questions(CODES[1:2], [asked[1][1:]], seed=3, keys=[8]) == [
-        together[1][1:]
-    ]
-    assert (
-        module.generator.answer_questions(CODES[[0, 0]], asked[:2], seed=3, keys=[7, 8])[1]
-        != together[0]
-    )
+    answer = module.generator.answer_questions
+    together = answer(CODES, asked, seed=3, keys=[7, 8, 9])
+    assert answer(CODES[1:2], [asked[1][1:]], seed=3, keys=[8]) == [together[1][1:]]
+    assert answer(CODES[[0, 0]], asked[:2], seed=3, keys=[7, 8])[1] != together[0]
     with pytest.raises(ValueError, match="1 keys and 2 prompts"):
         module.generator.generate_images(["a", "b"], keys=[1])
 
 
-def test_a_special_token_of_the_tokenizer_is_no_word_of_a_text(
+def test_special_tokens_of_the_tokenizer_do_not_appear_in_texts(
     tokens: Path, tmp_path: Path, make_backbone: Callable[..., Path]
 ) -> None:
-    module = made(make_backbone("neox-untied", tmp_path), tokens)
+    module = build(make_backbone("neox-untied", tmp_path), tokens)
     special = module.model.tokenizer.eos_token_id
     torch.nn.init.zeros_(module.model.backbone.get_output_embeddings().weight)
-    with torch.no_grad():  # what it would say before all else
+    with torch.no_grad():  # by far the most likely token
         module.model.backbone.get_output_embeddings().bias = torch.nn.Parameter(
             torch.zeros(module.model.vocabulary.num_rows)
         )
@@ -202,8 +185,8 @@ def test_a_special_token_of_the_tokenizer_is_no_word_of_a_text(
     assert module.generator.generate_reports(CODES[:1]) == [""]
 
 
-def test_the_best_of_several_drawings_is_the_scorer_s(llama: Path, tokens: Path) -> None:
-    module = made(llama, tokens)
+def test_the_scorer_chooses_the_best_of_several_images(llama: Path, tokens: Path) -> None:
+    module = build(llama, tokens)
     texts, seen = ["No effusion.", "The heart is enlarged."], []
 
     def scorer(codes_BN: torch.Tensor, asked: list[str]) -> torch.Tensor:
@@ -213,11 +196,9 @@ def test_the_best_of_several_drawings_is_the_scorer_s(llama: Path, tokens: Path)
 
     best = module.generator.generate_images(texts, seed=5, keys=[1, 2], best_of=4, scorer=scorer)  # type: ignore[arg-type]
     every = torch.stack(seen)
-    assert (
-        len(seen) == 4
-        and len(every.unique(dim=0)) == 4
-        and torch.equal(every[0], module.generator.generate_images(texts, 5, [1, 2]))
-    )
+    assert len(seen) == 4
+    assert len(every.unique(dim=0)) == 4
+    assert torch.equal(every[0], module.generator.generate_images(texts, 5, [1, 2]))
     for i in range(2):
         assert torch.equal(best[i], every[every.float().mean(2)[:, i].argmax(), i])
     alone = module.generator.generate_images(
@@ -230,7 +211,7 @@ def test_the_best_of_several_drawings_is_the_scorer_s(llama: Path, tokens: Path)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
-def test_compiled_drawing_draws_the_same(
+def test_compiled_synthesis_gives_the_same_images(
     kind: str,
     tokens: Path,
     tmp_path: Path,
@@ -238,39 +219,37 @@ def test_compiled_drawing_draws_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """With guidance, texts of several lengths, and then another number of them; the cache is filled
-    to its last place.
+    to its last position.
     """
-    backbone, texts = (
-        make_backbone(kind, tmp_path),
-        ["No edema.", "There is a large left pleural effusion.", ""],
-    )
+    backbone = make_backbone(kind, tmp_path)
+    texts = ["No edema.", "There is a large left pleural effusion.", ""]
     plain, compiled = (
-        made(backbone, tokens, 4.0, guidance_scale=2.0, compile=yes) for yes in (False, True)
+        build(backbone, tokens, 4.0, guidance_scale=2.0, compile=yes) for yes in (False, True)
     )
     monkeypatch.setattr(StaticCacheForward, "BLOCK", 1)
     for some in (texts, texts[:2]):
-        assert torch.equal(
-            compiled.generator.generate_images(some, seed=3),
-            plain.generator.generate_images(some, seed=3),
-        )
-    assert len({tuple(row) for row in plain.generator.generate_images(texts, seed=3).tolist()}) == 3
+        found = compiled.generator.generate_images(some, seed=3)
+        assert torch.equal(found, plain.generator.generate_images(some, seed=3))
+    images = plain.generator.generate_images(texts, seed=3)
+    assert len(images.unique(dim=0)) == 3
 
 
 def test_few_codes_are_the_likeliest(llama: Path, tokens: Path) -> None:
-    """Of one there is no choice; of two, only those two are ever drawn."""
+    """top_k of 1 is greedy; with 2, only two codes are ever sampled."""
     one, greedy = (
-        made(llama, tokens, **how).generator.generate_images(["Edema."] * 2)
+        build(llama, tokens, **how).generator.generate_images(["Edema."] * 2)
         for how in ({"top_k": 1}, {"temperature": 0.0})
     )
     assert torch.equal(one, greedy)
-    first = made(llama, tokens, top_k=2).generator.generate_images(["Edema."] * 50)[:, 0]
-    assert len(first.unique()) == 2 and greedy[0, 0] in first
+    first = build(llama, tokens, top_k=2).generator.generate_images(["Edema."] * 50)[:, 0]
+    assert len(first.unique()) == 2
+    assert greedy[0, 0] in first
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
-        ({"text": {"beam": 2}}, "unknown key beam; the keys are beams, length_penalty"),
+        ({"text": {"beam": 2}}, "unknown key beam; the keys are num_beams, length_penalty"),
         ({"text": {"num_beams": 0}}, "num_beams: found 0"),
         ({"text": {"num_beams": 2, "temperature": 1.0}}, "drop one"),
         (
@@ -281,11 +260,11 @@ def test_few_codes_are_the_likeliest(llama: Path, tokens: Path) -> None:
         ({"top_p": 1.5}, "sampling.image: found temperature 1.0, top_k 0, top_p 1.5"),
     ],
 )
-def test_impossible_decoding_is_refused_split_by_mask_size(
-    llama: Path, tokens: Path, settings: dict, told: str
+def test_impossible_sampling_is_refused(
+    llama: Path, tokens: Path, settings: dict, message: str
 ) -> None:
-    with pytest.raises(UserError, match=told):
-        made(llama, tokens, **settings)
+    with pytest.raises(UserError, match=message):
+        build(llama, tokens, **settings)
 
 
 @pytest.mark.slow
@@ -295,17 +274,17 @@ def test_impossible_decoding_is_refused_split_by_mask_size(
 def test_ten_thousand_outputs_of_an_untrained_model_are_valid(
     llama: Path, tokens: Path, how: dict[str, Any]
 ) -> None:
-    """10,000 images of exactly nine codes, and 10,000 texts without a code or a mark, all at the
-    first try.
-    """
-    module = made(llama, tokens, temperature=1.5, top_p=1.0, guidance_scale=1.5, text=how)
+    """10,000 images of exactly nine codes, and 10,000 texts without a code or a special token."""
+    module = build(llama, tokens, temperature=1.5, top_p=1.0, guidance_scale=1.5, text=how)
     v, seen = module.model.vocabulary, Counter[int]()
     for start in range(0, 10_000, 1000):
         keys = range(start, start + 1000)
-        drawn = module.generator.generate_images(
+        images = module.generator.generate_images(
             [f"Report {key}." for key in keys], seed=1, keys=keys
         )
-        assert drawn.shape == (1000, 9) and drawn.min() >= 0 and drawn.max() < 20
+        assert images.shape == (1000, 9)
+        assert images.min() >= 0
+        assert images.max() < 20
         prompts = [
             [
                 v.special_token_id("<begin>"),
@@ -318,43 +297,32 @@ def test_ten_thousand_outputs_of_an_untrained_model_are_valid(
             assert len(row) <= 12
             seen.update(row)
     assert max(seen) < v.num_used_rows
-    assert (
-        "num_beams" in how or len(seen) == v.num_used_rows
-    )  # sampled this hot, every word has been said
+    # At this temperature every token is sampled.
+    assert "num_beams" in how or len(seen) == v.num_used_rows
 
 
-def test_guidance_draws_nothing_that_is_not_plausible_without_it(
+def test_guidance_samples_only_codes_that_are_plausible_without_it(
     llama: Path, tokens: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Strong guidance of a model with preferences, each code against the likelihoods of a pass
     without a cache.
     """
-    module = made(llama, tokens, 8.0, guidance_scale=6.0, top_p=1.0)
+    module = build(llama, tokens, 8.0, guidance_scale=6.0, top_p=1.0)
     texts = ["No edema.", "The heart is enlarged.", "Is there an effusion?"] * 4
 
     def least() -> float:
-        """How likely the least likely code that was drawn is, of the likeliest at its place."""
-        drawn = module.generator.generate_images(texts, seed=1)
+        """Smallest ratio of a sampled code's probability to that of the most likely code."""
+        images = module.generator.generate_images(texts, seed=1)
         trees = [
-            Tree(
-                module.prompts.synthesis_prompt(text),
-                [
-                    Branch(
-                        [],
-                        (codes + module.model.vocabulary.first_code).tolist(),
-                        TASKS.index("synthesis"),
-                        is_image=True,
-                    )
-                ],
-            )
-            for text, codes in zip(texts, drawn)
+            module.prompts.synthesis_tree(codes.tolist(), text, key="")
+            for text, codes in zip(texts, images)
         ]
+        packed = module.generator.pack(trees)
         with torch.no_grad():
-            logits_MK = module.model.code_logits(
-                module.model.hidden_states(module.generator.pack(trees))
-            )
-        chances = logits_MK.log_softmax(-1)
-        return float((chances.gather(1, drawn.reshape(-1, 1))[:, 0] - chances.amax(1)).min().exp())
+            logits_MK = module.model.code_logits(module.model.hidden_states(packed))
+        log_probs_MK = logits_MK.log_softmax(-1)
+        sampled_M = log_probs_MK.gather(1, images.reshape(-1, 1))[:, 0]
+        return float((sampled_M - log_probs_MK.amax(1)).min().exp())
 
     assert 0.0999 < least() < 1.0
     monkeypatch.setattr(sampling, "PLAUSIBLE", 1e-30)

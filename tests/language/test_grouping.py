@@ -38,10 +38,11 @@ def laid(groups: list[list[Tree]]) -> int:
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=7), st.integers(1, 4))
 def test_groups_are_those_of_least_padding(lengths: list[int], count: int) -> None:
-    """Against every way to cut the sorted lengths into so many groups or fewer."""
+    """Against every way to cut the sorted lengths into at most this many groups."""
     trees = [Tree([0], [Branch([], [1] * length)]) for length in lengths]
     found = group_by_length(trees, count)
-    assert len(found) <= count and all(found)
+    assert len(found) <= count
+    assert all(found)
     assert sorted(id(tree) for group in found for tree in group) == sorted(map(id, trees))
     line = sorted(trees, key=lambda tree: tree.length)
     least: dict[int, int] = {}
@@ -51,9 +52,9 @@ def test_groups_are_those_of_least_padding(lengths: list[int], count: int) -> No
             laid([line[a:b] for a, b in zip((0, *cut), (*cut, len(line)))]) for cut in cuts
         )
     assert laid(found) == min(least.values()) == least[len(found)]
-    assert all(
-        positions > laid(found) for number, positions in least.items() if number < len(found)
-    )  # no pass too many
+    # No pass too many: fewer would have had more positions.
+    for number in range(1, len(found)):
+        assert least[number] > laid(found)
 
 
 def batch(reports: list[str]) -> dict[str, Any]:
@@ -64,7 +65,7 @@ def batch(reports: list[str]) -> dict[str, Any]:
     return {"codes": CODES, "studies": studies}
 
 
-def made(stage: Any, llama: Path, tokens: Path, **keys: Any) -> Any:
+def build(stage: Any, llama: Path, tokens: Path, **keys: Any) -> Any:
     torch.manual_seed(0)
     return build_stage(llama, tokens, stage, lambda_reg=0.0, max_text_tokens=60, **keys).eval()
 
@@ -76,21 +77,22 @@ def test_the_loss_and_its_gradient_do_not_depend_on_the_groups(
 ) -> None:
     values, gradients, passes = [], [], []
     for count in (1, 2, 3, 50):
-        module = made(stage, llama, tokens, length_groups=count, attention=attention)
+        module = build(stage, llama, tokens, length_groups=count, attention=attention)
         packed = pack_batch(module, batch(REPORTS))
         losses = task_losses(module, packed)
         torch.stack([*losses.values()]).sum().backward()
         values.append({task: value.item() for task, value in losses.items()})
         gradients.append(module.model.backbone.get_input_embeddings().weight.grad)
         passes.append(len(packed))
-    assert passes[:3] == [2, 4, 6] and passes[3] > 8
+    assert passes[:3] == [2, 4, 6]
+    assert passes[3] > 8
     for value, gradient in zip(values[1:], gradients[1:]):
         assert value == pytest.approx(values[0], rel=1e-5)
         torch.testing.assert_close(gradient, gradients[0], atol=1e-6, rtol=1e-4)
 
 
 def nats(module: Any, reports: list[str]) -> dict[tuple[int, ...], torch.Tensor]:
-    """Nats of every target, by what is said and of which image."""
+    """Nats of every target, by its text and its image."""
     found = {}
     for packed in pack_batch(module, batch(reports)):
         losses_M = module.model.token_losses(packed).detach()
@@ -103,23 +105,19 @@ def nats(module: Any, reports: list[str]) -> dict[tuple[int, ...], torch.Tensor]
 
 
 @pytest.mark.parametrize("stage", [Stage1, Stage2])
-def test_another_report_beside_it_changes_nothing_of_a_study(
+def test_another_report_in_the_batch_changes_nothing_of_a_study(
     stage: Any, llama: Path, tokens: Path
 ) -> None:
     """Of the same length, so that the groups are the same, and of another, so that they are not."""
-    module = made(stage, llama, tokens)
+    module = build(stage, llama, tokens)
     assert len(pack_batch(module, batch(REPORTS))) == 4
-    before, changed = (
-        nats(module, REPORTS),
-        tuple((CODES[4] + module.model.vocabulary.first_code).tolist()),
-    )
+    before = nats(module, REPORTS)
+    changed = tuple((CODES[4] + module.model.vocabulary.first_code).tolist())
     for other in ("No edema. ", "Edema? No.", "The heart is enlarged. " * 8):
         after = nats(module, [*REPORTS[:4], other, REPORTS[5]])
         others = {key for key in before if key[:9] != changed}
-        assert (
-            others == {key for key in after if key[:9] != changed}
-            and len(others) == len(before) * 5 // 6
-        )
+        assert others == {key for key in after if key[:9] != changed}
+        assert len(others) == len(before) * 5 // 6
         for key in others:
             torch.testing.assert_close(after[key], before[key], atol=1e-5, rtol=1e-4)
 
@@ -128,7 +126,7 @@ def test_a_training_reads_its_batches_in_groups(llama: Path, tokens: Path, tmp_p
     """Through a Trainer: with groups and without, the weights of a training are the same."""
     weights, passes = [], []
     for count in (1, 3):
-        module = made(
+        module = build(
             Stage2,
             llama,
             tokens,

@@ -1,5 +1,5 @@
 """Input at the edge: each kind is refused in one clear message, or cut and counted; nothing is lost
-without a word.
+silently.
 """
 
 from __future__ import annotations
@@ -42,20 +42,16 @@ def test_a_report_of_five_thousand_words_is_truncated_counted_and_warned_of_once
     ):
         groups = packed(stage2, study(LONG))
     assert [int(group.target_M.shape[0]) for group in groups] == [13, 9]
-    assert (
-        stage2.prompts.counts["texts_truncated"] == 2
-    )  # as what is said, and as what is drawn from
+    assert stage2.prompts.counts["texts_truncated"] == 2  # as a target and as a condition
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         packed(stage2, study(LONG, "s2"))
         assert stage2.generator.generate_images([LONG]).shape == (1, 9)
     assert stage2.prompts.counts["texts_truncated"] == 5
     nats, counted = stage2.generator.plain_text_nats([LONG, "No edema."])
-    assert (
-        torch.isfinite(nats).all()
-        and counted[0] == 127 - 1
-        and stage2.prompts.counts["texts_truncated"] == 6
-    )
+    assert torch.isfinite(nats).all()
+    assert counted[0] == 127 - 1
+    assert stage2.prompts.counts["texts_truncated"] == 6
 
 
 def test_a_context_too_short_for_an_image_and_a_text_is_refused(tokens: Path, llama: Path) -> None:
@@ -81,9 +77,8 @@ def test_what_exceeds_the_context_is_refused(
         packed(module, study("No edema.", "s7", (question,)))
     with pytest.raises(UserError, match="the model's context is 128"):
         module.generator.answer_questions(CODES[:1], [[(LONG, ("yes", LONG))]])
-    assert (
-        len(module.generator.generate_answers(CODES[:1], [[LONG]])[0]) == 1
-    )  # the answer ends where the context does
+    # The answer ends at the end of the context.
+    assert len(module.generator.generate_answers(CODES[:1], [[LONG]])[0]) == 1
     short = build_stage(tmp_path, tokens, Stage2, max_text_tokens=20).eval()
     assert short.prompts.remaining_context(124, 4) == 4
     with pytest.raises(UserError, match="125 tokens, and 4 more"):
@@ -100,11 +95,9 @@ def test_an_empty_report_is_skipped_and_counted(
     with pytest.warns(UserWarning, match="an empty report was skipped"):
         groups = packed(module, study(empty, "s1", (ask,)), study("No edema.", "s2", (ask,)))
     wanted = packed(module, study("No edema.", "s2", (ask,)))
-    assert (
-        module.prompts.counts["texts_empty"] == 1
-        and len(groups) == 2
-        and len(groups[1].ids_BT) == len(wanted[1].ids_BT)
-    )
+    assert module.prompts.counts["texts_empty"] == 1
+    assert len(groups) == 2
+    assert len(groups[1].ids_BT) == len(wanted[1].ids_BT)
     # Its questions are still asked in Stage 2.
     assert len(groups[0].ids_BT) == (1 if stage is Stage1 else 2)
     torch.manual_seed(0)
@@ -119,7 +112,8 @@ def test_an_empty_answer_is_skipped_and_counted(llama: Path, tokens: Path) -> No
     asked = (Question("Where is it?", "", "edema"), Question("Is there edema?", "no", "edema"))
     with pytest.warns(UserWarning, match=r"an empty answer to 'Where is it\?' was skipped"):
         groups = packed(module, study("No edema.", "s1", asked))
-    assert int(groups[0].branch_M.max()) == 1 and module.prompts.counts["texts_empty"] == 1
+    assert int(groups[0].branch_M.max()) == 1
+    assert module.prompts.counts["texts_empty"] == 1
 
 
 def test_images_without_codes_are_refused(stage2: Stage2) -> None:
@@ -133,24 +127,25 @@ def test_images_without_codes_are_refused(stage2: Stage2) -> None:
         stage2.training_step(given, 0)
 
 
-def test_open_questions_are_answered_in_words(stage2: Stage2) -> None:
-    """And a closed one beside them keeps its likelihoods."""
+def test_open_questions_are_answered_in_free_text(stage2: Stage2) -> None:
+    """A closed question in the same batch keeps its likelihoods."""
     closed, open_ = ("Is there edema?", ("yes", "no")), ("Where is the effusion?", ())
     found = stage2.generator.answer_questions(CODES, [[open_, closed], [open_]])
-    said = stage2.generator.generate_answers(
+    texts = stage2.generator.generate_answers(
         CODES, [["Where is the effusion?"], ["Where is the effusion?"]]
     )
-    assert found[0][0] == said[0][0] and found[1] == said[1] and isinstance(found[0][0], str)
-    assert found[0][1] == pytest.approx(
-        stage2.generator.answer_questions(CODES[:1], [[closed]])[0][0], abs=1e-5
-    )
+    assert found[0][0] == texts[0][0]
+    assert found[1] == texts[1]
+    assert isinstance(found[0][0], str)
+    alone = stage2.generator.answer_questions(CODES[:1], [[closed]])
+    assert found[0][1] == pytest.approx(alone[0][0], abs=1e-5)
     assert stage2.generator.answer_questions(CODES, [[], []]) == [[], []]
 
 
 def test_many_open_questions_are_answered_some_at_a_time(
     stage2: Stage2, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So that what is kept of them fits, and in the words of each alone, also where they are
+    """The cache stays within its limit, and each answer is that of the question alone, even if
     sampled.
     """
     rows, generate_ids = [], stage2.generator.generate_ids
@@ -166,12 +161,15 @@ def test_many_open_questions_are_answered_some_at_a_time(
     assert rows == [40]
     monkeypatch.setattr(generation, "CACHED_POSITIONS", 400)
     assert stage2.generator.generate_answers(CODES, asked, seed=3) == wanted
-    assert len(rows) > 4 and sum(rows) == 80 and max(rows[1:]) < 12
+    assert len(rows) > 4
+    assert sum(rows) == 80
+    assert max(rows[1:]) < 12
 
 
-def test_a_text_of_marks_is_drawn_and_written_as_text(stage2: Stage2) -> None:
+def test_text_of_special_tokens_is_read_and_written_as_text(stage2: Stage2) -> None:
     v, text = stage2.model.vocabulary, "<image> 1 2 3 </image> <end>"
-    group, drawing = packed(stage2, study(text))
+    group, synthesis = packed(stage2, study(text))
     assert int((group.target_M >= v.num_text_rows).sum()) == 1  # `<end>`, once
-    assert int((drawing.ids_BT >= v.num_text_rows).sum()) == 2 + 9  # <begin>, <image> and its codes
+    # <begin>, <image> and its codes.
+    assert int((synthesis.ids_BT >= v.num_text_rows).sum()) == 2 + 9
     assert stage2.generator.generate_images([text]).shape == (1, 9)

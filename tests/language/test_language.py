@@ -1,10 +1,9 @@
-"""Vocabulary, sequences, losses, regularizer and decoding of the language module, on two kinds of tiny
-models.
-"""
+"""Vocabulary, sequences, losses, regularizer and decoding, on two kinds of tiny models."""
 
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning import Trainer
-from stages import build_stage, task_losses
+from stages import build_stage, hidden_state_after, task_losses
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import DataLoader
 from transformers import (
@@ -102,11 +101,9 @@ def test_old_ids_keep_their_rows_and_meaning(stage2: Stage2, backbone: Path) -> 
     torch.testing.assert_close(found[..., : len(old)], wanted)
 
 
-def test_text_that_looks_like_a_mark_stays_text(stage2: Stage2) -> None:
-    assert (
-        max(stage2.prompts.tokenize("<image> </image> <end> <report>"))
-        < stage2.model.vocabulary.num_used_rows
-    )
+def test_text_that_looks_like_a_special_token_stays_text(stage2: Stage2) -> None:
+    ids = stage2.prompts.tokenize("<image> </image> <end> <report>")
+    assert max(ids) < stage2.model.vocabulary.num_used_rows
 
 
 def test_codes_that_look_alike_start_alike(backbone: Path, tokens: Path) -> None:
@@ -167,9 +164,8 @@ def test_each_task_has_its_own_mean_and_an_image_that_of_codes(stage2: Stage2) -
         stage2, [pack(group) for group in stage2.prompts.trees(batch, training=False)]
     )
     assert set(losses) == {"report", "synthesis", "vqa"}
-    assert losses["synthesis"].item() == pytest.approx(
-        torch.log(torch.tensor(20.0)).item(), rel=0.3
-    )  # over K, not over V
+    # Over K = 20 codes, not over V.
+    assert losses["synthesis"].item() == pytest.approx(math.log(20), rel=0.3)
 
 
 class Descent(Stage2):
@@ -220,10 +216,8 @@ def test_a_trainer_s_step_has_the_l2_gradient_once(
         return [start[name] - value.detach() for name, value in module.named_parameters()]
 
     gradients, with_term, clipped = stepped(free, None), stepped(held, None), stepped(held, 0.5)
-    rows, grown = (
-        held.model.vocabulary.num_text_rows,
-        held.model.backbone.get_input_embeddings().weight,
-    )
+    rows = held.model.vocabulary.num_text_rows
+    grown = held.model.backbone.get_input_embeddings().weight
     origin = {
         id(p): r.view(-1, *p.shape[1:]).float()
         for p, r in zip(held.regularizer.parameters, held.regularizer.reference)
@@ -240,9 +234,9 @@ def test_a_trainer_s_step_has_the_l2_gradient_once(
         torch.testing.assert_close(found, whole * 0.5 / norm, atol=1e-6, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("keep", "place"), [("bfloat16", "device"), ("float32", "host")])
+@pytest.mark.parametrize(("dtype", "device"), [("bfloat16", "device"), ("float32", "host")])
 def test_regularizer_is_autograd_of_its_term(
-    stage2: Stage2, monkeypatch: pytest.MonkeyPatch, keep: Any, place: Any
+    stage2: Stage2, monkeypatch: pytest.MonkeyPatch, dtype: Any, device: Any
 ) -> None:
     """Equal to the gradient of λ/2‖θ − θ₀‖² to 1e-6, under accumulation and clipping, in pieces
     that fit and that do not.
@@ -250,10 +244,10 @@ def test_regularizer_is_autograd_of_its_term(
     monkeypatch.setattr("mavilt_pl.language.l2_regularization.PIECE", 1000)
     model = stage2.model.backbone
     stage2.regularizer = regularizer = L2SPRegularizer(
-        model, 0.1, stage2.model.vocabulary.num_text_rows, keep, place
+        model, 0.1, stage2.model.vocabulary.num_text_rows, dtype, device
     )
-    assert all(kept.dtype == getattr(torch, keep) for kept in regularizer.reference)
-    assert regularizer.term(regularizer.distances()) < (1e-3 if keep == "bfloat16" else 1e-12)
+    assert all(kept.dtype == getattr(torch, dtype) for kept in regularizer.reference)
+    assert regularizer.term(regularizer.distances()) < (1e-3 if dtype == "bfloat16" else 1e-12)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -286,71 +280,58 @@ def test_regularizer_is_autograd_of_its_term(
     assert L2SPRegularizer(model, 0.0, rows).reference == []
 
 
-def test_drawing_is_n_codes_and_does_not_depend_on_the_batch(stage2: Stage2) -> None:
+def test_an_image_is_n_codes_and_does_not_depend_on_the_batch(stage2: Stage2) -> None:
     texts = ["No effusion.", "The heart is enlarged. No edema and no pneumothorax.", ""]
     stage2.generator.sampling = SamplingOptions(ImageSampling(guidance_scale=2.0))
-    together = stage2.generator.generate_images(texts, seed=3, keys=[7, 8, 9])
-    assert together.shape == (3, 9) and together.min() >= 0 and together.max() < 20
+    generate = stage2.generator.generate_images
+    together = generate(texts, seed=3, keys=[7, 8, 9])
+    assert together.shape == (3, 9)
+    assert together.min() >= 0
+    assert together.max() < 20
     for i, text in enumerate(texts):
-        assert torch.equal(
-            stage2.generator.generate_images([text], seed=3, keys=[7 + i])[0], together[i]
-        )
-    assert not torch.equal(
-        stage2.generator.generate_images(texts, seed=4, keys=[7, 8, 9]), together
-    )
+        assert torch.equal(generate([text], seed=3, keys=[7 + i])[0], together[i])
+    assert not torch.equal(generate(texts, seed=4, keys=[7, 8, 9]), together)
 
 
-def test_cached_drawing_is_that_of_a_model_without_cache(stage2: Stage2) -> None:
+def test_cached_synthesis_is_that_of_a_model_without_cache(stage2: Stage2) -> None:
     """The likeliest codes, one after another, each from a whole forward pass."""
     stage2.generator.sampling = SamplingOptions(ImageSampling(temperature=0.0))
     v, ids = stage2.model.vocabulary, stage2.prompts.synthesis_prompt("An effusion.")
-    with torch.no_grad():
-        for _ in range(v.codes_per_image):
-            hidden = stage2.model.transformer(
-                inputs_embeds=stage2.model.embed(torch.tensor([ids])), use_cache=False
-            ).last_hidden_state[0, -1]
-            ids.append(v.first_code + int(stage2.model.code_logits(hidden).argmax()))
-    assert (stage2.generator.generate_images(["An effusion."])[0] + v.first_code).tolist() == ids[
-        -v.codes_per_image :
-    ]
+    for _ in range(v.codes_per_image):
+        logits = stage2.model.code_logits(hidden_state_after(stage2, ids))
+        ids.append(v.first_code + int(logits.argmax()))
+    codes = stage2.generator.generate_images(["An effusion."])[0]
+    assert (codes + v.first_code).tolist() == ids[-v.codes_per_image :]
 
 
 def test_cached_greedy_text_is_that_of_a_model_without_cache(stage2: Stage2) -> None:
-    prompt = stage2.prompts.image_prefix(CODES[0].tolist()) + stage2.prompts.report_prompt(
-        "", training=False
-    )
+    prefix = stage2.prompts.image_prefix(CODES[0].tolist())
+    prompt = prefix + stage2.prompts.report_prompt("", training=False)
     ids = list(prompt)
     v = stage2.model.vocabulary
-    with torch.no_grad():
-        for _ in range(12):
-            hidden = stage2.model.transformer(
-                inputs_embeds=stage2.model.embed(torch.tensor([ids])), use_cache=False
-            ).last_hidden_state[0, -1]
-            logits = stage2.model.text_logits(hidden)
-            logits[v.num_used_rows : v.num_text_rows] = -torch.inf
-            ids.append(int(logits.argmax()))
-            if ids[-1] == v.end:
-                ids.pop()
-                break
-    assert stage2.generator.generate_reports(CODES)[0] == stage2.model.tokenizer.decode(
-        ids[len(prompt) :]
-    )
+    for _ in range(12):
+        logits = stage2.model.text_logits(hidden_state_after(stage2, ids)).detach()
+        logits[v.num_used_rows : v.num_text_rows] = -torch.inf
+        chosen = int(logits.argmax())
+        if chosen == v.end:
+            break
+        ids.append(chosen)
+    report = stage2.model.tokenizer.decode(ids[len(prompt) :])
+    assert stage2.generator.generate_reports(CODES)[0] == report
 
 
 def test_answers_are_normalised_likelihoods(stage2: Stage2) -> None:
     both = stage2.generator.answer_questions(CODES, ASK)
-    assert [len(row) for row in both] == [1, 2] and all(
-        sum(given) == pytest.approx(1) for row in both for given in row
-    )
+    assert [len(row) for row in both] == [1, 2]
+    assert all(sum(given) == pytest.approx(1) for row in both for given in row)
     alone = stage2.generator.answer_questions(CODES[1:], ASK[1:])
     torch.testing.assert_close(torch.tensor(alone[0]), torch.tensor(both[1]))
 
 
 def test_awkward_input_is_defined(stage2: Stage2) -> None:
-    assert (
-        len(stage2.prompts.text_target("word " * 5000)) == 13
-        and stage2.prompts.counts["texts_truncated"] == 1
-    )  # cut, and counted
+    # cut, and counted
+    assert len(stage2.prompts.text_target("word " * 5000)) == 13
+    assert stage2.prompts.counts["texts_truncated"] == 1
     assert stage2.prompts.text_target("") == [stage2.model.vocabulary.end]
     with pytest.raises(UserError, match="9 codes in"):
         stage2.prompts.trees(

@@ -20,7 +20,9 @@ def test_orthogonalised_keeps_the_directions_and_evens_the_lengths(
     large = inner[
         size > 0.1 * size.amax(1, keepdim=True)
     ]  # five rounds do not lift what is next to nothing
-    assert large.min() > 0.6 and inner.min() > 0 and inner.max() < 1.3
+    assert large.min() > 0.6
+    assert inner.min() > 0
+    assert inner.max() < 1.3
 
 
 def steps(optimizer: torch.optim.Optimizer, model: nn.Module, count: int, start: int = 0) -> None:
@@ -31,7 +33,7 @@ def steps(optimizer: torch.optim.Optimizer, model: nn.Module, count: int, start:
         optimizer.step()
 
 
-def made() -> nn.Sequential:
+def build() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(12, 30), nn.GELU(), nn.Linear(30, 12))
 
@@ -44,7 +46,7 @@ def split(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
 
 def test_the_same_steps_as_torch_s_muon_and_adamw() -> None:
     """torch orthogonalises in bfloat16: the same to about a hundredth of the way that was gone."""
-    ours, theirs = made(), made()
+    ours, theirs = build(), build()
     matrices, others = split(ours)
     steps(
         Muon(matrices, others, matrix_learning_rate=0.02, learning_rate=1e-3, weight_decay=0.01),
@@ -65,12 +67,12 @@ def test_the_same_steps_as_torch_s_muon_and_adamw() -> None:
             muon.step(), adamw.step()
 
     steps(Both(), theirs, 8)  # type: ignore[arg-type]
-    for begun, a, b in zip(made().parameters(), ours.parameters(), theirs.parameters()):
+    for begun, a, b in zip(build().parameters(), ours.parameters(), theirs.parameters()):
         assert (a - b).norm() < 0.1 * (b - begun).norm()
 
 
 def test_a_loaded_state_goes_on_as_if_never_stopped() -> None:
-    whole, first, second = made(), made(), made()
+    whole, first, second = build(), build(), build()
     steps(Muon(*split(whole)), whole, 6)
     optimizer = Muon(*split(first))
     steps(optimizer, first, 3)
@@ -82,7 +84,7 @@ def test_a_loaded_state_goes_on_as_if_never_stopped() -> None:
 
 
 def test_the_schedule_warms_up_and_falls_to_a_hundredth_of_each_rate() -> None:
-    optimizer = Muon(*split(made()), matrix_learning_rate=0.02, learning_rate=0.001)
+    optimizer = Muon(*split(build()), matrix_learning_rate=0.02, learning_rate=0.001)
     schedule = warm_cosine(optimizer, 10, 100)
     rates = []
     for _ in range(101):
@@ -90,8 +92,9 @@ def test_the_schedule_warms_up_and_falls_to_a_hundredth_of_each_rate() -> None:
         optimizer.step()
         schedule.step()
     adamw, muon = zip(*rates)
-    assert (
-        adamw[10] == pytest.approx(0.001) and muon[10] == pytest.approx(0.02) and adamw[0] < 0.0002
-    )
-    assert adamw[100] == pytest.approx(0.00001) and muon[100] == pytest.approx(0.0002)
+    assert adamw[10] == pytest.approx(0.001)
+    assert muon[10] == pytest.approx(0.02)
+    assert adamw[0] < 0.0002
+    assert adamw[100] == pytest.approx(0.00001)
+    assert muon[100] == pytest.approx(0.0002)
     assert list(adamw[10:]) == sorted(adamw[10:], reverse=True)

@@ -17,11 +17,12 @@ from mavilt_pl.data.records import Question
 from mavilt_pl.data.token_cache import write_tokens
 from mavilt_pl.errors import UserError
 from mavilt_pl.language import Stage1, Stage2
+from mavilt_pl.language.likelihoods import branch_log_likelihoods
 
 ASK = (Question("Is there edema?", "no", "edema", ("yes", "no")),)
 
 
-def made(backbone: Path, tokens: Path, kind: type = Stage2, **settings: Any) -> Any:
+def build(backbone: Path, tokens: Path, kind: type = Stage2, **settings: Any) -> Any:
     torch.manual_seed(0)
     return build_stage(
         backbone,
@@ -40,7 +41,7 @@ def batch(count: int, **more: Any) -> dict[str, Any]:
 
 
 def asked(module: Any, trees: list[Any]) -> list[list[int]]:
-    """Codes of each tree's image, read or drawn."""
+    """Codes of each tree's image, in its prefix or its target."""
     v = module.model.vocabulary
     return [
         [
@@ -56,28 +57,26 @@ def asked(module: Any, trees: list[Any]) -> list[list[int]]:
 def test_one_direction_takes_each_pair_once_and_the_same_way_each_time(
     llama: Path, tokens: Path, stage: type
 ) -> None:
-    module, given = made(llama, tokens, stage, directions="one"), batch(40)
-    reading, drawing = module.prompts.trees(given, training=True)
+    module, given = build(llama, tokens, stage, directions="one"), batch(40)
+    reading, synthesis = module.prompts.trees(given, training=True)
     reports = [tree for tree in reading if any(branch.task == 0 for branch in tree.branches)]
-    every = [*asked(module, reports), *asked(module, drawing)]
-    assert sorted(every) == sorted(given["codes"].tolist()) and 12 < len(drawing) < 28
-    assert asked(module, module.prompts.trees(given, training=True)[1]) == asked(module, drawing)
+    every = [*asked(module, reports), *asked(module, synthesis)]
+    assert sorted(every) == sorted(given["codes"].tolist())
+    assert 12 < len(synthesis) < 28
+    assert asked(module, module.prompts.trees(given, training=True)[1]) == asked(module, synthesis)
     if stage is Stage2:  # questions are asked of every study
-        assert len(reading) == 40 and all(tree.branches[-1].task == 2 for tree in reading)
+        assert len(reading) == 40
+        assert all(tree.branches[-1].task == 2 for tree in reading)
     assert [len(group) for group in module.prompts.trees(given, training=False)] == [40, 40]
-    assert [
-        len(group) for group in made(llama, tokens, stage).prompts.trees(given, training=True)
-    ] == [
-        40,
-        40,
-    ]
+    both = build(llama, tokens, stage)
+    assert [len(group) for group in both.prompts.trees(given, training=True)] == [40, 40]
 
 
 def test_rehearsed_text_is_the_plain_text_that_perplexity_measures(
     llama: Path, tokens: Path
 ) -> None:
     text = "The lungs are clear. No edema."
-    module = made(
+    module = build(
         llama, tokens, task_weights={"report": 0.2, "synthesis": 0.2, "vqa": 0.55, "text": 0.05}
     ).eval()
     packed = module.on_before_batch_transfer(batch(2, replay=[text, ""]), 0)[
@@ -93,7 +92,8 @@ def test_rehearsed_text_is_the_plain_text_that_perplexity_measures(
     module.log = lambda *_, **__: None
     total = module.training_step({"packed": packed, "studies": batch(2)["studies"]}, 0)
     wanted = sum(w * float(losses[task]) for task, w in module.tuning.task_weights.items())
-    assert float(total.detach()) == pytest.approx(wanted, rel=1e-5) and "train/text_nats" in logged
+    assert float(total.detach()) == pytest.approx(wanted, rel=1e-5)
+    assert "train/text_nats" in logged
 
 
 def test_texts_are_replayed_from_a_corpus_or_a_file_and_in_training_only(
@@ -126,15 +126,12 @@ def test_texts_are_replayed_from_a_corpus_or_a_file_and_in_training_only(
         return module
 
     from_file = next(iter(data(str(tmp_path / "lines.txt")).train_dataloader()))
-    assert (
-        set(from_file["replay"]) == {"First text.", "Second text."}
-        and len(from_file["replay"]) == 8
-    )
+    assert set(from_file["replay"]) == {"First text.", "Second text."}
+    assert len(from_file["replay"]) == 8
     assert "replay" not in from_file["studies"][0]
     from_corpus = data(str(corpus_path))
-    assert set(next(iter(from_corpus.train_dataloader()))["replay"]) <= set(
-        from_corpus.texts("train")
-    )
+    replayed = next(iter(from_corpus.train_dataloader()))["replay"]
+    assert set(replayed) <= set(from_corpus.texts("train"))
     assert "replay" not in next(iter(from_corpus.val_dataloader()[0]))
     assert "replay" not in next(iter(data(None).train_dataloader()))
     some = [len(part.get("replay", [])) for part in data(str(corpus_path), 0.25).train_dataloader()]
@@ -160,7 +157,7 @@ def test_texts_are_replayed_from_a_corpus_or_a_file_and_in_training_only(
 
 def test_from_scratch_is_the_shape_without_the_weights(llama: Path, tokens: Path) -> None:
     given = AutoModelForCausalLM.from_pretrained(llama)
-    module = made(llama, tokens, pretrained=False)
+    module = build(llama, tokens, pretrained=False)
     known, random = dict(given.named_parameters()), dict(module.model.backbone.named_parameters())
     assert known.keys() == random.keys()
     for name, weight in random.items():
@@ -168,7 +165,8 @@ def test_from_scratch_is_the_shape_without_the_weights(llama: Path, tokens: Path
         if weight.ndim == 2:
             assert not torch.allclose(weight[: len(known[name])], known[name], atol=1e-2), name
     trees = module.prompts.trees(batch(2), training=False)[0]
-    likelihoods = [*module.generator._branch_log_likelihoods(trees)]
+    generator = module.generator
+    likelihoods = [*branch_log_likelihoods(generator.model, trees, generator.pack)]
     assert torch.isfinite(torch.tensor(likelihoods)).all()
     assert module.initial_generator() is None
 
@@ -176,7 +174,7 @@ def test_from_scratch_is_the_shape_without_the_weights(llama: Path, tokens: Path
 @pytest.mark.parametrize("tuning", ["full", "lora"])
 def test_at_start_is_the_module_before_any_training(llama: Path, tokens: Path, tuning: str) -> None:
     texts = ["The heart is enlarged.", "No edema."]
-    module = made(llama, tokens, method=tuning).eval()
+    module = build(llama, tokens, method=tuning).eval()
     before, _ = module.generator.plain_text_nats(texts)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -187,51 +185,44 @@ def test_at_start_is_the_module_before_any_training(llama: Path, tokens: Path, t
 
 
 def test_the_held_out_wording_is_for_evaluation_only(llama: Path, tokens: Path) -> None:
-    """Whatever the study, training never says it and evaluation says nothing else."""
+    """For every study, training never uses it and evaluation uses no other."""
     from mavilt_pl.language.prompts import REPORT_INSTRUCTIONS, SYNTHESIS_INSTRUCTIONS
 
-    module = made(llama, tokens, max_text_tokens=60).eval()
+    module = build(llama, tokens, max_text_tokens=60).eval()
 
-    def said(training: bool) -> tuple[set[str], set[str]]:
-        reading, drawing = module.prompts.trees(batch(200), training)
+    def text_ids(ids: list[int]) -> list[int]:
+        return [i for i in ids if i < module.model.vocabulary.num_text_rows]
+
+    def wordings(training: bool) -> tuple[set[str], set[str]]:
+        reading, synthesis = module.prompts.trees(batch(200), training)
         decode = module.model.tokenizer.decode
-        words = {
-            decode(
-                [i for i in tree.branches[0].prompt if i < module.model.vocabulary.num_text_rows]
-            )
-            for tree in reading
-        }
-        asked = {
-            decode(
-                [i for i in tree.prefix if i < module.model.vocabulary.num_text_rows]
-            ).removesuffix(" No effusion.")
-            for tree in drawing
-        }
-        return {text.strip() for text in words}, {text.strip() for text in asked}
+        reports = {decode(text_ids(tree.branches[0].prompt)).strip() for tree in reading}
+        images = set()
+        for tree in synthesis:
+            images.add(decode(text_ids(tree.prefix)).removesuffix(" No effusion.").strip())
+        return reports, images
 
-    assert said(training=True) == (set(REPORT_INSTRUCTIONS[:-1]), set(SYNTHESIS_INSTRUCTIONS[:-1]))
-    assert said(training=False) == ({REPORT_INSTRUCTIONS[-1]}, {SYNTHESIS_INSTRUCTIONS[-1]})
+    trained = set(REPORT_INSTRUCTIONS[:-1]), set(SYNTHESIS_INSTRUCTIONS[:-1])
+    assert wordings(training=True) == trained
+    assert wordings(training=False) == ({REPORT_INSTRUCTIONS[-1]}, {SYNTHESIS_INSTRUCTIONS[-1]})
     written: list[list[int]] = []
-    module.generator._generate_texts = lambda prompts, *_: (
-        written.extend(prompts) or ["" for _ in prompts]
-    )
+
+    def record_prompts(prompts: list[list[int]], *_: Any) -> list[str]:
+        written.extend(prompts)
+        return ["" for _ in prompts]
+
+    module.generator._generate_texts = record_prompts
     module.generator.generate_reports(batch(3)["codes"])
-    assert all(
-        module.prompts.tokenize(REPORT_INSTRUCTIONS[-1])
-        == [i for i in prompt if i < module.model.vocabulary.num_text_rows]
-        for prompt in written
-    )
-    assert module.prompts.tokenize(f"{SYNTHESIS_INSTRUCTIONS[-1]} Edema.") == [
-        i
-        for i in module.prompts.synthesis_prompt("Edema.")
-        if i < module.model.vocabulary.num_text_rows
-    ]
+    for prompt in written:
+        assert text_ids(prompt) == module.prompts.tokenize(REPORT_INSTRUCTIONS[-1])
+    instruction = module.prompts.tokenize(f"{SYNTHESIS_INSTRUCTIONS[-1]} Edema.")
+    assert text_ids(module.prompts.synthesis_prompt("Edema.")) == instruction
 
 
-def test_the_condition_is_dropped_as_often_as_said_down_to_what_guidance_starts_from(
+def test_the_condition_is_dropped_with_its_probability_to_the_unconditional_prompt(
     llama: Path, tokens: Path
 ) -> None:
-    module = made(llama, tokens, condition_dropout=0.3)
+    module = build(llama, tokens, condition_dropout=0.3)
     given = batch(400)
     for chance, study in enumerate(given["studies"]):
         study["rng_seed"] = chance
@@ -242,7 +233,6 @@ def test_the_condition_is_dropped_as_often_as_said_down_to_what_guidance_starts_
     some = {
         name: value[100:110] for name, value in given.items()
     }  # the same, in whatever batch they come
-    assert [tree.prefix for tree in module.prompts.trees(some, training=True)[1]] == prefixes[
-        100:110
-    ]
+    again = [tree.prefix for tree in module.prompts.trees(some, training=True)[1]]
+    assert again == prefixes[100:110]
     assert all(tree.prefix != free for tree in module.prompts.trees(given, training=False)[1])

@@ -1,4 +1,4 @@
-"""Branches share their prefix where that changes nothing, and read it anew where it would: windows,
+"""Branches share their prefix if that changes nothing, and read it again otherwise: windows,
 states, convolutions.
 """
 
@@ -87,10 +87,8 @@ def test_many_questions_are_answered_in_parts_of_bounded_size() -> None:
     branches = [Branch([1] * 5, [2] * (1 + k % 3)) for k in range(300)]
     trees = [Tree([3] * 60, branches), Tree([4] * 30, branches[:2])]
     groups = [*split_by_mask_size(trees, 2**18)]
-    assert [branch for group in groups for part in group for branch in part.branches] == [
-        *branches,
-        *branches[:2],
-    ]
+    found = [branch for group in groups for part in group for branch in part.branches]
+    assert found == [*branches, *branches[:2]]
     assert all(part.prefix in ([3] * 60, [4] * 30) for group in groups for part in group)
     assert all(len(group) * max([tree.length for tree in group]) ** 2 <= 2**18 for group in groups)
     assert len(groups) == 6  # of five parts, the last with the other tree

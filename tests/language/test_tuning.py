@@ -1,5 +1,6 @@
-"""L2 regularization of adapters against autograd of the materialised norm; settings; checkpointing and kernels
-against plain runs.
+"""Adapters, new rows, checkpointing and kernels against plain runs.
+
+L2 regularization of adapters is compared with autograd of the materialised norm.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from mavilt_pl.language.adapters import list_adapters
 CODES = torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8, 9], [11, 0, 0, 3, 19, 5, 5, 5, 2]])
 
 
-def made(backbone: Path, tokens: Path, **settings: Any) -> Stage2:
+def build(backbone: Path, tokens: Path, **settings: Any) -> Stage2:
     torch.manual_seed(0)
     return build_stage(
         backbone,
@@ -40,7 +41,7 @@ def made(backbone: Path, tokens: Path, **settings: Any) -> Stage2:
 
 
 def adapted(backbone: Path, tokens: Path, **settings: Any) -> Stage2:
-    return made(
+    return build(
         backbone, tokens, method="lora", lora={"rank": 4, "alpha": 6, "dropout": 0.0}, **settings
     )
 
@@ -95,7 +96,8 @@ def test_the_l2_term_of_adapters_is_autograd_of_the_whole_weights(
         )
 
     names = [name for name, *_ in list_adapters(module.model.backbone)]
-    assert len(names) >= 8 and not any("head" in name or "embed" in name for name in names)
+    assert len(names) >= 8
+    assert not any("head" in name or "embed" in name for name in names)
     layer = module.model.backbone.get_submodule(names[0])
     torch.testing.assert_close(delta(module, names[0]), _merged(layer), atol=1e-6, rtol=1e-5)
     shake(module)
@@ -127,14 +129,13 @@ def _named(
 
 def test_adapters_that_have_not_moved_have_no_l2_term(llama: Path, tokens: Path) -> None:
     module = adapted(llama, tokens)
-    assert regularization_term(module) == 0.0 and set(module.regularizer.distances().values()) == {
-        0.0
-    }
-    assert made(llama, tokens, method="new_rows").drift.distances() == {}
+    assert regularization_term(module) == 0.0
+    assert set(module.regularizer.distances().values()) == {0.0}
+    assert build(llama, tokens, method="new_rows").regularizer.distances() == {}
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({"size": 4}, "unknown key size; the keys are rank, alpha"),
         ({"rank": 0}, "rank of 1 or more"),
@@ -144,19 +145,18 @@ def test_adapters_that_have_not_moved_have_no_l2_term(llama: Path, tokens: Path)
     ],
 )
 def test_impossible_adapters_say_what_is_possible(
-    llama: Path, tokens: Path, settings: dict, told: str
+    llama: Path, tokens: Path, settings: dict, message: str
 ) -> None:
-    with pytest.raises(UserError, match=told):
-        made(llama, tokens, method="lora", lora=settings)
+    with pytest.raises(UserError, match=message):
+        build(llama, tokens, method="lora", lora=settings)
 
 
 def test_named_targets_alone_are_adapted(llama: Path, tokens: Path) -> None:
-    module = made(llama, tokens, method="lora", lora={"rank": 2, "targets": ["v_proj"]})
-    assert {name.rpartition(".")[2] for name, *_ in list_adapters(module.model.backbone)} == {
-        "v_proj"
-    }
+    module = build(llama, tokens, method="lora", lora={"rank": 2, "targets": ["v_proj"]})
+    adapted_layers = {name.rpartition(".")[2] for name, *_ in list_adapters(module.model.backbone)}
+    assert adapted_layers == {"v_proj"}
     with pytest.raises(UserError, match=r"tuning.method is full"):
-        made(llama, tokens, lora={"rank": 2})
+        build(llama, tokens, lora={"rank": 2})
 
 
 def test_a_checkpoint_of_another_way_of_tuning_is_refused(llama: Path, tokens: Path) -> None:
@@ -164,7 +164,7 @@ def test_a_checkpoint_of_another_way_of_tuning_is_refused(llama: Path, tokens: P
         "state_dict": {},
         "hyper_parameters": {"tuning": {"method": "lora"}},
     }
-    module = made(llama, tokens)
+    module = build(llama, tokens)
     module.on_save_checkpoint(checkpoint)
     with pytest.raises(UserError, match=r"trained with tuning.method: lora, and here it is full"):
         module.on_load_checkpoint(checkpoint)
@@ -174,10 +174,10 @@ def test_a_checkpoint_of_another_way_of_tuning_is_refused(llama: Path, tokens: P
 def test_checkpointing_changes_no_gradient(any_backbone: Path, tokens: Path, tuning: str) -> None:
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    plain = made(
+    plain = build(
         any_backbone, tokens, method=tuning, lora={"dropout": 0.0} if tuning == "lora" else {}
     )
-    again = made(
+    again = build(
         any_backbone,
         tokens,
         method=tuning,
@@ -193,40 +193,38 @@ def test_checkpointing_changes_no_gradient(any_backbone: Path, tokens: Path, tun
     )
     next(layer.children()).register_forward_pre_hook(lambda *_: runs.append(1))
     found, wanted = gradients(again), gradients(plain)
-    assert (
-        found.keys() == wanted.keys() and len(runs) > 2
-    )  # two passes forward, and again when going back
+    # two passes forward, and again when going back
+    assert found.keys() == wanted.keys()
+    assert len(runs) > 2
     for name, gradient in wanted.items():
         torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-5)
 
 
 def test_every_kernel_gives_the_same_loss(any_backbone: Path, tokens: Path) -> None:
-    """Eager attention; and, as for kernels without masks, each question with an image of its own."""
+    """Eager attention; and, as for kernels without masks, an image for each question."""
     with torch.no_grad():
-        wanted = loss(made(any_backbone, tokens).eval())
-        eager = made(any_backbone, tokens, attention="eager").eval()
-        apart = made(any_backbone, tokens).eval()
+        wanted = loss(build(any_backbone, tokens).eval())
+        eager = build(any_backbone, tokens, attention="eager").eval()
+        apart = build(any_backbone, tokens).eval()
         apart.generator.shares_prefix = False
         packed = pack_batch(apart, batch())
         assert eager.model.backbone.config._attn_implementation == "eager"
-        assert (
-            all(group.segments_BT is None for group in packed)
-            and sum(len(group.ids_BT) for group in packed) == 8
-        )
+        assert all(group.segments_BT is None for group in packed)
+        assert sum(len(group.ids_BT) for group in packed) == 8
         torch.testing.assert_close(loss(eager), wanted, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(loss(apart), wanted, atol=1e-5, rtol=1e-5)
 
 
-def test_a_kernel_that_is_not_there_is_told(llama: Path, tokens: Path) -> None:
+def test_a_kernel_that_is_not_installed_is_reported(llama: Path, tokens: Path) -> None:
     try:
         import flash_attn  # noqa: F401
     except ImportError:
         with pytest.raises(
             UserError, match=r"attention=flash_attention_2 is not available here.*use sdpa"
         ):
-            made(llama, tokens, attention="flash_attention_2")
+            build(llama, tokens, attention="flash_attention_2")
     else:
-        assert not made(llama, tokens, attention="flash_attention_2").shares_prefix
+        assert not build(llama, tokens, attention="flash_attention_2").generator.shares_prefix
 
 
 @pytest.mark.parametrize("tuning", ["lora", "new_rows"])
@@ -236,61 +234,55 @@ def test_a_stage_trained_in_full_is_tuned_on_with_fixed_weights(
     """It starts at that stage's losses, its old weights are that stage's, and only what is added is
     trained.
     """
-    earlier = made(any_backbone, tokens).eval()
+    earlier = build(any_backbone, tokens).eval()
     with torch.no_grad():
         for parameter in earlier.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     path = save_checkpoint(earlier, tmp_path / "full.ckpt")
-    module = made(
+    module = build(
         any_backbone, tokens, method=tuning, init_from=str(path), reference="stage"
     ).eval()
     torch.testing.assert_close(loss(module), loss(earlier), atol=1e-5, rtol=1e-5)
     old = earlier.model.backbone.get_input_embeddings().weight
     v = module.model.vocabulary
     assert torch.equal(module.model.backbone.get_input_embeddings().weight, old[: v.num_text_rows])
-    assert torch.equal(module.model.new_rows.embedding, old[v.num_text_rows :]) and torch.equal(
-        module.model.grid_positions, earlier.model.grid_positions
-    )
+    assert torch.equal(module.model.new_rows.embedding, old[v.num_text_rows :])
+    assert torch.equal(module.model.grid_positions, earlier.model.grid_positions)
     assert regularization_term(module) == 0
     if tuning == "lora":
         with pytest.raises(
             UserError,
             match=r"set regularization.reference to stage, or regularization.lambda_reg to 0",
         ):
-            made(any_backbone, tokens, method=tuning, init_from=str(path))
+            build(any_backbone, tokens, method=tuning, init_from=str(path))
     with pytest.raises(UserError, match=r"trained with tuning.method: lora"):
         adapted_path = tmp_path / "adapted.ckpt"
         state = adapted(any_backbone, tokens)
         save_checkpoint(state, adapted_path)
-        made(any_backbone, tokens, init_from=str(adapted_path))
+        build(any_backbone, tokens, init_from=str(adapted_path))
 
 
 @pytest.mark.parametrize("tuning", ["full", "lora", "new_rows"])
 def test_the_plain_folder_is_the_same_model(
     any_backbone: Path, tokens: Path, tmp_path: Path, tuning: str
 ) -> None:
-    """Loaded by transformers alone, it gives the logits of the module over words, marks and codes."""
-    module = made(any_backbone, tokens, method=tuning).eval()
+    """Loaded by transformers alone, it gives the module's logits."""
+    module = build(any_backbone, tokens, method=tuning).eval()
     shake(module)
     torch.nn.init.normal_(module.model.grid_positions, std=0.2)
     kept = {name: value.clone() for name, value in module.state_dict().items()}
     save_language_model(module.model, tmp_path)
-    assert all(
-        torch.equal(value, kept[name]) for name, value in module.state_dict().items()
-    )  # it is a copy
-    plain, facts = (
-        AutoModelForCausalLM.from_pretrained(tmp_path),
-        json.loads((tmp_path / "visual.json").read_text()),
-    )
+    # What was merged is a copy.
+    for name, value in module.state_dict().items():
+        assert torch.equal(value, kept[name])
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path)
+    facts = json.loads((tmp_path / "visual.json").read_text())
     v = module.model.vocabulary
-    assert (facts["first_code"], facts["codebook_size"], facts["special_tokens"]["<end>"]) == (
-        v.first_code,
-        20,
-        v.num_text_rows,
-    )
-    ids = torch.tensor(
-        [[*module.prompts.tokenize("No edema."), *module.prompts.image_prefix(CODES[0].tolist())]]
-    )
+    assert facts["first_code"] == v.first_code
+    assert facts["codebook_size"] == 20
+    assert facts["special_tokens"]["<end>"] == v.num_text_rows
+    text = module.prompts.tokenize("No edema.")
+    ids = torch.tensor([text + module.prompts.image_prefix(CODES[0].tolist())])
     embedded = plain.get_input_embeddings()(ids)
     where = int((ids[0] >= v.first_code).int().argmax())
     embedded[:, where : where + 9] += load_file(tmp_path / "grid_positions.safetensors")[
@@ -313,7 +305,5 @@ def test_the_plain_folder_is_the_same_model(
         atol=1e-4,
         rtol=1e-4,
     )
-    assert (
-        AutoTokenizer.from_pretrained(tmp_path)("No edema.")["input_ids"]
-        == module.model.tokenizer("No edema.")["input_ids"]
-    )
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer("No edema.")["input_ids"] == module.model.tokenizer("No edema.")["input_ids"]

@@ -1,5 +1,5 @@
 """Several views of a study in one prompt: from a prepared corpus to sequences, reports and
-drawings.
+generated images.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from stages import build_stage
+from stages import build_stage, hidden_state_after
 
 from mavilt_pl.cli import main
 from mavilt_pl.data.corpus import Corpus
@@ -20,7 +20,7 @@ from mavilt_pl.data.token_cache import write_tokens
 from mavilt_pl.errors import UserError
 from mavilt_pl.language import Stage1, Stage2
 from mavilt_pl.language.module import LanguageModule
-from mavilt_pl.language.sequences import Tree, pack
+from mavilt_pl.language.sequences import pack
 
 FRONTAL, LATERAL = [1, 2, 3, 4, 5, 6, 7, 8, 9], [11, 0, 0, 3, 19, 5, 5, 5, 2]
 BOTH = {"frontal": FRONTAL, "lateral": LATERAL}
@@ -30,37 +30,11 @@ BOTH = {"frontal": FRONTAL, "lateral": LATERAL}
 def corpus_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twenty studies, half of them with a lateral."""
     folder = tmp_path_factory.mktemp("views")
-    arguments = [
-        "--studies",
-        "20",
-        "--validate",
-        "12",
-        "--test",
-        "4",
-        "--size",
-        "32",
-        "--laterals",
-        "0.5",
-        "--workers",
-        "1",
-    ]
-    assert main(["phantom", "mimic", str(folder / "raw"), *arguments]) == 0
-    assert (
-        main(
-            [
-                "prepare",
-                "mimic-cxr-jpg",
-                str(folder / "raw"),
-                "--out",
-                str(folder / "corpus"),
-                "--size",
-                "16",
-                "--workers",
-                "1",
-            ]
-        )
-        == 0
-    )
+    raw, out = str(folder / "raw"), str(folder / "corpus")
+    command = f"phantom mimic {raw} --studies 20 --validate 12 --test 4 --size 32 --laterals 0.5"
+    assert main([*command.split(), "--workers", "1"]) == 0
+    command = f"prepare mimic-cxr-jpg {raw} --out {out} --size 16"
+    assert main([*command.split(), "--workers", "1"]) == 0
     return folder / "corpus"
 
 
@@ -95,7 +69,7 @@ def batches(corpus: Path, cache: Path, **settings: Any) -> list[dict[str, Any]]:
     return [*data.val_dataloader()[0]]
 
 
-def made(backbone: Path, tokens: Path, kind: type = Stage2, **settings: Any) -> LanguageModule:
+def build(backbone: Path, tokens: Path, kind: type = Stage2, **settings: Any) -> LanguageModule:
     torch.manual_seed(0)
     module = build_stage(
         backbone,
@@ -136,15 +110,13 @@ def test_the_corpus_brings_each_view_once_and_frontal_first(corpus_path: Path, c
             for view, shown in views.items():
                 wanted = next(number for number, name in images if SIDES.get(name) == view)
                 assert shown == codes[wanted].tolist()
-            assert (
-                list(views) == sorted(views)
-                and first.tolist() == next(iter(views.values())) == codes[row].tolist()
-            )
+            assert list(views) == sorted(views)
+            assert first.tolist() == next(iter(views.values())) == codes[row].tolist()
             assert "views" not in study
             seen.add(tuple(views))
-    assert ("frontal", "lateral") in seen and len(
-        seen
-    ) > 1  # studies with both, and studies that lack one
+    # studies with both, and studies that lack one
+    assert ("frontal", "lateral") in seen
+    assert len(seen) > 1
 
 
 def test_without_it_a_batch_is_what_it_was(corpus_path: Path, cache: Path) -> None:
@@ -154,79 +126,60 @@ def test_without_it_a_batch_is_what_it_was(corpus_path: Path, cache: Path) -> No
 
 
 def test_a_one_view_model_has_the_ids_it_had(llama: Path, tokens: Path) -> None:
-    one, several = made(llama, tokens, multi_view=False), made(llama, tokens)
+    one, several = build(llama, tokens, multi_view=False), build(llama, tokens)
     assert several.model.vocabulary.num_rows == one.model.vocabulary.num_rows + 2
-    assert (
-        several.model.vocabulary.first_code == one.model.vocabulary.first_code
-        and several.model.code_logits(torch.zeros(32)).shape == (20,)
-    )
+    assert several.model.vocabulary.first_code == one.model.vocabulary.first_code
+    assert several.model.code_logits(torch.zeros(32)).shape == (20,)
     v = one.model.vocabulary
-    assert one.prompts.image_prefix([3, 4]) == [
-        v.special_token_id("<begin>"),
-        v.special_token_id("<image>"),
-        v.first_code + 3,
-        v.first_code + 4,
-        v.special_token_id("</image>"),
-    ]
-    assert one.prompts.synthesis_prompt(None) == [
-        v.special_token_id("<begin>"),
-        v.special_token_id("<image>"),
-    ]
+    begin, image, image_end = map(v.special_token_id, ("<begin>", "<image>", "</image>"))
+    codes = [v.first_code + 3, v.first_code + 4]
+    assert one.prompts.image_prefix([3, 4]) == [begin, image, *codes, image_end]
+    assert one.prompts.synthesis_prompt(None) == [begin, image]
 
 
 @pytest.mark.parametrize("kind", [Stage1, Stage2])
-def test_a_report_reads_each_view_behind_its_mark(llama: Path, tokens: Path, kind: type) -> None:
-    module = made(llama, tokens, kind)
+def test_a_report_reads_each_view_after_its_token(llama: Path, tokens: Path, kind: type) -> None:
+    module = build(llama, tokens, kind)
     v = module.model.vocabulary
-    reading, drawing = module.prompts.trees(batch(BOTH, {"lateral": LATERAL}), training=False)
+    reading, synthesis = module.prompts.trees(batch(BOTH, {"lateral": LATERAL}), training=False)
     prefix = reading[0].prefix
     assert codes_in(module, prefix) == FRONTAL + LATERAL
-    assert [i for i in prefix if i >= v.code_stop] == [
-        v.view_token_id("frontal"),
-        v.view_token_id("lateral"),
-    ]
-    assert (
-        codes_in(module, reading[1].prefix) == LATERAL
-        and v.view_token_id("frontal") not in reading[1].prefix
-    )
-    assert (
-        codes_in(module, drawing[0].prefix) == LATERAL
-        and codes_in(module, drawing[0].branches[0].target) == FRONTAL
-    )
-    assert (
-        codes_in(module, drawing[1].prefix) == []
-        and codes_in(module, drawing[1].branches[0].target) == LATERAL
-    )
-    assert drawing[0].prefix[-2:] == [v.special_token_id("<image>"), v.view_token_id("frontal")]
+    frontal, lateral = v.view_token_id("frontal"), v.view_token_id("lateral")
+    assert [i for i in prefix if i >= v.code_stop] == [frontal, lateral]
+    assert codes_in(module, reading[1].prefix) == LATERAL
+    assert v.view_token_id("frontal") not in reading[1].prefix
+    assert codes_in(module, synthesis[0].prefix) == LATERAL
+    assert codes_in(module, synthesis[0].branches[0].target) == FRONTAL
+    assert codes_in(module, synthesis[1].prefix) == []
+    assert codes_in(module, synthesis[1].branches[0].target) == LATERAL
+    assert synthesis[0].prefix[-2:] == [v.special_token_id("<image>"), v.view_token_id("frontal")]
 
 
 def test_views_are_dropped_by_chance_and_one_always_stays(llama: Path, tokens: Path) -> None:
-    module, read, given, targets = made(llama, tokens, condition_dropout=0.0), [], [], []
+    module, read, given, targets = build(llama, tokens, condition_dropout=0.0), [], [], []
     for _ in range(200):
-        reading, drawing = module.prompts.trees(batch(BOTH), training=True)
+        reading, synthesis = module.prompts.trees(batch(BOTH), training=True)
         read.append(tuple(codes_in(module, reading[0].prefix)))
-        given.append(len(codes_in(module, drawing[0].prefix)))
-        targets.append(tuple(codes_in(module, drawing[0].branches[0].target)))
-        assert targets[-1] != tuple(
-            codes_in(module, drawing[0].prefix)
-        )  # never shown what it is to draw
+        given.append(len(codes_in(module, synthesis[0].prefix)))
+        targets.append(tuple(codes_in(module, synthesis[0].branches[0].target)))
+        # The target is never in the prompt.
+        assert targets[-1] != tuple(codes_in(module, synthesis[0].prefix))
     counts = {views: read.count(views) for views in set(read)}
     assert set(counts) == {tuple(FRONTAL), tuple(LATERAL), tuple(FRONTAL + LATERAL)}
     assert 0.35 < counts[tuple(FRONTAL + LATERAL)] / 200 < 0.63  # 0.7² = 0.49
-    assert 0.58 < given.count(9) / 200 < 0.82 and 0.4 < targets.count(tuple(FRONTAL)) / 200 < 0.6
-    with_all = made(llama, tokens, view_dropout=0.0)
-    assert {
-        len(codes_in(with_all, with_all.prompts.trees(batch(BOTH), training=True)[0][0].prefix))
-        for _ in range(20)
-    } == {18}
+    assert 0.58 < given.count(9) / 200 < 0.82
+    assert 0.4 < targets.count(tuple(FRONTAL)) / 200 < 0.6
+    with_all = build(llama, tokens, view_dropout=0.0)
+    for _ in range(20):
+        reading, _ = with_all.prompts.trees(batch(BOTH), training=True)
+        assert len(codes_in(with_all, reading[0].prefix)) == 18
 
 
 def test_nothing_leaks_from_what_is_not_shown(llama: Path, tokens: Path) -> None:
     """A code of the target changes only what comes after it; a change in a given view changes every
-    code drawn from it; a code of one view stands in its own place of the grid, whatever stands
-    before it.
+    code generated from it; a code of one view has its own grid position, whatever precedes it.
     """
-    module = made(llama, tokens)
+    module = build(llama, tokens)
 
     def losses(shown: dict[str, list[int]]) -> torch.Tensor:
         with torch.no_grad():
@@ -241,79 +194,61 @@ def test_nothing_leaks_from_what_is_not_shown(llama: Path, tokens: Path) -> None
     other = losses({**BOTH, "lateral": [12, *LATERAL[1:]]})
     assert (other - base).abs().min() > 1e-7
     ids = torch.tensor([module.prompts.image_prefix(BOTH)])
-    places = module.model.embed(ids) - module.model.backbone.get_input_embeddings()(ids)
+    positions = module.model.embed(ids) - module.model.backbone.get_input_embeddings()(ids)
     is_code = (ids[0] >= module.model.vocabulary.first_code) & (
         ids[0] < module.model.vocabulary.code_stop
     )
-    torch.testing.assert_close(
-        places[0, is_code], torch.cat([module.model.grid_positions, module.model.grid_positions])
-    )
-    assert not places[0, ~is_code].any()  # marks of views have no place
-    # Two studies side by side, one with a view less, are as each alone.
+    grid_positions = module.model.grid_positions
+    torch.testing.assert_close(positions[0, is_code], torch.cat([grid_positions, grid_positions]))
+    assert not positions[0, ~is_code].any()  # tokens of views have no position
+    # Two studies in one batch, one with a view less, have the losses of each alone.
     trees = module.prompts.trees(batch(BOTH, {"lateral": LATERAL}), training=False)[0]
     with torch.no_grad():
         together = module.model.token_losses(pack(trees))
-        alone = torch.cat(
-            [module.model.token_losses(pack([Tree(tree.prefix, tree.branches)])) for tree in trees]
-        )
-    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
+        alone = [module.model.token_losses(pack([tree])) for tree in trees]
+    torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=1e-4)
 
 
-def test_a_missing_view_is_drawn_from_the_other_and_the_report(llama: Path, tokens: Path) -> None:
-    module = made(llama, tokens, temperature=0.0, guidance_scale=2.0)
+def test_a_missing_view_is_generated_from_the_other_and_the_report(
+    llama: Path, tokens: Path
+) -> None:
+    module = build(llama, tokens, temperature=0.0, guidance_scale=2.0)
     text, v = "No effusion.", module.model.vocabulary
-    with torch.no_grad():  # so that what is shown is heard
+    with torch.no_grad():  # so that the given view matters
         module.model.backbone.get_input_embeddings().weight[v.num_text_rows :] *= 3
-    drawn = module.generator.generate_images(
+    images = module.generator.generate_images(
         [text] * 3,
         views=["lateral", "lateral", "frontal"],
         given=[{"frontal": FRONTAL}, {}, {}],
     )
-    assert (
-        drawn.shape == (3, 9)
-        and not torch.equal(drawn[0], drawn[1])
-        and not torch.equal(drawn[1], drawn[2])
-    )
-    assert torch.equal(
-        module.generator.generate_images([text]), drawn[2:]
-    )  # frontal where nothing is said
-    ids, free = (
-        module.prompts.synthesis_prompt(text, view="lateral", given={"frontal": FRONTAL}),
-        module.prompts.synthesis_prompt(None, view="lateral"),
-    )
-    assert (
-        codes_in(module, ids) == FRONTAL
-        and codes_in(module, free) == []
-        and free[-1] == v.view_token_id("lateral")
-    )
-    for _ in range(9):  # without a cache
-        with torch.no_grad():
-            scores = [
-                module.model.code_logits(
-                    module.model.transformer(
-                        inputs_embeds=module.model.embed(torch.tensor([line])), use_cache=False
-                    ).last_hidden_state[0, -1]
-                )
-                for line in (ids, free)
-            ]
-        chosen = v.first_code + int((scores[1] + 2.0 * (scores[0] - scores[1])).argmax())
-        ids.append(chosen), free.append(chosen)
-    assert codes_in(module, ids)[-9:] == drawn[0].tolist()
+    assert images.shape == (3, 9)
+    assert not torch.equal(images[0], images[1])
+    assert not torch.equal(images[1], images[2])
+    assert torch.equal(module.generator.generate_images([text]), images[2:])  # frontal by default
+    ids = module.prompts.synthesis_prompt(text, view="lateral", given={"frontal": FRONTAL})
+    free = module.prompts.synthesis_prompt(None, view="lateral")
+    assert codes_in(module, ids) == FRONTAL
+    assert codes_in(module, free) == []
+    assert free[-1] == v.view_token_id("lateral")
+    for _ in range(9):
+        conditional = module.model.code_logits(hidden_state_after(module, ids))
+        unconditional = module.model.code_logits(hidden_state_after(module, free))
+        guided = unconditional + 2.0 * (conditional - unconditional)
+        chosen = v.first_code + int(guided.argmax())
+        ids.append(chosen)
+        free.append(chosen)
+    assert codes_in(module, ids)[-9:] == images[0].tolist()
     both, one = module.generator.generate_reports([BOTH, {"frontal": FRONTAL}])
-    assert (
-        both == module.generator.generate_reports([BOTH])[0]
-        and one == module.generator.generate_reports(torch.tensor([FRONTAL]))[0]
-    )
+    assert both == module.generator.generate_reports([BOTH])[0]
+    assert one == module.generator.generate_reports(torch.tensor([FRONTAL]))[0]
     ask = [[("Is there edema?", ("yes", "no"))]] * 2
     answers = module.generator.answer_questions([BOTH, {"lateral": LATERAL}], ask)
-    torch.testing.assert_close(
-        torch.tensor(module.generator.answer_questions([{"lateral": LATERAL}], ask[:1])),
-        torch.tensor(answers[1:]),
-    )
+    alone = module.generator.answer_questions([{"lateral": LATERAL}], ask[:1])
+    torch.testing.assert_close(torch.tensor(alone), torch.tensor(answers[1:]))
 
 
 def test_data_and_model_must_agree(llama: Path, tokens: Path) -> None:
-    views, codes = made(llama, tokens), made(llama, tokens, multi_view=False)
+    views, codes = build(llama, tokens), build(llama, tokens, multi_view=False)
     with pytest.raises(UserError, match=r"multi_view is True and data\.each_view False"):
         views.prompts.trees({k: v for k, v in batch(BOTH).items() if k != "views"}, training=False)
     with pytest.raises(UserError, match=r"multi_view is False and data\.each_view True"):

@@ -59,7 +59,8 @@ def test_rouge_and_interval() -> None:
     metric.update([p for p, _ in TEXTS], [r for _, r in TEXTS], PATIENTS)
     found = metric.compute()["rouge_l"]
     each = [RougeScorer(["rougeL"]).score(r, p)["rougeL"].fmeasure for p, r in TEXTS]
-    assert found.value == pytest.approx(np.mean(each)) and found.n == 3
+    assert found.value == pytest.approx(np.mean(each))
+    assert found.n == 3
     assert min(each) - 1e-9 <= found.low <= found.value <= found.high <= max(each) + 1e-9
 
 
@@ -95,10 +96,8 @@ def test_auroc_against_sklearn() -> None:
 
 def test_grouped_auroc_and_accuracy() -> None:
     random = np.random.default_rng(1)
-    scores, truths = (
-        torch.tensor(random.random((60, 3))),
-        torch.tensor(random.integers(0, 2, (60, 3))).float(),
-    )
+    scores = torch.tensor(random.random((60, 3)))
+    truths = torch.tensor(random.integers(0, 2, (60, 3))).float()
     truths[:, 2] = 1  # one class only: no figure, not in the mean
     truths[5, 0] = torch.nan
     metric = GroupedAUROC(["x", "y", "z"])
@@ -107,8 +106,10 @@ def test_grouped_auroc_and_accuracy() -> None:
     known = ~truths[:, 0].isnan()
     x = roc_auc_score(truths[known, 0], scores[known, 0])
     y = roc_auc_score(truths[:, 1], scores[:, 1])
-    assert found["auroc/x"].value == pytest.approx(x) and found["auroc/x"].n == 59
-    assert found["auroc_macro"].value == pytest.approx((x + y) / 2) and "auroc/z" not in found
+    assert found["auroc/x"].value == pytest.approx(x)
+    assert found["auroc/x"].n == 59
+    assert found["auroc_macro"].value == pytest.approx((x + y) / 2)
+    assert "auroc/z" not in found
     assert found["auroc_macro"].low < found["auroc_macro"].value < found["auroc_macro"].high
     right = GroupedMean("accuracy", ["x", "y"])
     right.update([True, False, True, True], [0, 0, 1, 1], list("abcd"))
@@ -136,9 +137,8 @@ def test_open_answers_against_squad() -> None:
         found = {name: value.item() / 100 for name, value in theirs.compute().items()}
         assert exact_match(predicted, answer) == pytest.approx(found["exact_match"])
         assert word_f1(predicted, answer) == pytest.approx(found["f1"])
-    assert {exact_match(*pair) for pair in pairs} == {0.0, 1.0} and len(
-        {word_f1(*pair) for pair in pairs} - {0, 1}
-    ) > 0
+    assert {exact_match(*pair) for pair in pairs} == {0.0, 1.0}
+    assert len({word_f1(*pair) for pair in pairs} - {0, 1}) > 0
 
 
 @pytest.mark.parametrize(
@@ -215,9 +215,9 @@ def test_frechet_against_pytorch_fid() -> None:
     other = calculate_frechet_distance(
         real.mean(0), np.cov(real, rowvar=False), made.mean(0), np.cov(made, rowvar=False)
     )
-    assert (
-        found.value == pytest.approx(other, rel=1e-4) and found.low < found.high and found.n == 250
-    )
+    assert found.value == pytest.approx(other, rel=1e-4)
+    assert found.low < found.high
+    assert found.n == 250
     metric = FrechetDistance("fid_cxr", 8, "test")
     metric.update(torch.tensor(real), True, [str(i) for i in range(300)])
     assert metric.compute() == {}  # never silently 0
@@ -227,24 +227,19 @@ def test_codebook_use_and_perplexity() -> None:
     use = CodebookUse(8)
     use.update(torch.tensor([[0, 1, 2, 3]]))
     found = use.compute()
-    assert found["codebook_used"].value == 0.5 and found[
-        "codebook_perplexity"
-    ].value == pytest.approx(4)
+    assert found["codebook_used"].value == 0.5
+    assert found["codebook_perplexity"].value == pytest.approx(4)
     text = Perplexity()
     text.update([2.0, 4.0], [2, 2], ["a", "b"])
-    assert (
-        text.compute()["perplexity"].value == pytest.approx(math.exp(6 / 4))
-        and len(text.compute()) == 1
-    )
+    assert text.compute()["perplexity"].value == pytest.approx(math.exp(6 / 4))
+    assert len(text.compute()) == 1
     text = Perplexity()
     text.update([2.0, 4.0], [2, 2], ["a", "b"], before=[1.0, 2.0])
     found = text.compute()
     assert found["perplexity_before"].value == pytest.approx(math.exp(3 / 4))
     ratio = found["perplexity_ratio"]
-    assert (
-        ratio.value == pytest.approx(math.exp(6 / 4) / math.exp(3 / 4))
-        and ratio.low < ratio.value < ratio.high
-    )
+    assert ratio.value == pytest.approx(math.exp(6 / 4) / math.exp(3 / 4))
+    assert ratio.low < ratio.value < ratio.high
 
 
 @pytest.mark.slow
@@ -281,12 +276,11 @@ def test_lpips_against_torchmetrics_on_the_same_weights(
     other = LearnedPerceptualImagePatchSimilarity(kind)  # type: ignore[arg-type]
     expected = other(real.expand(-1, 3, -1, -1), made.expand(-1, 3, -1, -1))
     found = metric.compute()
-    assert (
-        found["lpips"].value == pytest.approx(float(expected), rel=1e-5)
-        and found["lpips"].value > 1e-3
-    )
+    assert found["lpips"].value == pytest.approx(float(expected), rel=1e-5)
+    assert found["lpips"].value > 1e-3
     assert lpips_distance(tmp_path / "backbone.pth")(real, real).abs().max() == 0
-    assert "LPIPS" in metric.protocol and "LPIPS" not in ReconstructionScores().protocol
+    assert "LPIPS" in metric.protocol
+    assert "LPIPS" not in ReconstructionScores().protocol
 
 
 def test_lpips_names_the_weights_it_needs(tmp_path: Path) -> None:

@@ -322,7 +322,8 @@ def test_the_language_recipes_are_whole(capsys: pytest.CaptureFixture[str]) -> N
         == 3
     )
     assert said[-1].endswith(
-        "--compare lambda-0 lambda-1e-5 lambda-1e-4 lambda-1e-3 lambda-1e-2 lambda-1e-1 --seeds 1,2,3"
+        "--compare lambda-0 lambda-1e-5 lambda-1e-4 lambda-1e-3 lambda-1e-2 lambda-1e-1 --seeds "
+        "1,2,3"
     )
     assert all("Forgetting" in line for line in said if line.startswith("mavilt test"))
     said = commands(capsys, "ablation-stages", "--set", "seeds=1")
@@ -348,7 +349,10 @@ def small(chain: Path, corpus: Path, **more: Any) -> list[str]:
     """Settings that bring what the chain of this session has made, in place of the demo's, and two
     steps of each stage.
     """
-    quiet = "--data.batch_size 4 --trainer.enable_progress_bar false --trainer.enable_model_summary false"
+    quiet = (
+        "--data.batch_size 4 --trainer.enable_progress_bar false "
+        "--trainer.enable_model_summary false"
+    )
     caches = f"--data.tokens [{chain}/tokens] --model.init_args.tokens {chain}/tokens"
     settings = {
         "both": f"--data.corpora [{corpus}] --data.weights null {quiet}",
@@ -468,7 +472,10 @@ def test_the_baselines_walk_to_their_page(chain: Path, corpus_path: Path, tmp_pa
     encoder["model"]["init_args"]["image_size"] = 32
     for name, content in (("vqgan", vqgan), ("encoder", encoder)):
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(content))
-    quiet = "--data.batch_size 4 --trainer.enable_progress_bar false --trainer.enable_model_summary false"
+    quiet = (
+        "--data.batch_size 4 --trainer.enable_progress_bar false "
+        "--trainer.enable_model_summary false"
+    )
     settings = {
         "seeds": 1,
         "corpus": corpus_path,

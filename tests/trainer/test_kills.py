@@ -1,4 +1,4 @@
-"""The smallest round of `benchmarks/kill.py`: a training killed at a random moment, gone on, equal."""
+"""The smallest round of `benchmarks/kill.py`: a training is killed, resumed, and ends equal."""
 
 from __future__ import annotations
 

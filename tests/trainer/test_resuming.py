@@ -1,4 +1,4 @@
-"""Broken off anywhere and gone on: the same weights, the same order of studies, one history without
+"""Interrupted anywhere and resumed: the same weights and order of studies, one history without
 gap or overlap.
 """
 
@@ -94,7 +94,7 @@ def test_resuming_from_any_step_equals_an_uninterrupted_run(
 
 @pytest.mark.slow
 def test_augmented_images_of_workers_go_on_too(corpus_path: Path, tmp_path: Path) -> None:
-    """In the middle of an epoch, with two processes that augment; and with none they make the same."""
+    """In the middle of an epoch, with two augmenting workers; without workers the same."""
     more = [*SEVEN, "--data.augment=true", "--trainer.limit_val_batches=0"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert main(vqgan(corpus_path, whole, *more, "--data.num_workers=2")) == 0
@@ -138,8 +138,9 @@ def test_stage1_resumes_from_any_step(chain: Path, corpus_path: Path, tmp_path: 
 
 @pytest.mark.slow
 def test_the_last_validation_is_made_up_for(corpus_path: Path, tmp_path: Path) -> None:
-    """Broken off between the last step and its validation; a third time there is nothing to do, and
-    nothing is lost.
+    """Interrupted between the last step and its validation.
+
+    A third time there is nothing to do, and nothing is lost.
     """
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert main(vqgan(corpus_path, whole, "--trainer.max_steps=3")) == 0
@@ -243,7 +244,9 @@ from mavilt_pl.trainer.rng_state import RNGStates
 rank, path = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", init_method=f"file://{path}/store", rank=rank, world_size=2)
 torch.manual_seed(rank); np.random.seed(rank); random.seed(rank)
-draw = lambda: (torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random(), random.gauss(0, 1))
+draw = lambda: (
+    torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random(), random.gauss(0, 1)
+)
 draw()
 state = RNGStates().state_dict()
 if rank == 0:

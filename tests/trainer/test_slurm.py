@@ -33,7 +33,13 @@ def recipe(path: Path, *more: str) -> Path:
         .replace("}", "}}")
     )
     fit = escaped.replace("OUT", "{out}")
-    test = f"test{fit.removeprefix('fit').split(' --checkpoint_every', 1)[0]} --ckpt_path={{out}}/vqgan/checkpoints/last.ckpt --trainer.callbacks+=mavilt_pl.callbacks.ReconstructionMetrics --trainer.callbacks+=mavilt_pl.evaluation.ResultsWriter"
+    test = (
+        "test"
+        + fit.removeprefix("fit").split(" --checkpoint_every", 1)[0]
+        + " --ckpt_path={out}/vqgan/checkpoints/last.ckpt"
+        + " --trainer.callbacks+=mavilt_pl.callbacks.ReconstructionMetrics"
+        + " --trainer.callbacks+=mavilt_pl.evaluation.ResultsWriter"
+    )
     steps = [
         {
             "name": "phantom",

@@ -55,7 +55,9 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     scripts = {
         "sbatch": f'grep -q "partition=gpu$" "${{@: -1}}" || '
-        f'{{ echo "sbatch: error: invalid partition specified: nope" >&2; echo "sbatch: error: Batch job submission failed: Invalid partition name specified" >&2; exit 1; }}\necho "$@" >> {calls}\necho $((100 + $(wc -l < {calls})))',
+        '{ echo "sbatch: error: invalid partition specified: nope" >&2; '
+        'echo "sbatch: error: Batch job submission failed: Invalid partition name specified" >&2; '
+        f'exit 1; }}\necho "$@" >> {calls}\necho $((100 + $(wc -l < {calls})))',
         "srun": 'while [[ "$1" == --* ]]; do shift; done\nexec "$@"',
     }
     for name, text in scripts.items():

@@ -13,7 +13,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from words import DATA, QUIET
 
 VQGAN = {
-    "autoencoder": "{image_size: 32, channels: 8, channel_multipliers: [1, 2], num_res_blocks: 1, attention_resolutions: [], "
+    "autoencoder": "{image_size: 32, channels: 8, channel_multipliers: [1, 2], num_res_blocks: 1, "
+    "attention_resolutions: [], "
     "latent_dim: 8}",
     "quantizer": "{codebook_size: 16, code_dim: 4}",
     "gan_weight": 0,

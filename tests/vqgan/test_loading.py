@@ -86,7 +86,8 @@ def assert_same(
     decoded = net.decode(quantised)  # type: ignore[operator]
     decoded = (decoded[:, :1] if first_channel else decoded.mean(1, keepdim=True)).clamp(-1, 1)
     mine = tokenizer.encode(pixels)
-    assert mine.unique().numel() > 16 and torch.equal(mine.flatten(), codes)
+    assert mine.unique().numel() > 16
+    assert torch.equal(mine.flatten(), codes)
     assert decoded.abs().lt(1).float().mean() > 0.3  # the comparison is not one of clamped pixels
     torch.testing.assert_close(tokenizer.decode(mine), decoded, atol=1e-4, rtol=0)
 
@@ -100,9 +101,8 @@ def test_a_taming_file_tokenizes_as_its_own_network(case: str, tmp_path: Path) -
     }
     torch.save({"state_dict": state, "epoch": 3, "global_step": 9}, path := tmp_path / "last.ckpt")
     tokenizer = load_tokenizer(path, image_size=32)
-    assert tokenizer.codebook_size == 64 and not any(
-        p.requires_grad for p in tokenizer.parameters()
-    )
+    assert tokenizer.codebook_size == 64
+    assert not any(p.requires_grad for p in tokenizer.parameters())
     assert_same(tokenizer, net, images())
 
 
@@ -140,10 +140,8 @@ def test_torchxrayvision_tokenizes_as_its_own_class(
         decoded = theirs.decode(theirs.encode(pixels * 1024)) / 1024
     ours = tokenizer.decode(tokenizer.encode(pixels))
     torch.testing.assert_close(ours, decoded, atol=1e-4, rtol=0)
-    assert (
-        published_shape(path)[0]["image_size"] == 768
-        and load_tokenizer(path, default_image_size=32).grid == 384
-    )
+    assert published_shape(path)[0]["image_size"] == 768
+    assert load_tokenizer(path, default_image_size=32).grid == 384
 
 
 def test_safetensors_and_a_stored_image_size(tmp_path: Path) -> None:
@@ -171,7 +169,8 @@ def test_a_corpus_is_tokenized_by_a_published_net(
     out = tmp_path / "tokens"
     arguments = f"tokenize --corpus {corpus_path} --tokenizer {path} --out {out}".split()
     assert main([*arguments, "--image-size", "64"]) == 1
-    assert "holds 32² images" in (message := capsys.readouterr().err) and "takes 64²" in message
+    assert "holds 32² images" in (message := capsys.readouterr().err)
+    assert "takes 64²" in message
     assert main([*arguments, "--device", "cpu"]) == 0
     assert "as 256 codes each" in capsys.readouterr().out
 
@@ -219,10 +218,12 @@ def test_the_defaults_are_what_they_were() -> None:
         "SiLU",
         "Conv2d",
     ]
-    assert net.encoder[3].padding == (1, 1) and net.encoder[2].norm1.num_groups == 2
+    assert net.encoder[3].padding == (1, 1)
+    assert net.encoder[2].norm1.num_groups == 2
     assert net.state_dict().keys() == Autoencoder(**net.config).state_dict().keys()
     narrow, same = Quantizer(16, 8, 4), Quantizer(16, 8, 8)
-    assert isinstance(narrow.project_in, nn.Module) and isinstance(same.project_out, nn.Identity)
+    assert isinstance(narrow.project_in, nn.Module)
+    assert isinstance(same.project_out, nn.Identity)
     with pytest.raises(ValueError, match=r"codes of width 4 .* latents of width 8"):
         Quantizer(16, 8, 4, project=False)
 
@@ -274,10 +275,8 @@ def test_an_error_about_other_settings_describes_them(ours: tuple[Path, VQGAN]) 
         {"groups": 1}, {}
     )
     text = message({"channels": 16}, {"code_dim": 8})
-    assert (
-        "8 channels at the first level in the checkpoint, 16 channels" in text
-        and "codes of width 4" in text
-    )
+    assert "8 channels at the first level in the checkpoint, 16 channels" in text
+    assert "codes of width 4" in text
     assert "weights differ" in message({"attention_resolutions": []}, {})
     check_compatible(checkpoint, ours[1])
 

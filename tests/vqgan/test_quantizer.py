@@ -98,10 +98,8 @@ def test_clustering_starts_the_codes_on_the_clusters() -> None:
 
 def test_a_resumed_quantizer_draws_as_one_that_never_stopped() -> None:
     torch.manual_seed(0)
-    whole, batches = (
-        Quantizer(codebook_size=32, latent_dim=4, code_dim=4),
-        torch.randn(8, 4, 4, 4, 4),
-    )
+    whole = Quantizer(codebook_size=32, latent_dim=4, code_dim=4)
+    batches = torch.randn(8, 4, 4, 4, 4)
     for batch in batches[:4]:
         whole(batch)
     resumed = Quantizer(codebook_size=32, latent_dim=4, code_dim=4)

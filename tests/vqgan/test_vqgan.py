@@ -50,14 +50,16 @@ def test_loss_terms_by_hand() -> None:
 def test_adaptive_weight_by_hand() -> None:
     layer = torch.nn.Parameter(torch.tensor([3.0]))
     weight = losses.adaptive_weight(4 * layer.sum(), 0.5 * layer.sum(), layer)
-    assert weight.item() == pytest.approx(4 / (0.5 + 1e-4)) and not weight.requires_grad
+    assert weight.item() == pytest.approx(4 / (0.5 + 1e-4))
+    assert not weight.requires_grad
 
 
 @pytest.mark.parametrize("patch", [1, 2])
 def test_shapes_and_refusals(patch: int) -> None:
     net = Autoencoder(**{**SMALL, "patch": patch})
     latents = net.encode(torch.zeros(2, 1, 16, 16))
-    assert latents.shape == (2, 8, 8 // patch, 8 // patch) and net.decode(latents).shape == (
+    assert latents.shape == (2, 8, 8 // patch, 8 // patch)
+    assert net.decode(latents).shape == (
         2,
         1,
         16,
@@ -74,7 +76,8 @@ def test_the_default_is_the_published_shape() -> None:
     with torch.device("meta"):
         net = Autoencoder()
         latents = net.encode(torch.zeros(1, 1, 256, 256))
-        assert latents.shape == (1, 256, 16, 16) and net.decode(latents).shape == (1, 1, 256, 256)
+        assert latents.shape == (1, 256, 16, 16)
+        assert net.decode(latents).shape == (1, 1, 256, 256)
 
 
 def test_clinical_terms_need_an_encoder() -> None:
@@ -88,9 +91,11 @@ def test_every_count_is_of_generator_steps(chain: Path) -> None:
     schedules say six.
     """
     checkpoint = torch.load(chain / "vqgan/checkpoints/last.ckpt", weights_only=True)
-    assert checkpoint["global_step"] == 6 and (chain / "vqgan/checkpoints/step=6.ckpt").exists()
+    assert checkpoint["global_step"] == 6
+    assert (chain / "vqgan/checkpoints/step=6.ckpt").exists()
     generator, discriminator = checkpoint["lr_schedulers"]
-    assert generator["last_epoch"] == 6 and discriminator["last_epoch"] == 4
+    assert generator["last_epoch"] == 6
+    assert discriminator["last_epoch"] == 4
     steps = [state["state"][0]["step"].item() for state in checkpoint["optimizer_states"]]
     assert steps == [6, 4]
 
@@ -98,10 +103,12 @@ def test_every_count_is_of_generator_steps(chain: Path) -> None:
 @pytest.mark.slow
 def test_the_saved_tokenizer_is_the_trained_one(chain: Path) -> None:
     tokenizer = load_tokenizer(chain / "vqgan/checkpoints/last.ckpt")
-    assert isinstance(tokenizer, Tokenizer) and tokenizer.clinical is not None
+    assert isinstance(tokenizer, Tokenizer)
+    assert tokenizer.clinical is not None
     pixels = torch.rand(3, 1, 32, 32) * 2 - 1
     codes = tokenizer.encode(pixels)
-    assert codes.shape == (3, 16) and codes.max() < 32
+    assert codes.shape == (3, 16)
+    assert codes.max() < 32
     assert torch.equal(codes[1:2], tokenizer.encode(pixels[1:2]))
     assert tokenizer.decode(codes).abs().max() <= 1
     with pytest.raises(ValueError, match="16 codes, found 9"):
@@ -207,7 +214,9 @@ def test_the_gradient_is_that_of_the_loss_as_written(chain: Path) -> None:
     (
         recon_loss + terms["commitment"] + plain.hparams["gan_weight"] * weight * adversarial
     ).backward()
-    assert len(terms) == 5 and weight > 0 and len(found) > 20
+    assert len(terms) == 5
+    assert weight > 0
+    assert len(found) > 20
     for name, parameter in plain.tokenizer.named_parameters():
         if name in found:
             torch.testing.assert_close(found[name], parameter.grad, atol=1e-6, rtol=1e-4)

@@ -117,7 +117,8 @@ def test_two_ranks_train_as_one_does(chain: Path, corpus_path: Path, tmp_path: P
         )
     (one, losses), (two, others) = runs["one"], runs["two"]
     for mine, other in zip(losses, others):
-        assert mine.keys() == other.keys() and len(mine) >= 16
+        assert mine.keys() == other.keys()
+        assert len(mine) >= 16
         assert [other[step] for step in mine] == pytest.approx([*mine.values()], abs=1e-5, rel=1e-4)
     torch.testing.assert_close(
         one["tokenizer.quantizer.codebook"], two["tokenizer.quantizer.codebook"], atol=1e-5, rtol=0
@@ -165,7 +166,8 @@ def test_killed_and_resumed_is_bit_for_bit_as_never_killed(
         if not torch.equal(value, first["current_model_state"][name]):
             changed.append(name)
     # Weights are averaged, codes are not.
-    assert changed and not any("codebook" in name for name in changed)
+    assert changed
+    assert not any("codebook" in name for name in changed)
     for mine, other in zip(first["optimizer_states"], second["optimizer_states"]):
         for number, state in mine["state"].items():
             for name, value in state.items():
@@ -266,7 +268,8 @@ def test_compiled_networks_train_as_plain_ones_and_keep_their_names(
 def test_a_weight_of_zero_costs_nothing() -> None:
     """No encoder is loaded, no discriminator is built, and only the plain terms are computed."""
     module = VQGAN(SMALL, {"codebook_size": 16, "kmeans": False}, lambda_grad=0, gan_weight=0)
-    assert module.phi is None and module.discriminator is None
+    assert module.phi is None
+    assert module.discriminator is None
     terms, *_ = module.terms(torch.zeros(2, 1, 16, 16))
     assert set(terms) == {"l1", "commitment"}
 

@@ -24,7 +24,7 @@ from mavilt_pl.data.sources.mimic_cxr_jpg import (
     view_table,
 )
 from mavilt_pl.data.sources.tables import find_table, load_table
-from mavilt_pl.errors import UserError
+from mavilt_pl.errors import MaviltWarning, UserError
 
 RECORD_COLUMNS = ("subject_id", "study_id", "dicom_id", "path")
 STUDY_COLUMNS = ("subject_id", "study_id", "path")
@@ -93,6 +93,7 @@ def _splits(rows: pd.DataFrame, table_folder: Path) -> list[str]:
         f"{table_folder}: no {SPLIT_TABLE} table; patients are split 70 / 10 / 20 by hash, and "
         "metrics on that split do not compare with published ones. Name the folder of "
         "MIMIC-CXR-JPG's tables with the option tables.",
+        MaviltWarning,
         stacklevel=2,
     )
     by_patient = {}
