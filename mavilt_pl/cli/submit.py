@@ -6,9 +6,13 @@ import argparse
 import shutil
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mavilt_pl.cli.run import add_recipe_arguments, run_folder
 from mavilt_pl.errors import UserError
+
+if TYPE_CHECKING:
+    from mavilt_pl.recipes.slurm import JobOptions
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     from mavilt_pl.cli import execute
     from mavilt_pl.recipes.recipe import load_recipe
     from mavilt_pl.recipes.runner import RecipeRun
-    from mavilt_pl.recipes.slurm import JobOptions, render_job_script, submit_job
+    from mavilt_pl.recipes.slurm import render_job_script, submit_job
 
     # A job may start in another folder.
     if Path(args.recipe).is_file():
@@ -66,7 +70,39 @@ def run(args: argparse.Namespace) -> int:
             "no sbatch on the PATH: submit from a login node of a SLURM cluster (--dry-run prints "
             f"the scripts; without SLURM, mavilt run {args.recipe} does the same here)"
         )
-    job = JobOptions(
+    options = _job_options(args)
+    recipe_run = RecipeRun(recipe, out, args.seed, execute)
+    jobs: dict[str, str] = {}  # by output: the job that writes it
+    for step in recipe.steps:
+        # Fingerprints of later steps need those of all earlier ones, so `is_done` is asked for
+        # each.
+        if not recipe_run.is_done(step):
+            text = render_job_script(step, recipe_run.words(step), options, out)
+            script = out / "slurm" / f"{step.name}.sbatch"
+            # Inputs that are finished already have no job to wait for.
+            after = [jobs[read] for read in step.reads if read in jobs]
+            if args.dry_run:
+                waits = f", after {', '.join(after)}" if after else ""
+                print(f"# ---- {script}{waits}\n{text}")
+                jobs[step.writes] = step.name
+            else:
+                script.parent.mkdir(parents=True, exist_ok=True)
+                script.write_text(text, encoding="utf-8")
+                # All jobs are queued at once: SLURM itself starts each when its inputs are done.
+                jobs[step.writes] = submit_job(script, step.name, after, [*jobs.values()])
+                waits = f"after {' '.join(after)}" if after else ""
+                print(jobs[step.writes], step.name, waits)
+        if step.name == args.until:
+            break
+    if not jobs:
+        print(f"every step is done: {out}", file=sys.stderr)
+    return 0
+
+
+def _job_options(args: argparse.Namespace) -> JobOptions:
+    from mavilt_pl.recipes.slurm import JobOptions
+
+    return JobOptions(
         recipe=args.recipe,
         partition=args.partition,
         time=args.time,
@@ -80,28 +116,3 @@ def run(args: argparse.Namespace) -> int:
         warning=args.warning,
         sbatch=tuple(args.sbatch),
     )
-    recipe_run = RecipeRun(recipe, out, args.seed, execute)
-    jobs: dict[str, str] = {}  # by output: the job that writes it
-    for step in recipe.steps:
-        # Fingerprints of later steps need those of all earlier ones, so `is_done` is asked for
-        # each.
-        if not recipe_run.is_done(step):
-            text = render_job_script(step, recipe_run.words(step), job, out)
-            script = out / "slurm" / f"{step.name}.sbatch"
-            # Inputs that are finished already have no job to wait for.
-            after = [jobs[read] for read in step.reads if read in jobs]
-            if args.dry_run:
-                waits = f", after {', '.join(after)}" if after else ""
-                print(f"# ---- {script}{waits}\n{text}")
-                jobs[step.writes] = step.name
-            else:
-                script.parent.mkdir(parents=True, exist_ok=True)
-                script.write_text(text, encoding="utf-8")
-                # All jobs are queued at once: SLURM itself starts each when its inputs are done.
-                jobs[step.writes] = submit_job(script, step.name, after, [*jobs.values()])
-                print(jobs[step.writes], step.name, f"after {' '.join(after)}" if after else "")
-        if step.name == args.until:
-            break
-    if not jobs:
-        print(f"every step is done: {out}", file=sys.stderr)
-    return 0

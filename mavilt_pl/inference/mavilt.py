@@ -121,6 +121,7 @@ class MAViLT:
     @torch.inference_mode()
     def codes(self, images: Sequence[Radiograph]) -> Tensor:
         """Codes int64 [B,N] of image files."""
+        # Read as `mavilt prepare` reads: another resize would be other codes.
         size = self.vqgan.autoencoder.image_size
         pixels_BHW = np.stack([read_sized(Path(image), size, self.fit) for image in images])
         pixels = to_float(torch.from_numpy(pixels_BHW).to(self.generator.device))
@@ -232,6 +233,7 @@ class MAViLT:
             view: of a model of several views, what to generate (default: frontal).
             given: of a model of several views, the other view's image of each text's study.
         """
+        # The judge works on the model's device: its candidates are decoded there.
         scorer = None
         if judge is not None:
             scorer = Judge(judge.to(self.generator.device), self.vqgan)
@@ -283,6 +285,7 @@ class MAViLT:
                 f"given: found the images of {len(given)} studies for {len(texts)} texts; expected "
                 "one each"
             )
+        # What is generated cannot be given; so of the two views there is one to give.
         other = OTHER[generated]
         for study in given or ():
             if not isinstance(study, Mapping) or set(study) != {other}:
