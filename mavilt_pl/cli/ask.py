@@ -41,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
                 "questions: run the command once for each image"
             )
     answers = _split_answers(args.answers)
+    # One study a call: its questions share the image.
     (study,) = pair_views([args.image], [args.lateral] if args.lateral else [])
     replies = load_model(args).ask(study, args.questions, answers, args.seed)
     for question, reply in zip(args.questions, replies):

@@ -41,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the checks; exit status 1 if training on the folder would be wrong."""
+    # All checks run, so that a user corrects everything at once.
     checks = list(diagnose(args.path, args.source, reader_options(args), args.corpus, args.all))
     if args.json:
         print(json.dumps([asdict(check) for check in checks], indent=1))

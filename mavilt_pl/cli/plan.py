@@ -112,6 +112,7 @@ def run(args: argparse.Namespace) -> int:
         title, plans = _plan_vqgan(args, settings, hardware)
     else:
         title, plans = _plan_stage(args, settings, hardware)
+    # Bytes for programs, GB for people.
     if args.json:
         record = {"title": title, "plans": {name: plan.as_dict() for name, plan in plans.items()}}
         print(json.dumps(record, indent=1))
@@ -147,6 +148,7 @@ def _plan_vqgan(
     from mavilt_pl.planning.settings import at_least_one
     from mavilt_pl.planning.vqgan_memory import plan_vqgan
 
+    # Of one GPU: the global batch does not change what one must hold.
     batch_size = args.batch_size or at_least_one(settings, "data.batch_size")
     plan = plan_vqgan(settings.model.init_args.as_dict(), batch_size, hardware)
     title = f"VQGAN, batch {batch_size}, {hardware.precision}, {hardware.gpus} GPUs"
@@ -163,6 +165,7 @@ def _plan_stage(
 
     model, tuning, regularization = language_options(settings)
     backbone = args.backbone or settings.model.init_args.backbone
+    # A published size by its name needs no folder, so a plan can be made before a download.
     if args.size:
         transformer = PUBLISHED[args.size]
     elif backbone:

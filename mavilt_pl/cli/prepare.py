@@ -51,6 +51,7 @@ def reader_options(args: argparse.Namespace) -> dict[str, str]:
     """The reader options that were given."""
     from mavilt_pl.data.sources import READER_OPTIONS
 
+    # Only what was given, so that a reader can refuse an option that it does not have.
     options = {}
     for name in READER_OPTIONS:
         value = getattr(args, name)
@@ -63,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
     """Prepare the corpus and print its counts."""
     from mavilt_pl.data.prepare import prepare
 
+    # Everything that can be refused is refused before a table is read.
     facts = prepare(
         args.source,
         args.root,
@@ -77,6 +79,7 @@ def run(args: argparse.Namespace) -> int:
         options=reader_options(args),
     )
     _print_counts(facts, args.out)
+    # Nothing disappears silently: what was left out is listed with its reason.
     if any(total["rejected"] for total in facts["total"].values()):
         print(f"Why each was rejected: {args.out / 'rejects.csv'}")
     return 0

@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the pages and print where they are."""
+    # The two halves share only the folder; each imports what it needs.
     if args.compare:
         from mavilt_pl.cli.tables import print_comparison
         from mavilt_pl.evaluation.compare import compare

@@ -47,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
     from mavilt_pl.vqgan.encode_corpus import CorpusEncoder, batch_size_for, is_cached
     from mavilt_pl.vqgan.loading import load_tokenizer
 
+    # A run's folder stands for its newest checkpoint.
     checkpoint = resolve_checkpoint(args.tokenizer)
     corpus = Corpus(args.corpus)
     tokenizer = load_tokenizer(checkpoint, args.image_size, corpus.size)
@@ -65,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
         )
     device = resolve_device(args.device)
     tokenizer.to(device)
+    # Only the encoder runs here.
     if args.compile:
         tokenizer.autoencoder.encoder.compile()
     batch_size = args.batch_size or batch_size_for(tokenizer.autoencoder.config, device)

@@ -103,6 +103,7 @@ class TokenCache:
         self.codebook_size: int = facts["codebook_size"]
         self.grid: int = facts["grid"]
         self.codes_per_image = self.grid**2
+        # Codes are found by image row, and a corpus that was prepared again may have others.
         if corpus_fingerprint is not None and self.corpus != corpus_fingerprint:
             raise UserError(
                 f"{self.path} holds the codes of another corpus (fingerprint {self.corpus[:12]}, "
@@ -127,6 +128,7 @@ class TokenCache:
                 f"{self.path} is not a finished token cache (tokens.json: {error}); make it with "
                 f"`mavilt tokenize --corpus CORPUS --tokenizer RUN --out {self.path}`"
             ) from None
+        # Refused and not converted: tokenizing again takes minutes.
         if facts["format"] != FORMAT:
             raise UserError(
                 f"{self.path}: token cache of format {facts['format']}, this version reads "

@@ -54,6 +54,7 @@ def load_encoder(
     Raises:
         UserError: the file is missing, damaged, or of another network.
     """
+    # mypy would want the three classes' common base; what counts is the protocol above.
     encoder: Any
     if kind == "classifier":
         encoder = Classifier.from_checkpoint(path)

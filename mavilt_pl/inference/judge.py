@@ -30,6 +30,7 @@ class Judge:
 
     def __init__(self, encoder: Encoder, tokenizer: Tokenizer):
         self.encoder, self.tokenizer = encoder, tokenizer
+        # Encoders of other datasets also name findings that no text is searched for.
         self.findings = [name for name in encoder.findings if name in TERMS]
         if not self.findings:
             names = ", ".join(filter(None, encoder.findings)) or "none"
@@ -40,6 +41,7 @@ class Judge:
 
     def stated_findings(self, text: str) -> dict[str, bool]:
         """Findings that a text states, True for present and False for absent."""
+        # Uncertain findings state nothing that an image could be checked against.
         labels = findings_in(text)
         stated = {}
         for name in self.findings:
@@ -58,6 +60,7 @@ class Judge:
                 logit = logits_F[self.encoder.findings.index(name)]
                 # log σ(z) is the log-likelihood of "present", log σ(−z) that of "absent".
                 signed.append(logit if present else -logit)
+            # A mean and not a sum, so that a text is not punished for stating more.
             if signed:
                 scores.append(F.logsigmoid(torch.stack(signed)).mean())
             else:

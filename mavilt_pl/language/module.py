@@ -319,8 +319,7 @@ class LanguageModule(FSDPMixin, LightningModule):
         """Log nats per token of each source, over all its targets, batches and ranks."""
         names = self.trainer.datamodule.names
         for name, (total_S, count_S) in zip(names, all_reduce_sum(self._validation_sums)):
-            # Means over all tokens of a source, so the figure does not depend on batch size or
-            # ranks.
+            # Over all tokens, so the figure depends neither on the batch size nor on the ranks.
             losses = self._mean_nats(total_S, count_S)
             nats = {f"val/{name}/{task}_nats": value for task, value in losses.items()}
             self.log_dict(nats, sync_dist=True)

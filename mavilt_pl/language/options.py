@@ -302,6 +302,7 @@ def check_text_sampling(sampling: TextSampling) -> None:
     name = "sampling.text"
     if sampling.num_beams < 1:
         raise UserError(f"{name}.num_beams: found {sampling.num_beams}; expected 1 or more")
+    # transformers would sample within the beams; no paper of this field does.
     if sampling.num_beams > 1 and sampling.temperature > 0:
         raise UserError(
             f"{name}: num_beams and temperature are both set; beams are searched, not sampled: "

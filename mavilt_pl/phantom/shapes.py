@@ -48,6 +48,7 @@ def half_chord(square: Array) -> Array:
     >>> half_chord(np.array([0.0, 0.36, 4.0])).tolist()
     [1.0, 0.8, 0.0]
     """
+    # Clipped below: rays that miss the body would give the root of a negative number.
     return np.sqrt(np.clip(1 - square, 0, 1))
 
 
@@ -93,6 +94,7 @@ def smooth_curve(points: Points, pieces: int = 4) -> list[tuple[float, float]]:
     t = np.arange(pieces)[:, None] / pieces
     bends = []
     for a, b, c, d in zip(p, p[1:], p[2:], p[3:]):
+        # Each bend leaves a point in the direction of its two neighbours.
         square = (2 * a - 5 * b + 4 * c - d) * t**2
         cube = (3 * b - a - 3 * c + d) * t**3
         bends.append(0.5 * (2 * b + (c - a) * t + square + cube))
@@ -108,6 +110,7 @@ def convex_polygon(x: Array, y: Array, corners: Points, width: float) -> Array:
         corners: clockwise on the image.
         width: of the edges.
     """
+    # A product of half planes, each with a soft edge.
     out = np.ones(np.broadcast_shapes(x.shape, y.shape), dtype=np.float32)
     for (ax, ay), (bx, by) in zip(corners, [*corners[1:], corners[0]]):
         length = float(np.hypot(bx - ax, by - ay))

@@ -52,6 +52,7 @@ class Hardware:
         >>> Hardware(gpus=8).bucket_bytes(100), Hardware(gpus=1).bucket_bytes(100)
         (400, 0)
         """
+        # DDP reduces gradients in buckets of float32 while the backward pass still runs.
         return FLOAT32 * trained if self.strategy == "ddp" and self.gpus > 1 else 0
 
 
@@ -97,6 +98,7 @@ class Memory:
     @property
     def step(self) -> int:
         """Bytes at the optimizer's step."""
+        # The activations are freed by then, each by the backward pass of its layer.
         return self.weights + self.optimizer + self.reference + self.gradients + self.scratch
 
     @property

@@ -99,6 +99,7 @@ class PublishedVQGAN:
 
     def weight(self, key: str) -> Tensor:
         """A weight by its name in taming's layout; raises `UserError` if it is missing."""
+        # A variant of the network fails here, by the name of what it lacks.
         if key not in self.weights:
             advice = "the file is incomplete, or of another layout"
             if key.startswith("quantize."):
@@ -208,6 +209,7 @@ class PublishedVQGAN:
 def _foreign(
     path: str | Path, state: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> UserError:
+    # A frequent mix-up: `init_from` with a run of our own.
     if OUR_MARK in state:
         return UserError(
             f"{path} is a checkpoint of our own VQGAN; expected a published one. Resume it with "

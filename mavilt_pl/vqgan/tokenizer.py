@@ -67,6 +67,7 @@ class Tokenizer(nn.Module):
     def train(self, mode: bool = True) -> Tokenizer:
         """Set the mode of all parts but the frozen classifier, which stays in evaluation mode."""
         super().train(mode)
+        # Its batch statistics would follow the tokenizer's data.
         if self.clinical is not None:
             self.clinical.eval()
         return self
@@ -81,6 +82,7 @@ class Tokenizer(nn.Module):
         latents_BDhw = self.autoencoder.encode(pixels_BCHW)
         if self.clinical is None:
             return latents_BDhw
+        # In training the clinical terms have computed them already.
         if maps is None:
             with torch.no_grad():
                 maps = self.clinical.maps(pixels_BCHW)

@@ -55,10 +55,12 @@ def _read_images(root: Path, known: set[str], reject: Reject) -> dict[str, list[
     projections: pd.DataFrame = load_table(
         root, "indiana_projections", PROJECTION_COLUMNS, key=("filename",)
     )
+    # From the projections, and from the DICOM headers if that table is there.
     views = view_lookup(root)
     images: dict[str, list[Image]] = {}
     for uid, name in zip(projections["uid"], projections["filename"]):
         try:
+            # Never seen in the published tables; a truncated report table would show here.
             if uid not in known:
                 raise Rejected(
                     f"indiana_reports has no uid {uid}; expected each uid of the projections"

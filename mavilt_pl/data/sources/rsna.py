@@ -48,6 +48,7 @@ def read(root: Path, reject: Reject) -> Iterator[Study]:
 
 def _read_classes(root: Path) -> dict[str, set[str]]:
     """Detailed classes by patientId; empty without the table."""
+    # Optional: without it no image is labelled `no finding`.
     path = find_table(root, "stage_2_detailed_class_info")
     if path is None:
         return {}
@@ -71,6 +72,7 @@ def _labels(targets: set[str], classes: set[str]) -> dict[str, Label]:
         )
     opacity: Label = "present" if target == "1" else "absent"
     labels: dict[str, Label] = {"pneumonia": opacity, "lung opacity": opacity}
+    # Target 0 alone does not mean normal.
     if classes:
         labels["no finding"] = "present" if classes == {"normal"} else "absent"
     return labels

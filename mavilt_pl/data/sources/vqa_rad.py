@@ -39,6 +39,7 @@ def read(root: Path, reject: Reject) -> Iterator[Study]:
         except Rejected as reason:
             reject(study, name, "read", str(reason))
             continue
+        # A question that cannot be used costs itself, not its image.
         questions = []
         for item in items:
             try:
@@ -52,6 +53,7 @@ def read(root: Path, reject: Reject) -> Iterator[Study]:
 def _find_files(root: Path) -> tuple[Path, Path]:
     """The JSON list and the image folder."""
     files = sorted(root.glob("*.json"))
+    # The folder's name differs between the two downloads.
     folders = [root / name for name in _FOLDERS if (root / name).is_dir()]
     if len(files) != 1 or not folders:
         raise UserError(
