@@ -68,7 +68,7 @@ class CXRDataModule(LightningDataModule):
         each_view: bring the first frontal and the first lateral image of a study, as `views`;
             `codes` are then the first of them, and a study with neither is skipped. With
             `batch_kind: images`, each of the two is an item of its own.
-        replay: plain texts that are trained with the studies, so that language is rehearsed: a
+        replay: plain texts that are trained with the studies, so that language is kept: a
             prepared corpus (the reports of its training split) or a text file (one text a line).
         replay_share: share of the studies that bring a text along, 0 to 1.
         augment: in training, small shifts, rotations, zooms and exposures (Albumentations).
@@ -194,7 +194,7 @@ class CXRDataModule(LightningDataModule):
             texts = [line.strip() for line in lines]
         else:
             corpus = Corpus(path)
-            # The training split only: texts of the test must not be rehearsed.
+            # The training split only: texts of the test must not be replayed.
             texts = [self.options.text_of(corpus.text(row)) for row in corpus.rows("train")]
         texts = [text for text in texts if text]
         if not texts:

@@ -423,7 +423,7 @@ def test_two_stages_against_joint_training_walks_to_its_page(
         "seeds": 1,
         "joint_steps": 4,
         "lambda_reg": 10,
-        "rehearsal": "",
+        "replay": "",
         "forgetting": forgetting(corpus_path),
     }
     assert (

@@ -32,7 +32,7 @@ SHARDED, DDP = "--trainer.strategy=fsdp2", "--trainer.strategy=ddp_find_unused_p
 def test_shards_learn_what_ddp_learns_and_go_on(
     chain: Path, corpus_path: Path, tmp_path: Path
 ) -> None:
-    """Six steps on two ranks, of which now and then one alone has a plain text to read, with drift
+    """Six steps on two ranks, of which now and then one alone has a plain text to read, with L2-SP
     and clipping and a validation in between. The run continues from its third step in shards to the
     same bits, and with DDP to the same losses.
     """

@@ -1,4 +1,4 @@
-"""What baselines do otherwise: one direction of each pair, plain text rehearsed, random weights;
+"""What baselines do otherwise: one direction of each pair, plain text replayed, random weights;
 and what is forgotten.
 """
 
@@ -72,7 +72,7 @@ def test_one_direction_takes_each_pair_once_and_the_same_way_each_time(
     assert [len(group) for group in both.prompts.trees(given, training=True)] == [40, 40]
 
 
-def test_rehearsed_text_is_the_plain_text_that_perplexity_measures(
+def test_replayed_text_is_the_plain_text_that_perplexity_measures(
     llama: Path, tokens: Path
 ) -> None:
     text = "The lungs are clear. No edema."
