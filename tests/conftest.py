@@ -15,9 +15,17 @@ from words import DATA, FINDINGS, QUIET, mavilt
 
 # Tests compare bits, which differ from GPU to GPU.
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
-torch.set_num_threads(2)
+# One thread a test process: workers of pytest-xdist share the cores, and waiting threads spin.
+torch.set_num_threads(1)
 # Loggers keep the stream that pytest captured for an earlier test, and which is closed by now.
 logging.raiseExceptions = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Count every test that uses trained models as slow."""
+    for item in items:
+        if "chain" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")
