@@ -188,12 +188,13 @@ def _load_model(folder: Path) -> tuple[Any, Any]:
 
     try:
         # Local files and safetensors only: nothing is downloaded, and no pickle is opened.
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         net, notes = AutoModel.from_pretrained(
             folder,
             config=config,
             use_safetensors=True,
             local_files_only=True,
+            trust_remote_code=False,
             output_loading_info=True,
         )
     # transformers raises many kinds here, each of which means an unusable folder.

@@ -24,7 +24,10 @@ class UnsupportedAttentionError(UserError):
 
 
 def load_backbone(
-    name: str, attention: Attention | str = "sdpa", pretrained: bool = True
+    name: str,
+    attention: Attention | str = "sdpa",
+    pretrained: bool = True,
+    local_files_only: bool = False,
 ) -> tuple[Any, Any]:
     """Model (float32, safetensors only) and tokenizer from a local folder or a hub name.
 
@@ -32,6 +35,7 @@ def load_backbone(
         name: a folder that `save_pretrained` wrote, or a name on the hub.
         attention: attention kernel of transformers.
         pretrained: false takes the architecture with random weights.
+        local_files_only: never ask the hub; its local cache is still searched.
 
     Raises:
         UserError: there is no such model, weights are missing, or the language stages cannot use
@@ -47,9 +51,12 @@ def load_backbone(
             "save_pretrained, such as the one that `mavilt fit --config backbone.yaml` leaves in "
             "<run>/backbone"
         )
-    model = _load_model(name, attention, pretrained)
+    # A folder with `auto_map` brings code of its own, which never runs. Without this setting
+    # transformers would ask on the terminal.
+    source = {"trust_remote_code": False, "local_files_only": local_files_only}
+    model = _load_model(name, attention, pretrained, source)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, **source)
     except Exception as error:
         raise UserError(
             f"backbone {name}: no readable tokenizer ({_reason(error)}). Expected tokenizer.json "
@@ -60,17 +67,19 @@ def load_backbone(
     return model, tokenizer
 
 
-def _load_model(name: str, attention: str, pretrained: bool) -> Any:
+def _load_model(name: str, attention: str, pretrained: bool, source: dict[str, bool]) -> Any:
     options = {"dtype": torch.float32, "attn_implementation": attention}
     try:
         if not pretrained:
-            return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(name), **options)
+            config = AutoConfig.from_pretrained(name, **source)
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             name,
             # Mismatches are collected, so that `_check_loaded` can name them with what is missing.
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
+            **source,
             **options,
         )
     except ImportError as error:

@@ -106,10 +106,13 @@ class VisualLanguageModel(nn.Module):
         codes_per_image: int,
         options: ModelOptions | None = None,
         tuning: TuningOptions | None = None,
+        local_files_only: bool = False,
     ) -> VisualLanguageModel:
         """Grow a language model from a local folder or a hub name; see the class for arguments."""
         options = options or ModelOptions()
-        backbone, tokenizer = load_backbone(name, options.attention, options.pretrained)
+        backbone, tokenizer = load_backbone(
+            name, options.attention, options.pretrained, local_files_only
+        )
         return cls(backbone, tokenizer, codebook, codes_per_image, options, tuning)
 
     @classmethod
@@ -146,7 +149,10 @@ class VisualLanguageModel(nn.Module):
 
         def build(attention: str) -> VisualLanguageModel:
             options = ModelOptions(**{**trained, "attention": attention, "pretrained": False})
-            return cls.from_pretrained(name, codebook, vocabulary.codes_per_image, options, tuning)
+            # Only what the user names may be asked of the hub; a name in a file may not.
+            return cls.from_pretrained(
+                name, codebook, vocabulary.codes_per_image, options, tuning, backbone is None
+            )
 
         # "sdpa" exists on every device, whatever kernel the training machine had.
         try:

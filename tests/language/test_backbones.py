@@ -4,6 +4,7 @@ both stages' modules.
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -368,3 +369,18 @@ def test_a_resumed_backbone_keeps_its_tokenizer(tmp_path: Path) -> None:
     assert first.get_vocab() != other.get_vocab()
     resumed = fitted("resumed", 3, heart, tmp_path / "first" / "last.ckpt")
     assert resumed.get_vocab() == first.get_vocab()
+
+
+def test_a_folder_with_code_of_its_own_runs_none(
+    llama: Path, tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An unknown architecture with `auto_map` is refused at once, without a question."""
+    folder = copied(llama, tmp_path / "code")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Evil"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(UserError, match=r"backbone .*code: it cannot be loaded"):
+        build_stage(folder, tokens)
+    assert not (tmp_path / "ran").exists()
