@@ -2,8 +2,8 @@
 
     python docs/demo_picture.py runs/demo docs/demo.png
 
-Columns are test studies: for each of five findings the first one that shows no other, and the
-first normal one. Nothing is chosen by its result.
+Columns are the first normal test study, and the first that shows each of five findings. Nothing
+is chosen by its result.
 """
 
 from __future__ import annotations
@@ -26,22 +26,23 @@ from mavilt_pl.data.pixels import to_float, to_uint8
 
 FINDINGS = ("cardiomegaly", "pleural effusion", "pneumothorax", "lung lesion", "support devices")
 ROWS = ("radiograph", "the same,\nfrom 64 codes", "drawn from its\nreport alone")
-LINE = 29  # characters
+LINE = 27  # characters
 
 
 def first_studies(corpus: Corpus) -> dict[str, int]:
     """A row of the corpus for each column's title."""
     found: dict[str, int] = {}
     for row in corpus.rows("test"):
-        labels = corpus.text(row).labels
-        present = [name for name, label in labels.items() if label == "present"]
-        present = [name for name in present if name != "no finding"]
-        if len(present) > 1:
-            continue
-        title = present[0] if present else "normal"
-        if title == "normal" or title in FINDINGS:
-            found.setdefault(title, int(row))
-    return {title: found[title] for title in ("normal", *FINDINGS) if title in found}
+        labels = corpus[row].labels
+        present = [name for name in FINDINGS if labels.get(name) == "present"]
+        if labels.get("no finding") == "present":
+            present = ["normal"]
+        for name in present:
+            # A study with several findings stands for the first that has no column yet.
+            if name not in found:
+                found[name] = int(row)
+                break
+    return {title: found[title] for title in ("normal", *FINDINGS)}
 
 
 def main() -> None:
@@ -64,20 +65,20 @@ def main() -> None:
     rows = (pixels, reconstructed, drawn)
 
     figure, axes = plt.subplots(
-        4, len(columns), figsize=(15, 12.2), height_ratios=(1, 1, 1, 0.95), dpi=110
+        4, len(columns), figsize=(15, 9.9), height_ratios=(1, 1, 1, 0.98), dpi=110
     )
     for column, title in enumerate(columns):
         axes[0, column].set_title(title, fontsize=15)
         for row, images in enumerate(rows):
             axes[row, column].imshow(images[column], cmap="gray", vmin=0, vmax=255)
         text = "\n".join(textwrap.wrap(written[column], LINE))
-        axes[3, column].text(0, 1, text, va="top", fontsize=11.5, linespacing=1.25)
+        axes[3, column].text(0, 1, text, va="top", fontsize=11, linespacing=1.2)
     for row, label in enumerate((*ROWS, "report written\nfrom the radiograph")):
         axes[row, 0].set_ylabel(label, fontsize=15, labelpad=12)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
-    figure.tight_layout(pad=0.6)
+    figure.subplots_adjust(0.06, 0, 0.998, 0.965, wspace=0.03, hspace=0.03)
     figure.savefig(args.out)
 
 
