@@ -76,7 +76,7 @@ class ResumePosition(Callback):
 
         # The step number of what is logged. Lightning counts the last batch once more if its
         # validation is continued or skipped.
-        fetcher = trainer.fit_loop._data_fetcher
-        counts_again = fetcher is not None and loop.restarting and not loop._should_accumulate()
-        counts_again = counts_again and loop._should_check_val_fx(fetcher)
+        fetcher, counts_again = trainer.fit_loop._data_fetcher, False
+        if fetcher is not None and loop.restarting and not loop._should_accumulate():
+            counts_again = loop._should_check_val_fx(fetcher)
         loop._batches_that_stepped = trainer.global_step - int(counts_again)
