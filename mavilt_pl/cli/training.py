@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
 import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -25,8 +26,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import mavilt_pl.trainer.fsdp_strategy  # noqa: F401  it registers the strategy
+from mavilt_pl.cli.fit_arguments import complete_arguments
+from mavilt_pl.cli.fit_checks import check_keeps_earlier_run, check_settings, run_folder
 from mavilt_pl.cli.tables import print_figures
-from mavilt_pl.config_files import find_config
 from mavilt_pl.data.datamodule import CXRDataModule
 from mavilt_pl.errors import UserError
 from mavilt_pl.evaluation.results import ResultsWriter
@@ -34,7 +36,9 @@ from mavilt_pl.trainer.checkpoint_callbacks import BestCheckpoint, StepCheckpoin
 from mavilt_pl.trainer.checkpoint_io import BackgroundCheckpointIO, VerifiedCheckpointIO
 from mavilt_pl.trainer.preemption import Preemption, report_exit
 from mavilt_pl.trainer.progress_bar import StepProgressBar
+from mavilt_pl.trainer.progress_log import ProgressLog
 from mavilt_pl.trainer.resume_position import ResumePosition
+from mavilt_pl.trainer.resume_settings import ResumeSettings
 from mavilt_pl.trainer.rng_state import RNGStates
 from mavilt_pl.trainer.run_lock import run_lock
 from mavilt_pl.trainer.slurm import PreemptedExit
@@ -62,32 +66,13 @@ HARMLESS_WARNINGS = (
 HARMLESS_OUTSIDE_FIT = ".*callbacks used to create the checkpoint need to be provided.*"
 
 
-def complete_arguments(argv: Sequence[str]) -> list[str]:
-    """Resolve every `--config` to a path, and add the options that mavilt always sets.
-
-    Args:
-        argv: the command's words, beginning with `fit`, `validate` or `test`.
-    """
-    words: list[str] = []
-    for word in argv:
-        if word.startswith("--config="):
-            word = f"--config={find_config(word.removeprefix('--config='))}"
-        elif words and words[-1] in ("--config", "-c"):
-            word = str(find_config(word))
-        words.append(word)
-
-    def given(option: str) -> bool:
-        return any(word.startswith(option) for word in words)
-
-    asks_for_help = "-h" in words or "--help" in words
-    # A checkpoint is read as tensors, so that loading one runs no code from it.
-    if not given("--weights_only") and not asks_for_help:
-        words.append("--weights_only=true")
-    # `ResultsWriter` has its own table of the metrics, with their whole names.
-    writes_results = any("ResultsWriter" in word for word in words)
-    if words[0] == "test" and writes_results and not given("--verbose"):
-        words.append("--verbose=false")
-    return words
+def parser_options(*verbs: str) -> dict[str, Any]:
+    """Let the parsers of Lightning's command line raise their errors."""
+    # Without this, jsonargparse prints its usage, two screens long, and exits.
+    options: dict[str, Any] = {"exit_on_error": False}
+    for verb in verbs:
+        options[verb] = {"exit_on_error": False}
+    return options
 
 
 class MaviltCLI(LightningCLI):
@@ -95,12 +80,18 @@ class MaviltCLI(LightningCLI):
 
     cleanup: ExitStack  # releases the run's folder and signal handlers when the command ends
 
+    def before_instantiate_classes(self) -> None:
+        """Refuse what can be seen in the settings: building a model may take minutes."""
+        options = self.config[self.subcommand]
+        check_settings(options)
+        if self.subcommand == "fit":
+            check_keeps_earlier_run(options)
+
     def _instantiate_trainer(self, config: Any, callbacks: list[Any]) -> Trainer:
         """Build the trainer with one folder per run, one TensorBoard history and a `last.ckpt`."""
         options = self.config[self.subcommand]
         fitting = self.subcommand == "fit"
-        module_name = options.model.class_path.rsplit(".", 1)[-1].lower()
-        root = Path(config["default_root_dir"] or f"runs/{module_name}")
+        root = run_folder(options)
         config["default_root_dir"] = str(root)
 
         # bfloat16 keeps 8 significant bits and float16 11. At a learning rate of 5e-6 most updates
@@ -152,7 +143,9 @@ class MaviltCLI(LightningCLI):
     ) -> list[Callback]:
         """Callbacks that let a run be interrupted at any moment and continue."""
         options = self.config[self.subcommand]
-        callbacks: list[Callback] = [RNGStates(), ResumePosition()]
+        callbacks: list[Callback] = [ResumeSettings(), RNGStates(), ResumePosition()]
+        if not sys.stderr.isatty():
+            callbacks.append(ProgressLog())
         if config["logger"] is not False:
             callbacks.append(LearningRateMonitor("step"))
             callbacks.append(TensorBoardResume(root, config["logger"]))
@@ -216,6 +209,9 @@ class FitParser(MaviltCLI):
     def _set_seed(self) -> None:
         """Parsing alone leaves the random state of the process as it is."""
 
+    def before_instantiate_classes(self) -> None:
+        """Check nothing: an estimate needs no data."""
+
     def instantiate_classes(self) -> None:
         """Build nothing: a model would read its backbone, a datamodule its corpora."""
 
@@ -241,17 +237,17 @@ def parse_fit_arguments(arguments: Sequence[str]) -> Namespace:
     Raises:
         UserError: `mavilt fit` would refuse the arguments.
     """
-    # Without this, jsonargparse prints its usage, two screens long, and exits.
-    raises = {"exit_on_error": False}
+    # Before every config, which may name them.
+    words = complete_arguments(["fit", *arguments])
     try:
         parsed = FitParser(
             LightningModule,
             CXRDataModule,
             subclass_mode_model=True,
-            args=complete_arguments(["fit", *UNNAMED, *arguments]),
+            args=["fit", *UNNAMED, *words[1:]],
             save_config_callback=None,
             seed_everything_default=0,
-            parser_kwargs={**raises, "fit": raises},
+            parser_kwargs=parser_options("fit"),
         )
     except argparse.ArgumentError as error:
         raise UserError(_first_reason(str(error))) from None
@@ -309,7 +305,10 @@ def run(argv: Sequence[str]) -> int:
                 # A resumed run writes its config again, with what was changed for it.
                 save_config_kwargs={"overwrite": True},
                 seed_everything_default=0,
+                parser_kwargs=parser_options(*LightningCLI.subcommands()),
             )
+    except argparse.ArgumentError as error:
+        raise UserError(_first_reason(str(error))) from None
     except PreemptedExit as preempted:
         return report_exit(preempted)
     except ValueError as error:

@@ -16,6 +16,7 @@ from torchmetrics.functional.classification import binary_auroc
 
 from mavilt_pl.checkpoint import check_compatible
 from mavilt_pl.encoders.findings import FindingsNet
+from mavilt_pl.trainer.lr_schedule import OneCycle
 
 
 class CXRClassifier(LightningModule):
@@ -110,7 +111,5 @@ class CXRClassifier(LightningModule):
         steps = max(int(self.trainer.estimated_stepping_batches), 2)
         # One cycle reaches a usable φ within a few hundred steps; 320 steps left nodules to chance
         # on the demo, 480 did not (EXPERIMENTS.md).
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, h["learning_rate"], total_steps=steps
-        )
+        schedule = OneCycle(optimizer, h["learning_rate"], total_steps=steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
 
 
 def rate_share(step: int, warmup: int, steps: int) -> float:
@@ -28,3 +29,17 @@ def rate_share(step: int, warmup: int, steps: int) -> float:
 def warm_cosine(optimizer: Optimizer, warmup: int, steps: int) -> LambdaLR:
     """A scheduler that multiplies each group's rate by `rate_share`; call it after every step."""
     return LambdaLR(optimizer, lambda step: rate_share(step, warmup, steps))
+
+
+class OneCycle(OneCycleLR):
+    """A one-cycle schedule over the steps of the present run.
+
+    torch saves the number of steps with the state and takes it back on a resume, so a run that is
+    extended would end with an error at the step at which the first one ended. As with `warm_cosine`
+    the rate is a function of the step and of the length that the run has now.
+    """
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue at the saved step, with this schedule's own length."""
+        own_length = {key: getattr(self, key) for key in ("total_steps", "_schedule_phases")}
+        super().load_state_dict({**state_dict, **own_length})

@@ -1,8 +1,9 @@
 """Save and leave when the cluster asks for the machine.
 
 SIGUSR1 (sent by SLURM some time before the limit or at preemption, if the job asked for it): save
-at the end of the step, requeue the job under SLURM, leave. SIGTERM: save at the end of the step and
-leave. The command that resumes is the command that was given, with `--ckpt_path last`.
+at the end of the step, requeue the job under SLURM, leave. SIGTERM and Ctrl-C (SIGINT): save at the
+end of the step and leave. A second Ctrl-C, or one before the first step, leaves at once.
+The command that resumes is the command that was given, with `--ckpt_path last`.
 
 This replaces Lightning's requeueing, which saves to a second place that `--ckpt_path last` does not
 search and `--ckpt_path hpc` does not find on a first run (Lightning-AI/pytorch-lightning#20347),
@@ -26,7 +27,8 @@ from mavilt_pl.trainer.slurm import PreemptedExit, requeue, slurm_job
 
 logger = logging.getLogger(__name__)
 
-SIGNALS = (signal.SIGUSR1, signal.SIGTERM)  # a later one takes precedence
+# A later one takes precedence.
+SIGNALS = (signal.SIGUSR1, signal.SIGINT, signal.SIGTERM)
 
 
 class Preemption(Checkpoint):
@@ -44,15 +46,25 @@ class Preemption(Checkpoint):
         self.checkpoints = checkpoints
         self.received = 0  # 1 + index into SIGNALS
         self.step = 0
+        self.is_training = False
         self.previous_handlers: dict[int, Any] = {}
 
     def _handle(self, number: int, _: Any) -> None:
+        # A person who waits for nothing to be saved, or who asks twice, wants to leave at once.
+        if number == signal.SIGINT:
+            if not self.is_training or self.received:
+                text = "SIGINT: stopped; steps since the last checkpoint are not saved"
+                raise PreemptedExit(signal.SIGINT, text, 128 + number)
+            logger.warning("interrupted: saving at the end of this step; Ctrl-C again ends at once")
         # The handler only takes a note: a save in the middle of a step would be of half-updated
         # weights.
         self.received = max(self.received, 1 + SIGNALS.index(signal.Signals(number)))
 
     def _listen(self) -> None:
         for number in SIGNALS:
+            # A shell that starts a program in the background lets it ignore Ctrl-C.
+            if number == signal.SIGINT and signal.getsignal(number) == signal.SIG_IGN:
+                continue
             # `_listen` is called several times; the handlers from before the first are restored.
             previous = signal.signal(number, self._handle)
             self.previous_handlers.setdefault(number, previous)
@@ -69,6 +81,7 @@ class Preemption(Checkpoint):
         """Listen again, and note the step that a resumed run begins at."""
         self._listen()
         self.step = trainer.global_step
+        self.is_training = True
 
     def restore_handlers(self) -> None:
         """Restore the handlers from before. Not in `teardown`, which an early exit skips."""

@@ -14,6 +14,7 @@ Shape legend: B batch, C channels, H W height and width in pixels, h w feature m
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,6 +36,12 @@ def load_phi(settings: Mapping[str, Any]) -> list[Any]:
     Raises:
         UserError: an encoder is missing, or is of the wrong kind for a setting.
     """
+    # Also if no term needs it yet: a misspelt path is not what the user means.
+    if settings["encoder"] is not None and not Path(settings["encoder"]).exists():
+        raise UserError(
+            f"model.init_args.encoder: {settings['encoder']} does not exist; expected the weights "
+            "of an encoder, such as runs/cxrclassifier/checkpoints/last.ckpt"
+        )
     needs_classifier = settings["finding_weight"] > 0 or settings["clinical_input"]
     compares = settings["lambda_feat"] > 0 or settings["lambda_finding"] > 0
     if not (compares or needs_classifier):

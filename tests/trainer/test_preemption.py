@@ -185,3 +185,22 @@ def test_other_steps_are_requeued_if_they_can_resume(
         )
     else:
         assert "give it more time (--time)" in said and not queue.exists()
+
+
+@pytest.mark.slow
+def test_an_interrupt_saves_the_step(
+    corpus_path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """With Ctrl-C; and the log of a run without a terminal shows its steps."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signalled(monkeypatch, {2: signal.SIGINT})
+    assert main(vqgan(corpus_path, tmp_path, *SEVEN)) == 128 + signal.SIGINT
+    error = capsys.readouterr().err
+    assert "interrupted: saving at the end of this step" in error
+    assert "at step 3; the same command with --ckpt_path last continues" in error
+    assert "step 2 of 7, loss " in error
+    assert checkpoint(tmp_path)["global_step"] == 3
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
