@@ -158,7 +158,8 @@ def test_the_jobs_do_the_steps_and_done_ones_are_not_submitted(
         ["bash", str(out / "slurm" / "prepare.sbatch")], capture_output=True, text=True
     )
     assert (
-        early.returncode == 1 and "which is missing or stale: run step phantom first" in early.stderr
+        early.returncode == 1
+        and "which is missing or stale: run step phantom first" in early.stderr
     )
     for name in ("phantom", "prepare"):
         subprocess.run(
