@@ -13,7 +13,8 @@ from torch import Tensor
 
 from mavilt_pl.encoders.loading import Encoder
 from mavilt_pl.errors import UserError
-from mavilt_pl.metrics.clinical import TERMS, findings_in
+from mavilt_pl.metrics.clinical import findings_in
+from mavilt_pl.metrics.finding_phrases import TERMS
 from mavilt_pl.vqgan.tokenizer import Tokenizer
 
 

@@ -1,8 +1,9 @@
 """Findings that a report asserts: a rule-based labeller, and the F1 of generated reports.
 
-The labeller `findings-v1` reads sentence by sentence. A term is absent if a negation precedes it in
-the same clause or directly follows it, uncertain if an expression of doubt precedes it, and
-otherwise present. One assertion of presence outweighs denials elsewhere in the report.
+The labeller reads sentence by sentence, and within a sentence clause by clause. A cue before or
+behind a term in its clause says that it is absent, uncertain or not asserted at all (the patient's
+history, a question); otherwise it is present. One assertion of presence outweighs denials elsewhere
+in the report. `finding_phrases.py` has the words.
 
 Own code: CheXpert's labeller needs NegBio's parsers, CheXbert a model of several hundred
 megabytes. The labeller here runs on any machine and is exact on the phantom's wording.
@@ -13,114 +14,169 @@ Letters in shapes: n reports, F findings.
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 
+from mavilt_pl.data.report_headings import find_headings
 from mavilt_pl.metrics.bootstrap import (
     Estimate,
     PatientBootstrapMetric,
     bootstrap_ci,
     drop_undefined,
 )
+from mavilt_pl.metrics.finding_phrases import (
+    BOUNDARY,
+    CUE_AFTER,
+    CUE_BEFORE,
+    LOOK_ALIKES,
+    TERM,
+    UNFINISHED,
+    VERSION,
+)
 
-VERSION = "findings-v1"
-
-# Finding → how reports write it. Written for reports of MIMIC-CXR and Indiana and for the phantom's
-# wording. A change of any pattern changes figures, so it needs a new VERSION.
-TERMS: dict[str, str] = {
-    "cardiomegaly": (
-        r"cardiomegaly|enlarge(?:d|ment of the) (?:heart|cardiac|cardiomediastinal)|"
-        r"(?:heart|cardiac silhouette|cardiac size|cardiomediastinal silhouette)(?: size)? "
-        r"(?:is|are|remains|appears)?\s?(?:\w+ ){0,2}(?:enlarged|prominent)|enlarged heart"
-    ),
-    "pleural effusion": (
-        r"(?:pleural )?effusions?|blunting of the (?:\w+ ){0,3}costophrenic|pleural fluid"
-    ),
-    "pneumothorax": r"pneumothora(?:x|ces)",
-    "consolidation": r"consolidations?|consolidative",
-    "edema": r"edema|vascular congestion|pulmonary congestion",
-    "atelectasis": r"atelecta(?:sis|tic)|volume loss|collapse of",
-    "lung lesion": r"nodul(?:e|es|ar)|mass(?:es)?\b|lesions?",
-    "support devices": (
-        r"pacemaker|pacer|defibrillator|icd\b|catheter|(?:central|picc|venous) line|picc|"
-        r"endotracheal tube|et tube|nasogastric|ng tube|enteric tube|chest tube|port-a-cath|"
-        r"\bport\b|support devices?|sternotomy wires"
-    ),
-    "hyperinflation": (
-        r"hyperinflat(?:ed|ion)|hyperexpan(?:ded|sion)|hyperaerat(?:ed|ion)|emphysema|"
-        r"flattened diaphragms?|flattening of the (?:hemi)?diaphragms?"
-    ),
-    "pneumonia": r"pneumonias?",
-    "lung opacity": r"opacit(?:y|ies)|infiltrates?|airspace disease",
-    "fracture": r"fractures?",
-}
-_TERM: dict[str, re.Pattern[str]] = {}
-for _name, _pattern in TERMS.items():
-    _TERM[_name] = re.compile(rf"\b(?:{_pattern})", re.IGNORECASE)
-# "unremarkable" and "normal" deny what follows them in the clause: "normal heart without …".
-_NEGATION_BEFORE = re.compile(
-    r"\b(?:no|not|without|absen(?:ce|t)|negative for|free of|clear of|resolved|resolution of|"
-    r"denies|never|nor|neither|rather than|unremarkable|normal)\b",
-    re.IGNORECASE,
-)
-# Up to three words between: "effusion has now completely resolved".
-_NEGATION_AFTER = re.compile(
-    r"^\W*(?:\w+\W+){0,3}?(?:is|are|was|were)?\s*"
-    r"(?:not|absent|unlikely|ruled out|excluded|resolved)\b",
-    re.IGNORECASE,
-)
-_DOUBT = re.compile(
-    r"\b(?:possibl[ey]|probabl[ey]|may|might|could|cannot (?:be )?exclude|suspect\w*|"
-    r"questionable|equivocal|suggest\w*|versus|vs|or)\b",
-    re.IGNORECASE,
-)
-# Lines end sentences too: reports are often lists without full stops.
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
-_CLAUSE_END = re.compile(
-    r"\b(?:but|however|although|with the exception of|aside from|other than)\b|;", re.IGNORECASE
-)
 # A label replaces labels of the same or lower strength.
 # Equal strength is replaced too, which changes nothing: labels of a strength are equal.
 _STRENGTH = {"absent": 0, "uncertain": 1, "present": 2}
+# "?" ends a sentence only before a capital: "cough, ? pneumonia" is one sentence.
+_SENTENCE_END = re.compile(r"(?<=[.!])\s+|(?<=[a-z)][.!])(?=[A-Z][a-z])|(?<=\?)\s+(?=[A-Z])|\n+")
+_LONGEST_SENTENCE = 600  # characters
+_LIST_ITEM = re.compile(r"(?:[-*•>]|\(?\d{1,2}[.)])\s")
+_SENTENCE_START = re.compile(r"[A-Z](?:[a-z]|\s)")
+# Sections that say why and how the image was taken, not what it shows.
+_REQUEST = re.compile(
+    r"""^\W*(?:\d+\W+)?(?:(?:clinical|patient)\s)?(?:indications?|history|information|data|statement
+    |reason\sfor|technique|comparisons?|exam|procedure|(?:type\sof\s)?study)""",
+    re.IGNORECASE | re.VERBOSE,
+)
 
 
-def _label(before: str, after: str) -> str:
-    """Label of a term from the text before and after it in its clause."""
+def _without_request(text: str) -> str:
+    """The text without its indication, history, comparison and technique."""
+    headings = find_headings(text)
+    kept = []
+    position = 0
+    # The last heading is kept: without a next one nothing says where its section ends, and the
+    # cues in its first sentence speak for themselves.
+    for (start, _, _), (next_start, _, _) in pairwise(headings):
+        if _REQUEST.match(text[start:next_start]):
+            kept.append(text[position:start])
+            position = next_start
+    kept.append(text[position:])
+    return "\n\n".join(kept)
+
+
+def _join_wrapped_lines(text: str) -> str:
+    """The text with its wrapped lines joined.
+
+    A line is taken for wrapped unless a blank line, a bullet, a number or a capital separates it
+    from the one before. A word such as "no" at the end of the line before outweighs all of them.
+    """
+    lines = [re.sub(r"\s+", " ", line).strip() for line in text.splitlines()]
+    width = max(map(len, lines), default=0)
+    joined = ""
+    previous = ""
+    for line in lines:
+        unfinished = UNFINISHED.search(previous) is not None
+        if line and (unfinished or _continues(line, previous, width)):
+            joined += " " + line
+        elif line:
+            joined += "\n" + line
+        # A blank line between two pages does not finish "there is no".
+        if line or not unfinished:
+            previous = line
+    return joined
+
+
+def _continues(line: str, previous: str, width: int) -> bool:
+    """Whether a line continues the sentence of the previous one.
+
+    Args:
+        line: not empty.
+        previous: the line before, "" if that was blank.
+        width: characters of the longest line.
+    """
+    if not previous or _LIST_ITEM.match(line) or _SENTENCE_START.match(line):
+        return False
+    first_word = line.split()[0]
+    # An abbreviation, or the whole report is in capitals. It begins a sentence if the line before
+    # had room for it.
+    if re.search("[A-Z]", first_word):
+        return len(previous) + 1 + len(first_word) > width
+    return True
+
+
+def _sentences(text: str) -> Iterator[str]:
+    """The sentences of a report, each with single spaces."""
+    for sentence in _SENTENCE_END.split(_join_wrapped_lines(_without_request(text))):
+        # Only a broken text has a longer one; in pieces its reading takes linear time.
+        yield from textwrap.wrap(sentence, _LONGEST_SENTENCE, break_on_hyphens=False)
+
+
+def _label(before: str, after: str) -> str | None:
+    """Label of a term from its clause; None if the clause does not speak of the image.
+
+    Args:
+        before: the clause up to the end of the term: "the heart is not enlarged".
+        after: the rest of the clause.
+    """
+    cues = {match.lastgroup for match in CUE_BEFORE.finditer(before)}
     # Negation before doubt: "no evidence to suggest an effusion" denies it.
-    if _NEGATION_BEFORE.search(before) or _NEGATION_AFTER.search(after):
+    if "absent" in cues:
         return "absent"
-    # Doubt reaches no further than the comma before the term.
-    if _DOUBT.search(before.split(",")[-1]):
+    if "unasserted" in cues:
+        return None
+    behind = CUE_AFTER.match(after)
+    cue_behind = behind.lastgroup if behind is not None else None
+    if cue_behind == "absent":
+        return "absent"
+    if cue_behind == "unasserted":
+        return None
+    cues.add(cue_behind)
+    # "Atelectasis or pneumonia" is doubt, "no change in atelectasis or effusion" names two.
+    if "uncertain" in cues or ("alternative" in cues and "neutral" not in cues):
         return "uncertain"
     return "present"
+
+
+def _mentions(sentence: str) -> Iterator[tuple[str, str]]:
+    """Each finding that a sentence mentions, with its label there."""
+    turns = [match.span() for match in BOUNDARY.finditer(sentence)]
+    look_alikes = [match.span() for match in LOOK_ALIKES.finditer(sentence)]
+    for name, term in TERM.items():
+        for match in term.finditer(sentence):
+            start, end = match.span()
+            if any(first <= start and end <= last for first, last in look_alikes):
+                continue
+            # The clause: from the last turn before the term to the first one behind it.
+            begin = max((last for _, last in turns if last <= start), default=0)
+            stop = min((first for first, _ in turns if first >= end), default=len(sentence))
+            label = _label(sentence[begin:end], sentence[end:stop])
+            if label is not None:
+                yield name, label
 
 
 def findings_in(text: str) -> dict[str, str]:
     """Findings of a report: name → present | absent | uncertain.
 
-    A finding that is not mentioned has no entry.
+    A finding that is not mentioned has no entry, nor has one that is only part of the patient's
+    history or of the question to the radiologist.
 
     >>> findings_in("The heart is enlarged. No pleural effusion or pneumothorax.")
     {'cardiomegaly': 'present', 'pleural effusion': 'absent', 'pneumothorax': 'absent'}
+    >>> findings_in("No pneumothorax, small left pleural effusion.")
+    {'pleural effusion': 'present', 'pneumothorax': 'absent'}
+    >>> findings_in("History of pneumonia. Findings concerning for edema.")
+    {'edema': 'uncertain'}
     """
     found: dict[str, str] = {}
-    for sentence in _SENTENCE_END.split(text):
-        # A negation does not reach past "but": "no effusion, but a nodule" asserts the nodule.
-        for clause in _CLAUSE_END.split(sentence):
-            for name, label in _mentions(clause):
-                if name not in found or _STRENGTH[label] >= _STRENGTH[found[name]]:
-                    found[name] = label
+    for sentence in _sentences(text):
+        for name, label in _mentions(sentence):
+            if name not in found or _STRENGTH[label] >= _STRENGTH[found[name]]:
+                found[name] = label
     return dict(sorted(found.items()))
-
-
-def _mentions(clause: str) -> Iterator[tuple[str, str]]:
-    """Each finding that a clause mentions, with its label there."""
-    for name, term in _TERM.items():
-        for match in term.finditer(clause):
-            before = clause[: match.start()]
-            after = clause[match.end() :]
-            yield name, _label(before, after)
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray, positive: np.ndarray) -> np.ndarray:

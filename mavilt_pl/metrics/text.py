@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from nltk.translate.meteor_score import meteor_score
 from rouge_score.rouge_scorer import RougeScorer
+from rouge_score.tokenizers import Tokenizer
 
 from mavilt_pl.errors import MaviltWarning
 from mavilt_pl.metrics.bootstrap import (
@@ -29,6 +31,78 @@ def words(text: str) -> list[str]:
     """
     # Punctuation apart, as the PTB tokenizer of coco-caption has it, but without dropping it.
     return re.findall(r"\w+|[^\w\s]", text.lower())
+
+
+# Thai to Lao, Burmese, Khmer, kana, ideographs: scripts without spaces between words.
+_SPACELESS = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]"
+)
+
+
+class UnicodeTokenizer(Tokenizer):
+    """rouge-score's tokens, in every script: runs of letters and digits, in lower case.
+
+    rouge-score's own tokenizer drops every letter that is not ASCII; on ASCII the two are equal.
+    A script without spaces gives one token a character, with its vowel signs and tone marks.
+    """
+
+    def tokenize(self, text: str) -> list[str]:
+        """Split a text.
+
+        >>> UnicodeTokenizer().tokenize("No effusion, 3 mm.")
+        ['no', 'effusion', '3', 'mm']
+        >>> UnicodeTokenizer().tokenize("Нет выпота. 无积液")
+        ['нет', 'выпота', '无', '积', '液']
+        """
+        tokens: list[str] = []
+        in_word = False
+        for character in text.lower():
+            category = unicodedata.category(character)
+            spaceless = _SPACELESS.match(character) is not None
+            if category.startswith("M"):
+                # A mark belongs to the letter before it; without one it is noise.
+                if in_word:
+                    tokens[-1] += character
+            elif category.startswith("L") or category == "Nd":
+                if in_word and not spaceless and not _SPACELESS.match(tokens[-1]):
+                    tokens[-1] += character
+                else:
+                    tokens.append(character)
+                in_word = True
+            else:
+                in_word = False
+        return tokens
+
+
+def _longest_common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
+    """Length of the longest common subsequence."""
+    # One row of the table: lengths for all prefixes of `second`.
+    row = [0] * (len(second) + 1)
+    for word in first:
+        diagonal = 0
+        for column, other in enumerate(second, start=1):
+            above = row[column]
+            row[column] = diagonal + 1 if word == other else max(above, row[column - 1])
+            diagonal = above
+    return row[-1]
+
+
+def rouge_l_coco(prediction: str, reference: str) -> float:
+    """ROUGE-L as pycocoevalcap defines it, which R2Gen and its descendants report.
+
+    F with beta 1.2, so recall weighs more, over tokens between white space, without stemming. The
+    texts are taken as they are: case and punctuation are the cleaning protocol's business.
+
+    >>> round(rouge_l_coco("no effusion .", "no pleural effusion ."), 4)
+    0.8356
+    """
+    predicted, expected = prediction.split(), reference.split()
+    common = _longest_common_subsequence(predicted, expected)
+    if common == 0:
+        return 0.0
+    precision, recall = common / len(predicted), common / len(expected)
+    beta_squared = 1.2**2
+    return (1 + beta_squared) * precision * recall / (recall + beta_squared * precision)
 
 
 def _ngrams(tokens: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
@@ -100,20 +174,26 @@ def has_wordnet() -> bool:
 
 
 class TextScores(PatientBootstrapMetric):
-    """bleu_1 to bleu_4 over the corpus, mean rouge_l (F, no stemmer) and mean meteor (NLTK).
+    """bleu_1 to bleu_4 over the corpus; means of rouge_l, rouge_l_coco and meteor over the texts.
+
+    `rouge_l` and `meteor` are those of rouge-score and NLTK. R2Gen's tools (pycocoevalcap) define
+    both differently: `rouge_l_coco` is their ROUGE-L; their METEOR 1.5 is a Java program, whose
+    values are about half of NLTK's. docs/metrics.md has the definitions.
 
     Without WordNet there is no meteor figure, and one warning says how to install it.
     """
 
     protocol = (
-        "lower case, punctuation split; BLEU over the corpus, unsmoothed; ROUGE-L F, no stemmer; "
-        "METEOR NLTK"
+        "lower case, punctuation split; corpus BLEU, unsmoothed; rouge_l: F1 of rouge-score"
+        ", no stemmer, letters and digits of any script; rouge_l_coco: pycocoevalcap's F "
+        "(beta 1.2), tokens between white space, as in R2Gen; METEOR: NLTK's, not comparable "
+        "with METEOR 1.5 of R2Gen's pycocoevalcap, whose values are about half as high"
     )
 
     def __init__(self) -> None:
-        # 10 counts of BLEU, then ROUGE-L and METEOR.
-        super().__init__(12)
-        self.rouge = RougeScorer(["rougeL"], use_stemmer=False)
+        # 10 counts of BLEU, then the two ROUGE-L and METEOR.
+        super().__init__(13)
+        self.rouge = RougeScorer(["rougeL"], tokenizer=UnicodeTokenizer())
         # Checked once: NLTK would raise at the first report of a test that took hours.
         self.wordnet = has_wordnet()
         if not self.wordnet:
@@ -136,7 +216,8 @@ class TextScores(PatientBootstrapMetric):
             meteor = float("nan")
             if self.wordnet:
                 meteor = meteor_score([reference_words], prediction_words)
-            rows.append([*bleu_counts(prediction_words, reference_words), rouge, meteor])
+            counts = bleu_counts(prediction_words, reference_words)
+            rows.append([*counts, rouge, rouge_l_coco(prediction, reference), meteor])
         self.add_rows(rows, patients)
 
     def compute(self) -> dict[str, Estimate]:
@@ -149,7 +230,8 @@ class TextScores(PatientBootstrapMetric):
         for order in range(1, 5):
             figures[f"bleu_{order}"] = self._bleu(bleu_rows, patients, order)
         figures["rouge_l"] = weighted_mean_ci(rows[:, 10], patients)
-        figures["meteor"] = weighted_mean_ci(rows[:, 11], patients)
+        figures["rouge_l_coco"] = weighted_mean_ci(rows[:, 11], patients)
+        figures["meteor"] = weighted_mean_ci(rows[:, 12], patients)
         return drop_undefined(figures)
 
     @staticmethod

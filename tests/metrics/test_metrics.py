@@ -14,12 +14,14 @@ from nltk.translate.bleu_score import corpus_bleu as nltk_bleu
 from nltk.translate.meteor_score import meteor_score
 from pytorch_fid.fid_score import calculate_frechet_distance
 from rouge_score.rouge_scorer import RougeScorer
+from rouge_score.tokenizers import DefaultTokenizer
 from sacrebleu.metrics import BLEU
 from sklearn.metrics import f1_score, roc_auc_score
 from torchmetrics.functional.image import peak_signal_noise_ratio
 from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 from torchmetrics.text import SQuAD
 
+from mavilt_pl.data.sources import read_source
 from mavilt_pl.metrics.clinical import FindingsF1, findings_in
 from mavilt_pl.metrics.image import (
     CodebookUse,
@@ -29,7 +31,14 @@ from mavilt_pl.metrics.image import (
     inception_features,
     lpips_distance,
 )
-from mavilt_pl.metrics.text import Perplexity, TextScores, has_wordnet, words
+from mavilt_pl.metrics.text import (
+    Perplexity,
+    TextScores,
+    UnicodeTokenizer,
+    has_wordnet,
+    rouge_l_coco,
+    words,
+)
 from mavilt_pl.metrics.vqa import GroupedAUROC, GroupedMean, auroc, exact_match, word_f1
 
 TEXTS = [
@@ -62,6 +71,73 @@ def test_rouge_and_interval() -> None:
     assert found.value == pytest.approx(np.mean(each))
     assert found.n == 3
     assert min(each) - 1e-9 <= found.low <= found.value <= found.high <= max(each) + 1e-9
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "कोई फुफ्फुस बहाव नहीं है।",
+        "ไม่มีน้ำในช่องเยื่อหุ้มปอด",
+        "双侧胸腔积液。心影增大。",
+        "Плевральный выпот слева. Сердце увеличено.",
+        "لا يوجد انصباب جنبي",
+        "胸水はありません。",
+        "흉수 없음",
+        "Kein Erguß, keine Ödeme.",
+    ],
+)
+def test_rouge_of_identical_texts_is_one_in_any_script(text: str) -> None:
+    metric = TextScores()
+    metric.update([text], [text], ["p"])
+    assert metric.compute()["rouge_l"].value == pytest.approx(1.0)
+    metric = TextScores()
+    metric.update(["effusion"], [text], ["p"])
+    assert metric.compute()["rouge_l"].value == 0.0
+
+
+def test_rouge_of_half_a_chinese_text_lies_between() -> None:
+    metric = TextScores()
+    metric.update(["双侧胸腔积液。"], ["双侧胸腔积液。心影增大正常"], ["p"])
+    assert metric.compute()["rouge_l"].value == pytest.approx(2 / 3)
+
+
+def test_tokens_of_the_real_reports_are_those_of_rouge_score() -> None:
+    pytest.importorskip("torchxrayvision")
+    from mavilt_pl.phantom.indiana import reports_archive
+
+    ours, theirs = UnicodeTokenizer(), DefaultTokenizer(use_stemmer=False)
+    options = {"reports": str(reports_archive())}
+    for study in read_source("indiana", Path("."), lambda *why: None, **options):
+        assert ours.tokenize(study.report) == theirs.tokenize(study.report)
+
+
+def test_rouge_of_coco_against_its_definition() -> None:
+    """pycocoevalcap's formula over the longest subsequence found by trying all of them."""
+
+    def definition(predicted: list[str], expected: list[str]) -> float:
+        """Beta 1.2."""
+        common = 0
+        for length in range(len(predicted) + 1):
+            for kept in itertools.combinations(predicted, length):
+                rest = iter(expected)
+                if all(word in rest for word in kept):
+                    common = length
+        if not common:
+            return 0.0
+        p, r = common / len(predicted), common / len(expected)
+        return ((1 + 1.2**2) * p * r) / (r + 1.2**2 * p)
+
+    random = np.random.default_rng(0)
+    pairs = []
+    for _ in range(60):
+        predicted, expected = (random.choice(list("abcd."), random.integers(1, 9)) for _ in "12")
+        pairs.append((" ".join(predicted), " ".join(expected)))
+    values = [definition(p.split(), e.split()) for p, e in pairs]
+    assert [rouge_l_coco(*pair) for pair in pairs] == pytest.approx(values)
+    assert rouge_l_coco("", "a b") == rouge_l_coco("a b", "") == 0.0
+    metric = TextScores()
+    metric.update([p for p, _ in pairs], [e for _, e in pairs], [str(i) for i in range(60)])
+    assert metric.compute()["rouge_l_coco"].value == pytest.approx(np.mean(values))
 
 
 @pytest.mark.real
