@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,11 @@ class Collate(Protocol):
     def __call__(self, items: Sequence[dict[str, Any]], split: str) -> dict[str, Any]:
         """Items → batch."""
         ...
+
+
+def _ignore_interrupt(_: int) -> None:
+    """Let a loader's worker live on at Ctrl-C: the training saves first, and then ends it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class CXRDataModule(LightningDataModule):
@@ -272,6 +278,7 @@ class CXRDataModule(LightningDataModule):
             batch_size=batch_size,
             sampler=WeightedSourceSampler(sizes, weights, self._seed(), rank, world),
             num_workers=workers,
+            worker_init_fn=_ignore_interrupt,
             collate_fn=partial(self.collate_fn, split="train"),
             # All ranks must make the same number of steps, and batches of one size keep compiled
             # graphs.
@@ -292,6 +299,7 @@ class CXRDataModule(LightningDataModule):
                 batch_size=self.hparams["eval_batch_size"],
                 sampler=UnpaddedDistributedSampler(len(dataset), rank, world),
                 num_workers=self.hparams["num_workers"],
+                worker_init_fn=_ignore_interrupt,
                 collate_fn=partial(self.collate_fn, split=split),
                 pin_memory=torch.cuda.is_available(),
                 # A DataLoader draws a base seed for its workers, from the global generator unless
@@ -317,7 +325,16 @@ class CXRDataModule(LightningDataModule):
 
     def test_dataloader(self) -> list[DataLoader]:
         """A loader for each corpus, in their order."""
-        return self._evaluation_loaders("test")
+        loaders, world = self._evaluation_loaders("test"), self._rank_and_world()[1]
+        for name, loader in zip(self.names, loaders):
+            count = len(loader.dataset)  # type: ignore[arg-type]
+            # A rank without a study would skip the metrics that the others wait for.
+            if count < world:
+                raise UserError(
+                    f"{name}: {count} test studies for {world} processes, which wait for one "
+                    f"another's metrics: expected one each. Test with --trainer.devices {count}"
+                )
+        return loaders
 
     def predict_dataloader(self) -> list[DataLoader]:
         """The loaders of the test."""

@@ -156,13 +156,16 @@ class MAViLT:
             )
 
     @torch.inference_mode()
-    def report(self, studies: Sequence[StudyImages], seed: int = 0) -> list[str]:
+    def report(self, studies: Sequence[StudyImages] | StudyImages, seed: int = 0) -> list[str]:
         """A report of each study.
 
         Args:
-            studies: image files, or views by name.
+            studies: image files, or views by name; or a single one of them.
             seed: of text that is sampled (`sampling.text.temperature`).
         """
+        # One study is a list of one: a string would be taken apart into letters.
+        if isinstance(studies, (str, Path, Mapping)):
+            studies = [studies]
         reports: list[str] = []
         for start in range(0, len(studies), BATCH):
             codes = self._study_codes(studies[start : start + BATCH])
@@ -175,7 +178,7 @@ class MAViLT:
     def ask(
         self,
         study: StudyImages,
-        questions: Sequence[str],
+        questions: Sequence[str] | str,
         answers: Sequence[str] = (),
         seed: int = 0,
     ) -> list[Any]:
@@ -191,8 +194,15 @@ class MAViLT:
             For each question a text, or with `answers` the probability of each (they sum to 1).
 
         Raises:
-            UserError: an answer is given twice.
+            UserError: an answer is given twice, or the model has learned no questions.
         """
+        if not self.generator.prompts.instructed:
+            raise UserError(
+                "the model has learned no questions: it is of Stage 1; expected a checkpoint of "
+                "Stage 2"
+            )
+        if isinstance(questions, str):
+            questions = [questions]
         # Twice the same answer would share its probability.
         if len({*answers}) < len(answers):
             raise UserError(

@@ -384,6 +384,19 @@ def test_answers_are_different(chain: Path, images: list[Path]) -> None:
         model.ask(images[0], ["Is there edema?"], ["yes", "yes"])
 
 
+def test_one_image_and_one_question(chain: Path, images: list[Path]) -> None:
+    """A string is one of them, and not a list of letters."""
+    model = MAViLT.from_runs(chain / "stage2", chain / "vqgan", device="cpu")
+    assert model.report(str(images[0])) == model.report([images[0]])
+    assert model.ask(images[0], "Is there edema?") == model.ask(images[0], ["Is there edema?"])
+
+
+def test_stage1_has_learned_no_questions(chain: Path, images: list[Path]) -> None:
+    model = MAViLT.from_runs(chain / "stage1", chain / "vqgan", device="cpu")
+    with pytest.raises(UserError, match="it is of Stage 1"):
+        model.ask(images[0], ["Is there edema?"])
+
+
 def test_another_tokenizer_is_refused(
     chain: Path,
     runs: list[str],

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from tiny_runs import ended, logged, stage1, started, vqgan
 
+from mavilt_pl.cli import main
+
 TWO = ["--trainer.devices=2", "--trainer.strategy=ddp_find_unused_parameters_true"]
 
 
@@ -73,3 +75,22 @@ def test_two_ranks_learn_what_one_learns(chain: Path, corpus_path: Path, tmp_pat
     first, second = logged(tmp_path / "one"), logged(tmp_path / "two")
     assert len(first) == len(second) == 50 and first[0] - first[-1] > 0.1
     assert first == pytest.approx(second, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_fewer_test_studies_than_processes_are_refused(corpus_path: Path, tmp_path: Path) -> None:
+    """A process without a study would skip the metrics that the other waits for."""
+    assert main(vqgan(corpus_path, tmp_path, "--trainer.max_steps=1")) == 0
+    words = [
+        *vqgan(corpus_path, tmp_path)[1:],
+        f"--ckpt_path={tmp_path}/checkpoints/last.ckpt",
+        "--trainer.devices=2",
+        "--trainer.strategy=ddp",
+        "--data.limit_test=1",
+    ]
+    process = started(["test", *words])
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 1
+    assert "Traceback" not in output
+    assert "1 test studies for 2 processes" in output
+    assert "Test with --trainer.devices 1" in output
