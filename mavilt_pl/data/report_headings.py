@@ -7,8 +7,14 @@ from dataclasses import dataclass
 
 # Words of which a heading that names the views consists: "PA AND LATERAL CHEST RADIOGRAPHS:".
 _CHEST_WORD = r"""
-    (?:a|an|and|ap|bedside|chest|cxr|erect|film|frontal|lateral|of|one|pa|portable|radiographs?
-    |semi-?erect|single|supine|the|two|upright|views?|x-?rays?)
+    (?:a|abdomen|an|and|ap|at|bedside|bilateral|chest|cxr|decubitus|erect|exam|film|four|frontal|in|lat
+    |lateral|left|lordotic|oblique|of|one|pa|portable|radiographs?|ribs?|right|semi-?erect
+    |semi-?upright|single|sternum|study|supine|the|three|two|upright|views?|with|x-?rays?|\d)
+"""
+# One of these is enough for a heading of views: "PORTABLE:", "TWO VIEWS:", "RIBS:".
+_VIEW_WORD = r"""
+    (?:abdomen|ap|bedside|chest|clavicles?|cxr|decubitus|frontal|lat|lateral|lordotic|oblique|pa
+    |portable|radiographs?|ribs?|shoulders?|sternum|supine|upright|views?|x-?rays?)
 """
 # Headings as they are spelled in MIMIC-CXR, by the section that they open. Those of `title` are
 # headings without a colon too. Those of `chest` name the views or the report itself: their text
@@ -27,13 +33,13 @@ _HEADINGS = {
         | conclusions? | summary | opinion | interpretation | imp
     """,
     "chest": rf"""
-        (?:{_CHEST_WORD}[\s,/&]+){{0,9}}
-        (?:chest|cxr)
-        (?:[\s,/&]+{_CHEST_WORD}){{0,9}}
+        (?:{_CHEST_WORD}[\s,/&(]+){{0,9}}
+        {_VIEW_WORD}
+        (?:[\s,/&(]+{_CHEST_WORD}){{0,9}} \)?
         | report | description | observations?
     """,
     "title": r"""
-        (?:final|preliminary|prelim)\sreport | wet\sread | (?:final\s)?addend(?:um|a) | examination
+        (?:final|preliminary|prelim)\sreport | wet\s?read | (?:final\s)?addend(?:um|a) | examination
         | indications? | history | technique | comparisons? | recommendations? | notifications?
     """,
     "other": r"""
@@ -42,7 +48,9 @@ _HEADINGS = {
         | reason\sfor\s(?:the\s)?(?:exam(?:ination)?|study)
         | comparison\s(?:study|film|exam)s? | (?:exam|procedure)\sdate | pfi | views?
         | dictated\sby | attending | electronically\ssigned(?:\sby)? | communication
-        | patient\shistory | provisional\sfindings(?:\simpression)?
+        | patient\shistory | comments? | signed(?:\sby)?
+        | date(?:\sof\s(?:exam(?:ination)?|study|service))? | read\sby | discussed\swith
+        | provisional\sfindings(?:\simpression)?
     """,
 }
 _NAME = "|".join(f"(?P<{kind}>{pattern})" for kind, pattern in reversed(_HEADINGS.items()))
@@ -71,7 +79,11 @@ _HEADING = re.compile(
     """,
     re.IGNORECASE | re.MULTILINE | re.VERBOSE,
 )
-_POSSIBLY_MISSPELT = re.compile(r"^[ \t]*(?P<name>[A-Za-z]{6,12})[ \t]*:", re.MULTILINE)
+_POSSIBLY_MISSPELT = re.compile(r"^[ \t]*(?P<name>[A-Za-z]{6,16})[ \t]*:", re.MULTILINE)
+_ALSO_MISSPELT = (
+    *("comparison", "comparisons", "indication", "indications", "technique", "history"),
+    *("recommendation", "recommendations", "addendum", "examination", "procedure", "notification"),
+)
 # After these words a heading's name continues their sentence: "these findings: …".
 _UNFINISHED = re.compile(
     r"""\b(?:a|above|all|an|and|any|below|by|critical|each|following|for|from|her|his|important|in
@@ -183,6 +195,9 @@ def _misspelt_kind(name: str) -> str | None:
     for kind in ("findings", "impression"):
         if _is_one_slip(name.lower(), kind):
             return kind
+    # What these open matters little: they end the section before.
+    if any(_is_one_slip(name.lower(), right) for right in _ALSO_MISSPELT):
+        return "other"
     return None
 
 
@@ -203,4 +218,12 @@ def find_headings(text: str) -> list[tuple[int, int, str]]:
     if "findings" in kinds:
         # "PA AND LATERAL CHEST:" above FINDINGS is part of the study's title.
         headings = [heading for heading in headings if heading[2] != "chest"]
-    return sorted(headings)
+    headings.sort()
+    kept = []
+    concluded = False
+    for heading in headings:
+        concluded = concluded or heading[2] == "impression"
+        # "RIBS:" below IMPRESSION is a line of the impression.
+        if heading[2] != "chest" or not concluded:
+            kept.append(heading)
+    return kept

@@ -10,10 +10,10 @@ from mavilt_pl.data.report_headings import find_headings
 from mavilt_pl.errors import UserError
 
 _TITLE_LINE = re.compile(
-    r"^[ \t]*(?:final report|wet read|(?:final )?addendum)[ \t:]*$", re.IGNORECASE | re.MULTILINE
+    r"^[ \t]*(?:final report|wet ?read|(?:final )?addendum)[ \t:]*$", re.IGNORECASE | re.MULTILINE
 )
 _PRELIMINARY = re.compile(
-    r"^[ \t]*(?:wet\sread|prelim(?:inary)?\sreport)\b", re.IGNORECASE | re.MULTILINE
+    r"^[ \t]*(?:wet\s?read|prelim(?:inary)?\sreport)\b", re.IGNORECASE | re.MULTILINE
 )
 _FINAL = re.compile(r"^[ \t]*final\sreport\b", re.IGNORECASE | re.MULTILINE)
 # A line between two reads; what de-identification removed is "___".
@@ -22,6 +22,31 @@ _RULE = re.compile(r"_{10,}")
 
 def _collapse_spaces(text: str) -> str:
     return re.sub(r"\s+", " ", text).strip()
+
+
+# Headings whose section is one paragraph; what follows it after a blank line is another matter.
+_ONE_PARAGRAPH = re.compile(
+    r"""\W*(?:\d+\W+)?(?:(?:clinical|patient)\s)?(?:indications?|history|information|data|statement
+    |idication|reason\sfor|technique|compar\w+|exam|procedure|date|(?:type\sof\s)?study|views?)""",
+    re.IGNORECASE | re.VERBOSE,
+)
+
+
+def _untitled_paragraphs(text: str, headings: list[tuple[int, int, str]]) -> str:
+    """What follows the section of the last heading after a blank line; "" if nothing does."""
+    if not headings:
+        return ""
+    start, end, _ = headings[-1]
+    if not _ONE_PARAGRAPH.match(text[start:end]):
+        return ""
+    paragraphs = []
+    for paragraph in re.split(r"\n[ \t]*\n", text[end:]):
+        collapsed = _collapse_spaces(_RULE.sub(" ", paragraph))
+        # A signature or a date is no report.
+        if re.search(r"[A-Za-z]{2}", collapsed):
+            paragraphs.append(collapsed)
+    # The first one is the heading's own.
+    return " ".join(paragraphs[1:])
 
 
 def _drop_preliminary(text: str) -> str:
@@ -41,7 +66,9 @@ def sections(text: str) -> dict[str, str]:
 
     Sections are found in any order, spelling or numbering, in mid-line too. Two of one kind (an
     addendum) are both kept, in order. FINDINGS AND IMPRESSION under one heading are findings. Text
-    before any heading belongs to no section. A report without any section is all `whole`.
+    before any heading belongs to no section. Without findings and impression, the paragraphs after
+    the last of INDICATION, COMPARISON, … are the findings. A report
+    without headings is all `whole`.
 
     >>> sections("FINDINGS: Clear lungs. IMPRESSION: Normal.")["impression"]
     'Normal.'
@@ -62,6 +89,8 @@ def sections(text: str) -> dict[str, str]:
             bodies["findings"].append(body)
         elif kind in bodies and body:
             bodies[kind].append(body)
+    if not bodies["findings"] and not bodies["impression"]:
+        bodies["findings"].append(_untitled_paragraphs(text, headings))
     return {
         "findings": " ".join(bodies["findings"]),
         "impression": " ".join(bodies["impression"]),

@@ -264,6 +264,24 @@ AWKWARD = [
         "1. Big heart. 2. No effusion.",
     ),
     (
+        "an untitled paragraph after the last heading",
+        "INDICATION: cough.\n\nCOMPARISON: None.\n\nThe heart\nis big.",
+        BIG,
+        "",
+    ),
+    (
+        "a heading's own paragraph is no findings",
+        "INDICATION: cough.\n\nCOMPARISON:\n\nNone.",
+        "",
+        "",
+    ),
+    (
+        "views below the impression are a line of it",
+        "IMPRESSION:\nRIBS: no fracture.\nCHEST: Big heart.",
+        "",
+        "RIBS: no fracture. CHEST: Big heart.",
+    ),
+    (
         "tail after the impression",
         "IMPRESSION: Big heart.\nRECOMMENDATIONS: CT.\nElectronically signed by: ___",
         "",
@@ -278,6 +296,31 @@ AWKWARD = [
 def test_sections_of_awkward_reports(text: str, findings: str, impression: str) -> None:
     found = sections(text)
     assert (found["findings"], found["impression"]) == (findings, impression)
+
+
+@pytest.mark.parametrize(
+    "heading",
+    [
+        *("CHEST, PA AND LAT", "PORTABLE", "TWO VIEWS", "AP VIEW", "RIBS", "PA AND LAT CHEST"),
+        *("SINGLE AP VIEW", "PORTABLE AP", "CHEST 2 VIEWS", "LEFT RIBS", "PA/LAT", "PA & LATERAL"),
+        *("CHEST (PORTABLE AP)", "AP SEMI-UPRIGHT", "DECUBITUS VIEWS", "PORTABLE CHEST, 1 VIEW"),
+    ],
+)
+def test_any_heading_of_views_opens_the_findings(heading: str) -> None:
+    found = sections(f" {heading}:  The heart is big.\n \n IMPRESSION:  Big heart.")
+    assert (found["findings"], found["impression"]) == (BIG, CLEAR)
+
+
+@pytest.mark.parametrize(
+    "heading",
+    [
+        *("COMMENT", "COMMENTS", "DATE", "WETREAD", "COMPARISION", "IDICATION", "TECHNQUE"),
+        *("HISTROY", "RECOMENDATION", "ADENDUM", "DATE OF EXAM", "READ BY"),
+    ],
+)
+def test_other_and_misspelt_headings_end_the_impression(heading: str) -> None:
+    found = sections(f"FINDINGS: The heart is big.\nIMPRESSION: Big heart.\n{heading}: later")
+    assert (found["findings"], found["impression"]) == (BIG, CLEAR)
 
 
 def test_sections_of_the_real_indiana_reports_are_found_again() -> None:
