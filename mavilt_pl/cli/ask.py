@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 
 from mavilt_pl.cli.model_arguments import (
@@ -35,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     """Print an answer for each question."""
     for question in args.questions:
         # A second image would be read as a question and answered with nonsense.
-        if Path(question).suffix.lower() in IMAGE_SUFFIXES or Path(question).is_file():
+        if Path(question).suffix.lower() in IMAGE_SUFFIXES or os.path.isfile(question):
             raise UserError(
                 f"{question}: found an image among the questions; expected one image and its "
                 "questions: run the command once for each image"

@@ -405,6 +405,7 @@ def test_training_starts_from_a_published_net(
     assert_same(load_tokenizer(tmp_path / "checkpoints" / "last.ckpt"), net, images())
 
     torch.save(net.state_dict(), start)
-    assert main([*words, "--model.init_args.quantizer={codebook_size: 7}"]) == 1
+    wrong = "--model.init_args.quantizer={codebook_size: 7}"
+    assert main([*words, wrong, f"--trainer.default_root_dir={tmp_path}/other"]) == 1
     message = " ".join(capsys.readouterr().err.split())
     assert f"quantizer.codebook_size is 7 and {config['n_embed']} in" in message
