@@ -272,6 +272,7 @@ def check_lora(lora: LoraOptions) -> None:
     Raises:
         UserError: rank, alpha or dropout is out of range.
     """
+    # peft would fail much later, or divide by zero.
     if lora.rank < 1 or lora.alpha <= 0 or not 0 <= lora.dropout < 1:
         raise UserError(
             f"tuning.lora: found rank {lora.rank}, alpha {lora.alpha}, dropout {lora.dropout}; "

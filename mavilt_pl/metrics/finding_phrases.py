@@ -31,6 +31,7 @@ _HEART_TO_ENLARGED = r"""
 # Finding → how reports write it. Written for reports of MIMIC-CXR and Indiana and for the phantom's
 # wording.
 TERMS: dict[str, str] = {
+    # The heart is large by a noun, an adjective before it or a verb after it. Not "heart rate".
     "cardiomegaly": rf"""
         cardiomegaly | megalocardia
         | (?:enlarge(?:d|ment\sof)|increased?(?:\sin)?)\s(?:the\s|overall\s)?
@@ -42,6 +43,7 @@ TERMS: dict[str, str] = {
         | {_HEART}{_HEART_TO_ENLARGED}\s(?:enlarged|prominent)
         | (?:heart|cardiac)\ssize\s(?:is|appears|remains)\s(?:\w+\s)?(?:large|increased)
     """,
+    # A blunted angle is how small effusions are written. "Pericardial" is among the look-alikes.
     "pleural effusion": r"""
         (?:pleural\s)?effusions? | pleural\sfluid | fluid\sin\sthe\s(?:\w+\s)?pleural\sspace
         | pleural(?=\s(?:or|and|and/or|/)\spericardial\s(?:effusion|fluid))
@@ -51,21 +53,27 @@ TERMS: dict[str, str] = {
         | costophrenic\s(?:(?:angles?|sulc(?:us|i)|recess(?:es)?)\s)?(?:is|are|remains?|appears?)\s
           (?:\w+\s){0,2}blunted
     """,
+    # With its compounds: a hydropneumothorax is one.
     "pneumothorax": r"""
         (?:(?:tension\s)?(?:hydro|ha?emo|pyo)?-?)pneumothora(?:x|xes|ces)\b | ptx(?:s|es)?\b
     """,
+    # Not "airspace disease", which is an opacity below: it need not be consolidated.
     "consolidation": r"consolidations? | consolidative",
+    # Congestion is its first stage, and CheXpert counts it too.
     "edema": r"""
         o?edema | (?:vascular|venous|pulmonary|cardiac|interstitial)\scongestion
         | congested\s(?:pulmonary\s)?vasculature
     """,
+    # Of a lung or a part of one: a vertebra collapses too.
     "atelectasis": r"""
         atelecta(?:sis|ses|tic) | volume\sloss | loss\sof\s(?:lung\s)?volume
         | collapse\sof\s(?:\w+\s){0,6}(?:lungs?|lobes?|lingula|segments?|bases?)\b
         | (?:lung|lobar|lobe|segmental|lingular)\scollapse
         | collapsed\s(?:\w+\s){0,3}(?:lung|lobe|lingula)
     """,
+    # Where the lesion is decides: those of bones and other organs are among the look-alikes.
     "lung lesion": r"nodul(?:es?\b|ar) | mass(?:es)?\b | lesions?",
+    # Lines, tubes and implants. Clips and prostheses do not support anything.
     "support devices": r"""
         pacemakers? | pacers? | pacing\s(?:leads?|wires?|device) | defibrillators? | a?icd\b
         | (?:[\w-]+\s)?catheters? | (?:central|picc|venous|dialysis|jugular|subclavian
@@ -79,15 +87,19 @@ TERMS: dict[str, str] = {
         | (?:intra-?)?aortic\sballoon\spump | iabp\b | lvad\b
         | (?:support|monitoring)\sdevices? | sternotomy\swires? | (?:sternal|cerclage)\swires?
     """,
+    # Emphysema is read as its cause; subcutaneous emphysema is a look-alike.
     "hyperinflation": r"""
         hyper-?inflat(?:ed|ion) | over-?inflat(?:ed|ion) | hyper-?expan(?:ded|sion)
         | hyper-?aerat(?:ed|ion) | emphysema
         | flattened\s(?:hemi)?diaphragms? | flattening\sof\s(?:the\s)?(?:\w+\s)?(?:hemi)?diaphragms?
     """,
+    # Named as a diagnosis only; its signs are findings of their own.
     "pneumonia": r"(?:broncho|pleuro)?pneumonias?\b | pneumonic\b",
+    # The word of a reader who does not commit to a cause.
     "lung opacity": r"""
         opacit(?:y|ies) | opacifications? | infiltrat(?:es?|ions?) | air-?\s?space\sdisease
     """,
+    # Of bones; a fractured wire is among the look-alikes.
     "fracture": r"fractur(?:es?|ed)\b",
 }
 TERM = {name: _compile(rf"\b(?:{pattern})") for name, pattern in TERMS.items()}
@@ -132,6 +144,7 @@ LOOK_ALIKES = _compile(
     )"""
 )
 
+# What may stand between "no" and "change", in any number.
 _ADVERBS = r"""(?:\s?\b(?:
     significant|substantial|definite|definitive|convincing|appreciable|obvious|overall|large|major
     |interval|acute|further|real|gross|notable|marked|relevant|detectable|discernible|radiographic
@@ -141,6 +154,7 @@ _CHANGE = r"""(?:
     changes?|differences?|worsening|improvement|progression|regression|increase|decrease|growth
     |alteration|resolution|clearing|enlargement(?=\sof\s(?!the\sheart|the\scardi|heart|cardi))
 )\b"""
+# The same as a verb or an adjective: "has not changed".
 _CHANGED = r"(?:changed|different|worse|worsened|improved|progressed|increased|decreased|grown)\b"
 
 # Cues before a term, tried in this order at each place: a longer phrase hides a shorter one in it.
@@ -199,6 +213,7 @@ CUE_BEFORE = _compile(
     """
 )
 
+# Verbs that reports put between a finding and what they say of it.
 _VERB = r"""(?:is|are|was|were|has|have|had|been|be|being|can|cannot|could|may|might|should|would
     |does|do
     |did|remains?|appears?|appeared|shows?|persists?|continues?|represents?|measures?|projects?

@@ -59,6 +59,7 @@ def _from_our_checkpoint(
     autoencoder = checkpoint.get("autoencoder") or hyper_parameters["autoencoder"] or {}
     quantizer = checkpoint.get("quantizer") or hyper_parameters["quantizer"] or {}
     tokenizer = Tokenizer(autoencoder, quantizer, checkpoint.get("clinical"))
+    # A convolutional network would take any size, and give codes that mean nothing to the stages.
     trained_size = tokenizer.autoencoder.image_size
     if image_size not in (None, trained_size):
         raise UserError(
