@@ -142,6 +142,7 @@ def work(task: str) -> str:
     return task.upper()
 
 
+@pytest.mark.slow
 def test_a_file_that_kills_or_stalls_its_decoder_fails_alone() -> None:
     isolated_map = IsolatedMap(work, lambda task, why: f"{task}: {why}", workers=2, timeout=6.0)
     results = list(isolated_map(["a", "b", "die", "c", "hang", "d", "e"]))

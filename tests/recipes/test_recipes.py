@@ -44,6 +44,7 @@ def ran(err: str) -> list[str]:
     return [line.split()[2] for line in err.splitlines() if line.startswith("$ mavilt")]
 
 
+@pytest.mark.slow
 def test_done_steps_are_skipped_and_stale_ones_redone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -126,6 +127,7 @@ def commands(capsys: pytest.CaptureFixture[str], *words: str) -> list[str]:
     return capsys.readouterr().out.splitlines()
 
 
+@pytest.mark.slow
 def test_settings_change_params_and_only_the_steps_that_use_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

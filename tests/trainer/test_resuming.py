@@ -267,6 +267,7 @@ if rank == 1:  # a third rank that there was not draws what no other draws, and 
 """
 
 
+@pytest.mark.slow
 def test_every_rank_draws_on_with_its_own_state(tmp_path: Path) -> None:
     ranks = [
         subprocess.Popen([sys.executable, "-c", RANKS, str(rank), str(tmp_path)])

@@ -131,6 +131,7 @@ def _train(rank: int, size: int, folder: str) -> None:
         dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_ranks_move_the_codes_as_one_does(tmp_path: Path) -> None:
     """Clustering, moving averages and revived codes of 20 batches, dealt out to two processes."""
     _train(0, 1, str(tmp_path))
