@@ -189,12 +189,12 @@ def test_a_wrong_partition_is_reported_in_one_message(
     ]
     assert main([*command, "--partition=nope"]) == 1
     said = capsys.readouterr().err
-    assert said.startswith("mavilt: SLURM did not take step phantom (") and said.count("\n") == 1
+    assert said.startswith("mavilt: SLURM refused step phantom (") and said.count("\n") == 1
     assert "invalid partition specified: nope" in said and "sbatch: error" not in said
     assert main([*command[:-1], "--time=soon", "--partition=cpu"]) == 1
     said = capsys.readouterr().err
     assert (
-        said.startswith("mavilt: SLURM did not take step phantom (")
+        said.startswith("mavilt: SLURM refused step phantom (")
         and said.count("\n") == 1
         and "time" in said
     )
