@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from jsonargparse import Namespace
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -34,6 +35,7 @@ from mavilt_pl.errors import UserError
 from mavilt_pl.evaluation.results import ResultsWriter
 from mavilt_pl.trainer.checkpoint_callbacks import BestCheckpoint, StepCheckpoints
 from mavilt_pl.trainer.checkpoint_io import BackgroundCheckpointIO, VerifiedCheckpointIO
+from mavilt_pl.trainer.cpu_memory import keep_freed_memory
 from mavilt_pl.trainer.preemption import Preemption, report_exit
 from mavilt_pl.trainer.progress_bar import StepProgressBar
 from mavilt_pl.trainer.progress_log import ProgressLog
@@ -133,6 +135,8 @@ class MaviltCLI(LightningCLI):
                 f"{torch.cuda.device_count() or 'no'} GPU; if that is more than it has, set "
                 "--trainer.accelerator auto --trainer.devices auto"
             ) from error
+        if isinstance(trainer.accelerator, CPUAccelerator):
+            keep_freed_memory()
         # Only now is the rank known. The other ranks of a job share the first one's lock.
         if fitting and trainer.is_global_zero:
             self.cleanup.enter_context(run_lock(root))
