@@ -5,7 +5,6 @@ Shape legend: B studies of a batch, H W height and width in pixels, N codes of a
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,16 +21,6 @@ from mavilt_pl.data.records import Side
 from mavilt_pl.metrics.bootstrap import Estimate
 
 SHUFFLED = "shuffled_images"  # the negative control: another patient's images
-
-
-def hidden_name(study: str, salt: str) -> str:
-    """A study's name for logs and pages: a salted hash, the same within a corpus.
-
-    >>> hidden_name("s50000014", salt="corpus a") == hidden_name("s50000014", salt="corpus b")
-    False
-    """
-    # Ten hexadecimal digits: collisions are unlikely in a test set, and pages stay readable.
-    return hashlib.sha256(f"{salt}/{study}".encode()).hexdigest()[:10]
 
 
 def visible_images(batch: Mapping[str, Any], control: str | None = None) -> Any:
@@ -316,10 +305,9 @@ class MetricCallback(Callback):
         """Keep a sample of a study, unless there are enough of its source."""
         if not self.wants_sample(observation):
             return
-        # Identifiers are patient data, so pages name studies by a hash salted with the corpus.
-        corpus = observation.trainer.datamodule.corpora[observation.source]
-        name = hidden_name(study["study"], corpus.fingerprint)
-        self.examples.append({"source": corpus.name, "study": name, **content})
+        # Identifiers are patient data and stay out of pages.
+        named = {"source": observation.source_name, "study": study["hidden_name"]}
+        self.examples.append({**named, **content})
 
 
 def _compute(metric: Metric) -> dict[str, Estimate]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -140,11 +139,10 @@ class StudySummary:
         name = "patients in two splits"
         if not crossing:
             return Check(name, "ok", "none", "none")
-        # An identifier is patient data, so the message shows a hash of it.
-        hashed = hashlib.sha256(crossing[0].encode()).hexdigest()[:10]
+        # Identifiers are patient data, and a hash of so few digits can be reversed: only a count.
         todo = (
-            "the model would be tested on patients it was trained on; fix the split table (the "
-            f"first, hashed: {hashed})"
+            "the model would be tested on patients it was trained on; give each patient one split "
+            "in the dataset's table and prepare it again"
         )
         return Check(name, "error", f"{len(crossing):,}", "none", todo)
 

@@ -6,6 +6,7 @@
     pixels-00000.npy …  uint8 [n, S, S], one shard for each run of studies
     rejects.csv         study, file, stage and reason of everything rejected
     prepare.json        the settings of `mavilt prepare`
+    secret.key          the key of the studies' hidden names; not part of the fingerprint
 
 `mavilt_pl.data.prepare` writes it.
 """
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from mavilt_pl.data.hidden_names import hidden_name, read_secret
 from mavilt_pl.data.records import Image, Question, Split, Study, View
 from mavilt_pl.errors import UserError
 
@@ -81,6 +83,7 @@ class Corpus:
         self.size: int = self.facts["size"]
         self.fingerprint: str = self.facts["fingerprint"]
         self.n_images: int = self.facts["images"]
+        self._secret = read_secret(self.path)
         # All parts are opened here: a damaged corpus must not fail in the middle of an epoch.
         try:
             table = pa.ipc.open_file(pa.memory_map(str(self.path / "studies.arrow"))).read_all()
@@ -119,7 +122,9 @@ class Corpus:
         return facts
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Corpus, (self.path,)  # each loader process maps the files itself
+        # Each loader process maps the files itself. The secret goes with it: where a corpus has
+        # none, every process would draw its own.
+        return Corpus, (self.path,), {"_secret": self._secret}
 
     def __len__(self) -> int:
         return self._rows
@@ -165,6 +170,10 @@ class Corpus:
         """
         # Without parsing the three JSON columns.
         return Study(**self._texts(row), images=())
+
+    def hidden_name(self, identifier: str) -> str:
+        """A study's or a patient's name for logs and pages, see `hidden_names`."""
+        return hidden_name(self._secret, identifier)
 
     def image_rows(self, row: int) -> list[tuple[int, View]]:
         """Pixel rows and views of a study's images, in the order of its `images`."""

@@ -47,8 +47,8 @@ class CXRDataModule(LightningDataModule):
     - `pixels` float32 [B,1,H,W] in [-1, 1], or `codes` int64 [B,N];
     - `labels` float32 [B,F]: 1 present, 0 absent, nan otherwise;
     - `text` and `patient`: lists of B strings;
-    - `studies`: B dicts (study, source, text, label_names, questions; in training `rng_seed`, the
-      seed of what the model drops at random);
+    - `studies`: B dicts (study, hidden_name, source, text, label_names, questions; in training
+      `rng_seed`, the seed of what the model drops at random);
     - with `each_view`, `views`: B dicts of codes by view, frontal first, and in `studies`
       `view_rows`, the rows of the images;
     - with `replay`, in training: plain texts.

@@ -185,6 +185,7 @@ class StudyDataset(Dataset):
             # With the source, because two datasets may use the same number for different people.
             "patient": f"{study.source}:{study.patient}",
             "study": f"{study.source}:{study.study}",
+            "hidden_name": self.corpus.hidden_name(study.study),
             "labels": torch.from_numpy(np.asarray(self.labels[row], dtype=np.float32)),
             "label_names": dict(study.labels),
             "text": self.options.text_of(study),

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from mavilt_pl.data.corpus import FORMAT, SCHEMA, corpus_files_sha256, pixels_path
 from mavilt_pl.data.corpus_parts import Parts, RejectRow
+from mavilt_pl.data.hidden_names import write_secret
 from mavilt_pl.data.records import SPLITS
 from mavilt_pl.errors import UserError
 from mavilt_pl.parallel.atomic_write import atomic_write_text
@@ -126,6 +127,7 @@ class ShardJoiner:
             # Of the files as they are on the disk now.
             "fingerprint": corpus_files_sha256(self.out, self.num_shards),
         }
+        write_secret(self.out)
         atomic_write_text(self.out / "corpus.json", json.dumps(facts, indent=1))
 
 

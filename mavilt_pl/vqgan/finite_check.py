@@ -35,7 +35,7 @@ def check_finite(values: Mapping[str, Tensor], batch: Mapping[str, Any], step: i
     bad = [name for name, value in values.items() if not torch.isfinite(value)]
     # All terms may be finite and their sum overflow.
     culprits = ", ".join(bad) or "the sum of the terms"
-    names = [study["study"] for study in batch["studies"]]
+    names = [study["hidden_name"] for study in batch["studies"]]
     studies = ", ".join(names[:LISTED_STUDIES])
     if len(names) > LISTED_STUDIES:
         studies += ", …"

@@ -18,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from words import DATA, QUIET
 
 from mavilt_pl.cli import main
+from mavilt_pl.data.corpus import Corpus
 from mavilt_pl.vqgan.module import VQGAN
 
 SMALL = {
@@ -295,6 +296,12 @@ def test_a_batch_that_is_not_finite_stops_and_leaves_the_last_checkpoint_good(
     assert main(words(chain, corpus_path, tmp_path, 4, *more)) == 1
     message = " ".join(capsys.readouterr().err.split())
     assert "step 3: not finite: gradient; studies of the batch: " in message
+    corpus = Corpus(corpus_path)
+    studies = {study.study for study in corpus}
+    # Findable with the corpus alone, and not by its identifiers.
+    named = message.partition("studies of the batch: ")[2].partition(".")[0].split(", ")
+    assert {*named} - {"…"} <= {corpus.hidden_name(study) for study in studies}
+    assert not any(study in message for study in studies)
     assert "--ckpt_path last" in message
     kept = checkpoint(tmp_path)
     assert kept["global_step"] == 3
