@@ -227,8 +227,14 @@ class MetricCallback(Callback):
         """Score the batch under every control."""
         if not self._metrics:
             return
+        loaders: Any = trainer.test_dataloaders
+        filler = loaders[dataloader_idx].sampler.is_filler
         for control in self.controls:
             metrics = self._metrics[dataloader_idx, control]
+            if filler:
+                # Scored and thrown away: generation may need every rank, and the study is counted
+                # on another.
+                metrics = self._new_metrics(trainer, pl_module)
             self.update_metrics(
                 Observation(trainer, pl_module, batch, outputs, control, metrics, dataloader_idx)
             )
@@ -249,12 +255,15 @@ class MetricCallback(Callback):
         self._metrics = {}
         for source in sources:
             for control in controls:
-                metrics = self.metrics(trainer, module)
-                for metric in metrics.values():
-                    # Metrics of a callback are no submodules of the module, so Lightning does not
-                    # move them.
-                    metric.to(module.device)
-                self._metrics[source, control] = metrics
+                self._metrics[source, control] = self._new_metrics(trainer, module)
+
+    def _new_metrics(self, trainer: Trainer, module: LightningModule) -> dict[str, Metric]:
+        metrics = self.metrics(trainer, module)
+        for metric in metrics.values():
+            # Metrics of a callback are no submodules of the module, so Lightning does not move
+            # them.
+            metric.to(module.device)
+        return metrics
 
     def _finish(
         self, trainer: Trainer, module: LightningModule, stage: str

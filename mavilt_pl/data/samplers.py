@@ -87,18 +87,23 @@ class WeightedSourceSampler(DistributedSampler):
 class UnpaddedDistributedSampler(DistributedSampler):
     """Rank r takes items r, r + world, …: every item exactly once, none repeated as padding.
 
+    A rank for which no item is left takes the first one, because the ranks wait for one another's
+    metrics; `is_filler` is then true, and whoever scores must leave the item out.
+
     >>> [list(UnpaddedDistributedSampler(5, rank, 2)) for rank in range(2)]
     [[0, 2, 4], [1, 3]]
     """
 
     def __init__(self, size: int, rank: int, world: int):
         self.size, self.rank, self.num_replicas, self.epoch = size, rank, world, 0
+        self.is_filler = 0 < size <= rank
+        self._items = range(0, 1) if self.is_filler else range(rank, size, world)
 
     def __iter__(self) -> Iterator[int]:
-        return iter(range(self.rank, self.size, self.num_replicas))
+        return iter(self._items)
 
     def __len__(self) -> int:
-        return len(range(self.rank, self.size, self.num_replicas))
+        return len(self._items)
 
 
 class ResumableLoader(DataLoader):
