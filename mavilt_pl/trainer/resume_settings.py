@@ -42,8 +42,16 @@ class ResumeSettings(Callback):
         Raises:
             UserError: names the key and both values.
         """
-        saved = dict(_flat(checkpoint.get("hyper_parameters", {})))
-        for key, value in _flat(dict(pl_module.hparams)):
+        hparams = dict(pl_module.hparams)
+        there = dict(checkpoint.get("hyper_parameters", {}))
+        # A part such as the quantizer is given by some of its settings. The checkpoint has all of
+        # them, and so has the part itself: a default may not change unnoticed either.
+        for path, part in pl_module.named_modules():
+            name = path.rpartition(".")[2]
+            if name in hparams and name in checkpoint and hasattr(part, "config"):
+                hparams[name], there[name] = part.config, checkpoint[name]
+        saved = dict(_flat(there))
+        for key, value in _flat(hparams):
             # A key that a newer version has added, with its default.
             if key not in saved or saved[key] == value or _is_changeable(key):
                 continue
