@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mavilt_pl.errors import MaviltWarning
 from mavilt_pl.parallel.distributed import all_reduce_sum
+from mavilt_pl.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt, Probability
 from mavilt_pl.vqgan.losses import forward_differences
 
 
@@ -48,11 +49,11 @@ class CodebookHealth(Callback):
 
     def __init__(
         self,
-        window: int = 200,
-        min_steps: int = 1000,
-        min_used: float = 0.1,
-        min_sharpness: float = 0.5,
-        max_right: float = 0.95,
+        window: PositiveInt = 200,
+        min_steps: NonNegativeInt = 1000,
+        min_used: Probability = 0.1,
+        min_sharpness: NonNegativeFloat = 0.5,
+        max_right: Probability = 0.95,
     ):
         self.window, self.min_steps = window, min_steps
         self.min_used, self.min_sharpness, self.max_right = min_used, min_sharpness, max_right

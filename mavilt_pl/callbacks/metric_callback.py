@@ -19,6 +19,7 @@ from mavilt_pl.data.collate import sample_key
 from mavilt_pl.data.pixels import to_float, to_uint8
 from mavilt_pl.data.records import Side
 from mavilt_pl.metrics.bootstrap import Estimate
+from mavilt_pl.ranges import NonNegativeInt
 
 SHUFFLED = "shuffled_images"  # the negative control: another patient's images
 
@@ -156,7 +157,7 @@ class MetricCallback(Callback):
     task = ""
     controls: tuple[str | None, ...] = (None,)
 
-    def __init__(self, validate: int = 0, samples: int = 8):
+    def __init__(self, validate: NonNegativeInt = 0, samples: NonNegativeInt = 8):
         self.validate, self.samples = validate, samples
         self.figures: list[dict[str, Any]] = []
         self.examples: list[dict[str, Any]] = []

@@ -23,6 +23,7 @@ from mavilt_pl.metrics.image import (
     lpips_distance,
 )
 from mavilt_pl.metrics.vqa import GroupedAUROC
+from mavilt_pl.ranges import NonNegativeInt
 
 
 class ReconstructionMetrics(MetricCallback):
@@ -47,8 +48,8 @@ class ReconstructionMetrics(MetricCallback):
         self,
         judge: str | None = None,
         judge_kind: Kind = "classifier",
-        validate: int = 0,
-        samples: int = 8,
+        validate: NonNegativeInt = 0,
+        samples: NonNegativeInt = 8,
         lpips: str | None = None,
     ):
         super().__init__(validate, samples)

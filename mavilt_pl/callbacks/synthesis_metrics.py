@@ -20,6 +20,7 @@ from mavilt_pl.encoders.loading import Kind, load_encoder
 from mavilt_pl.language.random_views import Views
 from mavilt_pl.metrics.image import FrechetDistance, inception_features
 from mavilt_pl.metrics.vqa import GroupedAUROC
+from mavilt_pl.ranges import NonNegativeInt, Seed
 from mavilt_pl.vqgan.loading import load_tokenizer
 
 MISSING = "missing_view_"
@@ -57,9 +58,9 @@ class SynthesisMetrics(MetricCallback):
         judge: str,
         judge_kind: Kind = "classifier",
         inception: str | None = None,
-        validate: int = 0,
-        samples: int = 8,
-        seed: int = 0,
+        validate: NonNegativeInt = 0,
+        samples: NonNegativeInt = 8,
+        seed: Seed = 0,
     ):
         super().__init__(validate, samples)
         self.tokenizer_path, self.judge_path, self.judge_kind = tokenizer, judge, judge_kind

@@ -21,6 +21,7 @@ from torchvision.utils import make_grid
 
 from mavilt_pl.callbacks.metric_callback import original_pixels, visible_images
 from mavilt_pl.data.collate import sample_key
+from mavilt_pl.ranges import NonNegativeInt
 from mavilt_pl.vqgan.loading import load_tokenizer
 from mavilt_pl.vqgan.losses import forward_differences
 
@@ -48,7 +49,7 @@ class Pictures(Callback):
         tokenizer: checkpoint of the VQ-GAN; the language stages need it to show generated images.
     """
 
-    def __init__(self, count: int = 8, tokenizer: str | None = None):
+    def __init__(self, count: NonNegativeInt = 8, tokenizer: str | None = None):
         self.count, self.path = count, tokenizer
         self.tokenizer: Any = None
         self._uses_K: Tensor | None = None

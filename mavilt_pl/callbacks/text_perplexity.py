@@ -11,6 +11,7 @@ from mavilt_pl.data.corpus import Corpus
 from mavilt_pl.data.report_sections import clean, compose
 from mavilt_pl.errors import UserError
 from mavilt_pl.metrics.text import Perplexity
+from mavilt_pl.ranges import PositiveInt
 
 # Texts of one batch are padded to the longest; 32 fit into memory next to a training.
 BATCH_SIZE = 32  # texts
@@ -42,7 +43,7 @@ class Forgetting(Callback):
         split: str | None = None,
         sections: str = "findings+impression",
         cleaning: str = "none",
-        limit: int = 200,
+        limit: PositiveInt = 200,
         before: bool = True,
     ):
         self.corpus, self.split, self.limit = corpus, split, limit

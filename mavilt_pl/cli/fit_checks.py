@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from mavilt_pl.checkpoint import sequence_number
+from mavilt_pl.data.datamodule import CXRDataModule
 from mavilt_pl.errors import UserError
+from mavilt_pl.ranges import PositiveInt, check_arguments, check_value
 
 
 def run_folder(options: Any) -> Path:
@@ -30,6 +33,7 @@ def check_settings(options: Any) -> None:
         UserError: names the keys, and what to set.
     """
     _check_named(options)
+    check_ranges(options)
     module_name = options.model.class_path.rsplit(".", 1)[-1]
     settings = options.model.get("init_args") or {}
     if module_name == "VQGAN":
@@ -56,6 +60,33 @@ def _check_named(options: Any) -> None:
         keys = "; ".join(f"{key} ({what})" for key, (what, _) in missing.items())
         words = " ".join(f"--{key} {example}" for key, (_, example) in missing.items())
         raise UserError(f"not named yet: {keys}. Add to the command, for example: {words}")
+
+
+def check_ranges(options: Any) -> None:
+    """Check every setting of the module, the data and our callbacks against its range.
+
+    Raises:
+        UserError: names the key, what was found and what is expected.
+    """
+    check_arguments(_class_of(options.model), _arguments_of(options.model), "model.init_args")
+    check_arguments(CXRDataModule, vars(options.data), "data")
+    for number, callback in enumerate(options.trainer.callbacks or []):
+        # Those of other packages state no ranges.
+        if callback.class_path.startswith("mavilt_pl."):
+            name = f"trainer.callbacks[{number}].init_args"
+            check_arguments(_class_of(callback), _arguments_of(callback), name)
+    for key in ("checkpoint_every", "checkpoint_keep"):
+        check_value(PositiveInt, options[key], key)
+
+
+def _class_of(spec: Any) -> type:
+    module, _, name = spec.class_path.rpartition(".")
+    return getattr(import_module(module), name)
+
+
+def _arguments_of(spec: Any) -> Mapping[str, Any]:
+    arguments = spec.get("init_args")
+    return vars(arguments) if arguments else {}
 
 
 def _check_vqgan(trainer: Any) -> None:

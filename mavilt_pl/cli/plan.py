@@ -101,7 +101,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the plan of a training and of its alternatives."""
     # These import torch and transformers, which takes seconds; `mavilt --help` needs neither.
-    from mavilt_pl.cli.training import parse_fit_arguments
+    from mavilt_pl.cli.fit_parser import parse_fit_arguments
     from mavilt_pl.planning.settings import stage_name
 
     # Configs first: what the command line says takes precedence, as for `mavilt fit`.

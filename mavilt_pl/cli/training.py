@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -18,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import Namespace
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
@@ -66,6 +66,19 @@ HARMLESS_WARNINGS = (
 )
 # Only `fit` uses the callbacks that a checkpoint of a fit names.
 HARMLESS_OUTSIDE_FIT = ".*callbacks used to create the checkpoint need to be provided.*"
+# What torch and others raise when a class is built with settings that do not fit together.
+BUILDING_ERRORS = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+# What jsonargparse says of a value of another type.
+_WRONG_TYPE = re.compile(r'Parser key "([^"]+)": Expected an? (.+?)\. Got value: (.*)')
 
 
 def parser_options(*verbs: str) -> dict[str, Any]:
@@ -88,6 +101,20 @@ class MaviltCLI(LightningCLI):
         check_settings(options)
         if self.subcommand == "fit":
             check_keeps_earlier_run(options)
+
+    def instantiate_classes(self) -> None:
+        """Build data, module and callbacks; what fails here fails by its settings."""
+        try:
+            super().instantiate_classes()
+        except BUILDING_ERRORS as error:
+            cause = _deepest_cause(error)
+            if isinstance(cause, UserError):
+                raise UserError(str(cause)) from error
+            reason = first_reason(str(cause)) or type(cause).__name__
+            raise UserError(
+                f"{self.config[self.subcommand].model.class_path}, its data or a callback cannot "
+                f"be built with these settings: {reason} (MAVILT_DEBUG=1 shows where)"
+            ) from error
 
     def _instantiate_trainer(self, config: Any, callbacks: list[Any]) -> Trainer:
         """Build the trainer with one folder per run, one TensorBoard history and a `last.ckpt`."""
@@ -198,78 +225,29 @@ class MaviltCLI(LightningCLI):
         )
 
 
-class FitParser(MaviltCLI):
-    """The parser of `mavilt fit` alone: its constructor parses and then builds and runs nothing."""
-
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """Only `fit`: parsers of the other three would take their time."""
-        return {"fit": LightningCLI.subcommands()["fit"]}
-
-    def parse_arguments(self, parser: Any, args: Any) -> None:
-        """Parse, without Lightning's warning that the process has arguments of its own."""
-        self.config = parser.parse_args(args)
-
-    def _set_seed(self) -> None:
-        """Parsing alone leaves the random state of the process as it is."""
-
-    def before_instantiate_classes(self) -> None:
-        """Check nothing: an estimate needs no data."""
-
-    def instantiate_classes(self) -> None:
-        """Build nothing: a model would read its backbone, a datamodule its corpora."""
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        """Run nothing."""
-
-
-# Required arguments of the modules, empty, for a caller who does not name them. A config or an
-# argument that follows replaces them; what another class does not take is dropped with it.
-UNNAMED = (
-    "--model=mavilt_pl.language.Stage1",
-    "--model.backbone=",
-    "--model.tokens=",
-    "--data.corpora=[]",
-)
-
-
-def parse_fit_arguments(arguments: Sequence[str]) -> Namespace:
-    """The settings of `mavilt fit` with all defaults filled in; no class is instantiated.
-
-    Without a config the module is Stage 1.
-
-    Raises:
-        UserError: `mavilt fit` would refuse the arguments.
-    """
-    # Before every config, which may name them.
-    words = complete_arguments(["fit", *arguments])
-    try:
-        parsed = FitParser(
-            LightningModule,
-            CXRDataModule,
-            subclass_mode_model=True,
-            args=["fit", *UNNAMED, *words[1:]],
-            save_config_callback=None,
-            seed_everything_default=0,
-            parser_kwargs=parser_options("fit"),
-        )
-    except argparse.ArgumentError as error:
-        raise UserError(_first_reason(str(error))) from None
-    return parsed.config.fit
-
-
-def _first_reason(message: str) -> str:
+def first_reason(message: str) -> str:
     """One line of a message of jsonargparse.
 
     A setting of a module is refused by each type that `--model` may have. The reasons are nested by
     indentation; the first is the module's, the others only say that it is not None.
     """
     _, _, reasons = message.partition("Problem with given class_path ")
-    if not reasons:
-        return " ".join(message.split())
-    module, _, reason = reasons.partition(":")
-    reason = reason.split("\n    - ")[0]
-    return f"model {module}: {' '.join(reason.split())}"
+    prefix = ""
+    if reasons:
+        module, _, reason = reasons.partition(":")
+        message = f"model {module}: {reason.split(chr(10) + '    - ')[0]}"
+        prefix = "model.init_args."
+    message = " ".join(message.split())
+    found = _WRONG_TYPE.search(message)
+    if not found:
+        return message
+    key, expected, value = found.groups()
+    choices = re.fullmatch(r"typing\.Literal\[(.*)\]", expected)
+    if choices:
+        expected = "one of " + choices[1].replace("'", "")
+    else:
+        expected = "a value of type " + re.sub(r"<class '([\w.]+)'>", r"\1", expected)
+    return f"{prefix}{key}: found {value}; expected {expected}"
 
 
 def _deepest_cause(error: BaseException) -> BaseException:
@@ -312,7 +290,7 @@ def run(argv: Sequence[str]) -> int:
                 parser_kwargs=parser_options(*LightningCLI.subcommands()),
             )
     except argparse.ArgumentError as error:
-        raise UserError(_first_reason(str(error))) from None
+        raise UserError(first_reason(str(error))) from None
     except PreemptedExit as preempted:
         return report_exit(preempted)
     except ValueError as error:
@@ -320,6 +298,14 @@ def run(argv: Sequence[str]) -> int:
         if reason is not error and isinstance(reason, (UserError, ValueError)):
             raise UserError(str(reason)) from error
         raise
+    except RuntimeError as error:
+        # The compiler's own errors: that it cannot compile here is no fault of the model.
+        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        raise UserError(
+            f"torch.compile fails on this machine: {' '.join(str(error).split())[:200]}; train "
+            "without it (compile: false in the module's settings)"
+        ) from error
 
     trainer = cli.trainer
     last = Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"

@@ -24,6 +24,15 @@ from mavilt_pl.data.samplers import (
 )
 from mavilt_pl.data.token_cache import TokenCache
 from mavilt_pl.errors import UserError
+from mavilt_pl.ranges import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    Probability,
+    Seed,
+    Size,
+    Workers,
+)
 
 
 class Collate(Protocol):
@@ -96,24 +105,24 @@ class CXRDataModule(LightningDataModule):
         corpora: list[str],
         tokens: list[str] | None = None,
         batch_kind: BatchKind = "images",
-        weights: list[float] | None = None,
-        batch_size: int = 16,
-        eval_batch_size: int = 32,
-        num_workers: int = 0,
+        weights: list[NonNegativeFloat] | None = None,
+        batch_size: Size = 16,
+        eval_batch_size: Size = 32,
+        num_workers: Workers = 0,
         findings: list[str] | None = None,
         sections: str = "findings",
         cleaning: str = "none",
         views: list[View] | None = None,
         each_view: bool = False,
         replay: str | None = None,
-        replay_share: float = 0.25,
+        replay_share: Probability = 0.25,
         augment: bool = False,
-        limit_train: int | None = None,
-        limit_val: int | None = None,
-        limit_test: int | None = None,
+        limit_train: PositiveInt | None = None,
+        limit_val: PositiveInt | None = None,
+        limit_test: PositiveInt | None = None,
         ask_labels: bool = True,
-        questions_per_study: int | None = None,
-        seed: int | None = None,
+        questions_per_study: NonNegativeInt | None = None,
+        seed: Seed | None = None,
     ):
         super().__init__()
         self.save_hyperparameters(logger=False)
@@ -146,9 +155,7 @@ class CXRDataModule(LightningDataModule):
                 f"{h['tokens']} for {corpora}"
             )
         weights = h["weights"]
-        if weights is not None and (
-            len(weights) != len(corpora) or min(weights) < 0 or sum(weights) <= 0
-        ):
+        if weights is not None and (len(weights) != len(corpora) or sum(weights) <= 0):
             raise UserError(
                 f"data.weights: expected one weight of 0 or more a corpus, not all 0; found "
                 f"{weights} for {corpora}. Without weights (--data.weights null) corpora count by "
@@ -158,11 +165,6 @@ class CXRDataModule(LightningDataModule):
             raise UserError(
                 f"data.replay: batches of {kind} take no plain texts; it is for pairs and "
                 "instructions"
-            )
-        if not 0 <= h["replay_share"] <= 1:
-            raise UserError(
-                f"data.replay_share: found {h['replay_share']}; expected a share of the studies, "
-                "from 0 to 1"
             )
 
     @property

@@ -5,7 +5,6 @@ Shape legend: B batch, F findings.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from torchmetrics.functional.classification import binary_auroc
 
 from mavilt_pl.checkpoint import check_compatible
 from mavilt_pl.encoders.findings import FindingsNet
+from mavilt_pl.ranges import NonNegativeFloat, PositiveFloat, Size, Sizes
 from mavilt_pl.trainer.lr_schedule import OneCycle
 
 
@@ -36,10 +36,10 @@ class CXRClassifier(LightningModule):
     def __init__(
         self,
         findings: list[str],
-        image_size: int = 256,
-        widths: Sequence[int] = (16, 32, 48, 64),
-        learning_rate: float = 3e-3,
-        weight_decay: float = 1e-2,
+        image_size: Size = 256,
+        widths: Sizes = (16, 32, 48, 64),
+        learning_rate: PositiveFloat = 3e-3,
+        weight_decay: NonNegativeFloat = 1e-2,
     ):
         super().__init__()
         self.save_hyperparameters()

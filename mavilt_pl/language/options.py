@@ -7,12 +7,23 @@ docstring names another.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal, TypeVar
 
 from mavilt_pl.errors import UserError
+from mavilt_pl.ranges import (
+    Decay,
+    FiniteFloat,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    PositiveProbability,
+    Probability,
+    Size,
+    check_arguments,
+)
 
 # The order is the index in `PackedBatch.task_M`; "text" is plain text without an image.
 TASKS = ("report", "synthesis", "vqa", "text")
@@ -38,7 +49,7 @@ class ModelOptions:
         pretrained: false takes only the backbone's architecture and tokenizer, with random weights.
     """
 
-    max_text_tokens: int = 128
+    max_text_tokens: Size = 128
     grid_positions: bool = True
     multi_view: bool = False
     loss_vocabulary: Literal["modality", "full"] = "modality"
@@ -57,9 +68,9 @@ class LoraOptions:
         targets: layers that get an adapter, as peft's `target_modules`.
     """
 
-    rank: int = 16
-    alpha: float = 32.0
-    dropout: float = 0.05
+    rank: Size = 16
+    alpha: PositiveFloat = 32.0
+    dropout: Decay = 0.05
     targets: str | list[str] = "all-linear"
 
 
@@ -88,13 +99,13 @@ class TuningOptions:
 
     method: Literal["full", "lora", "new_rows"] = "full"
     lora: LoraOptions = field(default_factory=LoraOptions)
-    task_weights: dict[str, float] | None = None
+    task_weights: dict[str, NonNegativeFloat] | None = None
     directions: Literal["both", "one"] = "both"
-    length_groups: int = 2
+    length_groups: PositiveInt = 2
     optimizer: Literal["adamw", "muon"] = "adamw"
-    learning_rate: float = 5e-6
-    matrix_learning_rate: float = 0.02
-    warmup_steps: int = 50
+    learning_rate: PositiveFloat = 5e-6
+    matrix_learning_rate: PositiveFloat = 0.02
+    warmup_steps: NonNegativeInt = 50
     gradient_checkpointing: bool = False
 
     def task_weight(self, task: str) -> float:
@@ -120,12 +131,12 @@ class RegularizationOptions:
             stays if there is nothing else to read.
     """
 
-    lambda_reg: float = 0.01
+    lambda_reg: NonNegativeFloat = 0.01
     reference: Literal["backbone", "stage"] = "backbone"
     reference_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     reference_device: Literal["device", "host"] = "device"
-    condition_dropout: float = 0.1
-    view_dropout: float = 0.3
+    condition_dropout: Probability = 0.1
+    view_dropout: Probability = 0.3
 
 
 @dataclass(frozen=True)
@@ -142,10 +153,10 @@ class ImageSampling:
             graph: faster images, after a compilation for each batch size.
     """
 
-    guidance_scale: float = 1.0
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 0.92
+    guidance_scale: NonNegativeFloat = 1.0
+    temperature: NonNegativeFloat = 1.0
+    top_k: NonNegativeInt = 0
+    top_p: PositiveProbability = 0.92
     compile: bool = False
 
 
@@ -162,11 +173,11 @@ class TextSampling:
         top_p: nucleus sampling (arXiv 1904.09751).
     """
 
-    num_beams: int = 1
-    length_penalty: float = 1.0
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
+    num_beams: Size = 1
+    length_penalty: FiniteFloat = 1.0
+    temperature: NonNegativeFloat = 0.0
+    top_k: NonNegativeInt = 0
+    top_p: PositiveProbability = 1.0
 
 
 @dataclass(frozen=True)
@@ -175,24 +186,6 @@ class SamplingOptions:
 
     image: ImageSampling = field(default_factory=ImageSampling)
     text: TextSampling = field(default_factory=TextSampling)
-
-
-# Inclusive ranges of numeric settings, by group and key.
-# One table instead of a chain of conditions, so that every message has the same form.
-_RANGES: dict[str, dict[str, tuple[float, float]]] = {
-    "model": {"max_text_tokens": (1, math.inf)},
-    "tuning": {
-        "length_groups": (1, math.inf),
-        "learning_rate": (0, math.inf),
-        "matrix_learning_rate": (0, math.inf),
-        "warmup_steps": (0, math.inf),
-    },
-    "regularization": {
-        "lambda_reg": (0, math.inf),
-        "condition_dropout": (0, 1),
-        "view_dropout": (0, 1),
-    },
-}
 
 
 def as_options(
@@ -233,13 +226,10 @@ def check_options(
     Raises:
         UserError: names the key, what was found and what is expected.
     """
-    groups = {"model": model, "tuning": tuning, "regularization": regularization}
-    for group, ranges in _RANGES.items():
-        for key, (low, high) in ranges.items():
-            found = getattr(groups[group], key)
-            if not low <= found <= high:
-                expected = f"{low} to {high}" if high < math.inf else f"{low} or more"
-                raise UserError(f"{group}.{key}: found {found}; expected {expected}")
+    # Also for Python code, which no config parser has checked.
+    check_arguments(ModelOptions, vars(model), "model")
+    check_arguments(TuningOptions, vars(tuning), "tuning")
+    check_arguments(RegularizationOptions, vars(regularization), "regularization")
     # What a range cannot say: values that contradict one another.
     _check_task_weights(tuning)
     if tuning.method != "lora" and tuning.lora != LoraOptions():
@@ -247,7 +237,6 @@ def check_options(
             f"tuning.lora is set and tuning.method is {tuning.method}: set tuning.method to lora, "
             "or drop tuning.lora"
         )
-    check_lora(tuning.lora)
     check_image_sampling(sampling.image)
     check_text_sampling(sampling.text)
 
@@ -266,32 +255,13 @@ def _check_task_weights(tuning: TuningOptions) -> None:
         )
 
 
-def check_lora(lora: LoraOptions) -> None:
-    """Refuse impossible adapters.
-
-    Raises:
-        UserError: rank, alpha or dropout is out of range.
-    """
-    # peft would fail much later, or divide by zero.
-    if lora.rank < 1 or lora.alpha <= 0 or not 0 <= lora.dropout < 1:
-        raise UserError(
-            f"tuning.lora: found rank {lora.rank}, alpha {lora.alpha}, dropout {lora.dropout}; "
-            "expected rank of 1 or more, alpha above 0 and dropout in [0, 1)"
-        )
-
-
 def check_image_sampling(sampling: ImageSampling) -> None:
     """Refuse settings that images cannot be sampled with.
 
     Raises:
         UserError: a value is out of range.
     """
-    # `not >=` instead of `<`: NaN is refused too.
-    if not sampling.guidance_scale >= 0:
-        raise UserError(
-            f"sampling.image.guidance_scale: found {sampling.guidance_scale}; expected 0 or more"
-        )
-    _check_distribution("sampling.image", sampling.temperature, sampling.top_k, sampling.top_p)
+    check_arguments(ImageSampling, vars(sampling), "sampling.image")
 
 
 def check_text_sampling(sampling: TextSampling) -> None:
@@ -301,26 +271,16 @@ def check_text_sampling(sampling: TextSampling) -> None:
         UserError: a value is out of range, or contradicts another.
     """
     name = "sampling.text"
-    if sampling.num_beams < 1:
-        raise UserError(f"{name}.num_beams: found {sampling.num_beams}; expected 1 or more")
+    check_arguments(TextSampling, vars(sampling), name)
     # transformers would sample within the beams; no paper of this field does.
     if sampling.num_beams > 1 and sampling.temperature > 0:
         raise UserError(
             f"{name}: num_beams and temperature are both set; beams are searched, not sampled: "
             "drop one"
         )
-    _check_distribution(name, sampling.temperature, sampling.top_k, sampling.top_p)
     # Greedy decoding ignores top_k and top_p, so the user would believe to have sampled.
     if sampling.temperature == 0 and (sampling.top_k, sampling.top_p) != (0, 1):
         raise UserError(
             f"{name}: found top_k {sampling.top_k}, top_p {sampling.top_p} and temperature 0, "
             "which samples nothing: set temperature (1 is the model's own), or drop them"
-        )
-
-
-def _check_distribution(name: str, temperature: float, top_k: int, top_p: float) -> None:
-    if not temperature >= 0 or top_k < 0 or not 0 < top_p <= 1:
-        raise UserError(
-            f"{name}: found temperature {temperature}, top_k {top_k}, top_p {top_p}; expected "
-            "temperature and top_k of 0 or more, and top_p in (0, 1]"
         )

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 from mavilt_pl.checkpoint import check_compatible
 from mavilt_pl.language.optim import configure_optimizer
 from mavilt_pl.language.options import TuningOptions
+from mavilt_pl.ranges import NonNegativeInt, PositiveFloat, Size
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -68,16 +69,16 @@ class Backbone(LightningModule):
 
     def __init__(
         self,
-        vocabulary_size: int = 2048,
-        width: int = 192,
-        layers: int = 4,
-        heads: int = 4,
-        context: int = 512,
+        vocabulary_size: Size = 2048,
+        width: Size = 192,
+        layers: Size = 4,
+        heads: Size = 4,
+        context: Size = 512,
         optimizer: Literal["adamw", "muon"] = "adamw",
-        learning_rate: float = 3e-3,
-        matrix_learning_rate: float = 0.02,
-        warmup_steps: int = 20,
-        block: int = 128,
+        learning_rate: PositiveFloat = 3e-3,
+        matrix_learning_rate: PositiveFloat = 0.02,
+        warmup_steps: NonNegativeInt = 20,
+        block: Size = 128,
     ):
         super().__init__()
         self.save_hyperparameters()

@@ -26,6 +26,8 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mavilt_pl.ranges import Size, Sizes
+
 
 def _default_groups(channels: int) -> int:
     """The most groups, a power of two up to 32, of at least 4 channels each."""
@@ -143,14 +145,14 @@ class Autoencoder(nn.Module):
 
     def __init__(
         self,
-        image_size: int = 256,
-        channels: int = 128,
-        channel_multipliers: Sequence[int] = (1, 1, 2, 2, 4),
-        num_res_blocks: int = 2,
-        attention_resolutions: Sequence[int] = (16,),
-        latent_dim: int = 256,
-        patch: int = 1,
-        groups: int | None = None,
+        image_size: Size = 256,
+        channels: Size = 128,
+        channel_multipliers: Sizes = (1, 1, 2, 2, 4),
+        num_res_blocks: Size = 2,
+        attention_resolutions: Sequence[Size] = (16,),
+        latent_dim: Size = 256,
+        patch: Size = 1,
+        groups: Size | None = None,
         asymmetric: bool = False,
         middle_attention: bool | None = None,
     ):

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from mavilt_pl.ranges import Size
+
 
 class Discriminator(nn.Module):
     """Pixels [B,1,H,W] → one logit per patch [B,1,h,w]; high means real.
@@ -19,7 +21,7 @@ class Discriminator(nn.Module):
         layers: convolutions after the first; all but the last halve the resolution.
     """
 
-    def __init__(self, channels: int = 64, layers: int = 3):
+    def __init__(self, channels: Size = 64, layers: Size = 3):
         super().__init__()
         net: list[nn.Module] = [
             nn.Conv2d(1, channels, 4, 2, 1),

@@ -5,9 +5,10 @@ Shape legend: B batch, H W height and width in pixels, N codes of an image, h w 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Le
 from lightning import LightningModule
 from torch import Tensor
 
@@ -15,16 +16,27 @@ from mavilt_pl.checkpoint import check_compatible
 from mavilt_pl.encoders.loading import Kind
 from mavilt_pl.errors import UserError
 from mavilt_pl.parallel.distributed import all_reduce_sum, rank_and_size
-from mavilt_pl.trainer.lr_schedule import warm_cosine
+from mavilt_pl.ranges import (
+    ArgumentsOf,
+    Decay,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    Size,
+)
+from mavilt_pl.vqgan.autoencoder import Autoencoder
 from mavilt_pl.vqgan.clinical_losses import ClinicalTerms, load_phi
 from mavilt_pl.vqgan.discriminator import Discriminator
 from mavilt_pl.vqgan.finite_check import check_finite
 from mavilt_pl.vqgan.image_gradient import ImageGradient
 from mavilt_pl.vqgan.loading import load_published_weights, merge_published_shape
 from mavilt_pl.vqgan.losses import gradient_term, hinge_discriminator, reconstruction_term
+from mavilt_pl.vqgan.optimizers import build_optimizers
+from mavilt_pl.vqgan.quantizer import Quantizer
 from mavilt_pl.vqgan.tokenizer import Tokenizer
 
 Scalars = dict[str, Tensor]
+Settings = dict[str, Any] | None
 
 
 class VQGAN(LightningModule):
@@ -81,35 +93,30 @@ class VQGAN(LightningModule):
 
     def __init__(
         self,
-        autoencoder: dict[str, Any] | None = None,
-        quantizer: dict[str, Any] | None = None,
+        autoencoder: Annotated[Settings, ArgumentsOf(Autoencoder)] = None,
+        quantizer: Annotated[Settings, ArgumentsOf(Quantizer, without=("latent_dim",))] = None,
         encoder: str | None = None,
         encoder_kind: Kind = "classifier",
-        lambda_grad: float = 1.0,
-        lambda_feat: float = 0.0,
-        lambda_finding: float = 0.0,
-        finding_weight: float = 0.0,
+        lambda_grad: NonNegativeFloat = 1.0,
+        lambda_feat: NonNegativeFloat = 0.0,
+        lambda_finding: NonNegativeFloat = 0.0,
+        finding_weight: NonNegativeFloat = 0.0,
         clinical_input: bool = False,
-        feature_blur_sigma: float = 0.0,
-        gan_weight: float = 0.8,
-        gan_start: int = 10_000,
-        discriminator: dict[str, Any] | None = None,
-        learning_rate: float = 1e-4,
-        betas: tuple[float, float] = (0.9, 0.95),
-        gradient_clip_norm: float = 1.0,
-        warmup: int = 100,
-        accumulate_grad_batches: int = 1,
+        feature_blur_sigma: Annotated[float, Ge(0), Le(64)] = 0.0,
+        gan_weight: NonNegativeFloat = 0.8,
+        gan_start: NonNegativeInt = 10_000,
+        discriminator: Annotated[Settings, ArgumentsOf(Discriminator)] = None,
+        learning_rate: PositiveFloat = 1e-4,
+        betas: tuple[Decay, Decay] = (0.9, 0.95),
+        gradient_clip_norm: PositiveFloat = 1.0,
+        warmup: NonNegativeInt = 100,
+        accumulate_grad_batches: Size = 1,
         compile: bool = False,
         channels_last: bool = False,
         init_from: str | None = None,
     ):
         super().__init__()
         self.save_hyperparameters()
-        if accumulate_grad_batches < 1:
-            raise UserError(
-                f"model.accumulate_grad_batches {accumulate_grad_batches}: expected the number of "
-                "batches of a step, 1 or more"
-            )
         # In a list, φ is neither part of the state dict nor seen by Lightning.
         self._phi = load_phi(self.hparams)
         shape, codes = autoencoder or {}, quantizer or {}
@@ -318,24 +325,8 @@ class VQGAN(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW for both networks, each with warm-up and cosine."""
-        h = self.hparams
         steps = int(self.trainer.estimated_stepping_batches)
-        # The clinical encoder inside the tokenizer is frozen.
-        trained = [weight for weight in self.tokenizer.parameters() if weight.requires_grad]
-        optimizer = torch.optim.AdamW(
-            trained, h["learning_rate"], betas=h["betas"], weight_decay=1e-4
-        )
-        optimizers = [optimizer]
-        schedules = [warm_cosine(optimizer, h["warmup"], steps)]
-        if self.discriminator is not None:
-            # β₁ of 0.5 as pix2pix and taming: less momentum, since its target moves.
-            opt_disc = torch.optim.AdamW(
-                self.discriminator.parameters(), h["learning_rate"], betas=(0.5, 0.9)
-            )
-            optimizers.append(opt_disc)
-            # It takes its first step at `gan_start`, so its schedule is shorter.
-            schedules.append(warm_cosine(opt_disc, h["warmup"], steps - h["gan_start"]))
-        return optimizers, schedules
+        return build_optimizers(self.tokenizer, self.discriminator, self.hparams, steps)
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         """Refuse weights of another network."""

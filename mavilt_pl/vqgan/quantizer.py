@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mavilt_pl.parallel.distributed import all_reduce_sum, gather_interleaved, rank_and_size
+from mavilt_pl.ranges import Decay, NonNegativeFloat, Size
 
 
 def rotate(from_Xd: Tensor, to_Xd: Tensor) -> Tensor:
@@ -85,13 +86,13 @@ class Quantizer(nn.Module):
 
     def __init__(
         self,
-        codebook_size: int = 1024,
+        codebook_size: Size = 1024,
         latent_dim: int = 256,
-        code_dim: int = 8,
+        code_dim: Size = 8,
         cosine: bool = True,
-        decay: float = 0.99,
-        dead_code_threshold: float = 1.0,
-        commitment: float = 0.25,
+        decay: Decay = 0.99,
+        dead_code_threshold: NonNegativeFloat = 1.0,
+        commitment: NonNegativeFloat = 0.25,
         kmeans: bool = True,
         project: bool | None = None,
     ):

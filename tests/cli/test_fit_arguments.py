@@ -8,7 +8,7 @@ import pytest
 from words import FINDINGS, QUIET
 
 from mavilt_pl.cli import main
-from mavilt_pl.cli.training import parse_fit_arguments
+from mavilt_pl.cli.fit_parser import parse_fit_arguments
 from mavilt_pl.config_files import CONFIGS
 from mavilt_pl.errors import UserError
 

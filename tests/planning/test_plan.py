@@ -292,15 +292,16 @@ def test_arguments_of_fit_are_taken(arguments: str) -> None:
     [
         (
             "--size 1 --model.init_args.regularization.lambda_reg [1",
-            "\"regularization.lambda_reg\": Expected a <class 'float'>. Got value: [1",
+            "model.init_args.regularization.lambda_reg: found [1; expected a value of type float",
         ),
         (
             "--size 1 --model.init_args.regularization.lambda_reg much",
-            "\"regularization.lambda_reg\": Expected a <class 'float'>. Got value: much",
+            "model.init_args.regularization.lambda_reg: found much; expected a value of type float",
         ),
         (
             "--size 1 --model.init_args.regularization.lambda_reg -1",
-            "regularization.lambda_reg: found -1.0; expected 0 or more",
+            "model.init_args.regularization.lambda_reg: found -1.0; expected a value greater than "
+            "or equal to 0",
         ),
         ("--size 1 --model.init_args.drft 1", "Option 'drft' is not accepted"),
         ("--size 1 --model.init_args.tuning.lra 1", "unrecognized arguments: --tuning.lra=1"),
@@ -311,21 +312,21 @@ def test_arguments_of_fit_are_taken(arguments: str) -> None:
         ),
         (
             "--size 1 --model.init_args.regularization.reference_dtype float16",
-            "Expected a typing.Literal['bfloat16', 'float32']. Got value: float16",
+            "reference_dtype: found float16; expected one of bfloat16, float32",
         ),
         ("--size 1 --model.init_args.tuning.lora 5", 'Parser key "tuning.lora"'),
         (
             "--size 1 --trainer.num_nodes two",
-            "\"trainer.num_nodes\": Expected a <class 'int'>. Got value: two",
+            "trainer.num_nodes: found two; expected a value of type int",
         ),
         ("--size 1 --trainer.num_nodes 0", "trainer.num_nodes: found 0; expected 1 or more"),
         (
             "--config vqgan.yaml --model.init_args.autoencoder.channels many",
-            "\"model.init_args.autoencoder.channels\": Expected a <class 'int'>. Got value: many",
+            "model.init_args.autoencoder.channels: found 'many'; expected a valid integer",
         ),
         (
             "--config vqgan.yaml --model.init_args.autoencoder.chanels 8",
-            "'model.init_args.autoencoder' does not accept option 'chanels'",
+            "model.init_args.autoencoder: unknown key chanels; the keys are image_size, channels",
         ),
         (
             "--config vqgan.yaml --model.init_args.autoencoder.image_size 100",
@@ -333,7 +334,7 @@ def test_arguments_of_fit_are_taken(arguments: str) -> None:
         ),
         (
             "--config vqgan.yaml --model.init_args.gan_weight x",
-            "\"gan_weight\": Expected a <class 'float'>. Got value: x",
+            "model.init_args.gan_weight: found x; expected a value of type float",
         ),
         ("--config FOLDER/list.yaml", "Unexpected config: [1, 2]"),
         ("--config stage1.yaml", "no backbone is named"),
