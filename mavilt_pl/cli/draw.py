@@ -68,6 +68,11 @@ def run(args: argparse.Namespace) -> int:
     # Everything that can be refused is refused before the models are read, which takes a while.
     _check(args)
     make_writable(args.out, args.out)
+    for number in range(1, len(args.texts) + 1):
+        path = args.out / f"{number}.png"
+        # Not even one of our own: another seed's drawing is a result too.
+        if path.exists():
+            raise UserError(f"{path} exists, and drawings are never replaced: name another --out")
     other = OTHER[args.view or "frontal"]
     # What is given is the other view of what is generated.
     given = [{other: image} for image in args.given] or None

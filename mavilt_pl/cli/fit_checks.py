@@ -70,7 +70,9 @@ def check_ranges(options: Any) -> None:
     """
     check_arguments(_class_of(options.model), _arguments_of(options.model), "model.init_args")
     check_arguments(CXRDataModule, vars(options.data), "data")
-    for number, callback in enumerate(options.trainer.callbacks or []):
+    callbacks = options.trainer.callbacks or []
+    # `--trainer.callbacks=NAME` gives one that stands alone.
+    for number, callback in enumerate(callbacks if isinstance(callbacks, list) else [callbacks]):
         # Those of other packages state no ranges.
         if callback.class_path.startswith("mavilt_pl."):
             name = f"trainer.callbacks[{number}].init_args"

@@ -10,6 +10,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from mavilt_pl.metrics.clinical import findings_in
 from mavilt_pl.parallel.atomic_write import atomic_write_text
+from mavilt_pl.parallel.own_files import check_replaceable
+
+GENERATOR = '<meta name="generator" content="mavilt">'  # in every page of ours
 
 
 def write_page(page: Path, template: str, **content: Any) -> Path:
@@ -25,6 +28,7 @@ def write_page(page: Path, template: str, **content: Any) -> Path:
     )
     environment.filters["figure"] = format_figure
     environment.filters["claims"] = compare_claims
+    check_replaceable(page, GENERATOR)
     atomic_write_text(page, environment.get_template(template).render(**content))
     return page
 

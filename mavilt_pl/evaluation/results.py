@@ -19,6 +19,7 @@ from PIL import Image
 from mavilt_pl.checkpoint import sha256
 from mavilt_pl.errors import UserError
 from mavilt_pl.parallel.atomic_write import atomic_write_text
+from mavilt_pl.parallel.own_files import check_replaceable
 
 Figure = dict[str, Any]
 
@@ -36,6 +37,8 @@ PATH_KEYS = {
     "_instantiator",
     "_class_path",
 }
+# Keys by which our files are recognised before they are replaced.
+MARKS = {"results.json": '"figures"', "samples.json": '"study"', "compare.json": '"arms"'}
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -43,8 +46,10 @@ def write_json(path: Path, content: Any) -> None:
 
     Raises:
         ValueError: a number is nan or infinite, which JSON does not have.
+        UserError: the file exists and is not ours.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    check_replaceable(path, MARKS[path.name])
     # `allow_nan=False`: Python would write NaN, which other readers of JSON refuse.
     text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False)
     atomic_write_text(path, text)
@@ -136,6 +141,12 @@ class ResultsWriter(Callback):
     def __init__(self) -> None:
         self.figures: list[Figure] = []
         self.path: Path | None = None
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check that the results may be written, before they are computed."""
+        folder = Path(trainer.default_root_dir) / "test"
+        for name in ("results.json", "samples.json"):
+            check_replaceable(folder / name, MARKS[name])
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write both files.

@@ -5,6 +5,7 @@ Shape legend: B rows of a batch, T positions, V rows of the vocabulary.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 from mavilt_pl.checkpoint import check_compatible
 from mavilt_pl.language.optim import configure_optimizer
 from mavilt_pl.language.options import TuningOptions
+from mavilt_pl.parallel.atomic_write import atomic_write_text
+from mavilt_pl.parallel.own_files import check_folder
 from mavilt_pl.ranges import NonNegativeInt, PositiveFloat, Size
 
 END_OF_TEXT = "<|endoftext|>"
@@ -45,6 +48,9 @@ def _wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT
     )
+
+
+RECORD = "training.json"  # marks the folder of a backbone as this module's
 
 
 class Backbone(LightningModule):
@@ -173,10 +179,22 @@ class Backbone(LightningModule):
         tuning = TuningOptions(**{key: h[key] for key in keys})
         return configure_optimizer(self, self.model.base_model, tuning)
 
+    @property
+    def _folder(self) -> Path:
+        """Of the trained backbone."""
+        return Path(self.trainer.default_root_dir) / "backbone"
+
+    def on_fit_start(self) -> None:
+        """Check that the backbone's folder may be written, before it is trained."""
+        check_folder(self._folder, (RECORD,), "a backbone of this run")
+
     def on_fit_end(self) -> None:
         """Write the folder that a stage takes as its `backbone`."""
         # One rank writes; others would write the same files at the same moment.
         if self.trainer.is_global_zero:
-            folder = Path(self.trainer.default_root_dir) / "backbone"
-            self.model.save_pretrained(folder)
-            self.tokenizer.save_pretrained(folder)
+            self._folder.mkdir(parents=True, exist_ok=True)
+            # First, so that a folder that a killed run has begun is known as ours.
+            record = {"module": "Backbone", "steps": self.trainer.global_step}
+            atomic_write_text(self._folder / RECORD, json.dumps(record))
+            self.model.save_pretrained(self._folder)
+            self.tokenizer.save_pretrained(self._folder)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
+import re
 from collections.abc import Container
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,14 @@ from mavilt_pl.data.token_cache import TokenCache, write_tokens
 from mavilt_pl.errors import UserError
 from mavilt_pl.parallel.atomic_write import atomic_write_bytes, atomic_write_text
 from mavilt_pl.parallel.file_lock import file_lock
+from mavilt_pl.parallel.own_files import check_folder
 from mavilt_pl.parallel.shards import claim_shards, list_names
 from mavilt_pl.vqgan.tokenizer import Tokenizer
 
 # A killed process loses one shard's work at most.
 SHARD = 1024  # images
+# Every name that `tokenize` gives to a file in OUT/parts.
+PART_NAME = re.compile(r"\.lock|\d+\.(?:lock|npy)|encoder\.json|\..+\.part")
 # Measured on two x86 cores: 801 images/s with 16 at once for the demo's network, 22.0 with one at a
 # time for the published one (benchmarks/README.md).
 CPU_CACHE = 2**19  # numbers of a feature map that a CPU's cache holds
@@ -90,6 +94,7 @@ class CorpusEncoder:
 
     def run(self) -> None:
         """Encode the shards that no other process has, and write the cache when all are there."""
+        check_folder(self.out, ("tokens.json", "parts/.lock"), "a token cache")
         try:
             with file_lock(self.parts / ".lock"):
                 if not self._is_cached():
@@ -103,10 +108,20 @@ class CorpusEncoder:
         except FileNotFoundError:  # another process has finished and removed the parts
             if not self._is_cached():
                 raise
-        shutil.rmtree(self.parts, ignore_errors=True)
+        self._remove_parts()
 
     def _is_cached(self) -> bool:
         return is_cached(self.out, self.corpus, self.tokenizer_sha256)
+
+    def _remove_parts(self) -> None:
+        """Delete what this command has written into the parts, and the folder if it is empty."""
+        # Another process may remove the same files now, or the folder may hold a user's file: then
+        # it stays.
+        with suppress(OSError):
+            for path in self.parts.iterdir():
+                if PART_NAME.fullmatch(path.name):
+                    path.unlink(missing_ok=True)
+            self.parts.rmdir()
 
     def _path(self, number: int) -> Path:
         return self.parts / f"{number:05d}.npy"

@@ -75,14 +75,14 @@ def test_a_number_without_its_protocol_is_refused(tmp_path: Path) -> None:
         FIGURE | {"task": "chess"},
     ):
         path = tmp_path / "results.json"
-        write_json(path, {"figures": [wrong], "made_by": {}})
+        path.write_text(json.dumps({"figures": [wrong], "made_by": {}}))
         with pytest.raises(UserError, match="auroc_macro"):
             read_results(path)
     path.write_text("{")
     with pytest.raises(UserError, match="not a results file"):
         read_results(path)
     with pytest.raises(ValueError):
-        write_json(path, {"value": float("nan")})
+        write_json(tmp_path / "new/results.json", {"value": float("nan")})
 
 
 def test_nothing_to_gather(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
