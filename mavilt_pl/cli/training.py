@@ -253,9 +253,10 @@ def first_reason(message: str) -> str:
 def _deepest_cause(error: BaseException) -> BaseException:
     """The reason at the bottom.
 
-    jsonargparse wraps what a module's constructor raises in the whole configuration.
+    jsonargparse wraps what a module's constructor raises in the whole configuration. Below one of
+    our own errors lies only what it has put into words.
     """
-    while error.__cause__ is not None:
+    while error.__cause__ is not None and not isinstance(error, UserError):
         error = error.__cause__
     return error
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from mavilt_pl.errors import MaviltWarning, UserError
+from mavilt_pl.language.hub import cached_folder, hub_answers, is_hub_name
 from mavilt_pl.language.options import Attention
 
 # Computed from the config today, so nothing is lost if they are ignored.
@@ -53,10 +54,15 @@ def load_backbone(
         )
     # A folder with `auto_map` brings code of its own, which never runs. Without this setting
     # transformers would ask on the terminal.
-    source = {"trust_remote_code": False, "local_files_only": local_files_only}
-    model = _load_model(name, attention, pretrained, source)
+    folder = name
+    if is_hub_name(name) and (local_files_only or not hub_answers()):
+        # By its folder in the cache: transformers asks for some files of a name whatever
+        # `local_files_only` says, and tries each for a minute.
+        folder = cached_folder(name)
+    source = {"trust_remote_code": False, "local_files_only": folder != name}
+    model = _load_model(folder, attention, pretrained, source)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, **source)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **source)
     except Exception as error:
         raise UserError(
             f"backbone {name}: no readable tokenizer ({_reason(error)}). Expected tokenizer.json "

@@ -15,13 +15,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from mavilt_pl.errors import UserError
+from mavilt_pl.language.hub import config_file
 
 Method = Literal["full", "lora", "new_rows"]
 # Model types whose blocks are Llama's: RMS norms, a gated MLP, grouped key heads.
@@ -265,12 +265,12 @@ def _llama_or_neox_shape(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_transformer(backbone: str) -> Transformer:
-    """Shape of the model in a folder; only its config.json is read.
+    """Shape of the model in a folder or on the hub; only its config.json is read.
 
     Raises:
         UserError: there is no readable config.json, or its kind of model is not known here.
     """
-    path = Path(backbone) / "config.json"
+    path = config_file(backbone)
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         return from_config(config, backbone)
