@@ -3,6 +3,21 @@
 from __future__ import annotations
 
 
+def escape(text: str) -> str:
+    r"""A text in one line that a terminal or a script shows and does not obey.
+
+    Control characters, among them line breaks and the escape sequences of terminals, become
+    backslash sequences; letters of all scripts stay.
+
+    >>> escape("a\x1b[31mb\nc é")
+    'a\\x1b[31mb\\nc é'
+    """
+    shown = []
+    for letter in text:
+        shown.append(letter if letter.isprintable() else repr(letter)[1:-1])
+    return "".join(shown)
+
+
 class UserError(Exception):
     """A mistake in a file, an option or a setting.
 

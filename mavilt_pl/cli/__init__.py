@@ -11,7 +11,9 @@ import importlib
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
 # verb → one line of help; its file defines `add_arguments` and `run`.
 VERBS = {
@@ -87,7 +89,26 @@ class TerminalHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Print a record; warnings say whom they are from."""
         prefix = "mavilt: " if record.levelno >= logging.WARNING else ""
-        print(f"{prefix}{record.getMessage()}", file=sys.stderr, flush=True)
+        from mavilt_pl.cli.terminal import say
+
+        say(f"{prefix}{record.getMessage()}", sys.stderr)
+
+
+def one_line(message: object) -> str:
+    """A message of ours in one line, which no name in it can break or colour."""
+    from mavilt_pl.errors import escape
+
+    return f"mavilt: {escape(' '.join(str(message).splitlines()))}"
+
+
+_format_of_python = warnings.formatwarning
+
+
+def _format_warning(message: Any, category: type[Warning], *place: Any, **line: Any) -> str:
+    """Our own warnings as messages; those of libraries with the place that they come from."""
+    if category.__name__ == "MaviltWarning":
+        return one_line(message) + "\n"
+    return _format_of_python(message, category, *place, **line)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -103,13 +124,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     logger.setLevel(logging.INFO)
     if not any(isinstance(handler, TerminalHandler) for handler in logger.handlers):
         logger.addHandler(TerminalHandler())
+    warnings.formatwarning = _format_warning
     # Errors keep their tracebacks then, for a bug report.
     if os.environ.get("MAVILT_DEBUG"):
         return execute(argv)
     try:
         return execute(argv)
     except UserError as error:
-        print(f"mavilt: {error}", file=sys.stderr)
+        print(one_line(error), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(

@@ -15,6 +15,7 @@ from mavilt_pl.cli.model_arguments import (
     load_model,
     pair_views,
 )
+from mavilt_pl.cli.terminal import say
 from mavilt_pl.errors import UserError
 
 
@@ -50,11 +51,11 @@ def run(args: argparse.Namespace) -> int:
             record = {**image_record(args.image, args.lateral), "question": question}
             print(json.dumps({**record, "answer": reply}))
         elif isinstance(reply, str):
-            print(question, reply)
+            say(f"{question} {reply}")
         else:
             # With --answers a reply is the probability of each.
             shares = [f"{answer} {probability:.3f}" for answer, probability in reply.items()]
-            print(question, ", ".join(shares))
+            say(f"{question} {', '.join(shares)}")
     return 0
 
 

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from mavilt_pl.cli.prepare import add_reader_options, reader_options
+from mavilt_pl.cli.terminal import plain
 from mavilt_pl.data.check_images import SAMPLE
 from mavilt_pl.data.check_studies import Check, Status
 from mavilt_pl.data.checks import diagnose
@@ -55,13 +56,14 @@ def _print_table(path: Path, checks: list[Check]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=str(path), show_lines=False)
+    table = Table(title=plain(str(path)), show_lines=False)
     # Paths are folded and not cut: a user copies them from the table.
     for column in ("", "check", "found", "expected", "what to do"):
         table.add_column(column, overflow="fold")
     for check in checks:
         status = f"[{COLOURS[check.status]}]{check.status}"
-        table.add_row(status, check.name, check.found, check.expected, check.todo)
+        texts = (check.name, check.found, check.expected, check.todo)
+        table.add_row(status, *map(plain, texts))
     Console().print(table)
     counts = Counter(check.status for check in checks)
     print(f"{counts['error']} errors, {counts['warning']} warnings.")

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mavilt_pl.cli.terminal import say
 from mavilt_pl.errors import UserError
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def make_writable(folder: Path, out: Path) -> None:
 
 
 def _print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    print("mavilt:", *str(message).split(), file=sys.stderr)
+    say(f"mavilt: {' '.join(str(message).split())}", sys.stderr)
 
 
 def load_model(args: argparse.Namespace) -> Any:

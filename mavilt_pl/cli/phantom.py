@@ -8,6 +8,8 @@ import shutil
 from pathlib import Path
 from typing import Literal
 
+from mavilt_pl.cli.terminal import say
+
 # Layout → what it is, and the default share of studies with a lateral.
 LAYOUTS = {
     "mimic": ("MIMIC-CXR-JPG 2.x: JPEG, reports, tables of splits, metadata and labels", 0.0),
@@ -89,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
     # The Indiana layouts take real reports, of which there is a limited number.
     if written < args.studies:
         message += f" ({args.studies} were asked for; the collection has no more)"
-    print(f"{message}: {args.out}")
+    say(f"{message}: {args.out}")
     return 0
 
 

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from mavilt_pl.cli.terminal import plain, say
+
 KINDS = ("studies", "images")
 
 
@@ -81,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     _print_counts(facts, args.out)
     # Nothing disappears silently: what was left out is listed with its reason.
     if any(total["rejected"] for total in facts["total"].values()):
-        print(f"Why each was rejected: {args.out / 'rejects.csv'}")
+        say(f"Why each was rejected: {args.out / 'rejects.csv'}")
     return 0
 
 
@@ -109,7 +111,7 @@ def _print_counts(facts: dict[str, Any], out: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{facts['name']}: {out}")
+    table = Table(title=plain(f"{facts['name']}: {out}"))
     table.add_column("split")
     for kind in KINDS:
         for column in ("read", "kept", "rejected"):

@@ -17,7 +17,8 @@ from mavilt_pl.cli.model_arguments import (
     load_model,
     pair_views,
 )
-from mavilt_pl.errors import UserError
+from mavilt_pl.cli.terminal import say
+from mavilt_pl.errors import UserError, escape
 
 BATCH = 16  # studies at a time
 
@@ -51,13 +52,13 @@ def run(args: argparse.Namespace) -> int:
         if isinstance(report, UserError):
             failures += 1
             record["error"] = str(report)
-            print(f"mavilt: {report}", file=sys.stderr)
+            say(f"mavilt: {report}", sys.stderr)
         else:
             record["report"] = report
         if args.json:
             print(json.dumps(record), flush=True)
         elif "report" in record:
-            print(f"{image}: {report}", flush=True)
+            say(f"{escape(str(image))}: {report}")
     if failures and len(studies) > 1:
         print(f"mavilt: {failures} of {len(studies)} without a report", file=sys.stderr)
     return int(failures > 0)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from mavilt_pl.cli.terminal import say
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `mavilt results`."""
@@ -33,10 +35,10 @@ def run(args: argparse.Namespace) -> int:
 
         comparison = compare(args.run, args.compare, args.seeds, args.names)
         print_comparison(comparison)
-        print(comparison.page)
+        say(comparison.page)
         return 0
     from mavilt_pl.evaluation.html_report import gather
 
     page = gather(args.run)
-    print(f"{args.run / 'results.json'}\n{page}")
+    say(f"{args.run / 'results.json'}\n{page}")
     return 0

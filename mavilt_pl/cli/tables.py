@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from mavilt_pl.cli.terminal import plain
+
 CONTROL = "shuffled_images"
 
 
@@ -22,7 +24,7 @@ def print_figures(figures: Sequence[dict[str, Any]]) -> None:
     # long.
     overall = [figure for figure in figures if "/" not in figure["metric"]]
     for source in dict.fromkeys(figure["source"] for figure in overall):
-        table = Table(title=source, box=SIMPLE_HEAD, title_justify="left")
+        table = Table(title=plain(source), box=SIMPLE_HEAD, title_justify="left")
         table.add_column("figure", overflow="fold")
         table.add_column("value (95 % interval)", overflow="fold", justify="right")
         table.add_column("images shuffled", overflow="fold", justify="right")
@@ -37,7 +39,7 @@ def print_figures(figures: Sequence[dict[str, Any]]) -> None:
                 shuffled = by_key.get((task, metric, CONTROL))
                 control_text = f"{shuffled['value']:.4g}" if shuffled else ""
                 value = _with_interval(figure["value"], figure["low"], figure["high"])
-                table.add_row(f"{task} {metric}", value, control_text)
+                table.add_row(plain(f"{task} {metric}"), value, control_text)
         Console().print(table)
 
 
@@ -54,12 +56,12 @@ def print_comparison(comparison: Any) -> None:
     table.add_column("metric")
     for arm in comparison.arms:
         count = len(arm.runs)
-        table.add_column(f"{arm.name}, {count} run{'s' if count > 1 else ''}")
+        table.add_column(plain(f"{arm.name}, {count} run{'s' if count > 1 else ''}"))
     first, *others = comparison.arms
     for arm in others:
-        table.add_column(f"{first.name} − {arm.name}")
+        table.add_column(plain(f"{first.name} − {arm.name}"))
     for row in comparison.headlines:
-        texts = [f"{row['task']} {row['source']} {row['metric']}"]
+        texts = [plain(f"{row['task']} {row['source']} {row['metric']}")]
         for cell in (*row["cells"], *row["differences"]):
             texts.append(_with_interval(cell["mean"], cell["low"], cell["high"]))
         table.add_row(*texts)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from mavilt_pl.cli.terminal import say
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `mavilt tokenize`."""
@@ -55,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     # bytes.
     checksum = sha256(checkpoint)
     if is_cached(args.out, corpus, checksum):
-        print(f"{args.out} holds these codes already")
+        say(f"{args.out} holds these codes already")
         return 0
     size = tokenizer.autoencoder.image_size
     # Resizing here would hide that the tokenizer was trained on other images.
@@ -72,5 +74,5 @@ def run(args: argparse.Namespace) -> int:
     batch_size = args.batch_size or batch_size_for(tokenizer.autoencoder.config, device)
     CorpusEncoder(args.out, corpus, tokenizer, checksum, batch_size, device).run()
     codes = tokenizer.grid**2
-    print(f"{corpus.n_images:,} images of {corpus.name} as {codes} codes each: {args.out}")
+    say(f"{corpus.n_images:,} images of {corpus.name} as {codes} codes each: {args.out}")
     return 0

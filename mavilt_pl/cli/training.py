@@ -30,6 +30,7 @@ import mavilt_pl.trainer.fsdp_strategy  # noqa: F401  it registers the strategy
 from mavilt_pl.cli.fit_arguments import complete_arguments
 from mavilt_pl.cli.fit_checks import check_keeps_earlier_run, check_settings, run_folder
 from mavilt_pl.cli.tables import print_figures
+from mavilt_pl.cli.terminal import say
 from mavilt_pl.data.datamodule import CXRDataModule
 from mavilt_pl.errors import UserError
 from mavilt_pl.evaluation.results import ResultsWriter
@@ -311,10 +312,10 @@ def run(argv: Sequence[str]) -> int:
     trainer = cli.trainer
     last = Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
     if verb == "fit" and trainer.is_global_zero and last.exists():
-        print(f"{trainer.global_step:,} steps: {last}")
+        say(f"{trainer.global_step:,} steps: {last}")
     for callback in trainer.callbacks:
         # Other ranks gather their part of the metrics and write no file.
         if isinstance(callback, ResultsWriter) and callback.path is not None:
             print_figures(callback.figures)
-            print(f"{len(callback.figures)} metrics: {callback.path}")
+            say(f"{len(callback.figures)} metrics: {callback.path}")
     return 0

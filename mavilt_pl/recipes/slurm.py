@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mavilt_pl.config_files import CONFIGS
-from mavilt_pl.errors import UserError
+from mavilt_pl.errors import UserError, escape
 from mavilt_pl.recipes.recipe import SHARDED_COMMANDS, TRAINING_COMMANDS, Step
 
 
@@ -63,6 +63,23 @@ def _trainer_options(gpus: int, tasks: int, nodes: int) -> list[str]:
     return options
 
 
+def _check_lines(job: JobOptions, out: Path) -> None:
+    """Refuse values that would not stay on their line of the script."""
+    for name, value in (
+        ("recipe", job.recipe),
+        ("--out", str(out)),
+        ("--partition", job.partition),
+        ("--time", job.time),
+        *(("--sbatch", option) for option in job.sbatch),
+    ):
+        # What follows a line break would be a command of its own.
+        if not value.isprintable():
+            raise UserError(
+                f"{name} {value!r}: found a line break or another control character; expected "
+                "one line, for the batch script"
+            )
+
+
 def render_job_script(step: Step, words: Sequence[str], job: JobOptions, out: Path) -> str:
     """The text of one step's batch script.
 
@@ -71,7 +88,11 @@ def render_job_script(step: Step, words: Sequence[str], job: JobOptions, out: Pa
         words: its command, for the comment in the script.
         job: the user's options.
         out: the run's folder.
+
+    Raises:
+        UserError: a value would not stay on its line of the script.
     """
+    _check_lines(job, out)
     from jinja2 import Environment, StrictUndefined
 
     command = words[0]
@@ -109,7 +130,7 @@ def render_job_script(step: Step, words: Sequence[str], job: JobOptions, out: Pa
         log=out / "slurm" / f"{step.name}-{job_number}.log",
         warning=job.warning,
         sbatch=job.sbatch,
-        words=shlex.join(words),
+        words=escape(shlex.join(words)),
         command=shlex.join(run),
     )
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.markup import escape as escape_markup
 from rich.progress import Progress
 
 from mavilt_pl.data.corpus import Corpus
@@ -151,7 +152,7 @@ class CorpusEncoder:
     def _encode_shards(self) -> None:
         total = self.corpus.n_images
         with Progress() as progress:
-            bar = progress.add_task(f"Tokenizing {self.corpus.name}", total=total)
+            bar = progress.add_task(f"Tokenizing {escape_markup(self.corpus.name)}", total=total)
             for number in claim_shards(self.parts, self.count, self._finished):
                 first = number * SHARD
                 last = min(first + SHARD, total)

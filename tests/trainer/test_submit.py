@@ -201,3 +201,34 @@ def test_no_slurm_and_a_wrong_partition_are_reported(
         main([*command, "--partition=gpu"]) == 1
         and "no sbatch on the PATH" in capsys.readouterr().err
     )
+
+
+@pytest.mark.parametrize("option", ["--partition", "--time", "--sbatch", "--out"])
+def test_a_line_break_cannot_add_a_command(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A batch script is a shell script: a line that begins with anything but # runs."""
+    words = {"--partition": "cpu", "--time": "5", "--out": str(tmp_path / "run")}
+    words[option] = f"{words.get(option, '--account=a')}\ntouch {tmp_path}/entered"
+    command = ["submit", "demo", "--dry-run"]
+    for name, value in words.items():
+        command.append(f"{name}={value}")
+    assert main(command) == 1
+    assert "found a line break" in capsys.readouterr().err
+
+
+def test_words_of_a_recipe_stay_in_their_comment(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        """name: x
+steps:
+- {name: a, run: "phantom mimic 'x\\ntouch entered' $(touch entered) {out}", writes: a}
+"""
+    )
+    command = ["submit", str(path), "--dry-run", "--partition=cpu", "--time=5"]
+    assert main([*command, f"--out={tmp_path / 'run'}"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(line.startswith("#") for line in lines if "touch" in line)
+    assert any("touch" in line for line in lines)
