@@ -22,13 +22,14 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
-from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import mavilt_pl.trainer.fsdp_strategy  # noqa: F401  it registers the strategy
 from mavilt_pl.cli.fit_arguments import complete_arguments
 from mavilt_pl.cli.fit_checks import check_keeps_earlier_run, check_settings, run_folder
+from mavilt_pl.cli.saved_config import SavedConfig
 from mavilt_pl.cli.tables import print_figures
 from mavilt_pl.cli.terminal import say
 from mavilt_pl.data.datamodule import CXRDataModule
@@ -285,9 +286,7 @@ def run(argv: Sequence[str]) -> int:
                 CXRDataModule,
                 subclass_mode_model=True,
                 args=complete_arguments(argv),
-                save_config_callback=SaveConfigCallback,
-                # A resumed run writes its config again, with what was changed for it.
-                save_config_kwargs={"overwrite": True},
+                save_config_callback=SavedConfig,
                 seed_everything_default=0,
                 parser_kwargs=parser_options(*LightningCLI.subcommands()),
             )

@@ -32,6 +32,7 @@ from mavilt_pl.ranges import (
     Seed,
     Size,
     Workers,
+    check_value,
 )
 
 
@@ -161,6 +162,7 @@ class CXRDataModule(LightningDataModule):
                 f"{weights} for {corpora}. Without weights (--data.weights null) corpora count by "
                 "their size"
             )
+        check_value(Probability, h["replay_share"], "data.replay_share")
         if h["replay"] is not None and not uses_codes:
             raise UserError(
                 f"data.replay: batches of {kind} take no plain texts; it is for pairs and "

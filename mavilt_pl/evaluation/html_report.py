@@ -80,17 +80,26 @@ def find_results(run: Path) -> list[Path]:
 
 
 def read_samples(run: Path) -> dict[str, list[dict[str, Any]]]:
-    """The samples of every test below a run by task, with the content of their pictures."""
+    """The samples of every test below a run by task, with the content of their pictures.
+
+    Raises:
+        UserError: a samples.json cannot be read.
+    """
     samples: dict[str, list[dict[str, Any]]] = {}
     for path in find_results(run):
         folder = path.parent
         # Written by older versions, or a test without samples.
         if not (folder / "samples.json").exists():
             continue
-        by_task = json.loads((folder / "samples.json").read_text(encoding="utf-8"))
-        for task, rows in by_task.items():
-            for row in rows:
-                samples.setdefault(task, []).append(inline_images(row, folder))
+        try:
+            by_task = json.loads((folder / "samples.json").read_text(encoding="utf-8"))
+            rows_of_tasks = [(task, dict(row)) for task in by_task for row in by_task[task]]
+        except (OSError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{folder / 'samples.json'} is not a file of samples ({error}); run the test again"
+            ) from None
+        for task, row in rows_of_tasks:
+            samples.setdefault(task, []).append(inline_images(row, folder))
     return samples
 
 

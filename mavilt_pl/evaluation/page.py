@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import base64
+import re
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from mavilt_pl.errors import UserError
 from mavilt_pl.metrics.clinical import findings_in
 from mavilt_pl.parallel.atomic_write import atomic_write_text
 from mavilt_pl.parallel.own_files import check_replaceable
 
+# Keys of a sample that name pictures.
+PICTURES = {
+    *("image", "reference_image", "second_image", "second_reference_image"),
+    *("original", "reconstruction"),
+}
+PICTURE_NAME = re.compile(r"pictures/[A-Za-z0-9_][A-Za-z0-9_.-]*\.png")
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 GENERATOR = '<meta name="generator" content="mavilt">'  # in every page of ours
 
 
@@ -55,14 +64,34 @@ def inline_images(row: dict[str, Any], folder: Path) -> dict[str, Any]:
     Args:
         row: a sample of samples.json.
         folder: that the names are relative to.
+
+    Raises:
+        UserError: a picture is not a PNG file in the folder `pictures`, or is missing.
     """
     inlined = dict(row)
     for key, value in row.items():
-        if isinstance(value, str) and value.startswith("pictures/") and value.endswith(".png"):
-            # Part of the page, so that it can be sent or archived as one file.
-            content = base64.b64encode((folder / value).read_bytes()).decode()
-            inlined[key] = f"data:image/png;base64,{content}"
+        # Whoever sends a run to somebody else writes its samples.json: it may name no other file,
+        # and no address that the page would load.
+        if key in PICTURES:
+            inlined[key] = f"data:image/png;base64,{_read_picture(folder, value)}"
     return inlined
+
+
+def _read_picture(folder: Path, name: Any) -> str:
+    """The content of a picture, in base64: part of the page, so that it can be sent as one file."""
+    where = f"{folder / 'samples.json'}: picture {name!r}"
+    if not isinstance(name, str) or not PICTURE_NAME.fullmatch(name):
+        raise UserError(f"{where}: expected a name such as pictures/report-000-image.png")
+    path = folder / name
+    if path.is_symlink() or path.parent.is_symlink():
+        raise UserError(f"{where} is a link; expected a file of the test itself")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{where} cannot be read ({error.strerror}): test again") from None
+    if not content.startswith(PNG_SIGNATURE):
+        raise UserError(f"{where} is no PNG file: test again")
+    return base64.b64encode(content).decode()
 
 
 def compare_claims(row: dict[str, Any]) -> list[tuple[str, str]]:

@@ -32,6 +32,7 @@ from mavilt_pl.vqgan.tokenizer import Tokenizer
 # A killed process loses one shard's work at most.
 SHARD = 1024  # images
 # Every name that `tokenize` gives to a file in OUT/parts.
+MARKS = ("tokens.json", "codebook.npy", "parts/encoder.json", "parts/.lock")
 PART_NAME = re.compile(r"\.lock|\d+\.(?:lock|npy)|encoder\.json|\..+\.part")
 # Measured on two x86 cores: 801 images/s with 16 at once for the demo's network, 22.0 with one at a
 # time for the published one (benchmarks/README.md).
@@ -95,7 +96,7 @@ class CorpusEncoder:
 
     def run(self) -> None:
         """Encode the shards that no other process has, and write the cache when all are there."""
-        check_folder(self.out, ("tokens.json", "parts/.lock"), "a token cache")
+        check_folder(self.out, MARKS, "a token cache")
         try:
             with file_lock(self.parts / ".lock"):
                 if not self._is_cached():

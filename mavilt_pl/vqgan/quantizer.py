@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mavilt_pl.parallel.distributed import all_reduce_sum, gather_interleaved, rank_and_size
-from mavilt_pl.ranges import Decay, NonNegativeFloat, Size
+from mavilt_pl.ranges import NonNegativeFloat, Probability, Size
 
 
 def rotate(from_Xd: Tensor, to_Xd: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ class Quantizer(nn.Module):
         latent_dim: int = 256,
         code_dim: Size = 8,
         cosine: bool = True,
-        decay: Decay = 0.99,
+        decay: Probability = 0.99,
         dead_code_threshold: NonNegativeFloat = 1.0,
         commitment: NonNegativeFloat = 0.25,
         kmeans: bool = True,

@@ -13,16 +13,8 @@ from mavilt_pl.cli import main
 
 # Red letters, another window title, a cleared screen, markup of rich, a second line, a bell.
 NAMES = (
-    *("\x1b[31mred", "\x1b]0;title\x07", "\x1b[2J", "[red]x[/blue]", "[/red]", "two\nlines"),
-    "é\x07",
-)
-    "\x1b[31mred",
-    "\x1b]0;title\x07",
-    "\x1b[2J",
-    "[red]x[/blue]",
-    "[/red]",
-    "two\nlines",
-    "é\x07",
+    *("\x1b[31mred", "\x1b]0;title\x07", "\x1b[2J", "[red]x[/blue]", "[/red]"),
+    *("two\nlines", "é\x07"),
 )
 
 

@@ -88,3 +88,46 @@ def test_a_number_without_its_protocol_is_refused(tmp_path: Path) -> None:
 def test_nothing_to_gather(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["results", str(tmp_path)]) == 1
     assert "mavilt test" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "pictures/../../../secret.png",
+        "pictures/link.png",
+        "/etc/passwd",
+        "pictures//etc/passwd.png",
+        "http://example.org/x.png",
+        "pictures/text.png",
+        "pictures/nosuch.png",
+        "pictures/.png",
+        5,
+        None,
+    ],
+)
+def test_the_page_shows_no_other_file(
+    name: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run may come from somebody else; its page is sent to others."""
+    write_run(tmp_path / "run", [FIGURE])
+    secret = tmp_path / "secret.png"
+    Image.fromarray(np.ones((8, 8), np.uint8)).save(secret)
+    folder = tmp_path / "run/stage2/test"
+    (folder / "pictures/link.png").symlink_to(secret)
+    (folder / "pictures/text.png").write_text("text")
+    samples = json.loads((folder / "samples.json").read_text())
+    samples["report"][0]["image"] = name
+    (folder / "samples.json").write_text(json.dumps(samples))
+    assert main(["results", str(tmp_path / "run")]) == 1
+    assert f"picture {name!r}" in capsys.readouterr().err
+    assert not (tmp_path / "run/report.html").exists()
+
+
+@pytest.mark.parametrize("content", ["", "[]x", "5", '{"report": 5}', '{"report": [5]}', "null"])
+def test_a_damaged_file_of_samples(
+    content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(tmp_path, [FIGURE])
+    (tmp_path / "stage2/test/samples.json").write_text(content)
+    assert main(["results", str(tmp_path)]) == 1
+    assert "samples.json is not a file of samples" in capsys.readouterr().err

@@ -256,8 +256,14 @@ def test_few_codes_are_the_likeliest(llama: Path, tokens: Path) -> None:
             {"text": {"top_p": 0.9}},
             "top_p 0.9 and temperature 0, which samples nothing",
         ),
-        ({"text": {"top_p": 0.0}}, r"top_p in \(0, 1\]"),
-        ({"top_p": 1.5}, "sampling.image: found temperature 1.0, top_k 0, top_p 1.5"),
+        (
+            {"text": {"top_p": 0.0}},
+            "sampling.text.top_p: found 0.0; expected a value greater than 0",
+        ),
+        (
+            {"top_p": 1.5},
+            "sampling.image.top_p: found 1.5; expected a value less than or equal to 1",
+        ),
     ],
 )
 def test_impossible_sampling_is_refused(

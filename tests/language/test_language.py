@@ -359,7 +359,7 @@ def test_settings_out_of_range_are_refused_by_name(
     llama: Path, tokens: Path, key: str, value: Any
 ) -> None:
     with pytest.raises(
-        UserError, match=f"{key}: found .*{'' if isinstance(value, dict) else value}.*expected"
+        UserError, match=f"{key}.*: found .*{'' if isinstance(value, dict) else value}.*expected"
     ):
         build_stage(llama, tokens, Stage2, **{key: value})
 

@@ -148,7 +148,7 @@ def test_texts_are_replayed_from_a_corpus_or_a_file_and_in_training_only(
         data(str(tmp_path / "lines.txt"))
     with pytest.raises(
         UserError,
-        match=r"data\.replay_share: found 25; expected a share of the studies, from 0 to 1",
+        match=r"data\.replay_share: found 25; expected a value less than or equal to 1",
     ):
         data(None, 25)
     with pytest.raises(UserError, match=r"data\.replay: batches of images take no plain texts"):

@@ -138,7 +138,7 @@ def test_adapters_that_have_not_moved_have_no_l2_term(llama: Path, tokens: Path)
     ("settings", "message"),
     [
         ({"size": 4}, "unknown key size; the keys are rank, alpha"),
-        ({"rank": 0}, "rank of 1 or more"),
+        ({"rank": 0}, "rank: found 0; expected a value greater than or equal to 1"),
         ({"targets": ["query"]}, r"targets: \['query'\] does not fit.*q_proj"),
         ({"targets": ["q_proj", "embed_tokens"]}, "includes the embedding"),
         ({"targets": ["q_proj", "lm_head"]}, "includes the head"),

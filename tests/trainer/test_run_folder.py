@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny_runs import vqgan
+from tiny_runs import checkpoint, vqgan
 
 from mavilt_pl.cli import main
 
@@ -88,3 +88,33 @@ def test_unwritable_checkpoints_are_reported_before_the_first_step(
         said.count("mavilt:") == 1
         and f"checkpoints cannot be written to {tmp_path / 'checkpoints'}" in said
     )
+
+
+@pytest.mark.slow
+def test_the_config_of_a_run_is_the_trainings(
+    chain: Path, corpus_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever is validated or tested there later; it trains the same again by itself."""
+    words = vqgan(corpus_path, tmp_path / "run", "--trainer.max_steps=2")
+    assert main(words) == 0
+    config = tmp_path / "run/config.yaml"
+    before = config.read_text()
+    assert "max_steps: 2" in before
+    more = [*words[1:], "--trainer.max_steps=7", "--ckpt_path=last"]
+    metrics = ["--trainer.callbacks=mavilt_pl.callbacks.ReconstructionMetrics"]
+    metrics += ["--trainer.callbacks+=mavilt_pl.evaluation.ResultsWriter"]
+    assert main(["validate", *more]) == 0
+    assert main(["test", *more, *metrics]) == 0
+    assert config.read_text() == before
+    assert "max_steps: 7" in (tmp_path / "run/test/config.yaml").read_text()
+
+    again = ["fit", f"--config={config}", f"--trainer.default_root_dir={tmp_path / 'again'}"]
+    assert main(again) == 0
+    assert checkpoint(tmp_path / "again")["global_step"] == 2
+    # A file of somebody else stays, and nothing is trained beside it.
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/config.yaml").write_text("mine: true\n")
+    capsys.readouterr()
+    assert main(vqgan(corpus_path, tmp_path / "mine", "--trainer.max_steps=1")) == 1
+    assert "config.yaml was not written by this command" in capsys.readouterr().err
+    assert (tmp_path / "mine/config.yaml").read_text() == "mine: true\n"

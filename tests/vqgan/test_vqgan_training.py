@@ -92,7 +92,7 @@ def logged(out: Path, tag: str) -> list[tuple[int, float]]:
 
 @pytest.mark.slow
 def test_two_ranks_train_as_one_does(chain: Path, corpus_path: Path, tmp_path: Path) -> None:
-    """20 steps, the discriminator from step 4 on: the same losses and the same codebook to 1e-5."""
+    """20 steps, the discriminator from step 4 on: the same losses and the same codebook."""
     runs = {}
     for name, batch, more in (
         ("one", 8, ()),
@@ -117,10 +117,13 @@ def test_two_ranks_train_as_one_does(chain: Path, corpus_path: Path, tmp_path: P
             [dict(logged(out, f"train/{tag}")) for tag in ("loss", "adversarial", "discriminator")],
         )
     (one, losses), (two, others) = runs["one"], runs["two"]
-    for mine, other in zip(losses, others):
+    # The discriminator amplifies rounding: 7e-4 after 16 steps on one processor, below 1e-4 on
+    # another. A rank that learned something else would differ in the first digit.
+    for mine, other, relative in zip(losses, others, (1e-4, 5e-3, 5e-3)):
         assert mine.keys() == other.keys()
         assert len(mine) >= 16
-        assert [other[step] for step in mine] == pytest.approx([*mine.values()], abs=1e-5, rel=1e-4)
+        expected = pytest.approx([*mine.values()], abs=1e-5, rel=relative)
+        assert [other[step] for step in mine] == expected
     torch.testing.assert_close(
         one["tokenizer.quantizer.codebook"], two["tokenizer.quantizer.codebook"], atol=1e-5, rtol=0
     )
