@@ -20,7 +20,7 @@ COLOURS: dict[Status, str] = {"ok": "green", "warning": "yellow", "error": "red"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `mavilt doctor`."""
-    parser.add_argument("path", type=Path, help="a dataset, a corpus, a token cache or a run")
+    parser.add_argument("path", type=Path, help="any folder of data or of ours")
     parser.add_argument(
         "--source",
         choices=sorted(SOURCES),

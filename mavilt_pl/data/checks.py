@@ -6,8 +6,10 @@ on it would be wrong; `warning` means that you should know.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,8 @@ SIGNS = {
     "rsna": ("stage_2_train_labels.csv*",),
 }
 ENOUGH_DISK = 50e9  # bytes
+FREE_DISK = "free disk here"
+DEPTH = 3  # of a run in a recipe's folder: arm, seed, module
 CODE_ROWS = 4096  # rows of codes read at a time
 
 
@@ -45,7 +49,7 @@ def diagnose(
     """Yield all checks of a folder, whatever it is.
 
     Args:
-        path: a dataset, a corpus, a token cache or a run.
+        path: a dataset, a corpus, a token cache, a run, a recipe's folder or an exported model.
         source: the reader of a dataset; None to recognise the folder.
         options: of the reader.
         corpora: to compare a token cache with.
@@ -56,7 +60,8 @@ def diagnose(
     """
     if not path.is_dir():
         raise UserError(
-            f"{path} is not a folder; expected a dataset, a corpus, a token cache or a run"
+            f"{path} is not a folder; expected a dataset, a corpus, a token cache, a run, a "
+            "recipe's folder or an exported model"
         )
     if source is not None:
         yield from _check_dataset(path, source, options, check_all)
@@ -67,10 +72,14 @@ def diagnose(
         yield from _check_token_cache(path, corpora)
     elif (path / "checkpoints").is_dir():
         yield from _check_run(path)
+    elif (path / "visual.json").exists():
+        yield from _check_exported(path)
+    elif (path / ".steps").is_dir():
+        yield from _check_recipe(path, check_all)
     else:
         yield from _check_dataset(path, _recognise_source(path), options, check_all)
     free = shutil.disk_usage(path).free
-    yield Check("free disk here", "ok" if free > ENOUGH_DISK else "note", format_bytes(free))
+    yield Check(FREE_DISK, "ok" if free > ENOUGH_DISK else "note", format_bytes(free))
 
 
 def _recognise_source(path: Path) -> str:
@@ -180,6 +189,61 @@ def _check_run(path: Path) -> Iterator[Check]:
             "checkpoints/last.ckpt",
             "the run has not saved yet, or was not kept here",
         )
+
+
+def _check_recipe(path: Path, check_all: bool) -> Iterator[Check]:
+    """Check everything that the finished steps of a recipe have written."""
+    for begun in sorted((path / ".steps").glob("*.json.begun")):
+        name = f"step {begun.name.removesuffix('.json.begun')}"
+        if begun.with_suffix("").exists():
+            yield Check(name, "ok", "finished", "finished")
+        else:
+            todo = "the same `mavilt run` continues it"
+            yield Check(name, "warning", "begun", "finished", todo)
+    for folder in _known_folders(path, DEPTH):
+        name = str(folder.relative_to(path))
+        for check in diagnose(folder, None, {}, (), check_all):
+            if check.name != FREE_DISK:
+                yield replace(check, name=f"{name}: {check.name}")
+
+
+def _known_folders(path: Path, depth: int) -> Iterator[Path]:
+    """Corpora, token caches and runs at most `depth` levels below a recipe's folder."""
+    for child in sorted(path.iterdir()):
+        if child.is_symlink() or not child.is_dir():
+            continue
+        if any((child / mark).exists() for mark in ("corpus.json", "tokens.json", "checkpoints")):
+            yield child
+        # Datasets, which may have a million files, lie in `raw`.
+        elif depth > 1 and child.name != "raw" and not child.name.startswith("."):
+            yield from _known_folders(child, depth - 1)
+
+
+def _check_exported(path: Path) -> Iterator[Check]:
+    """Check a folder of `mavilt export`: its weights are finite, and its tokens are there."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        facts = json.loads((path / "visual.json").read_text(encoding="utf-8"))
+        rows = json.loads((path / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+        last = facts["first_code"] + facts["codebook_size"]
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        yield Check("exported model", "error", f"not readable ({error})", todo="export it again")
+        return
+    fits = last <= rows
+    yield Check("codes", "ok" if fits else "error", f"up to {last:,}", f"at most {rows:,} rows")
+    files = sorted(path.glob("model*.safetensors"))
+    if not files:
+        yield Check("weights", "error", "none", "model.safetensors", "export it again")
+    for file in files:
+        try:
+            finite = all(weight.isfinite().all() for weight in load_file(file).values())
+        except (OSError, SafetensorError) as error:
+            yield Check(file.name, "error", f"not readable ({error})", todo="export it again")
+            continue
+        found = "all weights finite" if finite else "weights that are not finite"
+        yield Check(file.name, "ok" if finite else "error", found, "all finite")
 
 
 def _check_checkpoint(path: Path) -> Check:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from mavilt_pl.cli import main
 from mavilt_pl.data.corpus import Corpus
@@ -154,3 +155,44 @@ def test_other_folders_are_refused(tmp_path: Path, capsys: Capture) -> None:
     assert "name it with --source" in capsys.readouterr().err
     assert main(["doctor", str(tmp_path / "absent")]) == 1
     assert "is not a folder" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_folder_of_a_recipe_is_looked_through(
+    chain: Path, corpus_path: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    """Steps, corpora, runs below the folder of an arm; the raw data are left alone."""
+    (tmp_path / ".steps").mkdir()
+    for name in ("prepare.json", "prepare.json.begun", "arm.json.begun"):
+        (tmp_path / ".steps" / name).write_text("{}")
+    shutil.copytree(corpus_path, tmp_path / "corpora/mimic")
+    shutil.copytree(chain / "vqgan", tmp_path / "arm/1/vqgan")
+    shutil.copytree(corpus_path, tmp_path / "raw/mimic")
+    status, checks = doctor(capsys, tmp_path)
+    assert status == 0
+    assert checks["step prepare"]["status"] == "ok"
+    assert checks["step arm"]["found"] == "begun"
+    assert checks["corpora/mimic: corpus"]["status"] == "ok"
+    assert checks["arm/1/vqgan: last.ckpt"]["status"] == "ok"
+    assert not any("raw" in name for name in checks)
+    (tmp_path / "arm/1/vqgan/checkpoints/last.ckpt").write_bytes(b"damaged")
+    status, checks = doctor(capsys, tmp_path)
+    assert status == 1 and checks["arm/1/vqgan: last.ckpt"]["status"] == "error"
+
+
+@pytest.mark.slow
+def test_an_exported_model_is_looked_through(chain: Path, tmp_path: Path, capsys: Capture) -> None:
+    out = tmp_path / "exported"
+    words = ["--model", str(chain / "stage2"), "--tokenizer", str(chain / "vqgan")]
+    assert main(["export", *words, "--out", str(out), "--device", "cpu"]) == 0
+    status, checks = doctor(capsys, out)
+    assert status == 0 and checks["model.safetensors"]["status"] == "ok"
+    weights = load_file(out / "model.safetensors")
+    first = next(iter(weights))
+    weights[first][0] = float("nan")
+    save_file(weights, out / "model.safetensors")
+    status, checks = doctor(capsys, out)
+    assert status == 1 and "not finite" in checks["model.safetensors"]["found"]
+    (out / "model.safetensors").write_bytes(b"damaged")
+    status, checks = doctor(capsys, out)
+    assert status == 1 and "not readable" in checks["model.safetensors"]["found"]
