@@ -13,7 +13,7 @@ from scipy import stats
 
 from mavilt_pl.errors import UserError
 from mavilt_pl.evaluation.headlines import HEADLINES, TITLES
-from mavilt_pl.evaluation.html_report import find_results, read_samples
+from mavilt_pl.evaluation.html_report import find_results, read_samples, real_sources
 from mavilt_pl.evaluation.page import write_page
 from mavilt_pl.evaluation.results import Figure, read_results, write_json
 from mavilt_pl.evaluation.tradeoff import tradeoffs
@@ -192,6 +192,7 @@ def compare(
         # compare.json has every figure; the page would be unreadable with all of them.
         if row["control"] is None and row["metric"] in HEADLINES[row["task"]]:
             headlines.append(row)
+    pictures = _pictures(compared)
     page = write_page(
         out / "compare.html",
         "compare.html.jinja",
@@ -202,7 +203,8 @@ def compare(
         protocol=PROTOCOL,
         titles=TITLES,
         name=out.resolve().name,
-        pictures=_pictures(compared),
+        pictures=pictures,
+        patients=real_sources({part["task"]: part["rows"] for part in pictures}),
         # Two points show no trade-off.
         charts=tradeoffs(rows) if len(compared) > 2 else [],
     )
@@ -294,6 +296,7 @@ def _pictures(arms: Sequence[Arm]) -> list[dict[str, Any]]:
             images = [of_arm[study][generated] for of_arm in by_study]
             rows.append(
                 {
+                    "source": study[0],
                     "study": " · ".join(study),
                     "original": row[original],
                     "images": images,

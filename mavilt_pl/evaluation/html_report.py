@@ -46,6 +46,7 @@ def gather(run: Path) -> Path:
         made_by[str(path.parent.parent.relative_to(run))] = results["made_by"]
     made_by["seconds"], made_by["peak_memory_bytes"] = _costs_of_steps(run)
     write_json(run / "results.json", {"figures": figures, "made_by": made_by})
+    samples = read_samples(run)
     return write_page(
         run / "report.html",
         "report.html.jinja",
@@ -53,7 +54,8 @@ def gather(run: Path) -> Path:
         tables=_tables(figures),
         per_finding=_per_finding(figures),
         controls=_controls(figures),
-        samples=read_samples(run),
+        samples=samples,
+        patients=real_sources(samples),
         curves=_curves(run),
         made_by=made_by,
         published=PUBLISHED,
@@ -93,14 +95,25 @@ def read_samples(run: Path) -> dict[str, list[dict[str, Any]]]:
             continue
         try:
             by_task = json.loads((folder / "samples.json").read_text(encoding="utf-8"))
+            by_task.pop("notice", None)
             rows_of_tasks = [(task, dict(row)) for task in by_task for row in by_task[task]]
-        except (OSError, TypeError, ValueError) as error:
+        except (AttributeError, OSError, TypeError, ValueError) as error:
             raise UserError(
                 f"{folder / 'samples.json'} is not a file of samples ({error}); run the test again"
             ) from None
         for task, row in rows_of_tasks:
             samples.setdefault(task, []).append(inline_images(row, folder))
     return samples
+
+
+def real_sources(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+    """Names of the sources of samples that are not synthetic."""
+    sources = set()
+    for rows in samples.values():
+        for row in rows:
+            if not str(row.get("source", "")).startswith("phantom_"):
+                sources.add(str(row.get("source", "")))
+    return sorted(sources)
 
 
 def _costs_of_steps(run: Path) -> tuple[dict[str, float], int]:

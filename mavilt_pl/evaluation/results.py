@@ -37,8 +37,12 @@ PATH_KEYS = {
     "_instantiator",
     "_class_path",
 }
+NOTICE = (
+    "Texts and images of the tested studies. Unless they are synthetic, share them only as you may "
+    "share the dataset."
+)
 # Keys by which our files are recognised before they are replaced.
-MARKS = {"results.json": '"figures"', "samples.json": '"study"', "compare.json": '"arms"'}
+MARKS = {"results.json": '"figures"', "samples.json": '"notice"', "compare.json": '"arms"'}
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -167,7 +171,7 @@ class ResultsWriter(Callback):
                 "the test computed no figure: add metric callbacks (mavilt_pl.callbacks) to "
                 "trainer.callbacks"
             )
-        samples = {}
+        samples: dict[str, Any] = {"notice": NOTICE}
         for callback in sources:
             if callback.examples:
                 samples[callback.task] = _save_samples(callback.examples, folder, callback.task)

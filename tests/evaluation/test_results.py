@@ -54,6 +54,7 @@ def test_gather_merges_and_shows(tmp_path: Path) -> None:
     assert merged["figures"] == [FIGURE, control]
     assert "stage2" in merged["made_by"]
     page = (tmp_path / "report.html").read_text()
+    assert "Holds patients' data" in page and "studies in s." in page
     for words in (
         "0.900",
         "0.500",
