@@ -1,7 +1,7 @@
-"""Decode a DICOM radiograph, with the grey-scale transformations of the standard.
+"""Decode the pixels of a DICOM radiograph.
 
-Modality LUT or rescale, then VOI LUT or window, as DICOM PS3.3 C.11.1 and C.11.2 say; MONOCHROME1
-is inverted. What the header promises is checked before anything is decoded.
+What the header promises is checked before anything is decoded: the kind of image, its size, how
+many bits a pixel has. See `mavilt_pl.data.dicom_grey_scale` for what follows.
 """
 
 from __future__ import annotations
@@ -11,22 +11,30 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
+from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import get_frame
-from pydicom.pixels import apply_modality_lut, apply_voi_lut
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     RLELossless,
 )
 
+from mavilt_pl.data.dicom_grey_scale import apply_grey_scale
 from mavilt_pl.data.grey_image import GreyImage, check_size, extremes
 from mavilt_pl.errors import Rejected
+
+# Modalities of projection radiography (PS3.3 C.7.3.1.1.1), of a scanned film (SC, OT), and of
+# files whose anonymisation removed the tag.
+MODALITIES = ("CR", "DX", "DR", "RG", "RF", "XR", "SC", "OT", "")
+GREY = ("MONOCHROME1", "MONOCHROME2")
 
 UNCOMPRESSED = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
 HEADER_BYTES = 1024  # where the transfer syntax and a stream's size stand
 JPEG2000_SIZE = b"\xff\x4f\xff\x51"  # the markers SOC and SIZ
 JPEG_START = b"\xff\xd8"
+ITEM_TAG = b"\xfe\xff\x00\xe0"  # compressed pixels begin with an item (PS3.5 A.4)
 
 
 def read_dicom(path: Path) -> GreyImage:
@@ -37,14 +45,17 @@ def read_dicom(path: Path) -> GreyImage:
             its decoders raise errors of their own on damaged files.
     """
     _reject_deflated(path)
-    data = pydicom.dcmread(path)
+    # `force`: old scanners and anonymisers write neither preamble nor file meta information.
+    data = pydicom.dcmread(path, force=True)
     if "PixelData" not in data:
-        raise Rejected(f"{path}: the DICOM file holds no pixel data")
+        raise Rejected(f"{path}: no pixel data in it; expected a DICOM radiograph")
+    _infer_transfer_syntax(path, data)
     # From here to the decoding, every check is of the header alone. A header that promises 65,535²
     # pixels would otherwise cost gigabytes before it is refused.
     rows, columns = int(data.Rows), int(data.Columns)
     check_size(path, rows, columns)
-    _check_frames(path, data)
+    _check_kind(path, data)
+    _check_bits(path, data)
     _check_encoded_size(path, data, rows, columns)
     stored = _native_pixels(data, rows, columns)
     if stored is None:
@@ -53,7 +64,7 @@ def read_dicom(path: Path) -> GreyImage:
         raise Rejected(
             f"{path}: the header says {rows} × {columns} pixels, {stored.shape} were decoded"
         )
-    return _apply_grey_scale(path, data, stored)
+    return apply_grey_scale(path, data, stored)
 
 
 def _reject_deflated(path: Path) -> None:
@@ -67,7 +78,32 @@ def _reject_deflated(path: Path) -> None:
         )
 
 
-def _check_frames(path: Path, data: pydicom.Dataset) -> None:
+def _infer_transfer_syntax(path: Path, data: pydicom.Dataset) -> None:
+    """Fill in a transfer syntax that the file does not name, from how its tags are written."""
+    if not isinstance(getattr(data, "file_meta", None), FileMetaDataset):
+        data.file_meta = FileMetaDataset()
+    if data.file_meta.get("TransferSyntaxUID"):
+        return
+    if data.PixelData[: len(ITEM_TAG)] == ITEM_TAG:
+        raise Rejected(
+            f"{path}: compressed pixels and no Transfer Syntax UID that says how; write it with "
+            "the tag (0002,0010)"
+        )
+    # pydicom has found out from the bytes of the tags.
+    is_implicit, is_little_endian = data.original_encoding
+    syntax = ImplicitVRLittleEndian if is_implicit else ExplicitVRLittleEndian
+    if is_little_endian is False:
+        syntax = ExplicitVRBigEndian
+    data.file_meta.TransferSyntaxUID = syntax
+
+
+def _check_kind(path: Path, data: pydicom.Dataset) -> None:
+    """Refuse what is not one grey image of projection radiography."""
+    modality = str(data.get("Modality") or "").strip().upper()
+    if modality not in MODALITIES:
+        raise Rejected(
+            f"{path}: modality {modality}; expected a radiograph ({', '.join(MODALITIES[:-1])})"
+        )
     # The element may be present and empty.
     frames = int(data.get("NumberOfFrames", 1) or 1)
     samples = int(data.get("SamplesPerPixel", 1))
@@ -75,6 +111,35 @@ def _check_frames(path: Path, data: pydicom.Dataset) -> None:
         raise Rejected(
             f"{path}: {frames} frames of {samples} samples a pixel; expected one grey frame"
         )
+    # Indices into a palette are no grey levels.
+    photometric = str(data.get("PhotometricInterpretation") or "nothing")
+    if photometric not in GREY:
+        raise Rejected(
+            f"{path}: photometric interpretation {photometric}; expected {' or '.join(GREY)}"
+        )
+
+
+def _check_bits(path: Path, data: pydicom.Dataset) -> None:
+    """Refuse bits that do not fit into one another, or that a codec would put elsewhere."""
+    allocated, used, highest = _bits(data)
+    if allocated not in (8, 16, 32) or not 0 < used <= allocated or highest not in range(allocated):
+        raise Rejected(
+            f"{path}: {allocated} bits a pixel, {used} of them stored, the highest is bit "
+            f"{highest}; expected 8, 16 or 32 and the stored ones among them"
+        )
+    if highest + 1 == used:
+        return
+    if highest + 1 < used or data.file_meta.TransferSyntaxUID not in UNCOMPRESSED:
+        raise Rejected(
+            f"{path}: {used} bits stored and the highest is bit {highest}; expected bit {used - 1}"
+        )
+
+
+def _bits(data: pydicom.Dataset) -> tuple[int, int, int]:
+    """Bits allocated and stored, and the highest bit, which is the last stored one by default."""
+    allocated, used = int(data.BitsAllocated), int(data.BitsStored)
+    highest = data.get("HighBit")
+    return allocated, used, used - 1 if highest in (None, "") else int(highest)
 
 
 def _check_encoded_size(path: Path, data: pydicom.Dataset, rows: int, columns: int) -> None:
@@ -127,10 +192,11 @@ def _native_pixels(data: pydicom.Dataset, rows: int, columns: int) -> np.ndarray
 
     None if they are compressed, signed, of another width or length, or carry overlay bits.
     """
-    allocated, used = int(data.BitsAllocated), int(data.BitsStored)
-    if allocated not in (8, 16) or data.PixelRepresentation:
-        return None
+    allocated, used, highest = _bits(data)
+    shift = highest + 1 - used
     if data.file_meta.TransferSyntaxUID not in UNCOMPRESSED:
+        return None
+    if not shift and (allocated == 32 or data.PixelRepresentation):
         return None
     dtype = np.dtype(f"<u{allocated // 8}")
     num_bytes = rows * columns * dtype.itemsize
@@ -138,59 +204,20 @@ def _native_pixels(data: pydicom.Dataset, rows: int, columns: int) -> np.ndarray
     if len(data.PixelData) not in (num_bytes, num_bytes + num_bytes % 2):
         return None
     stored = np.frombuffer(data.PixelData, dtype, rows * columns).reshape(rows, columns)
+    if shift:
+        # Files of old scanners keep the value in the upper bits (PS3.5 8.1.1), which `pixel_array`
+        # does not look at.
+        return _shifted_down(stored, shift, used, signed=bool(data.PixelRepresentation))
     # Bits above the stored ones hold an overlay in old files; `pixel_array` removes them.
     if used < allocated and int(extremes(stored)[1]) >> used:
         return None
     return stored
 
 
-def _has_value(data: pydicom.Dataset, name: str) -> bool:
-    return data.get(name) not in (None, "")
-
-
-def _number(data: pydicom.Dataset, name: str, default: float) -> float:
-    """The value of a numeric tag; the first if there are several."""
-    if not _has_value(data, name):
-        return default
-    value = data.get(name)
-    if isinstance(value, pydicom.multival.MultiValue):
-        # Several windows are alternatives for display (PS3.3 C.11.2.1.2); the first one is used.
-        value = value[0]
-    return float(value)
-
-
-def _apply_grey_scale(path: Path, data: pydicom.Dataset, stored: np.ndarray) -> GreyImage:
-    """Apply the tables of a file; turn rescale and window into a window of stored values."""
-    inverted = data.PhotometricInterpretation == "MONOCHROME1"
-    has_modality_lut = bool(data.get("ModalityLUTSequence"))
-    if has_modality_lut:
-        stored = apply_modality_lut(stored, data)
-        slope, intercept = 1.0, 0.0
-    else:
-        slope = _number(data, "RescaleSlope", 1.0)
-        intercept = _number(data, "RescaleIntercept", 0.0)
-    function = str(data.get("VOILUTFunction") or "LINEAR")
-    windowed = _has_value(data, "WindowCenter") and _has_value(data, "WindowWidth")
-    other_function = windowed and function not in ("LINEAR", "LINEAR_EXACT")
-    if data.get("VOILUTSequence") or other_function:
-        # The VOI transformation applies to the output of the modality's, and pydicom does not
-        # combine them.
-        if not has_modality_lut:
-            stored = apply_modality_lut(stored, data)
-        return GreyImage(apply_voi_lut(stored, data).astype(np.float32), None, inverted)
-    if not windowed:
-        # A negative slope turns the grey scale over, and a second inversion turns it back.
-        return GreyImage(stored, None, inverted != (slope < 0))
-    centre, width = _number(data, "WindowCenter", 0), _number(data, "WindowWidth", 1)
-    if function == "LINEAR":
-        # PS3.3 C.11.2.1.2.1: the centre is that of a pixel, the width counts both ends.
-        centre, width = centre - 0.5, width - 1
-    if not width > 0 or slope == 0:
-        raise Rejected(
-            f"{path}: window width {width:g} and rescale slope {slope:g}; expected a window that "
-            "is not empty"
-        )
-    # The window in stored values spares a pass over the pixels.
-    low = (centre - width / 2 - intercept) / slope
-    high = (centre + width / 2 - intercept) / slope
-    return GreyImage(stored, (low, high), inverted)
+def _shifted_down(cells: np.ndarray, shift: int, used: int, signed: bool) -> np.ndarray:
+    """The `used` bits above the lowest `shift` ones, as numbers."""
+    values = cells >> shift & (1 << used) - 1
+    if not signed:
+        return values
+    sign = 1 << (used - 1)
+    return (values.astype(np.int64) ^ sign) - sign

@@ -11,6 +11,8 @@ import numpy as np
 from mavilt_pl.errors import Rejected
 
 LARGEST_SIDE = 12_000  # pixels; detectors have at most 4,000 to 5,000
+# A square of 8,192. Decoding needs up to about 8 bytes a pixel, in every worker.
+LARGEST_AREA = 2**26  # pixels
 SMALLEST_SIDE = 16
 SMALL_INTEGERS = (np.uint8, np.uint16, np.int16)  # OpenCV is several times faster on them
 
@@ -30,7 +32,8 @@ def check_size(path: Path, height: int, width: int) -> None:
     """Refuse an image whose sides cannot be those of a radiograph.
 
     Raises:
-        Rejected: a side is below `SMALLEST_SIDE` or above `LARGEST_SIDE`.
+        Rejected: a side is below `SMALLEST_SIDE` or above `LARGEST_SIDE`, or the image has more
+            pixels than `LARGEST_AREA`.
     """
     for side in (height, width):
         if not SMALLEST_SIDE <= side <= LARGEST_SIDE:
@@ -38,6 +41,10 @@ def check_size(path: Path, height: int, width: int) -> None:
                 f"{path}: {height} × {width} pixels; expected {SMALLEST_SIDE} to {LARGEST_SIDE} a "
                 "side"
             )
+    if height * width > LARGEST_AREA:
+        raise Rejected(
+            f"{path}: {height} × {width} pixels; expected at most {LARGEST_AREA:,} in all"
+        )
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ DICOM_SUFFIXES = (".dcm", ".dicom", "")
 # 64 rows of 4,000 pixels of 16 bits are half a megabyte.
 STRIP_ROWS = 64  # rows reduced at a time, so that they stay in the processor's cache
 DEEP_MODES = ("I;16", "I;16B", "I", "F")  # Pillow's modes of more than 8 bits
-TRANSPARENT_MODES = ("RGBA", "LA", "PA")
+# A detector's 4,300 × 4,300 pixels of 16 bits are 37 MB.
+LARGEST_FILE = 2**29  # bytes
 Fit = Literal["pad", "crop"]
 Pillow.MAX_IMAGE_PIXELS = LARGEST_SIDE**2
 
@@ -85,6 +86,9 @@ def _read(path: Path, min_side: int | None = None) -> GreyImage:
         kind = "a folder" if path.is_dir() else "no regular file"
         raise Rejected(f"{path} is {kind}; expected a DICOM, PNG or JPEG file")
     try:
+        num_bytes = path.stat().st_size
+        if num_bytes > LARGEST_FILE:
+            raise Rejected(f"{path}: {num_bytes:,} bytes; expected at most {LARGEST_FILE:,}")
         # Warnings are of files that bend the standard: what matters is refused or read.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -124,14 +128,12 @@ def _read_picture(path: Path, min_side: int | None) -> GreyImage:
             # transform.
             opened.draft(None, (min_side, min_side))
         # Photographs of films carry their rotation in EXIF.
-        picture = ImageOps.exif_transpose(opened)
+        ImageOps.exif_transpose(opened, in_place=True)
         # No window is known, so these are stretched to their own extremes.
-        if picture.mode in DEEP_MODES:
-            return GreyImage(np.asarray(picture))
-        if picture.mode in TRANSPARENT_MODES:
-            # Transparency is not radiology: the grey under it counts.
-            picture = picture.convert("RGBA").convert("RGB")
-        return GreyImage(np.asarray(picture.convert("L")), (0.0, 255.0))
+        if opened.mode in DEEP_MODES:
+            return GreyImage(np.asarray(opened))
+        # Transparency is not radiology: the grey under it counts.
+        return GreyImage(np.asarray(opened.convert("L")), (0.0, 255.0))
 
 
 def _reduction_factor(height: int, width: int, min_side: int) -> int:
