@@ -47,14 +47,21 @@ def add_reader_options(parser: argparse.ArgumentParser, prefix: str = "") -> Non
 
     for option, description in READER_OPTIONS.items():
         parser.add_argument(f"--{option}", help=f"{prefix}{description}")
+    parser.add_argument(
+        "--follow-links",
+        action="store_true",
+        help=f"{prefix}read also what symbolic links in ROOT lead to outside of it",
+    )
 
 
-def reader_options(args: argparse.Namespace) -> dict[str, str]:
+def reader_options(args: argparse.Namespace) -> dict[str, Any]:
     """The reader options that were given."""
     from mavilt_pl.data.sources import READER_OPTIONS
 
     # Only what was given, so that a reader can refuse an option that it does not have.
-    options = {}
+    options: dict[str, Any] = {}
+    if args.follow_links:
+        options["follow_links"] = True
     for name in READER_OPTIONS:
         value = getattr(args, name)
         if value is not None:
@@ -81,6 +88,10 @@ def run(args: argparse.Namespace) -> int:
         options=reader_options(args),
     )
     _print_counts(facts, args.out)
+    print(
+        f"Of {facts['studies']:,} studies kept, {facts['texts']:,} have a text; "
+        f"{facts['questions']:,} questions."
+    )
     # Nothing disappears silently: what was left out is listed with its reason.
     if any(total["rejected"] for total in facts["total"].values()):
         say(f"Why each was rejected: {args.out / 'rejects.csv'}")

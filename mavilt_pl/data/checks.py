@@ -30,7 +30,7 @@ SIGNS = {
     "indiana-kaggle": ("indiana_reports.csv",),
     "r2gen": ("annotation.json",),
     "nih": ("Data_Entry_2017*.csv*",),
-    "chexpert": ("train.csv", "valid.csv"),
+    "chexpert": ("train.csv", "valid.csv", "CheXpert*batch*"),
     "rsna": ("stage_2_train_labels.csv*",),
 }
 ENOUGH_DISK = 50e9  # bytes
@@ -42,7 +42,7 @@ CODE_ROWS = 4096  # rows of codes read at a time
 def diagnose(
     path: Path,
     source: str | None,
-    options: Mapping[str, str],
+    options: Mapping[str, Any],
     corpora: Sequence[Path],
     check_all: bool,
 ) -> Iterator[Check]:
@@ -51,7 +51,7 @@ def diagnose(
     Args:
         path: a dataset, a corpus, a token cache, a run, a recipe's folder or an exported model.
         source: the reader of a dataset; None to recognise the folder.
-        options: of the reader.
+        options: of the reader, and `follow_links`.
         corpora: to compare a token cache with.
         check_all: read every file instead of a sample.
 
@@ -95,7 +95,7 @@ def _recognise_source(path: Path) -> str:
 
 
 def _check_dataset(
-    root: Path, source: str, options: Mapping[str, str], check_all: bool
+    root: Path, source: str, options: Mapping[str, Any], check_all: bool
 ) -> Iterator[Check]:
     rejects: list[tuple[str, str]] = []  # study and reason
 

@@ -21,7 +21,8 @@ import numpy as np
 from mavilt_pl.data.radiograph import Fit
 from mavilt_pl.parallel.atomic_write import atomic_write_text
 
-Task = tuple[str, int, Fit]  # path, size, fit
+# Path, size, fit, and the folder that links must not lead out of (None: they may).
+Task = tuple[str, int, Fit, str | None]
 
 
 class DecodeJournal:

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from mavilt_pl.data.corpus import pixels_path
 from mavilt_pl.data.corpus_parts import Parts, RejectRow, write_rows
 from mavilt_pl.data.decode_journal import DecodeJournal, Task
+from mavilt_pl.data.links import check_link
 from mavilt_pl.data.radiograph import read_sized
 from mavilt_pl.data.records import FRONTAL
 from mavilt_pl.errors import Rejected
@@ -25,10 +26,12 @@ from mavilt_pl.parallel.process_pool import IsolatedMap
 
 def decode_file(task: Task) -> np.ndarray | str:
     """Pixels of one file, uint8 [S,S], or the reason of its rejection."""
-    path, size, fit = task
+    path, size, fit, folder = task
     # One process runs on each core: threads within would only wait for one another.
     cv2.setNumThreads(1)
     try:
+        if folder is not None:
+            check_link(Path(path), Path(folder))
         return read_sized(Path(path), size, fit)
     except Rejected as reason:
         return str(reason)
@@ -75,6 +78,7 @@ class ShardDecoder:
     ):
         self.out, self.parts = out, Parts(out / "parts")
         self.size, self.fit = settings["size"], settings["fit"]
+        self.folder = None if settings.get("follow_links") else settings["root"]
         self.views = set(settings["views"])
         if "FRONTAL" in self.views:
             # PA and AP are frontal too; datasets name the projection if they know it.
@@ -88,7 +92,7 @@ class ShardDecoder:
         for row in rows:
             for image in json.loads(row["images"]):
                 if self._is_selected(image):
-                    tasks.append((image["path"], self.size, self.fit))
+                    tasks.append((image["path"], self.size, self.fit, self.folder))
                 else:
                     # The progress bar counts all images, selected or not.
                     self.advance()

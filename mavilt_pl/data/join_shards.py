@@ -21,6 +21,9 @@ from mavilt_pl.data.records import SPLITS
 from mavilt_pl.errors import UserError
 from mavilt_pl.parallel.atomic_write import atomic_write_text
 
+# What spreadsheet programs take for the beginning of a formula, alone or after white space.
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+TEXTS = ("findings", "impression", "report")
 UNKNOWN = "unknown"  # split of what was rejected before its split was known
 # A reader's rejects are of a whole study, or of one image of a study that it kept.
 KIND_OF_STAGE = {"read": "studies", "image": "images"}
@@ -54,16 +57,20 @@ class ShardJoiner:
             rejects += tally["rejects"]
             for kind, counter in counts.items():
                 counter.update(tally[kind])
-        num_images = self._write_table()
+        contents = self._write_table()
         self._write_rejects(rejects)
         # Staged in the parts and moved: a killed process leaves nothing half-written in OUT.
         for name in ("studies.parquet", "studies.arrow", "rejects.csv"):
             os.replace(self.parts.folder / name, self.out / name)
-        self._write_facts(num_images, counts, rejects)
+        self._write_facts(contents, counts, rejects)
 
-    def _write_table(self) -> int:
-        """Write studies.parquet and studies.arrow into the parts; return the number of images."""
-        first_image = 0
+    def _write_table(self) -> Counter[str]:
+        """Write studies.parquet and studies.arrow into the parts.
+
+        Returns:
+            The numbers of images, of studies with a text, and of questions.
+        """
+        contents = Counter(images=0, texts=0, questions=0)
         with (
             pq.ParquetWriter(self.parts.folder / "studies.parquet", SCHEMA) as parquet,
             pa.OSFile(str(self.parts.folder / "studies.arrow"), "wb") as file,
@@ -75,24 +82,29 @@ class ShardJoiner:
                 for row in rows:
                     images = json.loads(row["images"])
                     for image in images:
-                        image["row"] += first_image
+                        image["row"] += contents["images"]
                     row["images"] = json.dumps(images)
+                    contents["texts"] += any(row[column] for column in TEXTS)
+                    contents["questions"] += len(json.loads(row["questions"]))
                 table = pa.Table.from_pylist(rows, SCHEMA)
                 parquet.write_table(table)
                 arrow.write_table(table)
-                first_image += len(np.load(pixels_path(self.out, number), mmap_mode="r"))
-        return first_image
+                pixels = np.load(pixels_path(self.out, number), mmap_mode="r")
+                contents["images"] += len(pixels)
+        return contents
 
     def _write_rejects(self, rejects: Sequence[RejectRow]) -> None:
         path = self.parts.folder / "rejects.csv"
-        with path.open("w", newline="", encoding="utf-8") as file:
+        # File names need not be text in any encoding.
+        with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
             writer = csv.writer(file)
             writer.writerow(("study", "file", "stage", "reason"))
-            writer.writerows(rejects)
+            for row in rejects:
+                writer.writerow([_inert(cell) for cell in row])
 
     def _write_facts(
         self,
-        num_images: int,
+        contents: Mapping[str, int],
         counts: Mapping[str, Counter[str]],
         rejects: Sequence[RejectRow],
     ) -> None:
@@ -120,7 +132,7 @@ class ShardJoiner:
             "source": self.settings["source"],
             "size": self.settings["size"],
             "studies": total["studies"]["kept"],
-            "images": num_images,
+            **contents,
             "total": total,
             "splits": splits,
             "shards": self.num_shards,
@@ -129,6 +141,15 @@ class ShardJoiner:
         }
         write_secret(self.out)
         atomic_write_text(self.out / "corpus.json", json.dumps(facts, indent=1))
+
+
+def _inert(cell: str) -> str:
+    """A cell that a spreadsheet program shows and does not compute.
+
+    >>> _inert("=1+1"), _inert("s50")
+    ("'=1+1", 's50')
+    """
+    return f"'{cell}" if cell.startswith(FORMULA_STARTS) else cell
 
 
 def _count_reader_rejects(rejects: Sequence[RejectRow]) -> dict[str, Counter[str]]:

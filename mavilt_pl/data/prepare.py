@@ -33,8 +33,9 @@ from mavilt_pl.data.decode_shard import ShardDecoder, decode_file, decoder_faile
 from mavilt_pl.data.join_shards import ShardJoiner
 from mavilt_pl.data.question_files import read_questions, with_questions
 from mavilt_pl.data.radiograph import Fit
-from mavilt_pl.data.records import Study
+from mavilt_pl.data.records import Question, Study
 from mavilt_pl.data.sources import read_source
+from mavilt_pl.data.yields import Yields
 from mavilt_pl.errors import UserError
 from mavilt_pl.parallel.atomic_write import atomic_write_text
 from mavilt_pl.parallel.file_lock import file_lock
@@ -59,7 +60,7 @@ def prepare(
     limit: int | None = None,
     views: Sequence[str] | None = None,
     questions: Path | None = None,
-    options: Mapping[str, str] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Prepare a dataset under `out` with a progress bar; return the contents of corpus.json.
 
@@ -77,11 +78,11 @@ def prepare(
         limit: read only this number of studies.
         views: keep images of these views only; FRONTAL stands for PA, AP and FRONTAL.
         questions: a file or folder that `questions.read_questions` knows.
-        options: of the reader.
+        options: of the reader, and `follow_links`, as `read_source` takes them.
 
     Raises:
         UserError: `out` holds other files or a corpus of other settings, or the dataset cannot be
-            read.
+            read, or nothing comes of reports or questions that were asked for.
     """
     options = options or {}
     settings = {
@@ -112,7 +113,7 @@ class CorpusWriter:
         self,
         out: Path,
         settings: Mapping[str, Any],
-        options: Mapping[str, str],
+        options: Mapping[str, Any],
         workers: int | None = None,
     ):
         self.out, self.parts = out, Parts(out / "parts")
@@ -217,9 +218,11 @@ class CorpusWriter:
         studies = read_source(self.settings["source"], root, reject, **self.options)
         # The limit comes before the questions, so that those about other studies are reported.
         studies = itertools.islice(studies, self.settings["limit"])
+        questions: dict[str, tuple[Question, ...]] = {}
         if self.settings["questions"]:
             questions = read_questions(Path(self.settings["questions"]), reject)
             studies = with_questions(studies, questions, reject)
+        yields = Yields(self.settings, questions)
         # Readers are generators: how many studies come is known at the end.
         bar = progress.add_task("Reading", total=None, unit="studies")
         num_images = num_shards = 0
@@ -227,8 +230,16 @@ class CorpusWriter:
             write_rows(self.parts.read_rows(num_shards), [_row(study) for study in shard])
             num_images += sum(len(study.images) for study in shard)
             num_shards += 1
+            yields.count(shard)
             progress.advance(bar, len(shard))
         progress.update(bar, total=progress.tasks[bar].completed)
+        try:
+            yields.check(rejects)
+        except UserError:
+            # So that the same folder can be prepared with the right path.
+            for number in range(num_shards):
+                self.parts.read_rows(number).unlink()
+            raise
         # The facts are written last: without them the dataset is read again.
         facts = {"shards": num_shards, "images": num_images, "rejects": rejects}
         atomic_write_text(self.parts.facts, json.dumps(facts))

@@ -96,7 +96,7 @@ def _parse_mimic_cxr_vqa(item: Any) -> tuple[str, Question]:
             f"a {type(item).__name__}; expected an object with study_id, question and answer"
         )
     study, question = item.get("study_id"), item.get("question")
-    has_study = isinstance(study, str | int) and bool(study)
+    has_study = isinstance(study, str | int) and study != ""
     has_question = isinstance(question, str) and bool(question.strip())
     if not has_study or not has_question:
         raise Rejected(
@@ -128,14 +128,14 @@ def _parse_mimic_cxr_vqa(item: Any) -> tuple[str, Question]:
 
 def _parse_answer(item: Mapping[str, Any]) -> str:
     answer = item.get("answer")
-    # MIMIC-CXR-VQA has lists of answers; a single text is taken as a list of one.
-    answers = [answer] if isinstance(answer, str) else answer
-    if not isinstance(answers, list) or not all(isinstance(name, str) for name in answers):
+    # MIMIC-CXR-VQA has lists of answers; a single one is taken as a list of one.
+    answers = [answer] if isinstance(answer, str | int | float) else answer
+    if not isinstance(answers, list) or not all(isinstance(a, str | int | float) for a in answers):
         raise Rejected(
             f"study {item['study_id']}: answer {str(answer)[:80]!r}; expected a text or a list of "
             "texts"
         )
-    return _join_answers(answers)
+    return _join_answers(map(str, answers))
 
 
 def _parse_medical_diff_vqa(row: Mapping[str, str]) -> tuple[str, Question]:

@@ -117,7 +117,7 @@ def test_a_killed_prepare_loses_no_image_and_decodes_none_twice(
 
 
 def test_a_journal_line_without_its_pixels_is_dropped(tmp_path: Path) -> None:
-    tasks = [("a", 4, "pad"), ("b", 4, "pad"), ("c", 4, "pad")]
+    tasks = [(name, 4, "pad", None) for name in "abc"]
     journal = DecodeJournal(tmp_path, 0, 4, tasks)
     journal.add(np.full((4, 4), 1, np.uint8))
     journal.add("b: no image")

@@ -100,11 +100,11 @@ def test_images(
     def write(changes: list[Change]) -> None:
         path = tmp_path / f"{len(tasks):04d}-{name}"
         path.write_bytes(mutate(originals[name], changes))
-        tasks.append((str(path), 32, "pad"))
+        tasks.append((str(path), 32, "pad", None))
 
     write()
     assert len(tasks) >= 60
-    for (path, _, _), result in zip(tasks, decoder(tasks), strict=True):
+    for (path, *_), result in zip(tasks, decoder(tasks), strict=True):
         if isinstance(result, str):
             assert Path(path).name in result
             assert len(result) > len(path) + 5

@@ -103,7 +103,7 @@ def test_mimic_cxr_vqa_folder_and_what_is_rejected_of_it(tmp_path: Path) -> None
     )
     write_json(
         folder / "test.json",
-        item("D?", 3),
+        item("D?", {"a": 3}),
         item("E?", ["x"], "guess"),
         item("", ["x"]),
         item("F?", "x", study=None),
@@ -116,7 +116,7 @@ def test_mimic_cxr_vqa_folder_and_what_is_rejected_of_it(tmp_path: Path) -> None
         "with another answer",
         "expected yes or no",
         "item 3: a int",
-        "answer '3'",
+        'answer "{',
         "semantic_type 'guess'",
         "question ''",
         "study_id 'None'",

@@ -339,7 +339,7 @@ def test_arguments_of_fit_are_taken(arguments: str) -> None:
         ("--config FOLDER/list.yaml", "Unexpected config: [1, 2]"),
         ("--config stage1.yaml", "no backbone is named"),
         ("--backbone FOLDER", "model_type mamba cannot be planned for"),
-        ("--backbone FOLDER/none", "cannot be read"),
+        ("--backbone FOLDER/none", "no such folder, and no name of the hub"),
         ("--config nosuch.yaml", "config nosuch.yaml is neither a file here nor a shipped one"),
         ("--config encoder.yaml", "CXRClassifier cannot be planned for"),
         (

@@ -13,8 +13,10 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
+from mavilt_pl.data.links import check_top_links
 from mavilt_pl.data.records import Split, Study
 from mavilt_pl.errors import UserError
 
@@ -40,13 +42,17 @@ READER_OPTIONS = {
 Reject = Callable[[str, str, str, str], None]  # study, file, stage, reason
 
 
-def read_source(name: str, root: Path, reject: Reject, **options: object) -> Iterator[Study]:
+def read_source(
+    name: str, root: Path, reject: Reject, follow_links: bool = False, **options: object
+) -> Iterator[Study]:
     """Yield the studies of a dataset in a fixed order; each id once, each patient in one split.
 
     Args:
         name: a key of `SOURCES`.
         root: the dataset's folder, as downloaded.
         reject: called for everything that is not yielded.
+        follow_links: read also what symbolic links in the dataset's folder lead to outside of it.
+            Images are checked when they are decoded.
         options: of the reader.
 
     Raises:
@@ -63,8 +69,13 @@ def read_source(name: str, root: Path, reject: Reject, **options: object) -> Ite
             f"source {name} has no option {', '.join(unknown)}; it has {', '.join(known) or 'none'}"
         )
     # Imported on use: a reader may need packages that the others do not.
-    reader = importlib.import_module(SOURCES[name])
-    return _consistent(reader.read(root, reject, **options), reject)
+    read = importlib.import_module(SOURCES[name]).read
+    if not follow_links:
+        check_top_links(root)
+    # Those that read a file for each study look at the links themselves.
+    if "follow_links" in inspect.signature(read).parameters:
+        options = {**options, "follow_links": follow_links}
+    return _consistent(read(root, reject, **options), reject)
 
 
 def source_options(name: str) -> tuple[str, ...]:
@@ -75,7 +86,7 @@ def source_options(name: str) -> tuple[str, ...]:
     """
     parameters = inspect.signature(importlib.import_module(SOURCES[name]).read).parameters
     # The first two are `root` and `reject`.
-    return tuple(parameters)[2:]
+    return tuple(name for name in tuple(parameters)[2:] if name != "follow_links")
 
 
 def _consistent(studies: Iterator[Study], reject: Reject) -> Iterator[Study]:
@@ -84,7 +95,9 @@ def _consistent(studies: Iterator[Study], reject: Reject) -> Iterator[Study]:
     splits: dict[str, Split] = {}
     for study in studies:
         reason = ""
-        if not study.study or not study.patient:
+        if _without_surrogates(study.study + study.patient) != study.study + study.patient:
+            reason = "a study or patient id that is no text; expected letters: correct the table"
+        elif not study.study or not study.patient:
             reason = "a blank study or patient id; expected both: correct the table"
         elif study.study in seen:
             reason = f"a second study with id {study.study}; the first is kept"
@@ -101,4 +114,32 @@ def _consistent(studies: Iterator[Study], reject: Reject) -> Iterator[Study]:
             reject(study.study, file, "read", reason)
         else:
             seen.add(study.study)
-            yield study
+            yield _encodable(study)
+
+
+def _encodable(study: Study) -> Study:
+    """The same study with texts that every file can hold.
+
+    JSON may contain halves of surrogate pairs, which no encoding has a place for.
+    """
+    questions = []
+    for question in study.questions:
+        question = replace(
+            question,
+            question=_without_surrogates(question.question),
+            answer=_without_surrogates(question.answer),
+            topic=_without_surrogates(question.topic),
+            candidates=tuple(map(_without_surrogates, question.candidates)),
+        )
+        questions.append(question)
+    return replace(
+        study,
+        findings=_without_surrogates(study.findings),
+        impression=_without_surrogates(study.impression),
+        report=_without_surrogates(study.report),
+        questions=tuple(questions),
+    )
+
+
+def _without_surrogates(text: str) -> str:
+    return text.encode("utf-8", "replace").decode("utf-8")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import cast
 
@@ -12,7 +12,7 @@ import pandas as pd
 from mavilt_pl.data.records import Image, Split, Study
 from mavilt_pl.data.sources import Reject
 from mavilt_pl.data.sources.fields import parse_labels, parse_view, path_inside
-from mavilt_pl.data.sources.tables import group_rows, load_table
+from mavilt_pl.data.sources.tables import find_table, group_rows, load_table
 from mavilt_pl.errors import Rejected, UserError
 
 FINDINGS = (
@@ -40,12 +40,15 @@ _PATH = re.compile(
     re.VERBOSE,
 )
 
+LocateImage = Callable[[re.Match[str]], Path]
+
 
 def read(root: Path, reject: Reject, valid: str = "val") -> Iterator[Study]:
     """Yield the studies of train.csv, then those of valid.csv; the path names the patient.
 
     Args:
-        root: the folder with the two tables.
+        root: the folder with the two tables, or that of the download in batches, in which the first
+            batch has them.
         reject: called for everything that is not yielded.
         valid: split of the official validation set: val, or test if CheXpert only evaluates.
 
@@ -54,14 +57,46 @@ def read(root: Path, reject: Reject, valid: str = "val") -> Iterator[Study]:
     """
     if valid not in ("val", "test"):
         raise UserError(f"option valid is {valid!r}; expected val or test")
+    batches = sorted(path for path in root.glob("CheXpert*batch*") if path.is_dir())
     # The official test set is distributed apart from these two.
     for stem, split in (("train", "train"), ("valid", valid)):
-        rows = load_table(root, stem, COLUMNS, key=("Path",))
-        yield from _read_studies(rows, stem, cast(Split, split), root, reject)
+        table_folder = root
+        for batch in batches:
+            if find_table(root, stem) is None and find_table(batch, stem) is not None:
+                table_folder = batch
+        rows = load_table(table_folder, stem, COLUMNS, key=("Path",))
+        locate = _image_locator(root, stem, batches)
+        yield from _read_studies(rows, stem, cast(Split, split), root, locate, reject)
+
+
+def _image_locator(root: Path, stem: str, batches: list[Path]) -> LocateImage:
+    """A function from a match of `_PATH` to the image's file.
+
+    In the download in batches, patients lie in `CheXpert-v1.0 batch 2 (train 1)/patient00001`, and
+    the tables name them as if they lay in one folder.
+    """
+    folders: dict[str, Path] = {}
+    for batch in batches:
+        for folder in (batch, batch / stem):
+            for patient in folder.glob("patient*"):
+                folders[patient.name] = patient.parent
+
+    def locate(match: re.Match[str]) -> Path:
+        if match["patient"] in folders:
+            file = match["file"].removeprefix(f"{stem}/")
+            return path_inside(folders[match["patient"]], file)
+        return path_inside(root, match["file"])
+
+    return locate
 
 
 def _read_studies(
-    rows: pd.DataFrame, stem: str, split: Split, root: Path, reject: Reject
+    rows: pd.DataFrame,
+    stem: str,
+    split: Split,
+    root: Path,
+    locate: LocateImage,
+    reject: Reject,
 ) -> Iterator[Study]:
     matches: dict[str, re.Match[str]] = {}
     for path in rows["Path"]:
@@ -77,7 +112,7 @@ def _read_studies(
         names.append(f"{matches[path]['patient']}_{matches[path]['study']}")
     for group in group_rows(rows.assign(study=names), "study"):
         try:
-            study = _study(group, matches, stem, split, root)
+            study = _study(group, matches, stem, split, locate)
         except Rejected as reason:
             reject(group[0]["study"], group[0]["Path"], "read", str(reason))
             continue
@@ -98,7 +133,7 @@ def _study(
     matches: dict[str, re.Match[str]],
     stem: str,
     split: Split,
-    root: Path,
+    locate: LocateImage,
 ) -> Study:
     """The study of one group of rows; each row is an image."""
     name = group[0]["study"]
@@ -113,7 +148,7 @@ def _study(
         match, side = matches[row["Path"]], row["Frontal/Lateral"]
         # AP/PA is blank on laterals and on frontal images of unknown projection.
         codes = (side,) if side == "Lateral" else (row["AP/PA"], side)
-        path = path_inside(root, match["file"])
+        path = locate(match)
         # The key contains the study: "view1_frontal" alone is in every study.
         images.append(Image(path, parse_view(*codes), f"{name}_{match['image']}"))
     # `name` is patient and study joined, since study1 is in every patient's folder.

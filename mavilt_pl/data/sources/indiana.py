@@ -12,10 +12,12 @@ from xml.etree.ElementTree import Element
 from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import ParseError, fromstring
 
+from mavilt_pl.data.links import check_top_links
 from mavilt_pl.data.records import FRONTAL, Image, Label, Split, Study, View
 from mavilt_pl.data.sources import Reject
 from mavilt_pl.data.sources.fields import hash_split, parse_view, path_inside
 from mavilt_pl.data.sources.r2gen import entries
+from mavilt_pl.data.sources.report_files import read_bounded, read_report_file
 from mavilt_pl.data.sources.tables import find_table, read_table
 from mavilt_pl.errors import Rejected, UserError
 
@@ -47,7 +49,9 @@ MESH = {
 }
 
 
-def read(root: Path, reject: Reject, reports: str | None = None) -> Iterator[Study]:
+def read(
+    root: Path, reject: Reject, reports: str | None = None, follow_links: bool = False
+) -> Iterator[Study]:
     """Yield the studies by number; each report is one patient.
 
     Images are `NLMCXR_png/<id>.png` or `<n>/<n>_IM-….dcm`. Views: see `view_lookup`. Splits are
@@ -58,6 +62,7 @@ def read(root: Path, reject: Reject, reports: str | None = None) -> Iterator[Stu
         root: the folder of the download.
         reject: called for everything that is not yielded.
         reports: the XML folder or the .tgz; default: ecgen-radiology in `root`.
+        follow_links: read also what links in that folder lead to outside of it.
 
     Raises:
         UserError: there are no reports, or a table or archive is damaged.
@@ -66,9 +71,12 @@ def read(root: Path, reject: Reject, reports: str | None = None) -> Iterator[Stu
     annotation = root / "annotation.json"
     splits = _r2gen_splits(annotation)
     missing = dict.fromkeys(splits)
-    for file, data in _xml_files(root, reports):
+    for file, data in _xml_files(root, reports, follow_links):
         # Known before the XML is read, so that a damaged report can be named.
         number = Path(file).stem
+        if isinstance(data, Rejected):
+            reject(number, file, "read", str(data))
+            continue
         try:
             # defusedxml refuses entities, which could expand without end or read local files.
             tree = fromstring(data)
@@ -120,23 +128,31 @@ def _number_order(name: str) -> tuple[int, str]:
     return len(stem), stem
 
 
-def _xml_files(root: Path, reports: str | None) -> Iterator[tuple[str, bytes]]:
-    """Yield name and bytes of every report, by number."""
+def _xml_files(
+    root: Path, reports: str | None, follow_links: bool
+) -> Iterator[tuple[str, bytes | Rejected]]:
+    """Yield name and bytes of every report, by number, or why it cannot be read."""
     source = Path(reports) if reports else root / "ecgen-radiology"
     if source.suffix in (".tgz", ".gz"):
         yield from _archived_xml_files(source)
         return
+    if source.is_dir() and not follow_links:
+        check_top_links(source)
     files = sorted(source.rglob("*.xml"), key=lambda path: _number_order(path.name))
     if not files:
         raise UserError(
             f"{source}: no *.xml found; expected the folder ecgen-radiology of the Open-i download "
             "(or --reports NLMCXR_reports.tgz)"
         )
+    folder = None if follow_links else source.resolve()
     for path in files:
-        yield str(path), path.read_bytes()
+        try:
+            yield str(path), read_report_file(path, folder)
+        except Rejected as reason:
+            yield str(path), reason
 
 
-def _archived_xml_files(path: Path) -> Iterator[tuple[str, bytes]]:
+def _archived_xml_files(path: Path) -> Iterator[tuple[str, bytes | Rejected]]:
     try:
         with tarfile.open(path) as archive:
             members = []
@@ -146,7 +162,10 @@ def _archived_xml_files(path: Path) -> Iterator[tuple[str, bytes]]:
             for member in sorted(members, key=lambda member: _number_order(member.name)):
                 file = archive.extractfile(member)
                 assert file is not None  # it is a regular file
-                yield member.name, file.read()
+                try:
+                    yield member.name, read_bounded(file, f"{path}: {member.name}")
+                except Rejected as reason:
+                    yield member.name, reason
     except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
         raise UserError(f"{path} is not a readable archive ({error}): download it again") from None
 

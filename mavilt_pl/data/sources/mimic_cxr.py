@@ -37,6 +37,7 @@ def read(
     reports: str | None = None,
     labels: str = "chexpert",
     tables: str | None = None,
+    follow_links: bool = False,
 ) -> Iterator[Study]:
     """Yield the studies in the order of cxr-record-list.
 
@@ -50,6 +51,7 @@ def read(
         labels: as for mimic-cxr-jpg.
         tables: folder with the tables of MIMIC-CXR-JPG, each of which may be missing; default:
             `root`.
+        follow_links: as for mimic-cxr-jpg.
 
     Raises:
         UserError: a list or the archive is missing or damaged, or an option is wrong.
@@ -66,7 +68,7 @@ def read(
     listed = load_table(root, "cxr-study-list", STUDY_COLUMNS, key=("study_id",))
     # The tables of the JPG release come separately, so each of them may be missing.
     rows["split"] = _splits(rows, table_folder)
-    read_report = report_reader(root, reports)
+    read_report = report_reader(root, reports, follow_links)
     has_views = find_table(table_folder, METADATA_TABLE) is not None
     has_labels = find_table(table_folder, f"mimic-cxr-2.0.0-{labels}") is not None
     study_tables = StudyTables(

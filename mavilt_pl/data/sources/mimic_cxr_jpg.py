@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import zipfile
 import zlib
@@ -11,10 +12,12 @@ from pathlib import Path
 
 import pandas as pd
 
+from mavilt_pl.data.links import check_top_links
 from mavilt_pl.data.records import Image, Split, Study
 from mavilt_pl.data.report_sections import sections
 from mavilt_pl.data.sources import Reject
 from mavilt_pl.data.sources.fields import parse_labels, parse_view, path_inside
+from mavilt_pl.data.sources.report_files import read_bounded, read_report_file
 from mavilt_pl.data.sources.tables import group_rows, load_table
 from mavilt_pl.errors import Rejected, UserError
 
@@ -54,7 +57,11 @@ class StudyTables:
 
 
 def read(
-    root: Path, reject: Reject, reports: str | None = None, labels: str = "chexpert"
+    root: Path,
+    reject: Reject,
+    reports: str | None = None,
+    labels: str = "chexpert",
+    follow_links: bool = False,
 ) -> Iterator[Study]:
     """Yield the studies in the order of the split table.
 
@@ -65,6 +72,7 @@ def read(
         reject: called for everything that is not yielded.
         reports: as for `report_reader`.
         labels: the labeller, chexpert or negbio.
+        follow_links: as for `report_reader`.
 
     Raises:
         UserError: a table or the archive is missing or damaged, or an option is wrong.
@@ -74,17 +82,19 @@ def read(
     for subject, study, dicom in zip(rows["subject_id"], rows["study_id"], rows["dicom_id"]):
         paths.append(f"{patient_folder(subject)}/s{study}/{dicom}.jpg")
     rows["path"] = paths
-    tables = StudyTables(report_reader(root, reports), view_table(root), label_table(root, labels))
+    read_report = report_reader(root, reports, follow_links)
+    tables = StudyTables(read_report, view_table(root), label_table(root, labels))
     yield from studies(rows, root, reject, tables)
 
 
-def report_reader(root: Path, reports: str | None) -> ReadReport:
+def report_reader(root: Path, reports: str | None, follow_links: bool = False) -> ReadReport:
     """A function from a report's path in the release to its text.
 
     Args:
         root: the dataset's folder.
         reports: mimic-cxr-reports.zip, or the folder that holds it or `files/`; by default `root`
             and the folder above it are searched.
+        follow_links: read also what links in that folder lead to outside of it.
 
     Raises:
         UserError: `reports` does not exist, or the archive cannot be opened.
@@ -102,14 +112,26 @@ def report_reader(root: Path, reports: str | None) -> ReadReport:
     for archive in candidates:
         if archive.exists():
             return _archive_reader(archive)
-    return _folder_reader(source)
+    if not source.is_dir():
+        raise UserError(
+            f"--reports {reports} is neither a folder nor a zip file; expected {REPORTS_ARCHIVE} "
+            "or the folder that holds files/"
+        )
+    return _folder_reader(source, follow_links)
 
 
-def _folder_reader(folder: Path) -> ReadReport:
+def _folder_reader(folder: Path, follow_links: bool) -> ReadReport:
+    if not follow_links:
+        check_top_links(folder)
+    allowed = None if follow_links else folder.resolve()
+
     def read_report(name: str) -> str:
         path = path_inside(folder, name)
+        # `lexists`: a link to nothing is damage, and not a study without a report.
+        if not os.path.lexists(path):
+            return ""
         # A stray byte must not cost the report.
-        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+        return read_report_file(path, allowed).decode("utf-8", "replace")
 
     return read_report
 
@@ -126,7 +148,8 @@ def _archive_reader(path: Path) -> ReadReport:
         if name not in names:
             return ""
         try:
-            return archive.read(name).decode("utf-8", "replace")
+            with archive.open(name) as file:
+                return read_bounded(file, f"{path}: report {name}").decode("utf-8", "replace")
         except _ZIP_ERRORS as error:
             raise Rejected(
                 f"{path}: report {name} is damaged ({error}): download it again"

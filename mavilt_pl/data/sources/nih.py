@@ -8,7 +8,7 @@ from pathlib import Path
 from mavilt_pl.data.records import Image, Label, Split, Study
 from mavilt_pl.data.sources import Reject
 from mavilt_pl.data.sources.fields import hash_split, parse_view, path_inside
-from mavilt_pl.data.sources.tables import load_table
+from mavilt_pl.data.sources.tables import find_table, load_table
 from mavilt_pl.errors import Rejected, UserError
 
 # The finding's name in the table → its name here, if they differ.
@@ -35,6 +35,8 @@ FINDINGS = (
     "pneumonia",
     "pneumothorax",
 )
+# The second is the name of the release of 2017, whose rows are the same.
+TABLES = ("Data_Entry_2017_v2020", "Data_Entry_2017")
 COLUMNS = ("Image Index", "Finding Labels", "Patient ID", "View Position")
 VAL_SHARE = 0.125  # of the patients outside the official test set
 
@@ -52,7 +54,11 @@ def read(root: Path, reject: Reject) -> Iterator[Study]:
     Raises:
         UserError: a table or list is missing or damaged, or there are no images.
     """
-    rows = load_table(root, "Data_Entry_2017_v2020", COLUMNS, key=("Image Index",))
+    table = TABLES[0] if find_table(root, TABLES[0]) else TABLES[1]
+    if find_table(root, table) is None:
+        # So that a missing table is named by its present name.
+        table = TABLES[0]
+    rows = load_table(root, table, COLUMNS, key=("Image Index",))
     test, train = _read_list(root, "test_list.txt"), _read_list(root, "train_val_list.txt")
     files = _find_images(root)
     for row in rows.to_dict("records"):

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mavilt_pl.data.records import SPLITS, Image, Split, Study
+from mavilt_pl.data.records import SPLITS, Image, Split, Study, View
 from mavilt_pl.data.sources import Reject
-from mavilt_pl.data.sources.fields import path_inside
+from mavilt_pl.data.sources.fields import parse_view, path_inside
 from mavilt_pl.data.sources.tables import read_json
 from mavilt_pl.errors import Rejected, UserError
+
+_INDIANA_ID = re.compile(r"CXR\d+(_|$)")  # such as CXR2384_IM-0942
 
 
 def read(root: Path, reject: Reject) -> Iterator[Study]:
     """Yield the studies in the order of the file, with its splits.
 
-    The report counts as findings, and every view is UNKNOWN. The file of MIMIC-CXR lists an entry
-    an image: the entries of one study become one record with all its images.
+    The report counts as findings. A view is that of the entry's `view`, a name or a list of them
+    with one for each image, and else UNKNOWN. The file of MIMIC-CXR lists an entry an image: the
+    entries of one study become one record with all its images.
 
     Args:
         root: the folder with annotation.json and images/.
@@ -82,20 +86,45 @@ def _study(entry: dict[str, Any], split: Split, root: Path) -> Study:
             "annotation"
         )
     images = []
-    for path in _image_paths(entry):
+    paths = _image_paths(entry)
+    for path, view in zip(paths, _views(entry, len(paths))):
         key = Path(path).with_suffix("").as_posix()
-        images.append(Image(path_inside(root / "images", path), "UNKNOWN", key))
-    # The two files differ in their keys; IU X-ray's entries have only an id such as
-    # CXR2384_IM-0942.
-    is_mimic = "subject_id" in entry
+        images.append(Image(path_inside(root / "images", path), view, key))
+    source, patient = _origin(entry, name)
     return Study(
-        source="mimic-cxr" if is_mimic else "indiana",
-        patient=str(entry["subject_id"]) if is_mimic else name.split("_")[0],
+        source=source,
+        patient=patient,
         study=str(entry.get("study_id", name)),
         split=split,
         images=tuple(images),
         findings=text.strip(),
     )
+
+
+def _origin(entry: dict[str, Any], name: str) -> tuple[str, str]:
+    """The dataset that an entry is from, and its patient.
+
+    The two official files differ in their keys. Other people's files follow either; a patient
+    without a `subject_id` is then the entry itself.
+    """
+    if {"subject_id", "study_id"} <= entry.keys():
+        return "mimic-cxr", str(entry["subject_id"])
+    if _INDIANA_ID.match(name):
+        return "indiana", name.split("_")[0]
+    return "r2gen", str(entry.get("subject_id", name))
+
+
+def _views(entry: dict[str, Any], num_images: int) -> list[View]:
+    """The view of each image."""
+    named = entry.get("view")
+    # One name counts for all images of the entry.
+    names = named if isinstance(named, list) else [named] * num_images
+    if len(names) != num_images:
+        raise Rejected(
+            f"view lists {len(names)} names for {num_images} images; expected one for each: "
+            "correct the annotation"
+        )
+    return [parse_view(str(name or "")) for name in names]
 
 
 def _image_paths(entry: dict[str, Any]) -> list[str]:

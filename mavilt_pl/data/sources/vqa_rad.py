@@ -79,8 +79,9 @@ def _group_items(file: Path, reject: Reject) -> dict[str, list[dict[str, Any]]]:
 
 
 def _text(item: Mapping[str, Any], key: str) -> str:
-    # A number, or a missing value, becomes a text too.
-    return str(item.get(key) or "").strip()
+    # A number becomes a text too, also 0; a missing value is blank.
+    value = item.get(key)
+    return "" if value is None else str(value).strip()
 
 
 def _check_organ(items: list[dict[str, Any]]) -> None:

@@ -1,0 +1,80 @@
+"""Whether a dataset yields the reports and questions that were asked for.
+
+It is checked when the tables have been read and before an image is decoded: a path one folder too
+deep would otherwise cost hours, and show when the language model has nothing to train on.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mavilt_pl.data.corpus_parts import RejectRow
+from mavilt_pl.data.records import Question, Study
+from mavilt_pl.data.sources import source_options
+from mavilt_pl.errors import MaviltWarning, UserError
+
+
+class Yields:
+    """Counts studies, those with a text, and the questions of files that find their study.
+
+    Args:
+        settings: contents of prepare.json.
+        questions: of the files, by study id.
+    """
+
+    def __init__(self, settings: Mapping[str, Any], questions: Mapping[str, tuple[Question, ...]]):
+        self.settings, self.questions = settings, questions
+        self.num_studies = self.num_texts = self.num_questions = 0
+
+    def count(self, studies: Sequence[Study]) -> None:
+        """Add studies."""
+        for study in studies:
+            self.num_studies += 1
+            self.num_texts += bool(study.findings or study.impression or study.report)
+            self.num_questions += len(self.questions.get(study.study, ()))
+
+    def check(self, rejects: Sequence[RejectRow]) -> None:
+        """Refuse a dataset of which nothing useful can come; warn if reports are missing.
+
+        Args:
+            rejects: of the readers.
+
+        Raises:
+            UserError: a path of reports or questions was given and yields nothing.
+        """
+        # Without studies there is another reason, which is said when the shards are joined.
+        if not self.num_studies:
+            return
+        if self.settings["questions"] and not self.num_questions:
+            raise UserError(self._no_question(rejects))
+        if self.num_texts or "reports" not in source_options(self.settings["source"]):
+            return
+        if self.settings.get("reports"):
+            raise UserError(
+                f"--reports {self.settings['reports']}: a report of none of {self.num_studies:,} "
+                f"studies is there; expected {_expected_reports(self.settings['source'])}"
+            )
+        warnings.warn(
+            f"{self.settings['root']}: 0 of {self.num_studies:,} studies have a report. The corpus "
+            "trains the tokenizer only; for reports, prepare it again with --reports, which takes "
+            f"{_expected_reports(self.settings['source'])}",
+            MaviltWarning,
+            stacklevel=3,
+        )
+
+    def _no_question(self, rejects: Sequence[RejectRow]) -> str:
+        num_usable = sum(map(len, self.questions.values()))
+        reasons = [reason for _, _, stage, reason in rejects if stage == "question"]
+        first = f"; the first reason: {reasons[0]}" if reasons else ""
+        return (
+            f"--questions {self.settings['questions']}: {num_usable:,} usable questions, and 0 of "
+            f"them are about one of {self.num_studies:,} studies{first}"
+        )
+
+
+def _expected_reports(source: str) -> str:
+    if source == "indiana":
+        return "ecgen-radiology or NLMCXR_reports.tgz"
+    return "mimic-cxr-reports.zip, or the folder that holds files/p10/p10000032/s50414267.txt"
