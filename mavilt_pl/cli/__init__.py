@@ -38,6 +38,17 @@ TRAINING_VERBS = {
 }
 
 
+# What a user can do about errors of the file system.
+REMEDIES = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
+    errno.EFBIG: "free some space, or raise the limit of a file's size,",
+    errno.EROFS: "name a place that can be written",
+    errno.EACCES: "change its permissions or name another place",
+    errno.EPERM: "change its permissions or name another place",
+}
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of `mavilt --help`; each verb parses its own arguments."""
     top = argparse.ArgumentParser(
@@ -140,14 +151,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 130
     except OSError as error:
-        # A full disk, a quota or a size limit. Any other OSError is a defect: it keeps its
-        # traceback.
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        # Any other OSError is a defect: it keeps its traceback.
+        if error.errno not in REMEDIES:
             raise
         where = f": {error.filename}" if error.filename else ""
         print(
-            f"mavilt: {error.strerror}{where}. Nothing half-written counts as whole: free some "
-            "space and run the same command again.",
+            one_line(
+                f"{error.strerror}{where}. Nothing half-written counts as whole: "
+                f"{REMEDIES[error.errno]} and run the same command again."
+            ),
             file=sys.stderr,
         )
         return 1

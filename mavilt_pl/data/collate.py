@@ -56,4 +56,5 @@ def sample_key(name: str) -> int:
     >>> sample_key("mimic-cxr:50414267") == sample_key("mimic-cxr:50414267")
     True
     """
-    return zlib.crc32(name.encode())
+    # A text may hold halves of surrogate pairs.
+    return zlib.crc32(name.encode("utf-8", "surrogatepass"))

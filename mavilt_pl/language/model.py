@@ -12,7 +12,6 @@ positions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from inspect import signature
 from pathlib import Path
@@ -28,6 +27,7 @@ from mavilt_pl.language.backbone import UnsupportedAttentionError, load_backbone
 from mavilt_pl.language.chunked_cross_entropy import HeadRows, head_logits, linear_cross_entropy
 from mavilt_pl.language.options import ModelOptions, TuningOptions, as_options
 from mavilt_pl.language.sequences import Branch, PackedBatch, Tree, pack
+from mavilt_pl.language.stage_checkpoint import stage_settings, trained_vocabulary
 from mavilt_pl.language.vocabulary import VisualVocabulary, grow_model
 
 # Names of a config's attention window.
@@ -134,15 +134,11 @@ class VisualLanguageModel(nn.Module):
         """
         checkpoint = read_weights(path)
         check_format_version(checkpoint, str(path))
-        settings: Mapping[str, Any] = checkpoint.get("hyper_parameters", {})
-        if "visual_vocabulary" not in checkpoint or "backbone" not in settings:
-            raise UserError(
-                f"{path} is a checkpoint of another module; expected one of Stage 1 or Stage 2"
-            )
+        settings = stage_settings(path, checkpoint)
         tuning = as_options(TuningOptions, settings["tuning"], "tuning")
         # Settings come from the checkpoint, so a run needs no config of its own to be used.
         trained = asdict(as_options(ModelOptions, settings["model"], "model"))
-        vocabulary = VisualVocabulary(**checkpoint["visual_vocabulary"])
+        vocabulary = trained_vocabulary(path, checkpoint)
         # Initial values of the codes' rows are overwritten below.
         codebook = torch.zeros(vocabulary.codebook_size, 1)
         name = backbone or settings["backbone"]

@@ -194,13 +194,15 @@ def as_options(
     """The settings as a dataclass, from a dataclass, a mapping of a checkpoint, or None.
 
     Raises:
-        UserError: a key is unknown.
+        UserError: a key is unknown, or a value of a mapping is out of its range.
     """
     # jsonargparse passes a dataclass, Python code may pass None, a checkpoint holds mappings.
     if value is None:
         return kind()
-    if not isinstance(value, Mapping):
+    if isinstance(value, kind):
         return value
+    if not isinstance(value, Mapping):
+        raise UserError(f"{name}: found {str(value)[:80]!r}; expected a mapping of settings")
     defaults = kind()
     known = [one.name for one in fields(kind)]  # type: ignore[arg-type]
     given: dict[str, Any] = {}
@@ -212,6 +214,8 @@ def as_options(
         if is_dataclass(default):
             setting = as_options(type(default), setting, f"{name}.{key}")
         given[key] = setting
+    # jsonargparse has checked what it passes; nothing has checked a checkpoint.
+    check_arguments(kind, given, name)
     return kind(**given)
 
 

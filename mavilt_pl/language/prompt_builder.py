@@ -24,6 +24,7 @@ from torch import Tensor
 
 from mavilt_pl.data.questions import wording
 from mavilt_pl.data.records import Side
+from mavilt_pl.data.unicode import encodable
 from mavilt_pl.errors import MaviltWarning, UserError
 from mavilt_pl.language.options import TASKS, ModelOptions, RegularizationOptions, TuningOptions
 from mavilt_pl.language.prompts import REPORT_INSTRUCTIONS, SYNTHESIS_INSTRUCTIONS
@@ -89,7 +90,9 @@ class PromptBuilder:
         other.
         """
         # No special tokens of the tokenizer's own (BOS, EOS): sequences have `<begin>` and `<end>`.
-        encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
+        encoded = self.tokenizer(
+            encodable(text), add_special_tokens=False, split_special_tokens=True
+        )
         return encoded["input_ids"]
 
     def truncate(self, text: str) -> list[int]:

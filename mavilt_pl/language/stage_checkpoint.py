@@ -9,8 +9,57 @@ from typing import Any
 from mavilt_pl.checkpoint import check_compatible, check_format_version, read_weights
 from mavilt_pl.errors import UserError
 from mavilt_pl.language.adapters import split_full_state_dict
+from mavilt_pl.language.vocabulary import VisualVocabulary
 
 MODEL_PREFIX = "model."  # of the model's weights in a checkpoint
+
+# What a checkpoint holds beside the weights; groups of settings may be left to their defaults.
+CONTENTS = {"state_dict": Mapping, "visual_vocabulary": Mapping, "visual_tokenizer": str}
+SETTINGS = {
+    "_class_path": str,
+    "backbone": str,
+    "model": Mapping | None,
+    "tuning": Mapping | None,
+    "sampling": Mapping | None,
+}
+
+
+def stage_settings(path: str | Path, checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The settings of a checkpoint of a stage.
+
+    Raises:
+        UserError: it is of another module, or something is missing or of another type.
+    """
+    settings: Any = checkpoint.get("hyper_parameters")
+    is_stage = isinstance(settings, Mapping) and "visual_vocabulary" in checkpoint
+    if not is_stage or "backbone" not in settings:
+        raise UserError(
+            f"{path} is a checkpoint of another module; expected one of Stage 1 or Stage 2"
+        )
+    for kinds, values in ((CONTENTS, checkpoint), (SETTINGS, settings)):
+        for key, kind in kinds.items():
+            if key not in values or not isinstance(values[key], kind):
+                raise UserError(
+                    f"{path}: found {str(values.get(key))[:80]!r} as {key}; expected what a "
+                    "training writes: copy the checkpoint again"
+                )
+    return settings
+
+
+def trained_vocabulary(path: str | Path, checkpoint: Mapping[str, Any]) -> VisualVocabulary:
+    """The ids that a checkpoint was trained with.
+
+    Raises:
+        UserError: they are not those of a vocabulary.
+    """
+    found = checkpoint["visual_vocabulary"]
+    try:
+        return VisualVocabulary(**found)
+    except TypeError:
+        raise UserError(
+            f"{path}: found {str(found)[:80]!r} as visual_vocabulary; expected what a training "
+            "writes: copy the checkpoint again"
+        ) from None
 
 
 def trained_method(checkpoint: Mapping[str, Any]) -> str:

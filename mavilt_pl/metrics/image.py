@@ -8,6 +8,7 @@ n images.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.functional.image import structural_similarity_index_measure
 
+from mavilt_pl.errors import MaviltWarning
 from mavilt_pl.metrics.bootstrap import (
     Estimate,
     PatientBootstrapMetric,
@@ -175,7 +177,7 @@ class FrechetDistance(PatientBootstrapMetric):
     """Fréchet distance between features of real and of generated images.
 
     Features are kept, so there is an interval if D ≤ 256. With fewer than two images on one side
-    there is no figure.
+    there is no figure; with no more images than features a warning says what the figure is worth.
 
     Args:
         name: of the figure, such as fid_cxr.
@@ -202,6 +204,17 @@ class FrechetDistance(PatientBootstrapMetric):
         # A covariance needs two images.
         if is_real.sum() < 2 or (~is_real).sum() < 2:
             return {}
+        num_images = int(min(is_real.sum(), (~is_real).sum()))
+        width = features.shape[1]
+        # Then a covariance is singular, and the distance of equal distributions far from 0.
+        if num_images <= width:
+            warnings.warn(
+                f"{self.name} of {num_images:,} images has {width:,} features: with fewer images "
+                "than features it depends more on their number than on the images. Compare it "
+                f"with figures of {num_images:,} images only",
+                MaviltWarning,
+                stacklevel=2,
+            )
         value = frechet_distance(features[is_real], features[~is_real])
         row_numbers = np.arange(len(rows))
 

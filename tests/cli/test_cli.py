@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -247,6 +248,23 @@ def test_wrong_checkpoints_and_caches(
         str(chain / "encoder/checkpoints/last.ckpt"),
     )
     assert "another module" in said
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_a_place_that_cannot_be_written(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A read-only file system, which a test cannot mount."""
+
+    def refuse(path: Path, *_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    out = str(tmp_path / "out")
+    assert main(["phantom", "mimic", out, "--studies", "3"]) == 1
+    message = capsys.readouterr().err
+    assert message.startswith(f"mavilt: {os.strerror(number)}: {out}")
+    assert "another place" in message or "a place that can be written" in message
 
 
 @pytest.mark.slow

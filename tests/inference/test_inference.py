@@ -382,6 +382,34 @@ def test_impossible_inputs_are_refused(
     assert code == 1 and said in errors and errors.count("mavilt:") == 1
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model", {"max_text_tokens": "x"}),
+        ("tuning", [1]),
+        ("sampling", {"image": None, "text": 3}),
+        ("_class_path", None),
+        ("backbone", 7),
+    ],
+)
+def test_settings_of_a_checkpoint_are_checked(
+    chain: Path, tmp_path: Path, key: str, value: object
+) -> None:
+    """A file may hold any value; none gives a traceback."""
+    checkpoint = torch.load(chain / "stage2/checkpoints/last.ckpt", weights_only=True)
+    checkpoint["hyper_parameters"][key] = value
+    torch.save(checkpoint, tmp_path / "changed.ckpt")
+    with pytest.raises(UserError, match=r"expected"):
+        MAViLT.from_runs(tmp_path / "changed.ckpt", chain / "vqgan", device="cpu")
+
+
+def test_a_question_that_is_not_utf8(chain: Path, images: list[Path]) -> None:
+    """As the command line passes it: half of a surrogate pair for each byte."""
+    model = MAViLT.from_runs(chain / "stage2", chain / "vqgan", device="cpu")
+    assert len(model.ask(images[0], "Is there \udcff edema?")) == 1
+    assert model.draw(["Edema \udcff."]).shape[0] == 1
+
+
 def test_answers_are_different(chain: Path, images: list[Path]) -> None:
     model = MAViLT.from_runs(chain / "stage2", chain / "vqgan", device="cpu")
     with pytest.raises(UserError, match="expected each of them once"):

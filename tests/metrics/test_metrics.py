@@ -22,6 +22,7 @@ from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 from torchmetrics.text import SQuAD
 
 from mavilt_pl.data.sources import read_source
+from mavilt_pl.errors import MaviltWarning
 from mavilt_pl.metrics.clinical import FindingsF1, findings_in
 from mavilt_pl.metrics.image import (
     CodebookUse,
@@ -297,6 +298,17 @@ def test_frechet_against_pytorch_fid() -> None:
     metric = FrechetDistance("fid_cxr", 8, "test")
     metric.update(torch.tensor(real), True, [str(i) for i in range(300)])
     assert metric.compute() == {}  # never silently 0
+
+
+def test_a_frechet_distance_of_few_images_warns() -> None:
+    """With fewer images than features a covariance is singular."""
+    features = torch.randn(8, 8)
+    for num_images in (8, 4):
+        metric = FrechetDistance("fid_cxr", 8, "test")
+        for is_real in (True, False):
+            metric.update(features[:num_images], is_real, list("abcdefgh")[:num_images])
+        with pytest.warns(MaviltWarning, match=f"fid_cxr of {num_images} images has 8 features"):
+            assert "fid_cxr" in metric.compute()
 
 
 def test_codebook_use_and_perplexity() -> None:

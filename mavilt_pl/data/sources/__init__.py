@@ -18,6 +18,7 @@ from pathlib import Path
 
 from mavilt_pl.data.links import check_top_links
 from mavilt_pl.data.records import Split, Study
+from mavilt_pl.data.unicode import encodable
 from mavilt_pl.errors import UserError
 
 SOURCES = {
@@ -95,7 +96,7 @@ def _consistent(studies: Iterator[Study], reject: Reject) -> Iterator[Study]:
     splits: dict[str, Split] = {}
     for study in studies:
         reason = ""
-        if _without_surrogates(study.study + study.patient) != study.study + study.patient:
+        if encodable(study.study + study.patient) != study.study + study.patient:
             reason = "a study or patient id that is no text; expected letters: correct the table"
         elif not study.study or not study.patient:
             reason = "a blank study or patient id; expected both: correct the table"
@@ -118,28 +119,21 @@ def _consistent(studies: Iterator[Study], reject: Reject) -> Iterator[Study]:
 
 
 def _encodable(study: Study) -> Study:
-    """The same study with texts that every file can hold.
-
-    JSON may contain halves of surrogate pairs, which no encoding has a place for.
-    """
+    """The same study with texts that every file can hold."""
     questions = []
     for question in study.questions:
         question = replace(
             question,
-            question=_without_surrogates(question.question),
-            answer=_without_surrogates(question.answer),
-            topic=_without_surrogates(question.topic),
-            candidates=tuple(map(_without_surrogates, question.candidates)),
+            question=encodable(question.question),
+            answer=encodable(question.answer),
+            topic=encodable(question.topic),
+            candidates=tuple(map(encodable, question.candidates)),
         )
         questions.append(question)
     return replace(
         study,
-        findings=_without_surrogates(study.findings),
-        impression=_without_surrogates(study.impression),
-        report=_without_surrogates(study.report),
+        findings=encodable(study.findings),
+        impression=encodable(study.impression),
+        report=encodable(study.report),
         questions=tuple(questions),
     )
-
-
-def _without_surrogates(text: str) -> str:
-    return text.encode("utf-8", "replace").decode("utf-8")
