@@ -40,3 +40,14 @@ class FillsTheDisk(Callback):
 
     def on_save_checkpoint(self, *_: object) -> None:
         raise OSError("no space")
+
+
+class Terminated(Callback):
+    """SIGTERM, as of a cluster, within the step after `step`; a background job ignores Ctrl-C."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_train_batch_start(self, trainer: Trainer, *_: object) -> None:
+        if trainer.global_step == self.step:
+            signal.raise_signal(signal.SIGTERM)

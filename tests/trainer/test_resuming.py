@@ -4,12 +4,9 @@ gap or overlap.
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -171,37 +168,6 @@ def test_steps_before_the_first_save_are_not_logged_twice(
     assert main(words) == 0
     assert history(tmp_path)["train/loss"] == [1, 2]
     assert len([*(tmp_path / "tensorboard").glob("events.out.aside.*")]) == 1
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("module", ["vqgan", "stage1"])
-def test_two_ranks_killed_and_resumed(
-    module: str, chain: Path, corpus_path: Path, tmp_path: Path
-) -> None:
-    ranks = [
-        "--trainer.devices=2",
-        "--trainer.strategy=ddp_find_unused_parameters_true",
-        "--trainer.max_steps=8",
-    ]
-
-    def command(out: Path) -> list[str]:
-        more = [*ranks, "--ckpt_path=last", "--trainer.limit_val_batches=0"]
-        return (
-            vqgan(corpus_path, out, *more)
-            if module == "vqgan"
-            else stage1(chain, corpus_path, out, *more)
-        )
-
-    ended(started(command(tmp_path / "whole")))
-    broken = tmp_path / "broken"
-    running = started(command(broken))
-    while running.poll() is None and not (broken / "checkpoints" / "step=3.ckpt").exists():
-        time.sleep(0.01)
-    os.killpg(running.pid, signal.SIGKILL)
-    running.wait()
-    assert 0 < checkpoint(broken)["global_step"] < 8
-    ended(started(command(broken)))
-    assert_same(checkpoint(tmp_path / "whole"), checkpoint(broken))
 
 
 @pytest.mark.slow
