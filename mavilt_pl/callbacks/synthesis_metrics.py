@@ -21,7 +21,7 @@ from mavilt_pl.language.random_views import Views
 from mavilt_pl.metrics.image import FrechetDistance, inception_features
 from mavilt_pl.metrics.vqa import GroupedAUROC
 from mavilt_pl.ranges import NonNegativeInt, Seed
-from mavilt_pl.vqgan.loading import load_tokenizer
+from mavilt_pl.vqgan.loading import load_tokenizer, tokenizer_of
 
 MISSING = "missing_view_"
 # Pool3, as all published FIDs.
@@ -39,10 +39,11 @@ class SynthesisMetrics(MetricCallback):
     (`original_auroc`) is an upper bound for generated ones.
 
     Args:
-        tokenizer: checkpoint of the VQ-GAN whose codes the model generates.
         judge: weights of the encoder that reads features and findings; it has never seen a
             generated image. Use another one than the tokenizer was trained against.
         judge_kind: classifier | torchxrayvision | huggingface.
+        tokenizer: checkpoint of the VQ-GAN whose codes the model generates (default: the one that
+            encoded the token cache).
         inception: a local file of pytorch-fid's Inception weights; without it there is no
             fid_inception.
         validate: number of studies of each source that a validation scores.
@@ -54,9 +55,9 @@ class SynthesisMetrics(MetricCallback):
 
     def __init__(
         self,
-        tokenizer: str,
         judge: str,
         judge_kind: Kind = "classifier",
+        tokenizer: str | None = None,
         inception: str | None = None,
         validate: NonNegativeInt = 0,
         samples: NonNegativeInt = 8,
@@ -73,7 +74,7 @@ class SynthesisMetrics(MetricCallback):
         """Load tokenizer, judge and Inception, unless nothing will be scored."""
         if stage != "test" and not self.validate:
             return
-        self.tokenizer = load_tokenizer(self.tokenizer_path)
+        self.tokenizer = load_tokenizer(self.tokenizer_path or tokenizer_of(pl_module))
         self.judge = load_encoder(self.judge_path, self.judge_kind)
         if self.inception_path:
             self.inception = inception_features(self.inception_path)

@@ -5,6 +5,8 @@ Shape legend: B images, H W height and width in pixels, K codes.
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,10 +23,14 @@ from torchvision.utils import make_grid
 
 from mavilt_pl.callbacks.metric_callback import original_pixels, visible_images
 from mavilt_pl.data.collate import sample_key
+from mavilt_pl.errors import MaviltWarning, UserError
 from mavilt_pl.ranges import NonNegativeInt
-from mavilt_pl.vqgan.loading import load_tokenizer
+from mavilt_pl.vqgan.loading import load_tokenizer, tokenizer_of
 from mavilt_pl.vqgan.losses import forward_differences
 
+logger = logging.getLogger(__name__)
+
+NOTICE = "the event files hold images and texts of the studies; keep them like the dataset itself"
 # Only the ratio of figure size to DPI matters, since figures are given in pixels.
 DPI = 100
 ROW_NAMES = (
@@ -44,14 +50,18 @@ class Pictures(Callback):
     one's part). For the language stages: the image, the image generated from its text, and its
     generated report with the reference.
 
+    The event files then hold images and texts of patients. The log and a text among them say so.
+
     Args:
         count: number of studies.
-        tokenizer: checkpoint of the VQ-GAN; the language stages need it to show generated images.
+        tokenizer: checkpoint of the VQ-GAN, which shows the images that a language stage generates
+            (default: the one that encoded the token cache).
     """
 
     def __init__(self, count: NonNegativeInt = 8, tokenizer: str | None = None):
         self.count, self.path = count, tokenizer
         self.tokenizer: Any = None
+        self._is_announced = self._is_missing = False
         self._uses_K: Tensor | None = None
         self._images = 0
 
@@ -80,6 +90,7 @@ class Pictures(Callback):
         writer = self._writer(trainer)
         if writer is None:
             return
+        self._announce(writer)
         # Always the same studies, so that their images can be followed through a training.
         is_first = batch_idx == dataloader_idx == 0
         if "pixels" in batch and isinstance(outputs, dict) and "reconstruction" in outputs:
@@ -108,6 +119,13 @@ class Pictures(Callback):
             writer.add_image("val/code usage", chart, trainer.global_step)
         self._uses_K, self._images = None, 0
 
+    def _announce(self, writer: Any) -> None:
+        """Say once what the event files hold."""
+        if not self._is_announced:
+            self._is_announced = True
+            writer.add_text("val/notice", NOTICE)
+            logger.info("%s: %s", writer.log_dir, NOTICE)
+
     def _count_codes(self, codes_BN: Tensor, codebook_size: int) -> None:
         # On the CPU, where a count of a few thousand codes costs nothing.
         uses_K = torch.bincount(codes_BN.flatten().cpu(), minlength=codebook_size)
@@ -117,11 +135,17 @@ class Pictures(Callback):
     def _add_generated_images(
         self, writer: Any, trainer: Trainer, module: Any, studies: list[dict], keys: list[int]
     ) -> None:
-        if self.path is None:
+        if self._is_missing:
             return
         # Loaded at the first validation, since a training may be started without ever reaching one.
         if self.tokenizer is None:
-            self.tokenizer = load_tokenizer(self.path)
+            try:
+                self.tokenizer = load_tokenizer(self.path or tokenizer_of(module))
+            except UserError as error:
+                # A training is worth more than its pictures.
+                warnings.warn(f"no generated images: {error}", MaviltWarning, stacklevel=2)
+                self._is_missing = True
+                return
         texts = [study["text"] for study in studies]
         codes_BN = module.generator.generate_images(texts, keys=keys)
         with torch.inference_mode():

@@ -26,7 +26,9 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "--model", type=Path, required=True, help="run of Stage 1 or Stage 2, or its checkpoint"
     )
     parser.add_argument(
-        "--tokenizer", type=Path, required=True, help="run of the VQ-GAN, or its checkpoint"
+        "--tokenizer",
+        type=Path,
+        help="run of the VQ-GAN, or its checkpoint (default: the one that the training used)",
     )
     parser.add_argument(
         "--backbone",

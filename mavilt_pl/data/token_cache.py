@@ -31,6 +31,7 @@ def write_tokens(
     grid: int,
     images: int,
     batches: Iterable[np.ndarray],
+    tokenizer_path: Path | None = None,
 ) -> None:
     """Write the codes of all images of a corpus.
 
@@ -42,6 +43,7 @@ def write_tokens(
         grid: side of the code map; N = grid².
         images: number of images.
         batches: integer arrays [b,N] in the corpus's order.
+        tokenizer_path: of that checkpoint, so that runs on this cache find it.
 
     Raises:
         UserError: the batches hold another number of images.
@@ -70,6 +72,7 @@ def write_tokens(
         "format": FORMAT,
         "corpus": corpus_fingerprint,
         "tokenizer": tokenizer,
+        "tokenizer_path": str(tokenizer_path.resolve()) if tokenizer_path else None,
         "codebook_size": len(codebook),
         "grid": grid,
         "images": images,
@@ -86,6 +89,7 @@ class TokenCache:
 
     Attributes:
         tokenizer: SHA-256 of the checkpoint that encoded the images.
+        tokenizer_path: where it was then; None if that is not known.
         corpus: fingerprint of the corpus.
         codebook_size: K.
         grid: side of the code map.
@@ -99,6 +103,7 @@ class TokenCache:
         self.path = Path(path)
         facts = self._read_facts()
         self.tokenizer: str = facts["tokenizer"]
+        self.tokenizer_path: str | None = facts.get("tokenizer_path")
         self.corpus: str = facts["corpus"]
         self.codebook_size: int = facts["codebook_size"]
         self.grid: int = facts["grid"]

@@ -28,7 +28,7 @@ from mavilt_pl.language.options import SamplingOptions, as_options
 from mavilt_pl.language.prompt_builder import PromptBuilder
 from mavilt_pl.language.vocabulary import VIEW_TOKENS
 from mavilt_pl.parallel.device import resolve_device
-from mavilt_pl.vqgan.loading import load_tokenizer
+from mavilt_pl.vqgan.loading import find_tokenizer, load_tokenizer
 from mavilt_pl.vqgan.tokenizer import Tokenizer
 
 BATCH = 16  # studies at a time
@@ -65,7 +65,7 @@ class MAViLT:
     def from_runs(
         cls,
         model: str | Path,
-        tokenizer: str | Path,
+        tokenizer: str | Path | None = None,
         backbone: str | Path | None = None,
         device: str = "auto",
         fit: Fit = "pad",
@@ -74,7 +74,8 @@ class MAViLT:
 
         Args:
             model: a run of Stage 1 or Stage 2, or its checkpoint.
-            tokenizer: the VQ-GAN's run or its checkpoint, or a published one.
+            tokenizer: the VQ-GAN's run or its checkpoint, or a published one (default: the one
+                that the training used).
             backbone: path of the base language model (default: the path used in training); its
                 config and tokenizer are read there.
             device: cpu, cuda, …; auto for a GPU if there is one.
@@ -85,12 +86,16 @@ class MAViLT:
         """
         target = resolve_device(device)
         model_path = resolve_checkpoint(Path(model))
-        tokenizer_path = resolve_checkpoint(Path(tokenizer))
         name = None if backbone is None else str(backbone)
         language_model, checkpoint = VisualLanguageModel.from_checkpoint(model_path, name)
+        trained_with = checkpoint["visual_tokenizer"]
+        if tokenizer is None:
+            recorded = checkpoint.get("visual_tokenizer_path")
+            tokenizer = find_tokenizer(recorded, trained_with, model_path)
+        tokenizer_path = resolve_checkpoint(Path(tokenizer))
         vqgan = load_tokenizer(tokenizer_path)
         # The file's bytes are its name: a path says nothing about what it holds.
-        trained_with, given = checkpoint["visual_tokenizer"], sha256(tokenizer_path)
+        given = sha256(tokenizer_path)
         # Nothing else would notice: any code is a valid code of any tokenizer of the same size.
         if trained_with != given:
             raise UserError(

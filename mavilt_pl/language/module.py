@@ -96,6 +96,7 @@ class LanguageModule(FSDPMixin, LightningModule):
         self.save_hyperparameters(settings)
         cache = TokenCache(tokens)
         self.visual_tokenizer: str = cache.tokenizer  # sha256 of its checkpoint
+        self.visual_tokenizer_path = cache.tokenizer_path
         self.model = self._load_model(cache, options)
         self.prompts = PromptBuilder(
             self.model.vocabulary,
@@ -175,12 +176,9 @@ class LanguageModule(FSDPMixin, LightningModule):
         # would take it for the whole training. Its new rows are the same, since their noise has a
         # fixed seed.
         model = self._load_model(cache, self.model.options)
-        return Generator(
-            model.to(self.device).eval(),
-            self.prompts,
-            self.generator.sampling,
-            self.generator.shares_prefix,
-        )
+        model = model.to(self.device).eval()
+        mine = self.generator
+        return Generator(model, self.prompts, mine.sampling, mine.shares_prefix)
 
     # Checkpoints.
 
@@ -188,6 +186,7 @@ class LanguageModule(FSDPMixin, LightningModule):
         """Add what a later stage or `mavilt report` must check before it uses the weights."""
         checkpoint[FORMAT_KEY] = FORMAT_VERSION
         checkpoint["visual_tokenizer"] = self.visual_tokenizer
+        checkpoint["visual_tokenizer_path"] = self.visual_tokenizer_path
         checkpoint["visual_vocabulary"] = asdict(self.model.vocabulary)
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:

@@ -19,6 +19,7 @@ import torch
 from rich.markup import escape as escape_markup
 from rich.progress import Progress
 
+from mavilt_pl.checkpoint import sha256
 from mavilt_pl.data.corpus import Corpus
 from mavilt_pl.data.pixels import to_float
 from mavilt_pl.data.token_cache import TokenCache, write_tokens
@@ -74,7 +75,7 @@ class CorpusEncoder:
         out: folder of the cache.
         corpus: images of the tokenizer's size.
         tokenizer: on its device.
-        tokenizer_sha256: of the checkpoint, recorded in the cache.
+        tokenizer_path: of its checkpoint, recorded in the cache with its SHA-256.
         batch_size: images encoded at a time.
         device: of the tokenizer.
     """
@@ -84,12 +85,13 @@ class CorpusEncoder:
         out: Path,
         corpus: Corpus,
         tokenizer: Tokenizer,
-        tokenizer_sha256: str,
+        tokenizer_path: Path,
         batch_size: int,
         device: str,
     ):
         self.out, self.corpus, self.tokenizer = out, corpus, tokenizer
-        self.tokenizer_sha256, self.batch_size, self.device = tokenizer_sha256, batch_size, device
+        self.tokenizer_path, self.batch_size, self.device = tokenizer_path, batch_size, device
+        self.tokenizer_sha256 = sha256(tokenizer_path)
         self.parts = out / "parts"
         # Rounded up: the last shard may be short.
         self.count = -(-corpus.n_images // SHARD)
@@ -189,4 +191,5 @@ class CorpusEncoder:
             self.tokenizer.grid,
             self.corpus.n_images,
             shards,
+            self.tokenizer_path,
         )

@@ -11,11 +11,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mavilt_pl.checkpoint import check_format_version, load_strict, read_weights
+from mavilt_pl.checkpoint import check_format_version, load_strict, read_weights, sha256
 from mavilt_pl.errors import UserError
 from mavilt_pl.vqgan.taming import CONVERT, OUR_MARK, PublishedVQGAN
 from mavilt_pl.vqgan.taming_weights import TamingConversion
 from mavilt_pl.vqgan.tokenizer import Tokenizer
+
+ENDING = 3  # parts of a checkpoint's path within its run: vqgan/checkpoints/last.ckpt
 
 
 def load_tokenizer(
@@ -42,6 +44,46 @@ def load_tokenizer(
         tokenizer = Tokenizer(*published.shape(image_size, default_image_size))
         load_strict(tokenizer, TamingConversion(published).state_dict(), path)
     return tokenizer.eval().requires_grad_(False)
+
+
+def tokenizer_of(stage: Any) -> Path:
+    """The checkpoint of the tokenizer that encoded a language stage's token cache.
+
+    Raises:
+        UserError: it is not where it was.
+    """
+    recorded = stage.visual_tokenizer_path
+    return find_tokenizer(recorded, stage.visual_tokenizer, Path(stage.hparams["tokens"]))
+
+
+def find_tokenizer(recorded: str | None, checksum: str, near: Path) -> Path:
+    """The checkpoint of the tokenizer that a training used, known by its bytes.
+
+    A run may have been moved with the folders beside it, so the last parts of its path are looked
+    for beside the training too.
+
+    Args:
+        recorded: its path at that time.
+        checksum: its SHA-256.
+        near: the checkpoint or the folder of the training.
+
+    Raises:
+        UserError: it is at none of these places, or was trained further.
+    """
+    candidates = []
+    if recorded is not None:
+        candidates.append(Path(recorded))
+        ending = Path(*Path(recorded).parts[-ENDING:])
+        for folder in near.resolve().parents:
+            candidates.append(folder / ending)
+    for candidate in candidates:
+        if candidate.is_file() and sha256(candidate) == checksum:
+            return candidate
+    where = f"{recorded} does not hold it any more" if recorded else "its path is not recorded"
+    raise UserError(
+        f"{near}: the tokenizer of this training (sha256 {checksum[:12]}) is not found, {where}; "
+        "name its checkpoint (--tokenizer, or `tokenizer` of a callback)"
+    )
 
 
 def _from_our_checkpoint(

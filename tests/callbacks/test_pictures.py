@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import io
+import json
+import shutil
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader
+from words import DATA, QUIET
 
 from mavilt_pl.callbacks import Pictures
+from mavilt_pl.cli import main
 from mavilt_pl.data.corpus import Corpus
+from mavilt_pl.errors import MaviltWarning
 
 
 class StandIn(LightningModule):
@@ -79,3 +85,54 @@ def test_rows_and_code_usage(corpus_path: Path, tmp_path: Path) -> None:
     assert heights[-1] <= 2
     dead = (heights <= 2).mean()  # only the line of equal use
     assert abs(dead - 56 / 64) < 0.03
+
+
+def fit(stage: str, chain: Path, corpus: Path, tokens: Path, out: Path) -> list[str]:
+    """One step by the shipped config, and one validation."""
+    return [
+        "fit",
+        f"--config={stage}.yaml",
+        *QUIET,
+        DATA,
+        f"--data.corpora={corpus}",
+        f"--data.tokens={tokens}",
+        "--data.eval_batch_size=4",
+        f"--model.init_args.tokens={tokens}",
+        f"--model.init_args.backbone={chain}/backbone/backbone",
+        "--model.init_args.model.max_text_tokens=16",
+        "--trainer.max_steps=1",
+        "--trainer.val_check_interval=1",
+        "--trainer.limit_val_batches=1",
+        f"--trainer.default_root_dir={out}",
+    ]
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_a_stage_shows_images_and_texts(
+    stage: str, chain: Path, corpus_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The tokenizer is found by the token cache's record."""
+    assert main(fit(stage, chain, corpus_path, chain / "tokens", tmp_path)) == 0
+    reader = EventAccumulator(str(tmp_path / "tensorboard"))
+    reader.Reload()
+    (shown,) = reader.Images("val/real, drawn from its text")
+    assert (shown.width, shown.height) == (4 * 32, 2 * 32)
+    texts = {}
+    for tag in ("val/reports", "val/notice"):
+        (event,) = reader.Tensors(f"{tag}/text_summary")
+        texts[tag] = event.tensor_proto.string_val[0]
+    assert b"| generated | reference |" in texts["val/reports"]
+    # What holds patients' data says so, in the file and in the log.
+    assert b"images and texts of the studies" in texts["val/notice"]
+    assert f"{tmp_path}/tensorboard: the event files hold images and texts" in caplog.text
+
+
+def test_a_tokenizer_that_is_gone_costs_the_images_only(
+    chain: Path, corpus_path: Path, tmp_path: Path
+) -> None:
+    tokens = shutil.copytree(chain / "tokens", tmp_path / "tokens")
+    facts = json.loads((tokens / "tokens.json").read_text())
+    facts["tokenizer_path"] = str(tmp_path / "absent.ckpt")
+    (tokens / "tokens.json").write_text(json.dumps(facts))
+    with pytest.warns(MaviltWarning, match=r"no generated images: .* is not found"):
+        assert main(fit("stage1", chain, corpus_path, tokens, tmp_path / "run")) == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -408,6 +409,29 @@ def test_a_question_that_is_not_utf8(chain: Path, images: list[Path]) -> None:
     model = MAViLT.from_runs(chain / "stage2", chain / "vqgan", device="cpu")
     assert len(model.ask(images[0], "Is there \udcff edema?")) == 1
     assert model.draw(["Edema \udcff."]).shape[0] == 1
+
+
+def test_a_run_remembers_its_tokenizer(
+    chain: Path, images: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By path and checksum, also after the runs have moved together."""
+    word = ["report", str(images[0]), "--backbone", str(chain / "backbone/backbone")]
+    assert main([*word, "--model", str(chain / "stage2")]) == 0
+    expected = capsys.readouterr().out
+    for name in ("stage2", "vqgan"):
+        shutil.copytree(chain / name, tmp_path / "moved" / name)
+    path = tmp_path / "moved/stage2/checkpoints/last.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    assert checkpoint["visual_tokenizer_path"] == str(chain / "vqgan/checkpoints/last.ckpt")
+    checkpoint["visual_tokenizer_path"] = "/elsewhere/vqgan/checkpoints/last.ckpt"
+    torch.save(checkpoint, path)
+    assert main([*word, "--model", str(tmp_path / "moved/stage2")]) == 0
+    assert capsys.readouterr().out == expected
+    # Trained further, it is another tokenizer.
+    with (tmp_path / "moved/vqgan/checkpoints/last.ckpt").open("ab") as file:
+        file.write(b"x")
+    assert main([*word, "--model", str(tmp_path / "moved/stage2")]) == 1
+    assert "is not found, /elsewhere/vqgan" in capsys.readouterr().err
 
 
 def test_answers_are_different(chain: Path, images: list[Path]) -> None:
