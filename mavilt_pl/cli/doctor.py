@@ -23,8 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", type=Path, help="any folder of data or of ours")
     parser.add_argument(
         "--source",
-        choices=sorted(SOURCES),
-        help="which dataset it is, if that cannot be recognised",
+        help=f"which dataset it is, if that cannot be recognised: {', '.join(sorted(SOURCES))}, or "
+        "a Python file with a reader",
     )
     add_reader_options(parser, "as `mavilt prepare`: ")
     parser.add_argument(

@@ -15,9 +15,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `mavilt prepare`."""
     from mavilt_pl.data.sources import SOURCES
 
-    parser.add_argument(
-        "source", choices=sorted(SOURCES), metavar="source", help=", ".join(sorted(SOURCES))
-    )
+    sources = ", ".join(sorted(SOURCES))
+    parser.add_argument("source", help=f"{sources}, or a Python file with a reader of your own")
     parser.add_argument("root", type=Path, help="the dataset's folder, as downloaded")
     parser.add_argument("--out", type=Path, required=True, help="folder of the corpus")
     parser.add_argument("--name", help="the corpus's name in results (default: the source)")

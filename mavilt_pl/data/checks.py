@@ -32,6 +32,7 @@ SIGNS = {
     "nih": ("Data_Entry_2017*.csv*",),
     "chexpert": ("train.csv", "valid.csv", "CheXpert*batch*"),
     "rsna": ("stage_2_train_labels.csv*",),
+    "table": ("studies.csv*", "studies.jsonl"),
 }
 ENOUGH_DISK = 50e9  # bytes
 FREE_DISK = "free disk here"

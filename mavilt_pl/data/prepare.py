@@ -34,7 +34,7 @@ from mavilt_pl.data.join_shards import ShardJoiner
 from mavilt_pl.data.question_files import read_questions, with_questions
 from mavilt_pl.data.radiograph import Fit
 from mavilt_pl.data.records import Question, Study
-from mavilt_pl.data.sources import read_source
+from mavilt_pl.data.sources import SOURCES, read_source, source_options
 from mavilt_pl.data.yields import Yields
 from mavilt_pl.errors import UserError
 from mavilt_pl.parallel.atomic_write import atomic_write_text
@@ -68,7 +68,7 @@ def prepare(
     call it share the work, and each returns when the corpus is finished.
 
     Args:
-        source: name of a reader in `mavilt_pl.data.sources`.
+        source: name of a reader in `mavilt_pl.data.sources`, or a Python file with one.
         root: the dataset's folder, as downloaded.
         out: folder of the corpus.
         name: the corpus's name in results (default: `source`).
@@ -85,10 +85,13 @@ def prepare(
             read, or nothing comes of reports or questions that were asked for.
     """
     options = options or {}
+    # An unknown source is refused before the folder is claimed.
+    source_options(source)
+    is_file = source not in SOURCES
     settings = {
-        "source": source,
+        "source": str(Path(source).resolve()) if is_file else source,
         "root": str(root.resolve()),
-        "name": name or source,
+        "name": name or (Path(source).stem if is_file else source),
         "size": size,
         "fit": fit,
         "limit": limit,

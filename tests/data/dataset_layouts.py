@@ -231,6 +231,17 @@ def vqa_rad(root: Path, name: str = "synpic2.jpg") -> None:
     )
 
 
+def table(root: Path, name: str = "b/3.png") -> None:
+    rows = (
+        ("a/1.png", "s1", "p1", "train", "PA", REPORT.format(n=1), "Edema=1; Mass=0"),
+        ("a/2.png", "s1", "p1", "train", "LL", "", ""),
+        ("a/3.png", "s2", "p1", "train", "AP", "", ""),
+        (name, "s3", "p3", "test", "", "Clear lungs.", "No Finding=present"),
+    )
+    columns = ("image", "study", "patient", "split", "view", "report", "labels")
+    write_csv(root / "studies.csv", columns, *rows)
+
+
 LAYOUTS: dict[str, Callable[..., None]] = {
     "mimic-cxr-jpg": mimic_cxr_jpg,
     "mimic-cxr": mimic_cxr,
@@ -241,4 +252,5 @@ LAYOUTS: dict[str, Callable[..., None]] = {
     "chexpert": chexpert,
     "rsna": rsna,
     "vqa-rad": vqa_rad,
+    "table": table,
 }

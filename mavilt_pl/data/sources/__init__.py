@@ -1,7 +1,8 @@
 """Readers of datasets, one file each: layout on disk → `Study`.
 
-A new dataset is a new file and a line in `SOURCES`. A reader is `read(root, reject, **options) ->
-Iterator[Study]`. It calls `reject` for everything that it does not yield, with a stage:
+A new dataset is a new file, named by its path or by a line in `SOURCES`. A reader is
+`read(root, reject, **options) -> Iterator[Study]`. It calls `reject` for everything that it does
+not yield, with a stage:
 
     read      a whole study: `read = kept + rejected` counts these
     image     one image of a study that is kept
@@ -11,6 +12,7 @@ Iterator[Study]`. It calls `reject` for everything that it does not yield, with 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -31,6 +33,7 @@ SOURCES = {
     "chexpert": "mavilt_pl.data.sources.chexpert",
     "rsna": "mavilt_pl.data.sources.rsna",
     "vqa-rad": "mavilt_pl.data.sources.vqa_rad",
+    "table": "mavilt_pl.data.sources.table",
 }
 # Options that some readers take; the message about an unknown option lists those of the reader.
 READER_OPTIONS = {
@@ -49,7 +52,7 @@ def read_source(
     """Yield the studies of a dataset in a fixed order; each id once, each patient in one split.
 
     Args:
-        name: a key of `SOURCES`.
+        name: a key of `SOURCES`, or the path of a Python file with a reader.
         root: the dataset's folder, as downloaded.
         reject: called for everything that is not yielded.
         follow_links: read also what symbolic links in the dataset's folder lead to outside of it.
@@ -59,8 +62,7 @@ def read_source(
     Raises:
         UserError: the source or an option is unknown, or the dataset cannot be read at all.
     """
-    if name not in SOURCES:
-        raise UserError(f"unknown source {name!r}; expected one of {', '.join(SOURCES)}")
+    read = _reader(name)
     if not root.is_dir():
         raise UserError(f"{root} is not a folder; expected the root of a {name} download")
     known = source_options(name)
@@ -69,8 +71,6 @@ def read_source(
         raise UserError(
             f"source {name} has no option {', '.join(unknown)}; it has {', '.join(known) or 'none'}"
         )
-    # Imported on use: a reader may need packages that the others do not.
-    read = importlib.import_module(SOURCES[name]).read
     if not follow_links:
         check_top_links(root)
     # Those that read a file for each study look at the links themselves.
@@ -79,13 +79,45 @@ def read_source(
     return _consistent(read(root, reject, **options), reject)
 
 
+def _reader(name: str) -> Callable[..., Iterator[Study]]:
+    """The function `read` of a source.
+
+    Raises:
+        UserError: the source is unknown, or its file has no such function.
+    """
+    # Imported on use: a reader may need packages that the others do not.
+    if name in SOURCES:
+        return importlib.import_module(SOURCES[name]).read
+    path = Path(name)
+    if path.suffix != ".py":
+        raise UserError(
+            f"unknown source {name!r}; expected one of {', '.join(SOURCES)}, or a Python file with "
+            "a reader"
+        )
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; expected a Python file with a reader")
+    spec = importlib.util.spec_from_file_location(f"mavilt_reader_{path.stem}", path)
+    assert spec is not None and spec.loader is not None  # its suffix is that of Python
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UserError(
+            f"{path} cannot be imported ({type(error).__name__}: {error}); expected a reader, as "
+            "docs/datasets.md shows one"
+        ) from error
+    if not callable(getattr(module, "read", None)):
+        raise UserError(f"{path} has no function read; expected `def read(root, reject)`")
+    return module.read
+
+
 def source_options(name: str) -> tuple[str, ...]:
     """Names of the options of a source's reader; the value of each is a text.
 
     >>> source_options("chexpert")
     ('valid',)
     """
-    parameters = inspect.signature(importlib.import_module(SOURCES[name]).read).parameters
+    parameters = inspect.signature(_reader(name)).parameters
     # The first two are `root` and `reject`.
     return tuple(name for name in tuple(parameters)[2:] if name != "follow_links")
 
