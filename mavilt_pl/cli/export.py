@@ -20,7 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the folder whole or not at all."""
-    from mavilt_pl.inference.export import save_language_model
+    from mavilt_pl.checkpoint import read_weights, resolve_checkpoint, sha256
+    from mavilt_pl.inference.export import export
 
     if os.path.lexists(args.out):
         raise UserError(f"{args.out} exists; name a new folder with --out")
@@ -28,13 +29,18 @@ def run(args: argparse.Namespace) -> int:
     # A folder of our own, next to the target so that it can be renamed.
     part = Path(tempfile.mkdtemp(prefix=f".{args.out.name}.", dir=args.out.parent))
     try:
-        save_language_model(load_model(args).generator.model, part)
-        # mkdtemp creates folders that only their owner can read.
+        checkpoint = resolve_checkpoint(args.model)
+        model = load_model(args)
+        export(model, read_weights(checkpoint), sha256(checkpoint), args.out.name, part)
+        # mkdtemp and safetensors create what only its owner can read.
         part.chmod(0o755)
+        for file in part.iterdir():
+            file.chmod(0o644)
         os.replace(part, args.out)
     finally:
         shutil.rmtree(part, ignore_errors=True)
     print(
-        f"{args.out}: AutoModelForCausalLM and AutoTokenizer load it; visual.json describes images"
+        f"{args.out}: AutoModelForCausalLM and AutoTokenizer load it; README.md describes it, and "
+        f"`python {args.out}/example.py IMAGE` uses it"
     )
     return 0

@@ -1,4 +1,4 @@
-"""Write a trained language model as a folder that plain Hugging Face transformers loads.
+"""Write a trained model as a folder that plain Hugging Face transformers loads.
 
 Shape legend: N codes an image, D width.
 """
@@ -7,17 +7,74 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import torch
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from safetensors.torch import save_file
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+from transformers.tokenization_utils_base import AddedToken
 
+from mavilt_pl import __version__
+from mavilt_pl.checkpoint import FORMAT_KEY, FORMAT_VERSION
+from mavilt_pl.inference.mavilt import MAViLT
 from mavilt_pl.language.adapters import merge_adapters
 from mavilt_pl.language.model import VisualLanguageModel
-from mavilt_pl.language.vocabulary import SPECIAL_TOKENS, VIEW_TOKENS
+from mavilt_pl.language.prompt_builder import PromptBuilder
+from mavilt_pl.language.vocabulary import SPECIAL_TOKENS, VIEW_TOKENS, VisualVocabulary
 from mavilt_pl.parallel.atomic_write import atomic_write_text
+from mavilt_pl.vqgan.tokenizer import Tokenizer
+
+# Not a module of this package: importing it loads a model.
+EXAMPLE = Path(__file__).with_name("example.py.jinja")
+
+
+def export(
+    model: MAViLT, checkpoint: dict[str, Any], checkpoint_sha256: str, name: str, out: Path
+) -> None:
+    """Write language model, VQ-GAN, an example that runs, and a card that describes them.
+
+    Args:
+        model: of a run.
+        checkpoint: of that run, for the card.
+        checkpoint_sha256: of its file.
+        name: of the model, on the card.
+        out: an empty folder.
+    """
+    generator = model.generator
+    save_language_model(generator.model, out)
+    facts = json.loads((out / "visual.json").read_text(encoding="utf-8"))
+    facts |= _prompts(generator.prompts)
+    atomic_write_text(out / "visual.json", json.dumps(facts, indent=1))
+    save_vqgan(model.vqgan, out / "vqgan.ckpt")
+    example = EXAMPLE.read_text(encoding="utf-8")
+    (out / "example.py").write_text(example, encoding="utf-8")
+    vocabulary, settings = generator.model.vocabulary, checkpoint["hyper_parameters"]
+    templates = Environment(
+        loader=PackageLoader("mavilt_pl.inference", "."), undefined=StrictUndefined
+    )
+    card = templates.get_template("card.md.jinja").render(
+        name=name,
+        instructed=generator.prompts.instructed,
+        stage=settings["_class_path"].rpartition(".")[2],
+        version=__version__,
+        steps=f"{checkpoint['global_step']:,}",
+        # A path of the training machine says nothing elsewhere.
+        backbone=Path(settings["backbone"]).name,
+        size=model.vqgan.autoencoder.image_size,
+        codes=vocabulary.codes_per_image,
+        codebook_size=vocabulary.codebook_size,
+        checkpoint=checkpoint_sha256,
+        tokenizer=checkpoint["visual_tokenizer"],
+        example=example.strip(),
+        marks=" and codes" if _knows_marks(out, vocabulary) else " of the base model only",
+        grid=generator.model.grid_positions is not None,
+    )
+    (out / "README.md").write_text(card, encoding="utf-8")
 
 
 def save_language_model(model: VisualLanguageModel, out: Path) -> None:
-    """Write the grown model with its adapters merged, and its tokenizer.
+    """Write the grown model with its adapters merged, and its tokenizer with marks and codes.
 
     `visual.json` holds the ids of special tokens and codes. `grid_positions.safetensors`, if the
     model has them, holds [N,D] vectors that are added to the embeddings of an image's codes in
@@ -27,12 +84,10 @@ def save_language_model(model: VisualLanguageModel, out: Path) -> None:
     # Plain transformers knows neither our adapters nor rows that are kept apart from the embedding.
     merge_adapters(model.backbone, vocabulary, model.new_rows).save_pretrained(out)
     model.tokenizer.save_pretrained(out)
-    special = {name: vocabulary.special_token_id(name) for name in SPECIAL_TOKENS}
-    if vocabulary.multi_view:
-        for view, name in VIEW_TOKENS.items():
-            special[name] = vocabulary.view_token_id(view)
+    _save_tokenizer(vocabulary, out)
+    _save_generation(vocabulary, out)
     facts = {
-        "special_tokens": special,
+        "special_tokens": _special_tokens(vocabulary),
         "first_code": vocabulary.first_code,
         "codebook_size": vocabulary.codebook_size,
         "codes_per_image": vocabulary.codes_per_image,
@@ -42,3 +97,94 @@ def save_language_model(model: VisualLanguageModel, out: Path) -> None:
     if model.grid_positions is not None:
         positions = model.grid_positions.detach().cpu().contiguous()
         save_file({"grid_positions": positions}, out / "grid_positions.safetensors")
+
+
+def save_vqgan(vqgan: Tokenizer, path: Path) -> None:
+    """Write a tokenizer as a checkpoint that `load_tokenizer` reads, without a training's state."""
+    weights = {f"tokenizer.{key}": value.cpu() for key, value in vqgan.state_dict().items()}
+    clinical = vqgan.clinical
+    settings = {"autoencoder": vqgan.autoencoder.config, "quantizer": vqgan.quantizer.config}
+    checkpoint = {
+        FORMAT_KEY: FORMAT_VERSION,
+        "state_dict": weights,
+        "hyper_parameters": settings,
+        "clinical": None if clinical is None else clinical.config,
+    }
+    torch.save(checkpoint, path)
+
+
+def _special_tokens(vocabulary: VisualVocabulary) -> dict[str, int]:
+    """Ids of marks, and of views if the model has several."""
+    special = {name: vocabulary.special_token_id(name) for name in SPECIAL_TOKENS}
+    if vocabulary.multi_view:
+        for view, name in VIEW_TOKENS.items():
+            special[name] = vocabulary.view_token_id(view)
+    return special
+
+
+def _save_tokenizer(vocabulary: VisualVocabulary, out: Path) -> None:
+    """Teach the exported tokenizer the new rows, in the order of their ids."""
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    # A conversation's template is the base model's: this one is asked by marks.
+    tokenizer.chat_template = None
+    names = [f"<unused-{row}>" for row in range(len(tokenizer), vocabulary.num_text_rows)]
+    names += SPECIAL_TOKENS
+    names += [f"<code-{code}>" for code in range(vocabulary.codebook_size)]
+    if vocabulary.multi_view:
+        names += VIEW_TOKENS.values()
+    tokenizer.add_tokens([AddedToken(name, special=True, normalized=False) for name in names])
+    # Some tokenizers number new tokens otherwise, and a wrong id is worse than an unknown mark.
+    if tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS)) != [
+        vocabulary.special_token_id(name) for name in SPECIAL_TOKENS
+    ]:
+        return
+    tokenizer.eos_token, tokenizer.bos_token = "<end>", "<begin>"
+    tokenizer.save_pretrained(out)
+
+
+def _knows_marks(out: Path, vocabulary: VisualVocabulary) -> bool:
+    return AutoTokenizer.from_pretrained(out).convert_tokens_to_ids("<end>") == vocabulary.end
+
+
+def _save_generation(vocabulary: VisualVocabulary, out: Path) -> None:
+    """Let `generate` end at `<end>`, and write text only."""
+    end = vocabulary.end
+    ids = {
+        "bos_token_id": vocabulary.special_token_id("<begin>"),
+        "eos_token_id": end,
+        "pad_token_id": end,
+    }
+    config = AutoConfig.from_pretrained(out)
+    for key, value in ids.items():
+        setattr(config, key, value)
+    config.save_pretrained(out)
+    # As `sampling.text_log_probs`: rows that the tokenizer never uses, marks and codes.
+    impossible = range(vocabulary.num_used_rows, vocabulary.num_rows)
+    suppressed = [row for row in impossible if row != end]
+    GenerationConfig(**ids, do_sample=False, suppress_tokens=suppressed).save_pretrained(out)
+
+
+def _prompts(prompts: PromptBuilder) -> dict[str, Any]:
+    """What stands around an image or a text, as ids."""
+    vocabulary = prompts.vocabulary
+    # Any code: only where it stands matters.
+    before, after = _split_at(prompts.image_prefix([0]), vocabulary.first_code)
+    opening = prompts.synthesis_prompt(None)[len(prompts.image_prefix({})) :]
+    return {
+        "max_text_tokens": prompts.max_text_tokens,
+        "report_prompt": {
+            "before_image": before,
+            "after_image": [*after, *prompts.report_prompt()],
+        },
+        "synthesis_prompt": {
+            "before_text": prompts.image_prefix({}),
+            "instruction": prompts.synthesis_text(""),
+            "after_text": opening,
+        },
+    }
+
+
+def _split_at(ids: list[int], one: int) -> tuple[list[int], list[int]]:
+    """The ids before and after the only one of this value."""
+    where = ids.index(one)
+    return ids[:where], ids[where + 1 :]

@@ -6,6 +6,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -304,12 +306,47 @@ def test_an_export_is_plain_hugging_face(chain: Path, runs: list[str], tmp_path:
     assert main(["export", "--out", str(out), *runs]) == 0
     model, tokenizer = AutoModelForCausalLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)
     ours = MAViLT.from_runs(chain / "stage2", chain / "vqgan", device="cpu").generator.model
-    ids = torch.tensor([tokenizer("No pleural effusion.")["input_ids"]])
+    ids = torch.tensor([tokenizer("No pleural effusion.", add_special_tokens=False)["input_ids"]])
     with torch.inference_mode():
         assert torch.allclose(model(ids).logits, ours.backbone(ids).logits, atol=1e-5)
+    # The tokenizer knows the marks and the codes; `generate` ends at ours, not at the base's.
+    vocabulary = ours.vocabulary
+    marks = ["<end>", "<begin>", "</image>", "<code-0>", "<code-31>"]
+    assert tokenizer.convert_tokens_to_ids(marks) == [
+        vocabulary.end,
+        vocabulary.special_token_id("<begin>"),
+        vocabulary.special_token_id("</image>"),
+        vocabulary.first_code,
+        vocabulary.code_stop - 1,
+    ]
+    assert model.generation_config.eos_token_id == tokenizer.eos_token_id == vocabulary.end
+    assert not tokenizer.chat_template
     assert main(["export", "--out", str(out), *runs]) == 1
     assert main(["export", "--out", str(tmp_path / "nothing"), *runs, "--backbone", "absent"]) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["exported"]
+
+
+def test_the_card_of_an_export_runs(
+    chain: Path, runs: list[str], images: list[Path], tmp_path: Path
+) -> None:
+    """Its example writes the report that mavilt writes, and draws; in a process of its own."""
+    out = tmp_path / "exported"
+    assert main(["export", "--out", str(out), *runs]) == 0
+    card = (out / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    assert code.strip() == (out / "example.py").read_text().strip()
+    assert "no medical device" in card and "Stage2 of `mavilt_pl`" in card
+    assert str(chain) not in card
+
+    def run(*words: object) -> str:
+        command = [sys.executable, str(out / "example.py"), *map(str, words)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    model = MAViLT.from_runs(chain / "stage2", chain / "vqgan", device="cpu")
+    assert run(images[0]).removesuffix("\n") == model.report(images[0])[0]
+    run("--draw", "Edema.", tmp_path / "drawn.png")
+    drawn = np.asarray(Image.open(tmp_path / "drawn.png"))
+    assert drawn.shape == (32, 32) and drawn.std() > 0
 
 
 @pytest.mark.parametrize(
