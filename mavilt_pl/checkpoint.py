@@ -141,13 +141,27 @@ def read_weights(path: str | Path, convert: str = "") -> dict[str, Any]:
     # Published files and Lightning's own have no seal to check.
     if sequence_number(path) >= 0:
         verify(path)
+    return load_tensors(path, convert)
+
+
+def load_tensors(path: Path, convert: str = "", mmap: bool = False) -> dict[str, Any]:
+    """Read a file whose checksum has been verified; as `read_weights`.
+
+    Args:
+        path: a local file.
+        convert: as for `read_weights`.
+        mmap: map the tensors into memory instead of reading them.
+
+    Raises:
+        UserError: the file is not readable, or holds other objects.
+    """
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             # safetensors holds nothing but tensors, by its format.
             return load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:
         # torch's own message suggests to unpickle the file without this check.
         if foreign := re.search(r"GLOBAL (\S+)", str(error)):

@@ -148,11 +148,12 @@ class MaviltCLI(LightningCLI):
             callbacks = [*callbacks, StepProgressBar()]
         if fitting:
             callbacks = [*callbacks, *self._resume_callbacks(config, root, from_config)]
-            plugins = config["plugins"] or []
-            if not isinstance(plugins, (list, tuple)):
-                plugins = [plugins]
-            io = BackgroundCheckpointIO() if options.checkpoint_async else VerifiedCheckpointIO()
-            config["plugins"] = [*plugins, io]
+        plugins = config["plugins"] or []
+        if not isinstance(plugins, (list, tuple)):
+            plugins = [plugins]
+        in_background = fitting and options.checkpoint_async
+        io = BackgroundCheckpointIO() if in_background else VerifiedCheckpointIO()
+        config["plugins"] = [*plugins, io]
 
         try:
             trainer = super()._instantiate_trainer(config, callbacks)

@@ -18,7 +18,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.distributed.checkpoint.state_dict import (
@@ -28,7 +27,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.fsdp import FullyShardedDataParallel, OptimStateKeyType
 
-from mavilt_pl.checkpoint import verify
+from mavilt_pl.checkpoint import load_tensors, verify
 from mavilt_pl.errors import UserError
 
 
@@ -78,7 +77,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         """
         # torch.load with mmap reads the weights later and would not notice damage.
         verify(Path(checkpoint_path))
-        return torch.load(checkpoint_path, map_location="cpu", mmap=True, weights_only=weights_only)
+        return load_tensors(Path(checkpoint_path), mmap=True)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Give each rank its part of the whole weights."""

@@ -121,6 +121,16 @@ def delete(path: Path) -> None:
     path.with_name("step=4.ckpt").unlink()
 
 
+class Program:
+    """What creates a file when it is unpickled."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        return Path.touch, (self.path,)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", [truncate, flip, empty, delete])
 def test_a_damaged_last_checkpoint_is_passed_over(
@@ -139,6 +149,37 @@ def test_a_damaged_last_checkpoint_is_passed_over(
     assert "checkpoints/last.ckpt is" in said and said.endswith("checkpoints/step=3.ckpt")
     assert checkpoint(out)["global_step"] == 5
     verify(out / "checkpoints/last.ckpt")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", ["test", "validate"])
+def test_a_damaged_checkpoint_is_not_tested(
+    verb: str, trained: Path, corpus_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = shutil.copy(trained / "checkpoints/last.ckpt", tmp_path / "bad.ckpt")
+    flip(path)
+    words = [verb, *vqgan(corpus_path, tmp_path)[1:], f"--ckpt_path={path}"]
+    words = [word for word in words if not word.startswith("--checkpoint")]
+    assert main(words) == 1
+    assert "is damaged: its checksum is wrong" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", ["fit", "test"])
+def test_a_checkpoint_that_would_run_a_program(
+    verb: str, trained: Path, corpus_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held = checkpoint(trained)
+    held["extra"] = Program(tmp_path / "ran")
+    path = tmp_path / "evil.ckpt"
+    torch.save(held, path)
+    words = [verb, *vqgan(corpus_path, tmp_path / "run")[1:], f"--ckpt_path={path}"]
+    if verb == "test":
+        words = [word for word in words if not word.startswith("--checkpoint")]
+    assert main(words) == 1
+    message = capsys.readouterr().err
+    assert "holds pickled objects" in message and "Traceback" not in message
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.slow
