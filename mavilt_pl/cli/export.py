@@ -32,10 +32,12 @@ def run(args: argparse.Namespace) -> int:
         checkpoint = resolve_checkpoint(args.model)
         model = load_model(args)
         export(model, read_weights(checkpoint), sha256(checkpoint), args.out.name, part)
-        # mkdtemp and safetensors create what only its owner can read.
-        part.chmod(0o755)
+        # mkdtemp and safetensors create what only its owner can read, whatever the umask says.
+        umask = os.umask(0)
+        os.umask(umask)
+        part.chmod(0o777 & ~umask)
         for file in part.iterdir():
-            file.chmod(0o644)
+            file.chmod(0o666 & ~umask)
         os.replace(part, args.out)
     finally:
         shutil.rmtree(part, ignore_errors=True)
