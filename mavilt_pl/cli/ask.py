@@ -16,6 +16,7 @@ from mavilt_pl.cli.model_arguments import (
     pair_views,
 )
 from mavilt_pl.cli.terminal import say
+from mavilt_pl.data.questions import YES_NO, asks_yes_or_no
 from mavilt_pl.errors import UserError
 
 
@@ -24,7 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("image", metavar="IMAGE", help="DICOM, PNG or JPEG")
     parser.add_argument("questions", nargs="+", metavar="QUESTION")
     parser.add_argument(
-        "--answers", help="such as yes,no: print the probability of each instead of free text"
+        "--answers", help="such as left,right: print the probability of each instead of free text"
+    )
+    parser.add_argument(
+        "--free-text",
+        action="store_true",
+        help="answer yes-or-no questions in free text too, not with probabilities",
     )
     parser.add_argument(
         "--lateral", metavar="IMAGE", help="the lateral image, for a model of several views"
@@ -45,15 +51,20 @@ def run(args: argparse.Namespace) -> int:
     answers = _split_answers(args.answers)
     # One study a call: its questions share the image.
     (study,) = pair_views([args.image], [args.lateral] if args.lateral else [])
-    replies = load_model(args).ask(study, args.questions, answers, args.seed)
-    for question, reply in zip(args.questions, replies):
+    model = load_model(args)
+    for question in args.questions:
+        expected = answers
+        # A model that has learned closed questions only has no words of its own for them.
+        if not answers and not args.free_text and asks_yes_or_no(question):
+            expected = list(YES_NO)
+        (reply,) = model.ask(study, question, expected, args.seed)
         if args.json:
             record = {**image_record(args.image, args.lateral), "question": question}
             print(json.dumps({**record, "answer": reply}))
         elif isinstance(reply, str):
             say(f"{question} {reply}")
         else:
-            # With --answers a reply is the probability of each.
+            # With expected answers a reply is the probability of each.
             shares = [f"{answer} {probability:.3f}" for answer, probability in reply.items()]
             say(f"{question} {', '.join(shares)}")
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Sequence
 
@@ -33,6 +34,20 @@ SPOKEN = {
     "fracture": "a fracture",
     "lung opacity": "a lung opacity",
 }
+
+_YES_NO_QUESTION = re.compile(
+    r"\s*(?:is|are|was|were|does|do|did|has|have|had|can|could)\b", re.IGNORECASE
+)
+
+
+def asks_yes_or_no(question: str) -> bool:
+    """Whether yes and no are the answers, by a question's first word; a choice (A or B) is none.
+
+    >>> asks_yes_or_no("Is there edema?"), asks_yes_or_no("Is it left or right?")
+    (True, False)
+    """
+    is_choice = re.search(r"\bor\b", question, re.IGNORECASE) is not None
+    return _YES_NO_QUESTION.match(question) is not None and not is_choice
 
 
 def wording(choices: tuple[str, ...], key: str, training: bool) -> str:

@@ -5,6 +5,7 @@ Shape legend: B studies, N codes an image, H W pixels.
 
 from __future__ import annotations
 
+import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -213,8 +214,8 @@ class MAViLT:
             raise UserError(
                 f"answers: found {[*answers]}; expected each of them once: drop repeated ones"
             )
-        for number, question in enumerate(questions, 1):
-            self._warn_if_truncated(f"question {number}", question)
+        for question in questions:
+            self._warn_if_truncated(f"question {textwrap.shorten(question, 40)!r}", question)
         codes = self._study_codes([study])
         if not answers:
             shown = _codes_text(codes[0])

@@ -102,7 +102,10 @@ def test_reports_and_answers(
         set(row) == {"yes", "no"} and sum(row.values()) == pytest.approx(1) for row in shares
     )
     assert main(["ask", str(images[0]), question, *runs]) == 0
-    assert capsys.readouterr().out.startswith(question)
+    # A yes-or-no question is answered with probabilities, unless free text is asked for.
+    assert re.fullmatch(rf"{re.escape(question)} yes 0\.\d+, no 0\.\d+\n", capsys.readouterr().out)
+    assert main(["ask", str(images[0]), question, "--free-text", *runs]) == 0
+    assert not re.search(r"yes 0\.\d+, no", capsys.readouterr().out)
 
 
 def test_one_bad_file_costs_one_report(
@@ -183,7 +186,10 @@ def test_what_is_sampled_depends_on_what_it_is_made_from_alone(
 
     said = []
     for seed in ("0", "1"):
-        for words in (["report", str(images[0])], ["ask", str(images[0]), *questions]):
+        for words in (
+            ["report", str(images[0])],
+            ["ask", str(images[0]), *questions, "--free-text"],
+        ):
             assert main([*words, *runs, "--model", str(sampling), "--seed", seed]) == 0
             said.append(capsys.readouterr().out)
     assert len({*said}) == 4 and said[0] == shown(f"{images[0]}: {written[0]}")
@@ -195,7 +201,7 @@ def test_texts_that_are_cut_are_named(
     long, out = "edema " * 400, str(tmp_path / "drawn")
     for words, named in (
         (["draw", "Edema.", long, "--out", out], "text 2"),
-        (["ask", str(images[0]), "Where?", long], "question 2"),
+        (["ask", str(images[0]), "Where?", long], "question 'edema edema edema edema edema [...]'"),
     ):
         assert main([*words, *runs]) == 0
         printed = [
