@@ -1,148 +1,18 @@
-"""What all metric callbacks share: metrics per source and control, equal on any number of ranks.
-
-Shape legend: B studies of a batch, H W height and width in pixels, N codes of an image.
-"""
+"""What all metric callbacks share: metrics per source and control, equal on any number of ranks."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from lightning import Callback, LightningModule, Trainer
-from torch import Tensor
 from torchmetrics import Metric
 
-from mavilt_pl.data.collate import sample_key
-from mavilt_pl.data.pixels import to_float, to_uint8
-from mavilt_pl.data.records import Side
+from mavilt_pl.callbacks.observation import Observation
 from mavilt_pl.metrics.bootstrap import Estimate
+from mavilt_pl.parallel.distributed import gather_lists
 from mavilt_pl.ranges import NonNegativeInt
-
-SHUFFLED = "shuffled_images"  # the negative control: another patient's images
-
-
-def visible_images(batch: Mapping[str, Any], control: str | None = None) -> Any:
-    """What a language module sees of each study: its codes [B,N], or the codes of each view.
-
-    Args:
-        batch: of the language stages; it has `views` if the data bring several views.
-        control: None for the study's own images, `SHUFFLED` for another patient's.
-    """
-    # Control images come from the data module, which never takes those of the same patient.
-    prefix = "" if control is None else "control_"
-    if f"{prefix}views" in batch:
-        return batch[f"{prefix}views"]
-    return batch[f"{prefix}codes"]
-
-
-def select_rows(batch: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
-    """The studies of a batch with these row numbers, in every key that has one entry per study."""
-    selected: dict[str, Any] = {}
-    for key, value in batch.items():
-        # They cannot be selected by study, and scoring does not need them.
-        if key == "packed":  # sequences of several studies each
-            continue
-        if isinstance(value, Tensor):
-            selected[key] = value[list(rows)]
-        else:
-            selected[key] = [value[row] for row in rows]
-    return selected
-
-
-def original_pixels(
-    trainer: Trainer,
-    source: int,
-    studies: Iterable[Mapping[str, Any]],
-    views: Sequence[Side] | None = None,
-) -> Tensor:
-    """Prepared images of studies, float32 [B,1,H,W] in [-1, 1].
-
-    Args:
-        trainer: with a `CXRDataModule`.
-        source: number of the studies' source.
-        studies: as in a batch.
-        views: the view of each study, if the data bring several views.
-    """
-    # The only way from a language batch back to pixels: the batch has codes and row numbers.
-    corpus = trainer.datamodule.corpora[source]
-    if views is None:
-        rows = [study["image_row"] for study in studies]
-    else:
-        rows = [study["view_rows"][view] for study, view in zip(studies, views)]
-    return to_float(np.stack([corpus.pixels(row) for row in rows]))[:, None]
-
-
-@dataclass(frozen=True)
-class Observation:
-    """A batch of one source, to be scored under one control.
-
-    Args:
-        trainer: with a `CXRDataModule`.
-        module: that is validated or tested.
-        batch: the batch.
-        outputs: what the module's step returned.
-        control: None, or the name of a negative control.
-        metrics: of this source and control, to be updated.
-        source: number of the source.
-    """
-
-    trainer: Trainer
-    module: Any
-    batch: Mapping[str, Any]
-    outputs: Any
-    control: str | None
-    metrics: Mapping[str, Metric]
-    source: int
-
-    @property
-    def studies(self) -> list[dict[str, Any]]:
-        """The studies of the batch."""
-        return self.batch["studies"]
-
-    @property
-    def patients(self) -> list[str]:
-        """The patient of each study."""
-        return self.batch["patient"]
-
-    @property
-    def findings(self) -> list[str]:
-        """The findings that the data are labelled with."""
-        return list(self.trainer.datamodule.findings)
-
-    @property
-    def source_name(self) -> str:
-        """Name of the source."""
-        return self.trainer.datamodule.names[self.source]
-
-    @property
-    def sample_keys(self) -> list[int]:
-        """Seed of each study, so that random decoding does not depend on the batch."""
-        return [sample_key(study["study"]) for study in self.studies]
-
-    @property
-    def images(self) -> Any:
-        """What a language module may see of each study under this control."""
-        return visible_images(self.batch, self.control)
-
-    def select(self, rows: Sequence[int]) -> Observation:
-        """The same for some studies of the batch; without the module's outputs."""
-        return replace(self, batch=select_rows(self.batch, rows), outputs=None)
-
-    def with_text(self) -> Observation:
-        """The same for the studies that have a text; others come with questions only."""
-        rows = [row for row, text in enumerate(self.batch["text"]) if text.strip()]
-        return self.select(rows)
-
-    def original_pixels(self, views: Sequence[Side] | None = None) -> Tensor:
-        """The studies' own images, float32 [B,1,H,W] in [-1, 1]; see `original_pixels`."""
-        return original_pixels(self.trainer, self.source, self.studies, views)
-
-    def original_images(self) -> np.ndarray:
-        """The studies' own images, uint8 [B,H,W]."""
-        return to_uint8(self.original_pixels())
 
 
 class MetricCallback(Callback):
@@ -161,9 +31,11 @@ class MetricCallback(Callback):
         self.validate, self.samples = validate, samples
         self.figures: list[dict[str, Any]] = []
         self.examples: list[dict[str, Any]] = []
+        # Of a test: what the model made of every study, of all ranks once it has ended.
+        self.predictions: list[dict[str, Any]] = []
         # By source and control; empty while nothing is scored.
         # Separate for each source: figures of two hospitals are never averaged.
-        self._metrics: dict[tuple[int, str | None], dict[str, Metric]] = {}
+        self._metrics: dict[tuple[int, str | None], dict[str, Any]] = {}
         self._remaining: dict[int, int] = {}  # studies of each source still to score
 
     # Implemented by subclasses.
@@ -236,13 +108,19 @@ class MetricCallback(Callback):
                 # Scored and thrown away: generation may need every rank, and the study is counted
                 # on another.
                 metrics = self._new_metrics(trainer, pl_module)
-            self.update_metrics(
-                Observation(trainer, pl_module, batch, outputs, control, metrics, dataloader_idx)
+            seen = Observation(
+                trainer, pl_module, batch, outputs, control, metrics, dataloader_idx, filler
             )
+            self.update_metrics(seen)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compute, log and keep the figures."""
+        """Compute, log and keep the figures and predictions."""
+        if not self._metrics:
+            return
         self.figures = self._finish(trainer, pl_module, "test")
+        gathered = gather_lists(self.predictions)
+        # Not in the order of ranks, which would depend on their number.
+        self.predictions = sorted(gathered, key=lambda one: (one["source"], one["study"]))
 
     def _start(
         self, trainer: Trainer, module: LightningModule, controls: tuple[str | None, ...]
@@ -252,6 +130,7 @@ class MetricCallback(Callback):
         # validation and test.
         sources = range(len(trainer.datamodule.names))
         self.examples.clear()
+        self.predictions = []
         self._remaining = dict.fromkeys(sources, self.validate)
         self._metrics = {}
         for source in sources:
@@ -277,16 +156,8 @@ class MetricCallback(Callback):
         for (source, control), metrics in self._metrics.items():
             for metric in metrics.values():
                 for name, value in sorted(_compute(metric).items()):
-                    figures.append(
-                        {
-                            "task": self.task,
-                            "source": names[source],
-                            "metric": name,
-                            **value._asdict(),
-                            "protocol": metric.protocol,
-                            "control": control,
-                        }
-                    )
+                    protocol = metric.protocol_of(name)
+                    figures.append(self.figure(names[source], name, value, protocol, control))
                     # A curve for each of a dozen findings and sources would bury the others.
                     if "/" not in name:
                         tag = f"{stage}/{names[source]}/{self.task}/{name}"
@@ -298,7 +169,29 @@ class MetricCallback(Callback):
         self._metrics = {}
         return figures
 
-    # Samples for the page.
+    def figure(
+        self, source: str, metric: str, value: Estimate, protocol: str, control: str | None
+    ) -> dict[str, Any]:
+        """A figure as results.json has it."""
+        named = {"task": self.task, "source": source, "metric": metric}
+        return {**named, **value._asdict(), "protocol": protocol, "control": control}
+
+    # Predictions, and samples for the page.
+
+    def record(self, observation: Observation, study: Mapping[str, Any], **content: Any) -> None:
+        """Keep what the model made of a study in a test; not under a control."""
+        if not observation.trainer.testing or observation.control is not None:
+            return
+        if observation.is_filler:
+            return
+        # Identifiers are patient data and stay out of files that are shared.
+        named = {
+            "task": self.task,
+            "source": observation.source_name,
+            "study": study["hidden_name"],
+            "patient": study["hidden_patient"],
+        }
+        self.predictions.append({**named, **content})
 
     def wants_sample(self, observation: Observation) -> bool:
         """Whether more samples of this source are to be kept."""

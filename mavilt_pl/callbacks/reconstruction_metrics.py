@@ -12,7 +12,8 @@ from lightning import LightningModule, Trainer
 from torch import Tensor
 from torchmetrics import Metric
 
-from mavilt_pl.callbacks.metric_callback import MetricCallback, Observation
+from mavilt_pl.callbacks.metric_callback import MetricCallback
+from mavilt_pl.callbacks.observation import Observation
 from mavilt_pl.data.pixels import to_uint8
 from mavilt_pl.encoders.loading import Kind, load_encoder
 from mavilt_pl.errors import UserError

@@ -1,4 +1,4 @@
-"""Reports: BLEU, ROUGE-L, METEOR, and the F1 of the findings they assert."""
+"""Reports: BLEU, ROUGE-L, METEOR, CIDEr, and the F1 of the findings they assert."""
 
 from __future__ import annotations
 
@@ -8,20 +8,32 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from torchmetrics import Metric
 
-from mavilt_pl.callbacks.metric_callback import SHUFFLED, MetricCallback, Observation
+from mavilt_pl.callbacks.metric_callback import MetricCallback
+from mavilt_pl.callbacks.observation import CONSTANT, REFERENCE, SHUFFLED, Observation
 from mavilt_pl.errors import MaviltWarning
-from mavilt_pl.metrics.clinical import FindingsF1
+from mavilt_pl.metrics.coco import coco_protocol, coco_scores
+from mavilt_pl.metrics.findings_f1 import FindingsF1
 from mavilt_pl.metrics.text import TextScores
+from mavilt_pl.parallel.distributed import gather_lists
 
 
 class ReportMetrics(MetricCallback):
     """Generates a report for every image that has a reference, and scores it.
 
-    The control generates it from another patient's image.
+    Controls: reports from another patient's image, and for every image the report that most
+    training studies of the source share. A model that scores no more has learned what reports look
+    like, and nothing of the images. The references themselves give the ceiling of findings F1: the
+    labeller does not read all that the labels say.
     """
 
     task = "report"
-    controls = (None, SHUFFLED)
+    controls = (None, SHUFFLED, CONSTANT, REFERENCE)
+
+    def __init__(self, validate: int = 0, samples: int = 8):
+        super().__init__(validate, samples)
+        self._constant_texts: dict[int, str] = {}
+        # Of a test: source, control, generated and reference text, patient. CIDEr needs all texts.
+        self._pairs: list[tuple[str, str, str, str, str]] = []
 
     def metrics(self, trainer: Trainer, module: Any) -> dict[str, Metric]:
         """Scores of the text, and of the findings it asserts."""
@@ -31,9 +43,19 @@ class ReportMetrics(MetricCallback):
             metrics["findings"] = FindingsF1(trainer.datamodule.findings)
         return metrics
 
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make new metrics."""
+        super().on_test_epoch_start(trainer, pl_module)
+        self._pairs = []
+        sources = range(len(trainer.datamodule.names))
+        self._constant_texts = {
+            source: trainer.datamodule.most_frequent_text(source) for source in sources
+        }
+
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compute the figures; say of which sources the findings could not be scored."""
         super().on_test_epoch_end(trainer, pl_module)
+        self.figures += self._coco_figures()
         scored = {one["source"] for one in self.figures if one["metric"] == "bleu_1"}
         with_findings = set()
         for figure in self.figures:
@@ -53,14 +75,50 @@ class ReportMetrics(MetricCallback):
         seen = observation.with_text()
         if not seen.studies:
             return
-        reports = seen.module.generator.generate_reports(seen.images, keys=seen.sample_keys)
+        reports = self._reports(seen)
+        if reports is None:
+            return
+        references = seen.batch["text"]
         labels = [study["label_names"] for study in seen.studies]
-        seen.metrics["text"].update(reports, seen.batch["text"], seen.patients)
         if "findings" in seen.metrics:
             seen.metrics["findings"].update(reports, labels, seen.patients)
+        # A text equals itself.
+        if seen.control == REFERENCE:
+            return
+        seen.metrics["text"].update(reports, references, seen.patients)
+        if seen.trainer.testing and not seen.is_filler:
+            name, control = seen.source_name, seen.control or ""
+            for report, reference, patient in zip(reports, references, seen.patients):
+                self._pairs.append((name, control, report, reference, patient))
+        for study, report in zip(seen.studies, reports):
+            known = dict(study["label_names"])
+            self.record(seen, study, generated=report, reference=study["text"], labels=known)
         # Only then are the images read from the corpus.
         if self.wants_sample(seen):
             self._keep_samples(seen, reports)
+
+    def _reports(self, seen: Observation) -> list[str] | None:
+        """The reports under this control; None if there is no constant report."""
+        if seen.control == REFERENCE:
+            return list(seen.batch["text"])
+        if seen.control != CONSTANT:
+            return seen.module.generator.generate_reports(seen.images, keys=seen.sample_keys)
+        text = self._constant_texts[seen.source]
+        return [text] * len(seen.studies) if text else None
+
+    def _coco_figures(self) -> list[dict[str, Any]]:
+        """Figures over all texts of a source and control."""
+        by_test: dict[tuple[str, str], list[tuple[str, str, str]]] = {}
+        # Sorted, so that sums do not depend on the number of processes.
+        for source, control, report, reference, patient in sorted(gather_lists(self._pairs)):
+            by_test.setdefault((source, control), []).append((report, reference, patient))
+        figures = []
+        for (source, control), pairs in by_test.items():
+            for name, value in coco_scores(*zip(*pairs)).items():
+                figures.append(
+                    self.figure(source, name, value, coco_protocol(name), control or None)
+                )
+        return figures
 
     def _keep_samples(self, seen: Observation, reports: list[str]) -> None:
         findings = seen.findings

@@ -21,7 +21,7 @@ from matplotlib.ticker import StrMethodFormatter
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from mavilt_pl.callbacks.metric_callback import original_pixels, visible_images
+from mavilt_pl.callbacks.observation import original_pixels, visible_images
 from mavilt_pl.data.collate import sample_key
 from mavilt_pl.errors import MaviltWarning, UserError
 from mavilt_pl.ranges import NonNegativeInt

@@ -6,22 +6,26 @@ ones by comparing texts (exact match, F1 of the words).
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from lightning import Trainer
 from torchmetrics import Metric
 
-from mavilt_pl.callbacks.metric_callback import SHUFFLED, MetricCallback, Observation
-from mavilt_pl.metrics.vqa import GroupedAUROC, GroupedMean, exact_match, word_f1
+from mavilt_pl.callbacks.metric_callback import MetricCallback
+from mavilt_pl.callbacks.observation import SHUFFLED, Observation
+from mavilt_pl.metrics.answers import AnsweredQuestion, answer_metrics, update_answers
 
 
-class _Case(NamedTuple):
-    """A question with its answer: probabilities of the candidates, or a text without them."""
-
-    question: Any
-    prediction: Any
-    patient: str
+def _answered(question: Any, prediction: Any) -> dict[str, Any]:
+    """A question with what was answered: probabilities of its candidates, or a text."""
+    kind = "probabilities" if question.candidates else "generated"
+    return {
+        "question": question.question,
+        "topic": question.topic,
+        "reference": question.answer,
+        "candidates": list(question.candidates),
+        kind: prediction,
+    }
 
 
 class VQAMetrics(MetricCallback):
@@ -35,18 +39,7 @@ class VQAMetrics(MetricCallback):
 
     def metrics(self, trainer: Trainer, module: Any) -> dict[str, Metric]:
         """Figures by topic: the findings of the data, and one group for other topics."""
-        # Questions of a dataset may be about something else than the findings.
-        topics = [*trainer.datamodule.findings, "other"]
-        likeliest = "likeliest candidate, likelihood per token"
-        free_text = (
-            "free text as sampling.text says; lower case, no punctuation, no articles (SQuAD)"
-        )
-        return {
-            "auroc": GroupedAUROC(topics),
-            "accuracy": GroupedMean("accuracy", topics, likeliest),
-            "exact": GroupedMean("open_exact_match", protocol=free_text),
-            "f1": GroupedMean("open_f1", protocol=f"words, {free_text}"),
-        }
+        return answer_metrics(trainer.datamodule.findings)
 
     def update_metrics(self, observation: Observation) -> None:
         """Answer and score the questions of a batch."""
@@ -56,17 +49,15 @@ class VQAMetrics(MetricCallback):
         # Before anything is read: an image without questions would be encoded for nothing.
         asked = observation.select(rows)
         answers = self._answers(asked)
-        closed: list[_Case] = []
-        free_text: list[_Case] = []
+        answered: list[AnsweredQuestion] = []
         for study, patient, predictions in zip(asked.studies, asked.patients, answers):
             for question, prediction in zip(study["questions"], predictions):
-                case = _Case(question, prediction, patient)
-                if question.candidates:
-                    closed.append(case)
-                else:
-                    free_text.append(case)
-        self._score_closed(asked, closed)
-        self._score_free_text(asked, free_text)
+                self.record(asked, study, **_answered(question, prediction))
+                topic, reference = question.topic, question.answer
+                answered.append(
+                    AnsweredQuestion(topic, reference, question.candidates, prediction, patient)
+                )
+        update_answers(asked.metrics, asked.findings, answered)
         if self.wants_sample(asked):
             self._keep_samples(asked, answers)
 
@@ -79,43 +70,6 @@ class VQAMetrics(MetricCallback):
         return asked.module.generator.answer_questions(
             asked.images, questions, keys=asked.sample_keys
         )
-
-    @staticmethod
-    def _score_closed(asked: Observation, cases: list[_Case]) -> None:
-        topics = asked.findings
-        right: list[bool] = []
-        scores: list[float] = []
-        truths: list[float] = []
-        groups: list[int] = []
-        for question, probabilities, _ in cases:
-            # The group behind the last finding is "other", see `metrics`.
-            group = len(topics)
-            if question.topic in topics:
-                group = topics.index(question.topic)
-            groups.append(group)
-            # The first of equal candidates.
-            likeliest = probabilities.index(max(probabilities))
-            right.append(question.candidates[likeliest] == question.answer)
-            # Only questions between yes and no have an AUROC; nan keeps the others out of it, so
-            # all lists stay of one length.
-            score, truth = 0.0, float("nan")
-            if set(question.candidates) == {"yes", "no"}:
-                score = probabilities[question.candidates.index("yes")]
-                truth = float(question.answer == "yes")
-            scores.append(score)
-            truths.append(truth)
-        patients = [case.patient for case in cases]
-        auroc, accuracy = asked.metrics["auroc"], asked.metrics["accuracy"]
-        auroc.update(torch.tensor(scores), torch.tensor(truths), groups, patients)
-        accuracy.update(right, groups, patients)
-
-    @staticmethod
-    def _score_free_text(asked: Observation, cases: list[_Case]) -> None:
-        patients = [case.patient for case in cases]
-        # Open answers have no topic, so all are in group 0.
-        for name, score in (("exact", exact_match), ("f1", word_f1)):
-            scores = [score(case.prediction, case.question.answer) for case in cases]
-            asked.metrics[name].update(scores, [0] * len(cases), patients)
 
     def _keep_samples(self, asked: Observation, answers: list[list[Any]]) -> None:
         images = asked.original_images()

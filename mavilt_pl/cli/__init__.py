@@ -28,6 +28,7 @@ VERBS = {
     "run": "run all steps of a recipe, such as `demo`; resumes an interrupted run",
     "submit": "submit the steps of a recipe as SLURM jobs",
     "plan": "estimate the GPU memory of a training before you start it",
+    "score": "compute the figures of generated reports and answers, of any program",
     "results": "collect the metrics of a run into results.json and report.html",
 }
 # Verbs of Lightning's own command line, all in cli/training.py.

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mavilt_pl.cli.terminal import plain
-
-CONTROL = "shuffled_images"
+from mavilt_pl.evaluation.headlines import CONTROLS
 
 
 def print_figures(figures: Sequence[dict[str, Any]]) -> None:
@@ -24,22 +23,25 @@ def print_figures(figures: Sequence[dict[str, Any]]) -> None:
     # long.
     overall = [figure for figure in figures if "/" not in figure["metric"]]
     for source in dict.fromkeys(figure["source"] for figure in overall):
-        table = Table(title=plain(source), box=SIMPLE_HEAD, title_justify="left")
-        table.add_column("figure", overflow="fold")
-        table.add_column("value (95 % interval)", overflow="fold", justify="right")
-        table.add_column("images shuffled", overflow="fold", justify="right")
         by_key = {}
         for figure in overall:
             if figure["source"] == source:
                 by_key[figure["task"], figure["metric"], figure["control"]] = figure
+        present = {control for _, _, control in by_key}
+        controls = [control for control in CONTROLS if control in present]
+        table = Table(title=plain(source), box=SIMPLE_HEAD, title_justify="left")
+        table.add_column("figure", overflow="fold")
+        table.add_column("value (95 % interval)", overflow="fold", justify="right")
+        for control in controls:
+            table.add_column(CONTROLS[control], overflow="fold", justify="right")
         for (task, metric, control), figure in by_key.items():
-            if control is None:
-                # The same metric with each image replaced by another patient's. A model that
-                # ignores the images would score the same.
-                shuffled = by_key.get((task, metric, CONTROL))
-                control_text = f"{shuffled['value']:.4g}" if shuffled else ""
-                value = _with_interval(figure["value"], figure["low"], figure["high"])
-                table.add_row(plain(f"{task} {metric}"), value, control_text)
+            if control is not None:
+                continue
+            cells = [_with_interval(figure["value"], figure["low"], figure["high"])]
+            for name in controls:
+                of_control = by_key.get((task, metric, name))
+                cells.append(f"{of_control['value']:.4g}" if of_control else "")
+            table.add_row(plain(f"{task} {metric}"), *cells)
         Console().print(table)
 
 

@@ -186,6 +186,7 @@ class StudyDataset(Dataset):
             "patient": f"{study.source}:{study.patient}",
             "study": f"{study.source}:{study.study}",
             "hidden_name": self.corpus.hidden_name(study.study),
+            "hidden_patient": self.corpus.hidden_name(study.patient),
             "labels": torch.from_numpy(np.asarray(self.labels[row], dtype=np.float32)),
             "label_names": dict(study.labels),
             "text": self.options.text_of(study),

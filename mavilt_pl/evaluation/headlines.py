@@ -18,10 +18,16 @@ HEADLINES = {
         "findings_f1_macro",
         "findings_f1_macro_chance",
         "findings_f1_micro",
+        "findings_f1_micro_chance",
+        "findings_f1_macro_uncertain",
+        "findings_f1_macro_5",
         "bleu_1",
         "bleu_4",
         "rouge_l",
         "meteor",
+        "bleu_4_coco",
+        "rouge_l_coco",
+        "cider",
     ),
     "vqa": ("auroc_macro", "accuracy", "open_exact_match", "open_f1"),
     "synthesis": (
@@ -43,6 +49,13 @@ TITLES = {
     "synthesis": "Generated radiographs",
     "text": "Plain text",
 }
+# Controls and the ceiling, and the headings of their columns.
+REFERENCE = "reference_report"
+CONTROLS = {
+    "shuffled_images": "images shuffled",
+    "constant_report": "one report for all",
+    REFERENCE: "the references",
+}
 # Metrics of single findings, `<metric>/<finding>`, and the heading of their column.
 FINDING_COLUMNS = {
     "findings_f1": "report F1",
@@ -61,6 +74,7 @@ CONTROLLED = {
     "findings_f1_macro",
     "findings_f1_micro",
     "bleu_4",
+    "cider",
 }
 # System, data and protocol, reported figures. Protocols differ, so none is comparable with ours.
 PUBLISHED = (

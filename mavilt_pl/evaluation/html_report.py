@@ -10,9 +10,11 @@ from typing import Any
 from mavilt_pl.errors import UserError
 from mavilt_pl.evaluation.headlines import (
     CONTROLLED,
+    CONTROLS,
     FINDING_COLUMNS,
     HEADLINES,
     PUBLISHED,
+    REFERENCE,
     TITLES,
 )
 from mavilt_pl.evaluation.page import inline_images, write_page
@@ -54,6 +56,7 @@ def gather(run: Path) -> Path:
         tables=_tables(figures),
         per_finding=_per_finding(figures),
         controls=_controls(figures),
+        control_headings=list(CONTROLS.values()),
         samples=samples,
         patients=real_sources(samples),
         curves=_curves(run),
@@ -191,21 +194,36 @@ def _cells_of_findings(figures: Sequence[Figure], source: str) -> dict[tuple[str
     return cells
 
 
-def _controls(figures: Sequence[Figure]) -> list[tuple[Figure, Figure]]:
-    """Pairs of a figure and its negative control."""
+def _controls(figures: Sequence[Figure]) -> list[dict[str, Any]]:
+    """Figures beside their controls, and the controls that a figure does not beat."""
 
     def identity(figure: Figure) -> tuple[str, str, str]:
-        """What a figure and its control have in common."""
+        """What a figure and its controls have in common."""
         return figure["task"], figure["source"], figure["metric"]
 
-    real = {identity(figure): figure for figure in figures if figure["control"] is None}
-    pairs = []
+    by_control: dict[tuple[str, str, str], dict[str, Figure]] = {}
     for figure in figures:
+        if figure["control"] is not None:
+            by_control.setdefault(identity(figure), {})[figure["control"]] = figure
+    rows = []
+    for figure in figures:
+        found = by_control.get(identity(figure))
         # Only figures that chance is interesting for.
-        is_control = figure["control"] is not None and figure["metric"] in CONTROLLED
-        if is_control and identity(figure) in real:
-            pairs.append((real[identity(figure)], figure))
-    return pairs
+        if figure["control"] is None and figure["metric"] in CONTROLLED and found:
+            cells = [found.get(control) for control in CONTROLS]
+            rows.append({"real": figure, "cells": cells, "unbeaten": _unbeaten(figure, found)})
+    return rows
+
+
+def _unbeaten(figure: Figure, controls: Mapping[str, Figure]) -> list[str]:
+    """Names of the controls that are not below a figure's interval; references are no control."""
+    low = figure["value"] if figure["low"] is None else figure["low"]
+    unbeaten = []
+    for control, heading in CONTROLS.items():
+        of_control = controls.get(control)
+        if control != REFERENCE and of_control is not None and of_control["value"] >= low:
+            unbeaten.append(heading)
+    return unbeaten
 
 
 def _curves(run: Path) -> list[dict[str, Any]]:

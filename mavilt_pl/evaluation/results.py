@@ -18,6 +18,9 @@ from PIL import Image
 
 from mavilt_pl.checkpoint import sha256
 from mavilt_pl.errors import UserError
+from mavilt_pl.evaluation.predictions import FILE as PREDICTIONS
+from mavilt_pl.evaluation.predictions import MARK as PREDICTIONS_MARK
+from mavilt_pl.evaluation.predictions import write_predictions
 from mavilt_pl.parallel.atomic_write import atomic_write_text
 from mavilt_pl.parallel.own_files import check_replaceable
 
@@ -42,7 +45,12 @@ NOTICE = (
     "share the dataset."
 )
 # Keys by which our files are recognised before they are replaced.
-MARKS = {"results.json": '"figures"', "samples.json": '"notice"', "compare.json": '"arms"'}
+MARKS = {
+    "results.json": '"figures"',
+    "samples.json": '"notice"',
+    "compare.json": '"arms"',
+    PREDICTIONS: PREDICTIONS_MARK,
+}
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -136,7 +144,7 @@ def commit() -> str | None:
 
 
 class ResultsWriter(Callback):
-    """Writes `<default_root_dir>/test/results.json` and samples.json after a test.
+    """Writes `<default_root_dir>/test/results.json`, samples.json and predictions.jsonl.
 
     It collects what the other callbacks of the trainer computed. `figures` and `path` are kept for
     the command line, which prints them.
@@ -149,11 +157,11 @@ class ResultsWriter(Callback):
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that the results may be written, before they are computed."""
         folder = Path(trainer.default_root_dir) / "test"
-        for name in ("results.json", "samples.json"):
+        for name in ("results.json", "samples.json", PREDICTIONS):
             check_replaceable(folder / name, MARKS[name])
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write both files.
+        """Write the three files.
 
         Raises:
             UserError: no callback computed a figure.
@@ -177,10 +185,12 @@ class ResultsWriter(Callback):
                 samples[callback.task] = _save_samples(callback.examples, folder, callback.task)
         # Before results.json, whose presence means that a test is complete.
         write_json(folder / "samples.json", samples)
-        content = {
-            "figures": check_figures(figures, str(folder)),
-            "made_by": _provenance(trainer, pl_module),
-        }
+        provenance = _provenance(trainer, pl_module)
+        predictions: list[dict[str, Any]] = []
+        for callback in sources:
+            predictions += getattr(callback, "predictions", [])
+        write_predictions(folder / PREDICTIONS, predictions, NOTICE, provenance)
+        content = {"figures": check_figures(figures, str(folder)), "made_by": provenance}
         self.figures, self.path = figures, folder / "results.json"
         write_json(self.path, content)
 

@@ -7,7 +7,7 @@ the statistic on the resampled rows instead of on weights, which is much slower 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+# The limits of a 95 % interval then stand on 7 values at each end.
+RESAMPLES = 300
 Statistic = Callable[[np.ndarray], float]  # weights float64 [n] of the rows → a number or nan
 
 
@@ -42,7 +44,7 @@ def patient_key(patient: str) -> int:
 
 
 def bootstrap(
-    statistic: Statistic, patients: np.ndarray, resamples: int = 300, seed: int = 0
+    statistic: Statistic, patients: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[float | None, float | None]:
     """95 % percentile interval of a statistic, with patients resampled with replacement.
 
@@ -59,22 +61,27 @@ def bootstrap(
     >>> 1.5 <= low < 2.5 < high <= 4.0
     True
     """
+    resampled = [statistic(weights) for weights in _resamples(patients, resamples, seed)]
+    return _percentiles(np.array(resampled))
+
+
+def _resamples(patients: np.ndarray, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """Weights float64 [n] of the rows in each resample; none below two patients."""
     # Patients, not rows, are resampled: a patient's studies resemble one another, and resampling
     # them one by one would give intervals that are too narrow.
     unique, index = np.unique(patients, return_inverse=True)
     if len(unique) < 2:
-        return None, None
+        return
     random = np.random.default_rng(seed)
-    # 300 resamples: the limits of a 95 % interval then stand on 7 values at each end.
     equal = np.full(len(unique), 1 / len(unique))
     # How often each patient is in a resample: n draws with replacement are one multinomial draw.
-    counts = random.multinomial(len(unique), equal, size=resamples)
-    resampled = []
-    for count in counts:
+    for count in random.multinomial(len(unique), equal, size=resamples):
         # All rows of a patient get the patient's weight: they are not independent cases.
-        weights = count[index].astype(float)
-        resampled.append(statistic(weights))
-    values = np.array(resampled)
+        yield count[index].astype(float)
+
+
+def _percentiles(values: np.ndarray) -> tuple[float | None, float | None]:
+    """The limits of a 95 % interval; None without a value."""
     values = values[np.isfinite(values)]
     if not len(values):
         return None, None
@@ -95,6 +102,32 @@ def bootstrap_ci(statistic: Statistic, patients: np.ndarray) -> Estimate | None:
         return None
     low, high = bootstrap(statistic, patients)
     return Estimate(float(value), low, high, len(patients))
+
+
+def bootstrap_all(
+    statistics: Callable[[np.ndarray], Mapping[str, float]], patients: np.ndarray
+) -> dict[str, Estimate]:
+    """Several statistics of all rows, each with its interval, from the same resamples.
+
+    Args:
+        statistics: from weights float64 [n] to numbers by name; nan for one that is not defined.
+        patients: the patient of each row, int64 [n].
+
+    Returns:
+        Those that are defined on all rows.
+
+    >>> scores = np.array([0.0, 1.0])
+    >>> bootstrap_all(lambda w: {"a": float(w @ scores), "b": np.nan}, np.array([1, 1]))
+    {'a': Estimate(value=1.0, low=None, high=None, n=2)}
+    """
+    values = statistics(np.ones(len(patients)))
+    resampled = [statistics(weights) for weights in _resamples(patients, RESAMPLES, seed=0)]
+    figures = {}
+    for name, value in values.items():
+        if np.isfinite(value):
+            low, high = _percentiles(np.array([one[name] for one in resampled]))
+            figures[name] = Estimate(float(value), low, high, len(patients))
+    return figures
 
 
 def weighted_mean_ci(scores: np.ndarray, patients: np.ndarray) -> Estimate | None:
@@ -142,6 +175,10 @@ class PatientBootstrapMetric(Metric):
         self.width = width
         self.add_state("rows", [], dist_reduce_fx="cat")
         self.add_state("patients", [], dist_reduce_fx="cat")
+
+    def protocol_of(self, name: str) -> str:
+        """How the figure of this name is computed."""
+        return self.protocol
 
     def add_rows(self, rows: Sequence[Sequence[float]] | Tensor, patients: Sequence[str]) -> None:
         """Add cases.

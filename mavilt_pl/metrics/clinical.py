@@ -1,4 +1,4 @@
-"""Findings that a report asserts: a rule-based labeller, and the F1 of generated reports.
+"""Findings that a report asserts, by a rule-based labeller.
 
 The labeller reads sentence by sentence, and within a sentence clause by clause. A cue before or
 behind a term in its clause says that it is absent, uncertain or not asserted at all (the patient's
@@ -7,26 +7,16 @@ in the report. `finding_phrases.py` has the words.
 
 Own code: CheXpert's labeller needs NegBio's parsers, CheXbert a model of several hundred
 megabytes. The labeller here runs on any machine and is exact on the phantom's wording.
-
-Letters in shapes: n reports, F findings.
 """
 
 from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from itertools import pairwise
 
-import numpy as np
-
 from mavilt_pl.data.report_headings import find_headings
-from mavilt_pl.metrics.bootstrap import (
-    Estimate,
-    PatientBootstrapMetric,
-    bootstrap_ci,
-    drop_undefined,
-)
 from mavilt_pl.metrics.finding_phrases import (
     BOUNDARY,
     CUE_AFTER,
@@ -34,7 +24,6 @@ from mavilt_pl.metrics.finding_phrases import (
     LOOK_ALIKES,
     TERM,
     UNFINISHED,
-    VERSION,
 )
 
 # A label replaces labels of the same or lower strength.
@@ -177,106 +166,3 @@ def findings_in(text: str) -> dict[str, str]:
             if name not in found or _STRENGTH[label] >= _STRENGTH[found[name]]:
                 found[name] = label
     return dict(sorted(found.items()))
-
-
-def _ratio(numerator: np.ndarray, denominator: np.ndarray, positive: np.ndarray) -> np.ndarray:
-    """The ratio; nan for findings without a positive case."""
-    # F1 of a finding without a positive case would be 0 for any report and pull the mean down.
-    return np.where(positive > 0, numerator / np.maximum(denominator, 1e-12), np.nan)
-
-
-class FindingsF1(PatientBootstrapMetric):
-    """F1 of the findings that reports assert, against known labels.
-
-    Figures: `findings_f1/<finding>`, their mean `findings_f1_macro`, `findings_f1_micro` over all
-    findings, and `findings_f1_macro_chance`: what the same assertions would score about other
-    patients.
-
-    An uncertain or unknown label does not count for its finding. A finding without a positive label
-    has no figure.
-
-    Args:
-        findings: the findings that are scored.
-    """
-
-    protocol = f"{VERSION}; present against not present; labels of the corpus"
-
-    def __init__(self, findings: Sequence[str]):
-        # Per finding: label known, known to be present, asserted and known.
-        super().__init__(3 * len(findings))
-        self.findings = tuple(findings)
-
-    def update(
-        self,
-        predictions: Sequence[str],
-        labels: Sequence[Mapping[str, str]],
-        patients: Sequence[str],
-    ) -> None:
-        """Add reports with the known labels of their studies."""
-        rows = []
-        for text, known in zip(predictions, labels):
-            asserted = findings_in(text)
-            row: list[float] = []
-            for finding in self.findings:
-                label = known.get(finding)
-                # An uncertain or missing label can prove an assertion neither right nor wrong.
-                counts = label in ("present", "absent")
-                claimed = counts and asserted.get(finding) == "present"
-                row += [counts, label == "present", claimed]
-            rows.append(row)
-        self.add_rows(rows, patients)
-
-    def compute(self) -> dict[str, Estimate]:
-        """All figures."""
-        rows, patients = self.table()
-        if not len(rows):
-            return {}
-        # Rows hold three 0/1 numbers for each finding, see `update`.
-        columns_nF3 = rows.reshape(len(rows), -1, 3)
-        known_nF, present_nF, claimed_nF = columns_nF3.transpose(2, 0, 1)
-        right_nF = present_nF * claimed_nF
-
-        # Each score is a function of the reports' weights: the bootstrap repeats patients by
-        # weights and never labels a text again.
-
-        def f1_per_finding(weights_n: np.ndarray) -> np.ndarray:
-            """2 right / (present + claimed)."""
-            present_F = weights_n @ present_nF
-            denominator_F = present_F + weights_n @ claimed_nF
-            return _ratio(2 * (weights_n @ right_nF), denominator_F, present_F)
-
-        def chance_per_finding(weights_n: np.ndarray) -> np.ndarray:
-            """2pq / (p + q) with the prevalence p and the rate q of assertions."""
-            present_F, claimed_F = weights_n @ present_nF, weights_n @ claimed_nF
-            denominator_F = (present_F + claimed_F) * (weights_n @ known_nF)
-            return _ratio(2 * present_F * claimed_F, denominator_F, present_F)
-
-        def micro(weights_n: np.ndarray) -> float:
-            """F1 over the counts of all findings."""
-            present = (weights_n @ present_nF).sum()
-            claimed = (weights_n @ claimed_nF).sum()
-            right = (weights_n @ right_nF).sum()
-            return float(_ratio(2 * right, present + claimed, present))
-
-        figures: dict[str, Estimate | None] = {}
-        for column, name in enumerate(self.findings):
-            f1 = _column(f1_per_finding, column)
-            figures[f"findings_f1/{name}"] = bootstrap_ci(f1, patients)
-        # Without any defined finding the means would be nan.
-        if drop_undefined(figures):
-            figures["findings_f1_macro"] = bootstrap_ci(_mean(f1_per_finding), patients)
-            figures["findings_f1_macro_chance"] = bootstrap_ci(_mean(chance_per_finding), patients)
-            figures["findings_f1_micro"] = bootstrap_ci(micro, patients)
-        return drop_undefined(figures)
-
-
-PerFinding = Callable[[np.ndarray], np.ndarray]  # weights [n] → a score of each finding [F]
-
-
-def _column(scores: PerFinding, column: int) -> Callable[[np.ndarray], float]:
-    return lambda weights: float(scores(weights)[column])
-
-
-def _mean(scores: PerFinding) -> Callable[[np.ndarray], float]:
-    """Mean over the findings that have a score."""
-    return lambda weights: float(np.nanmean(scores(weights)))

@@ -128,6 +128,10 @@ class CodebookUse(Metric):
         self.add_state("counts", zeros_K, dist_reduce_fx="sum")
         self.add_state("images", torch.tensor(0), dist_reduce_fx="sum")
 
+    def protocol_of(self, name: str) -> str:
+        """How the figure of this name is computed."""
+        return self.protocol
+
     def update(self, codes_BN: Tensor) -> None:
         """Add the codes int64 [B,N] of images."""
         self.counts += torch.bincount(codes_BN.flatten(), minlength=len(self.counts))

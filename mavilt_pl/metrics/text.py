@@ -90,13 +90,14 @@ def _longest_common_subsequence(first: Sequence[str], second: Sequence[str]) -> 
 def rouge_l_coco(prediction: str, reference: str) -> float:
     """ROUGE-L as pycocoevalcap defines it, which R2Gen and its descendants report.
 
-    F with beta 1.2, so recall weighs more, over tokens between white space, without stemming. The
+    F with beta 1.2, so recall weighs more, over tokens between single spaces, without stemming. The
     texts are taken as they are: case and punctuation are the cleaning protocol's business.
 
     >>> round(rouge_l_coco("no effusion .", "no pleural effusion ."), 4)
     0.8356
     """
-    predicted, expected = prediction.split(), reference.split()
+    # At single spaces, as pycocoevalcap does: two in a row enclose an empty token.
+    predicted, expected = prediction.split(" "), reference.split(" ")
     common = _longest_common_subsequence(predicted, expected)
     if common == 0:
         return 0.0
@@ -173,6 +174,17 @@ def has_wordnet() -> bool:
     return False
 
 
+# By the beginning of a figure's name; the longest one counts.
+PROTOCOLS = {
+    "bleu": "over the corpus, unsmoothed; lower case, every punctuation mark a token",
+    "rouge_l": "rouge-score's F1, mean; letters and digits of any script, lower case, unstemmed",
+    "rouge_l_coco": "coco: pycocoevalcap's F (beta 1.2), mean; tokens between single spaces of "
+    "texts as data.cleaning leaves them",
+    "meteor": "NLTK's, mean; not comparable with METEOR 1.5 of R2Gen's pycocoevalcap, whose values "
+    "are about half as high",
+}
+
+
 class TextScores(PatientBootstrapMetric):
     """bleu_1 to bleu_4 over the corpus; means of rouge_l, rouge_l_coco and meteor over the texts.
 
@@ -183,12 +195,10 @@ class TextScores(PatientBootstrapMetric):
     Without WordNet there is no meteor figure, and one warning says how to install it.
     """
 
-    protocol = (
-        "lower case, punctuation split; corpus BLEU, unsmoothed; rouge_l: F1 of rouge-score"
-        ", no stemmer, letters and digits of any script; rouge_l_coco: pycocoevalcap's F "
-        "(beta 1.2), tokens between white space, as in R2Gen; METEOR: NLTK's, not comparable "
-        "with METEOR 1.5 of R2Gen's pycocoevalcap, whose values are about half as high"
-    )
+    def protocol_of(self, name: str) -> str:
+        """How the figure of this name is computed."""
+        fitting = [beginning for beginning in PROTOCOLS if name.startswith(beginning)]
+        return PROTOCOLS[max(fitting, key=len)]
 
     def __init__(self) -> None:
         # 10 counts of BLEU, then the two ROUGE-L and METEOR.

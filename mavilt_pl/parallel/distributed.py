@@ -6,6 +6,8 @@ each other.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -29,6 +31,16 @@ def all_reduce_sum(part: Tensor) -> Tensor:
         part = part.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(part)
     return part
+
+
+def gather_lists(part: list[Any]) -> list[Any]:
+    """The items of all ranks' lists, rank by rank, on every rank; they are pickled on the way."""
+    size = rank_and_size()[1]
+    if size == 1:
+        return list(part)
+    parts: list[Any] = [None] * size
+    dist.all_gather_object(parts, part)
+    return [item for of_rank in parts for item in of_rank]
 
 
 def gather_interleaved(part_BX: Tensor) -> Tensor:

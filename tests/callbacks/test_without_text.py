@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from mavilt_pl.callbacks.metric_callback import SHUFFLED, Observation
+from mavilt_pl.callbacks.observation import SHUFFLED, Observation
 from mavilt_pl.callbacks.report_metrics import ReportMetrics
 
 

@@ -16,14 +16,14 @@ from pytorch_fid.fid_score import calculate_frechet_distance
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import DefaultTokenizer
 from sacrebleu.metrics import BLEU
-from sklearn.metrics import f1_score, roc_auc_score
+from sklearn.metrics import roc_auc_score
 from torchmetrics.functional.image import peak_signal_noise_ratio
 from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 from torchmetrics.text import SQuAD
 
 from mavilt_pl.data.sources import read_source
 from mavilt_pl.errors import MaviltWarning
-from mavilt_pl.metrics.clinical import FindingsF1, findings_in
+from mavilt_pl.metrics.clinical import findings_in
 from mavilt_pl.metrics.image import (
     CodebookUse,
     FrechetDistance,
@@ -242,35 +242,6 @@ def test_open_answers_against_squad() -> None:
 )
 def test_labeller(text: str, found: dict[str, str]) -> None:
     assert findings_in(text) == found
-
-
-def test_findings_f1_against_sklearn() -> None:
-    names = ["cardiomegaly", "pleural effusion"]
-    written = [
-        "The heart is enlarged.",
-        "Small effusion.",
-        "No effusion.",
-        "The heart is enlarged. Large effusion.",
-    ]
-    truth = [(1, 0), (0, 1), (0, 1), (0, 1)]
-    metric = FindingsF1(names)
-    labels = [{n: "present" if v else "absent" for n, v in zip(names, row)} for row in truth]
-    metric.update(written, labels, list("abcd"))
-    predicted = [(1, 0), (0, 1), (0, 0), (1, 1)]
-    found = metric.compute()
-    for average in ("macro", "micro"):
-        assert found[f"findings_f1_{average}"].value == pytest.approx(
-            f1_score(truth, predicted, average=average)
-        )
-    # Chance: the expectation over all ways of dealing the four reports to the four patients.
-    chances = [
-        f1_score(truth, [predicted[i] for i in order], average=None)
-        for order in itertools.permutations(range(4))
-    ]
-    assert found["findings_f1_macro_chance"].value == pytest.approx(np.mean(chances), abs=0.02)
-    metric = FindingsF1(names)
-    metric.update(written, [{"cardiomegaly": "uncertain"}] * 4, list("abcd"))
-    assert metric.compute() == {}
 
 
 def test_reconstruction_against_torchmetrics() -> None:

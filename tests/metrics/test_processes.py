@@ -11,7 +11,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torchmetrics import Metric
 
-from mavilt_pl.metrics.clinical import FindingsF1
+from mavilt_pl.metrics.findings_f1 import FindingsF1
 from mavilt_pl.metrics.image import CodebookUse, FrechetDistance, ReconstructionScores
 from mavilt_pl.metrics.text import Perplexity, TextScores
 from mavilt_pl.metrics.vqa import GroupedAUROC, GroupedMean

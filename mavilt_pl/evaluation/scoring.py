@@ -1,0 +1,106 @@
+"""The figures of a file of predictions, without a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mavilt_pl.errors import UserError
+from mavilt_pl.evaluation.predictions import Record
+from mavilt_pl.evaluation.results import Figure
+from mavilt_pl.metrics.answers import AnsweredQuestion, answer_metrics, update_answers
+from mavilt_pl.metrics.clinical import findings_in
+from mavilt_pl.metrics.coco import coco_protocol, coco_scores
+from mavilt_pl.metrics.finding_phrases import TERM, VERSION
+from mavilt_pl.metrics.findings_f1 import FindingsF1
+from mavilt_pl.metrics.text import TextScores
+
+
+def score(records: Sequence[Record], findings: Sequence[str] | None = None) -> list[Figure]:
+    """All figures of a file's records, by source, as a test computes them.
+
+    Findings F1 of reports with labels is against these. `texts_f1_…` is between the findings that
+    the labeller reads in the reference and in the generated text, so it needs no labels.
+
+    Args:
+        records: of `read_predictions`.
+        findings: that F1 is computed of (default: all that are labelled and the labeller names).
+
+    Raises:
+        UserError: nothing can be scored.
+    """
+    figures: list[Figure] = []
+    for source in dict.fromkeys(str(record["source"]) for record in records):
+        of_source = [record for record in records if str(record["source"]) == source]
+        reports = [record for record in of_source if record["task"] == "report"]
+        answers = [record for record in of_source if record["task"] == "vqa"]
+        if reports:
+            figures += _score_reports(source, reports, findings)
+        if answers:
+            figures += _score_answers(source, answers)
+    if not figures:
+        raise UserError("no record is of a report or a question: there is nothing to score")
+    return figures
+
+
+def _score_reports(
+    source: str, reports: Sequence[Record], findings: Sequence[str] | None
+) -> list[Figure]:
+    generated = [record["generated"] for record in reports]
+    references = [record["reference"] for record in reports]
+    patients = [str(record["patient"]) for record in reports]
+    text = TextScores()
+    text.update(generated, references, patients)
+    figures = _figures("report", source, text)
+    for name, value in coco_scores(generated, references, patients).items():
+        figures.append(_figure("report", source, name, value, coco_protocol(name)))
+    labels = [_labels(record) for record in reports]
+    named = {name for known in labels for name in known} & TERM.keys()
+    if named:
+        against_labels = FindingsF1(sorted(named) if findings is None else findings)
+        against_labels.update(generated, labels, patients)
+        figures += _figures("report", source, against_labels)
+    # "none" keeps a reference without any finding among the studies whose labels are known.
+    read = {text: {"none": "absent"} | findings_in(text) for text in set(references)}
+    both = FindingsF1(sorted(TERM))
+    both.update(generated, [read[text] for text in references], patients)
+    protocol = f"{VERSION} on both texts; a finding that is not mentioned is negative"
+    for name, value in sorted(both.compute().items()):
+        name = name.replace("findings_f1", "texts_f1")
+        figures.append(_figure("report", source, name, value, protocol))
+    return figures
+
+
+def _labels(record: Record) -> Mapping[str, str]:
+    found = record.get("labels")
+    return found if isinstance(found, dict) else {}
+
+
+def _score_answers(source: str, answers: Sequence[Record]) -> list[Figure]:
+    topics = sorted({str(record.get("topic", "other")) for record in answers} - {"other"})
+    answered = []
+    for record in answers:
+        prediction = record.get("probabilities", record.get("generated"))
+        candidates = tuple(record.get("candidates", ()))
+        topic, patient = str(record.get("topic", "other")), str(record["patient"])
+        answered.append(
+            AnsweredQuestion(topic, record["reference"], candidates, prediction, patient)
+        )
+    metrics = answer_metrics(topics)
+    update_answers(metrics, topics, answered)
+    figures = []
+    for metric in metrics.values():
+        figures += _figures("vqa", source, metric)
+    return figures
+
+
+def _figures(task: str, source: str, metric: Any) -> list[Figure]:
+    figures = []
+    for name, value in sorted(metric.compute().items()):
+        figures.append(_figure(task, source, name, value, metric.protocol_of(name)))
+    return figures
+
+
+def _figure(task: str, source: str, name: str, value: Any, protocol: str) -> Figure:
+    named = {"task": task, "source": source, "metric": name}
+    return {**named, **value._asdict(), "protocol": protocol, "control": None}
