@@ -16,6 +16,11 @@ from mavilt_pl.evaluation.headlines import HEADLINES, TITLES
 from mavilt_pl.evaluation.html_report import find_results, read_samples, real_sources
 from mavilt_pl.evaluation.page import write_page
 from mavilt_pl.evaluation.results import Figure, read_results, write_json
+from mavilt_pl.evaluation.settings import (
+    differing_settings,
+    flat_settings,
+    tested_otherwise,
+)
 from mavilt_pl.evaluation.tradeoff import tradeoffs
 
 Key = tuple[str, ...]  # task, source, metric, control
@@ -44,6 +49,7 @@ class RunResults:
     figures: dict[Key, Figure] = field(default_factory=dict)
     corpora: dict[str, str] = field(default_factory=dict)  # name → fingerprint
     judges: dict[str, str] = field(default_factory=dict)  # task → SHA-256
+    settings: dict[str, Any] = field(default_factory=dict)  # test and name → value
 
     @classmethod
     def read(cls, folder: Path) -> RunResults:
@@ -67,6 +73,10 @@ class RunResults:
                 run.figures[key] = figure
             run.corpora.update(content["made_by"].get("corpus", {}))
             run.judges.update(content["made_by"].get("judges", {}))
+            # Of `stage2/test/results.json`, that is `stage2`; "." if the run is a test's own.
+            test = path.parent.parent.relative_to(folder)
+            for name, value in flat_settings(content["made_by"]).items():
+                run.settings[f"{test}: {name}"] = value
         return run
 
     def check_comparable(self, other: RunResults) -> None:
@@ -78,6 +88,10 @@ class RunResults:
         # Fingerprints, not names: a corpus prepared again with other settings has the same name.
         self._check_same("corpus", self.corpora, other, other.corpora)
         self._check_same("judge", self.judges, other, other.judges)
+        name = tested_otherwise(self.settings, other.settings)
+        if name is not None:
+            here, there = self.settings[name], other.settings[name]
+            raise self._not_comparable(other, f"the setting {name} of the test", here, there)
         for key in self.figures.keys() & other.figures.keys():
             mine, theirs = self.figures[key], other.figures[key]
             for part, name in (("n", "number of cases"), ("protocol", "protocol")):
@@ -184,7 +198,14 @@ def compare(
     for arm in compared:
         # Relative, so that the folder can be moved, and no path of a machine is published.
         folders[arm.name] = [os.path.relpath(run.folder, out) for run in arm.runs]
-    content = {"arms": folders, "protocol": PROTOCOL, "rows": rows, "left_out": partial}
+    settings = differing_settings([arm.runs[0].settings for arm in compared])
+    content = {
+        "arms": folders,
+        "protocol": PROTOCOL,
+        "rows": rows,
+        "left_out": partial,
+        "settings": settings,
+    }
     write_json(out / "compare.json", content)
 
     headlines = []
@@ -200,6 +221,7 @@ def compare(
         arms=[arm.name for arm in compared],
         counts=[len(arm.runs) for arm in compared],
         left_out=partial,
+        settings=settings,
         protocol=PROTOCOL,
         titles=TITLES,
         name=out.resolve().name,

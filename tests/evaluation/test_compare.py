@@ -19,7 +19,12 @@ PSNR = {"with": (29.1, 29.6, 28.9), "without": (27.0, 29.0, 27.9)}
 
 
 def write_test(
-    run: Path, psnr: float, more: dict[str, Any] | None = None, corpus: str = "aa", judge: str = "j"
+    run: Path,
+    psnr: float,
+    more: dict[str, Any] | None = None,
+    corpus: str = "aa",
+    judge: str = "j",
+    data: dict[str, Any] | None = None,
 ) -> None:
     figure = {
         "task": "tokenizer",
@@ -34,6 +39,7 @@ def write_test(
         **(more or {}),
     }
     made_by = {"corpus": {"s": corpus}, "judges": {"tokenizer": judge}}
+    made_by["config"] = {"data": {"sections": "findings", "seed": psnr, **(data or {})}}
     write_json(run / "vqgan/test/results.json", {"figures": [figure], "made_by": made_by})
     (run / "vqgan/test/pictures").mkdir(parents=True)
     for name in ("o", "r"):
@@ -115,6 +121,10 @@ def test_one_run_has_its_own_interval_and_unequal_arms_no_interval_of_the_differ
         ),
         ({"corpus": "bb"}, "the fingerprint of corpus s: aa and bb"),
         ({"judge": "k"}, "the fingerprint of judge tokenizer: j and k"),
+        (
+            {"data": {"sections": "impression"}},
+            "the setting vqgan: data.sections of the test: findings and impression",
+        ),
     ],
 )
 def test_what_was_tested_otherwise_is_refused(
@@ -126,6 +136,15 @@ def test_what_was_tested_otherwise_is_refused(
     for text in ("not comparable", words, "with/1", "other"):
         assert text in message
     assert not (arms / "compare.json").exists()
+
+
+def test_settings_that_differ_are_shown(arms: Path) -> None:
+    """Those of a training; the seed differs on purpose."""
+    write_test(arms / "other", 30.0, data={"batch_size": 8})
+    assert main(["results", str(arms), "--compare", "with/1", "other"]) == 0
+    found = json.loads((arms / "compare.json").read_text())["settings"]
+    assert found == [{"setting": "vqgan: data.batch_size", "values": ["–", "8"]}]
+    assert "vqgan: data.batch_size" in (arms / "compare.html").read_text()
 
 
 def test_figures_that_one_run_lacks_are_named_and_mistakes_reported(
