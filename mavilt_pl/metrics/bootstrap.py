@@ -21,15 +21,17 @@ Statistic = Callable[[np.ndarray], float]  # weights float64 [n] of the rows →
 
 
 class Estimate(NamedTuple):
-    """A value, its 95 % bootstrap interval by patient, and the number of cases.
+    """A value, its 95 % interval by patient, and the number of cases.
 
-    `low` and `high` are None if no interval was computed.
+    `low` and `high` are None if no interval was computed. `positives` is the number of positive
+    cases of a figure that has such: what it is worth depends on them.
     """
 
     value: float
     low: float | None
     high: float | None
     n: int
+    positives: int | None = None
 
 
 def patient_key(patient: str) -> int:
@@ -94,7 +96,7 @@ def bootstrap_ci(statistic: Statistic, patients: np.ndarray) -> Estimate | None:
 
     >>> scores = np.array([0.0, 1.0])
     >>> bootstrap_ci(lambda w: float(w @ scores / w.sum()), np.array([1, 1]))
-    Estimate(value=0.5, low=None, high=None, n=2)
+    Estimate(value=0.5, low=None, high=None, n=2, positives=None)
     """
     value = statistic(np.ones(len(patients)))
     # For example the AUROC of a finding that no study has.
@@ -118,7 +120,7 @@ def bootstrap_all(
 
     >>> scores = np.array([0.0, 1.0])
     >>> bootstrap_all(lambda w: {"a": float(w @ scores), "b": np.nan}, np.array([1, 1]))
-    {'a': Estimate(value=1.0, low=None, high=None, n=2)}
+    {'a': Estimate(value=1.0, low=None, high=None, n=2, positives=None)}
     """
     values = statistics(np.ones(len(patients)))
     resampled = [statistics(weights) for weights in _resamples(patients, RESAMPLES, seed=0)]
@@ -147,8 +149,8 @@ def weighted_mean_ci(scores: np.ndarray, patients: np.ndarray) -> Estimate | Non
 def drop_undefined(figures: Mapping[str, Estimate | None]) -> dict[str, Estimate]:
     """The figures that are defined.
 
-    >>> drop_undefined({"bleu_1": Estimate(0.5, None, None, 2), "meteor": None})
-    {'bleu_1': Estimate(value=0.5, low=None, high=None, n=2)}
+    >>> [*drop_undefined({"bleu_1": Estimate(0.5, None, None, 2), "meteor": None})]
+    ['bleu_1']
     """
     return {name: figure for name, figure in figures.items() if figure is not None}
 

@@ -15,6 +15,7 @@ from mavilt_pl.errors import MaviltWarning
 from mavilt_pl.metrics.bootstrap import Estimate, PatientBootstrapMetric, bootstrap_all
 from mavilt_pl.metrics.clinical import findings_in
 from mavilt_pl.metrics.finding_phrases import TERM, VERSION
+from mavilt_pl.metrics.intervals import f1_interval, num_patients
 
 # The five findings of the CheXpert competition (arXiv 1901.07031), which papers average apart.
 FIVE = ("atelectasis", "cardiomegaly", "consolidation", "edema", "pleural effusion")
@@ -140,18 +141,29 @@ class FindingsF1(PatientBootstrapMetric):
             five = strict.select([self.findings.index(name) for name in FIVE])
 
         def scores(weights_n: np.ndarray) -> dict[str, float]:
-            """All figures of reports of these weights; no text is labelled again."""
-            found = {}
-            for name, score in zip(self.findings, strict.f1(weights_n)):
-                found[f"findings_f1/{name}"] = float(score)
-            found |= strict.averages(weights_n)
+            """The averages over reports of these weights; no text is labelled again."""
+            found = strict.averages(weights_n)
             found |= strict.chance(weights_n)
             found |= lenient.averages(weights_n, "_uncertain")
             if five is not None:
                 found |= five.averages(weights_n, "_5")
             return found
 
-        return bootstrap_all(scores, patients)
+        return self._per_finding(strict, patients) | bootstrap_all(scores, patients)
+
+    def _per_finding(self, counts: _Counts, patients: np.ndarray) -> dict[str, Estimate]:
+        """F1 of each finding that has a positive label."""
+        figures = {}
+        for column, name in enumerate(self.findings):
+            one = counts.select([column])
+            (score,) = one.f1(np.ones(len(patients)))
+            if np.isfinite(score):
+                concerned = ((one.positive + one.claimed) > 0)[:, 0]
+                interval = f1_interval(float(score), num_patients(patients, concerned))
+                num_known, num_positive = int(one.known.sum()), int(one.positive.sum())
+                figure = Estimate(float(score), *interval, num_known, num_positive)
+                figures[f"findings_f1/{name}"] = figure
+        return figures
 
 
 def _averages(

@@ -15,6 +15,7 @@ from mavilt_pl.metrics.bootstrap import (
     bootstrap_ci,
     weighted_mean_ci,
 )
+from mavilt_pl.metrics.intervals import auroc_interval, num_patients
 
 
 def auroc(score: np.ndarray, positive: np.ndarray, weights: np.ndarray | None = None) -> float:
@@ -101,7 +102,7 @@ class GroupedAUROC(PatientBootstrapMetric):
             if not chosen.any():
                 continue
             area = _area_of(rows[chosen])
-            figure = bootstrap_ci(area, patients[chosen])
+            figure = _with_interval(rows[chosen], patients[chosen])
             if figure is not None:
                 figures[f"{self.prefix}/{name}"] = figure
                 groups.append((chosen, area))
@@ -126,6 +127,17 @@ def _area_of(rows: np.ndarray) -> Callable[[np.ndarray], float]:
     """AUROC of rows (group, truth, score) as a function of their weights."""
     truths, scores = rows[:, 1], rows[:, 2]
     return lambda weights: auroc(scores, truths, weights)
+
+
+def _with_interval(rows: np.ndarray, patients: np.ndarray) -> Estimate | None:
+    """AUROC of rows (group, truth, score) with its interval; None without both classes."""
+    is_positive = rows[:, 1] == 1
+    value = auroc(rows[:, 2], rows[:, 1])
+    if np.isnan(value):
+        return None
+    counts = num_patients(patients, is_positive), num_patients(patients, ~is_positive)
+    interval = auroc_interval(value, *counts)
+    return Estimate(value, *interval, len(rows), int(is_positive.sum()))
 
 
 class GroupedMean(PatientBootstrapMetric):

@@ -1,0 +1,116 @@
+"""How often the 95 % intervals of single findings contain the true value, in simulation.
+
+python benchmarks/coverage.py               # 2,000 tests of 400 studies for each row
+python benchmarks/coverage.py --tests 300
+
+A study is positive with a fixed probability. Its score is normal, `shift` higher if positive
+(AUROC); or it is claimed with a sensitivity and a false-positive rate (F1). Beside the intervals of
+`mavilt_pl.metrics.intervals` stand the percentiles of the bootstrap that they replace.
+"""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+
+import numpy as np
+from scipy import stats
+
+from mavilt_pl.metrics.bootstrap import bootstrap
+from mavilt_pl.metrics.intervals import auroc_interval, f1_interval
+from mavilt_pl.metrics.vqa import auroc
+
+STUDIES = 400
+POSITIVES = (5, 10, 20, 40, 100, 300)
+SHIFTS = (1.0, 2.5)  # of the scores of positive studies: AUROC .760 and .961
+CLAIMS = ((0.7, 0.02), (0.5, 0.1), (0.95, 0.01))  # sensitivity, false-positive rate
+PATIENTS = np.arange(STUDIES)
+
+
+def f1(positive: np.ndarray, claimed: np.ndarray, weights: np.ndarray) -> float:
+    """F1 of claims under weights of the studies."""
+    right, labelled, asserted = (
+        weights @ (positive & claimed),
+        weights @ positive,
+        weights @ claimed,
+    )
+    return float(2 * right / (labelled + asserted)) if labelled else float("nan")
+
+
+def contains(interval: tuple[float | None, float | None], true: float) -> bool:
+    """Whether an interval contains the true value."""
+    low, high = interval
+    return low is not None and high is not None and low <= true <= high
+
+
+def auroc_coverage(
+    positives: int, shift: float, tests: int, random: np.random.Generator, percentiles: bool = True
+) -> tuple[float, float]:
+    """Share of tests whose interval contains the true AUROC: ours, and the bootstrap's."""
+    true = float(stats.norm.cdf(shift / np.sqrt(2)))
+    ours = theirs = done = 0
+    while done < tests:
+        positive = random.random(STUDIES) < positives / STUDIES
+        count = int(positive.sum())
+        if count < 2:
+            continue
+        done += 1
+        scores = random.normal(size=STUDIES) + shift * positive
+        found = auroc(scores, positive.astype(float))
+        ours += contains(auroc_interval(found, count, STUDIES - count), true)
+        if percentiles:
+            area = partial(auroc, scores, positive.astype(float))
+            theirs += contains(bootstrap(area, PATIENTS), true)
+    return ours / tests, theirs / tests
+
+
+def f1_coverage(
+    positives: int,
+    sensitivity: float,
+    false_positives: float,
+    tests: int,
+    random: np.random.Generator,
+    percentiles: bool = True,
+) -> tuple[float, float]:
+    """Share of tests whose interval contains the true F1: ours, and the bootstrap's."""
+    share = positives / STUDIES
+    right = share * sensitivity
+    true = 2 * right / (share + right + (1 - share) * false_positives)
+    ours = theirs = done = 0
+    while done < tests:
+        positive = random.random(STUDIES) < share
+        if not positive.any():
+            continue
+        done += 1
+        rate = np.where(positive, sensitivity, false_positives)
+        claimed = random.random(STUDIES) < rate
+        found = f1(positive, claimed, np.ones(STUDIES))
+        ours += contains(f1_interval(found, int((positive | claimed).sum())), true)
+        if percentiles:
+            score = partial(f1, positive, claimed)
+            theirs += contains(bootstrap(score, PATIENTS), true)
+    return ours / tests, theirs / tests
+
+
+def main() -> None:
+    """Print a Markdown table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tests", type=int, default=2000)
+    tests = parser.parse_args().tests
+    random = np.random.default_rng(0)
+    print("| figure | positives | coverage | of bootstrap percentiles |")
+    print("| --- | --- | --- | --- |")
+    for positives in POSITIVES:
+        for shift in SHIFTS:
+            ours, theirs = auroc_coverage(positives, shift, tests, random)
+            true = stats.norm.cdf(shift / np.sqrt(2))
+            print(f"| AUROC {true:.3f} | {positives} | {ours:.3f} | {theirs:.3f} |", flush=True)
+    for positives in POSITIVES:
+        for sensitivity, rate in CLAIMS:
+            ours, theirs = f1_coverage(positives, sensitivity, rate, tests, random)
+            name = f"F1, sensitivity {sensitivity}, false positives {rate}"
+            print(f"| {name} | {positives} | {ours:.3f} | {theirs:.3f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

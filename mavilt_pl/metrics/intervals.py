@@ -1,0 +1,87 @@
+"""95 % intervals of single findings in closed form, for findings that few studies have.
+
+With fewer than some 40 positive studies the percentiles of a bootstrap miss the true value far more
+often than 1 time in 20: of an AUROC of .96 with 5 positives, 1 time in 3 (benchmarks/coverage.py).
+These intervals keep their promise there, and never shrink to a point.
+
+Several studies of one patient are no independent cases: a patient counts as one.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import optimize, stats
+
+Z = float(stats.norm.ppf(0.975))
+EDGE = 1e-12  # at 0 and 1 themselves an AUROC has no variance
+
+
+def f1_interval(f1: float, num_cases: int) -> tuple[float | None, float | None]:
+    """Interval of an F1 by Wilson's of the Jaccard index J = F1 / (2 − F1).
+
+    J is the share of right cases among those that are labelled or claimed, so it is a proportion
+    (E. B. Wilson, JASA 22, 1927).
+
+    Args:
+        f1: in [0, 1].
+        num_cases: patients with a case that is labelled or claimed.
+
+    >>> low, high = f1_interval(1.0, 4)
+    >>> round(low, 3), round(high, 3)
+    (0.676, 1.0)
+    """
+    if num_cases < 2:
+        return None, None
+    jaccard = f1 / (2 - f1)
+    z2 = Z**2 / num_cases
+    centre = (jaccard + z2 / 2) / (1 + z2)
+    half = Z * np.sqrt(jaccard * (1 - jaccard) / num_cases + z2 / (4 * num_cases)) / (1 + z2)
+    low, high = max(centre - half, 0.0), min(centre + half, 1.0)
+    return float(2 * low / (1 + low)), float(2 * high / (1 + high))
+
+
+def auroc_interval(
+    auroc: float, num_positive: int, num_negative: int
+) -> tuple[float | None, float | None]:
+    """Interval of an AUROC by method 5 of R. G. Newcombe (Statistics in Medicine 25, 2006).
+
+    The two values from which the found one is just 1.96 standard errors away, with the variance of
+    exponential scores at that value.
+
+    Args:
+        auroc: in [0, 1].
+        num_positive: patients with a positive case.
+        num_negative: patients with a negative case.
+
+    >>> low, high = auroc_interval(1.0, 5, 100)
+    >>> 0.7 < low < 0.9, high
+    (True, 1.0)
+    """
+    if min(num_positive, num_negative) < 2:
+        return None, None
+    middle = (num_positive + num_negative) / 2 - 1
+
+    def excess(true: float, sign: int) -> float:
+        """How far the found value lies beyond 1.96 standard errors of a true one."""
+        spread = 1 + middle * ((1 - true) / (2 - true) + true / (1 + true))
+        variance = true * (1 - true) * spread / (num_positive * num_negative)
+        return sign * (auroc - true) - Z * float(np.sqrt(variance))
+
+    # At the found value the excess is not positive; at the end of the range it is, unless the value
+    # lies there itself.
+    inner = min(max(auroc, EDGE), 1 - EDGE)
+    low, high = 0.0, 1.0
+    if excess(EDGE, 1) > 0:
+        low = float(optimize.brentq(excess, EDGE, inner, args=(1,)))
+    if excess(1 - EDGE, -1) > 0:
+        high = float(optimize.brentq(excess, inner, 1 - EDGE, args=(-1,)))
+    return low, high
+
+
+def num_patients(patients: np.ndarray, chosen: np.ndarray) -> int:
+    """Number of different patients among the chosen rows.
+
+    >>> num_patients(np.array([7, 7, 8]), np.array([True, True, False]))
+    1
+    """
+    return len(np.unique(patients[chosen]))
