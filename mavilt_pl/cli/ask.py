@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from mavilt_pl.cli.model_arguments import (
     IMAGE_SUFFIXES,
@@ -49,15 +50,21 @@ def run(args: argparse.Namespace) -> int:
                 "questions: run the command once for each image"
             )
     answers = _split_answers(args.answers)
-    # One study a call: its questions share the image.
     (study,) = pair_views([args.image], [args.lateral] if args.lateral else [])
-    model = load_model(args)
+    by_answers: dict[tuple[str, ...], list[str]] = {}
     for question in args.questions:
-        expected = answers
+        expected = tuple(answers)
         # A model that has learned closed questions only has no words of its own for them.
         if not answers and not args.free_text and asks_yes_or_no(question):
-            expected = list(YES_NO)
-        (reply,) = model.ask(study, question, expected, args.seed)
+            expected = YES_NO
+        by_answers.setdefault(expected, []).append(question)
+    model = load_model(args)
+    replies: dict[str, Any] = {}
+    # One study a call: its questions share the image.
+    for expected, questions in by_answers.items():
+        replies |= zip(questions, model.ask(study, questions, expected, args.seed))
+    for question in args.questions:
+        reply = replies[question]
         if args.json:
             record = {**image_record(args.image, args.lateral), "question": question}
             print(json.dumps({**record, "answer": reply}))

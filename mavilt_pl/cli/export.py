@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the folder whole or not at all."""
-    from mavilt_pl.checkpoint import read_weights, resolve_checkpoint, sha256
+    from mavilt_pl.checkpoint import load_tensors, resolve_checkpoint, sha256
     from mavilt_pl.inference.export import export
 
     if os.path.lexists(args.out):
@@ -30,8 +30,10 @@ def run(args: argparse.Namespace) -> int:
     part = Path(tempfile.mkdtemp(prefix=f".{args.out.name}.", dir=args.out.parent))
     try:
         checkpoint = resolve_checkpoint(args.model)
+        # It verifies the checkpoint; for the card, only its settings are read again.
         model = load_model(args)
-        export(model, read_weights(checkpoint), sha256(checkpoint), args.out.name, part)
+        facts = load_tensors(checkpoint, mmap=True)
+        export(model, facts, sha256(checkpoint), args.out.name, part)
         # mkdtemp and safetensors create what only its owner can read, whatever the umask says.
         umask = os.umask(0)
         os.umask(umask)

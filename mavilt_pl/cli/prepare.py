@@ -87,10 +87,12 @@ def run(args: argparse.Namespace) -> int:
         options=reader_options(args),
     )
     _print_counts(facts, args.out)
-    print(
-        f"Of {facts['studies']:,} studies kept, {facts['texts']:,} have a text; "
-        f"{facts['questions']:,} questions."
-    )
+    # A corpus that an earlier version has prepared does not say.
+    if "texts" in facts:
+        print(
+            f"Of {facts['studies']:,} studies kept, {facts['texts']:,} have a text; "
+            f"{facts['questions']:,} questions."
+        )
     # Nothing disappears silently: what was left out is listed with its reason.
     if any(total["rejected"] for total in facts["total"].values()):
         say(f"Why each was rejected: {args.out / 'rejects.csv'}")

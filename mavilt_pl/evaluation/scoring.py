@@ -80,8 +80,11 @@ def _score_answers(source: str, answers: Sequence[Record]) -> list[Figure]:
     topics = sorted({str(record.get("topic", "other")) for record in answers} - {"other"})
     answered = []
     for record in answers:
-        prediction = record.get("probabilities", record.get("generated"))
-        candidates = tuple(record.get("candidates", ()))
+        probabilities, candidates = record.get("probabilities"), record.get("candidates") or ()
+        # Of another program's closed questions there may be a text only.
+        is_closed = isinstance(probabilities, list) and len(probabilities) == len(candidates)
+        prediction = probabilities if is_closed else record.get("generated", "")
+        candidates = tuple(candidates) if is_closed else ()
         topic, patient = str(record.get("topic", "other")), str(record["patient"])
         answered.append(
             AnsweredQuestion(topic, record["reference"], candidates, prediction, patient)

@@ -12,10 +12,11 @@ from torch import Tensor
 from mavilt_pl.metrics.bootstrap import (
     Estimate,
     PatientBootstrapMetric,
+    bootstrap,
     bootstrap_ci,
     weighted_mean_ci,
 )
-from mavilt_pl.metrics.intervals import auroc_interval, num_patients
+from mavilt_pl.metrics.intervals import FEW_PATIENTS, auroc_interval, num_patients
 
 
 def auroc(score: np.ndarray, positive: np.ndarray, weights: np.ndarray | None = None) -> float:
@@ -102,7 +103,7 @@ class GroupedAUROC(PatientBootstrapMetric):
             if not chosen.any():
                 continue
             area = _area_of(rows[chosen])
-            figure = _with_interval(rows[chosen], patients[chosen])
+            figure = _with_interval(area, rows[chosen], patients[chosen])
             if figure is not None:
                 figures[f"{self.prefix}/{name}"] = figure
                 groups.append((chosen, area))
@@ -129,14 +130,19 @@ def _area_of(rows: np.ndarray) -> Callable[[np.ndarray], float]:
     return lambda weights: auroc(scores, truths, weights)
 
 
-def _with_interval(rows: np.ndarray, patients: np.ndarray) -> Estimate | None:
+def _with_interval(
+    area: Callable[[np.ndarray], float], rows: np.ndarray, patients: np.ndarray
+) -> Estimate | None:
     """AUROC of rows (group, truth, score) with its interval; None without both classes."""
     is_positive = rows[:, 1] == 1
-    value = auroc(rows[:, 2], rows[:, 1])
+    value = area(np.ones(len(rows)))
     if np.isnan(value):
         return None
     counts = num_patients(patients, is_positive), num_patients(patients, ~is_positive)
-    interval = auroc_interval(value, *counts)
+    if min(counts) < FEW_PATIENTS:
+        interval = auroc_interval(value, *counts)
+    else:
+        interval = bootstrap(area, patients)
     return Estimate(value, *interval, len(rows), int(is_positive.sum()))
 
 

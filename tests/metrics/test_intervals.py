@@ -46,7 +46,7 @@ def test_no_interval_of_one_patient() -> None:
     assert auroc_interval(0.7, 1, 30) == f1_interval(0.5, 1) == (None, None)
 
 
-@pytest.mark.parametrize("positives", [5, 20, 100])
+@pytest.mark.parametrize("positives", [5, 20, 60])
 def test_coverage(positives: int) -> None:
     """1,500 simulated tests each; benchmarks/coverage.py has more."""
     spec = importlib.util.spec_from_file_location("coverage_of_intervals", SCRIPT)
