@@ -15,6 +15,7 @@ from mavilt_pl.metrics.coco import coco_protocol, coco_scores
 from mavilt_pl.metrics.findings_f1 import FindingsF1
 from mavilt_pl.metrics.text import TextScores
 from mavilt_pl.parallel.distributed import gather_lists
+from mavilt_pl.ranges import NonNegativeInt
 
 
 class ReportMetrics(MetricCallback):
@@ -29,7 +30,7 @@ class ReportMetrics(MetricCallback):
     task = "report"
     controls = (None, SHUFFLED, CONSTANT, REFERENCE)
 
-    def __init__(self, validate: int = 0, samples: int = 8):
+    def __init__(self, validate: NonNegativeInt = 0, samples: NonNegativeInt = 8):
         super().__init__(validate, samples)
         self._constant_texts: dict[int, str] = {}
         # Of a test: source, control, generated and reference text, patient. CIDEr needs all texts.

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from mavilt_pl.errors import UserError
 from mavilt_pl.evaluation.headlines import HEADLINES, TITLES
 from mavilt_pl.evaluation.html_report import find_results, read_samples, real_sources
 from mavilt_pl.evaluation.page import write_page
+from mavilt_pl.evaluation.paired import Difference, paired_tests
+from mavilt_pl.evaluation.predictions import FILE as PREDICTIONS
 from mavilt_pl.evaluation.results import Figure, read_results, write_json
 from mavilt_pl.evaluation.settings import (
     differing_settings,
@@ -22,16 +23,19 @@ from mavilt_pl.evaluation.settings import (
     tested_otherwise,
 )
 from mavilt_pl.evaluation.tradeoff import tradeoffs
+from mavilt_pl.metrics.bootstrap import Estimate
+from mavilt_pl.metrics.intervals import t_interval
 
 Key = tuple[str, ...]  # task, source, metric, control
-Interval = tuple[float | None, float | None]
 
 PROTOCOL = (
     "A cell is the mean over the arm's runs with its 95 % t interval: how much trainings differ, "
     "not how much patients do. A single run has its bootstrap interval by patient. A difference is "
     "the first arm minus another one. Its 95 % interval is the paired t interval over runs in the "
-    "given order (the same seed in both arms). It has no interval if the arms have different "
-    "numbers of runs, or one run each. Intervals are not corrected for the number of rows."
+    "given order (the same seed in both arms). Of single runs it is a paired bootstrap by patient, "
+    "from their predictions.jsonl: it speaks of these two models on other patients, and not of "
+    "other trainings. It has no interval if the arms have different numbers of runs. Intervals are "
+    "not corrected for the number of rows."
 )
 # Task, and the keys of its samples for the original image and for what an arm made of it.
 # Reports are compared by their figures; only images need to be looked at.
@@ -50,6 +54,7 @@ class RunResults:
     corpora: dict[str, str] = field(default_factory=dict)  # name → fingerprint
     judges: dict[str, str] = field(default_factory=dict)  # task → SHA-256
     settings: dict[str, Any] = field(default_factory=dict)  # test and name → value
+    predictions: dict[Path, Path] = field(default_factory=dict)  # test → predictions.jsonl
 
     @classmethod
     def read(cls, folder: Path) -> RunResults:
@@ -75,6 +80,8 @@ class RunResults:
             run.judges.update(content["made_by"].get("judges", {}))
             # Of `stage2/test/results.json`, that is `stage2`; "." if the run is a test's own.
             test = path.parent.parent.relative_to(folder)
+            if (path.parent / PREDICTIONS).exists():
+                run.predictions[test] = path.parent / PREDICTIONS
             for name, value in flat_settings(content["made_by"]).items():
                 run.settings[f"{test}: {name}"] = value
         return run
@@ -127,6 +134,12 @@ class Arm:
         """A figure of every run."""
         return [run.figures[key]["value"] for run in self.runs]
 
+    def paired_differences(self, other: Arm) -> dict[Difference, Estimate]:
+        """Differences by patient, if each arm is a single run."""
+        if len(self.runs) > 1 or len(other.runs) > 1:
+            return {}
+        return paired_tests(self.runs[0].predictions, other.runs[0].predictions)
+
     def cell(self, key: Key) -> dict[str, Any]:
         """The mean of a figure with its interval."""
         values = self.values(key)
@@ -155,23 +168,6 @@ class Comparison:
     page: Path
 
 
-def t_interval(values: Sequence[float]) -> Interval:
-    """The 95 % t interval of the mean; none below two values.
-
-    >>> low, high = t_interval([1.0, 2.0, 3.0])
-    >>> round(low, 3), round(high, 3)
-    (-0.484, 4.484)
-    """
-    if len(values) < 2:
-        return None, None
-    mean, error = float(np.mean(values)), float(stats.sem(values))
-    if error == 0:  # scipy's interval of equal values is nan
-        return mean, mean
-    # t, not normal: three runs are usual, and their standard error is itself uncertain.
-    low, high = stats.t.interval(0.95, len(values) - 1, loc=mean, scale=error)
-    return float(low), float(high)
-
-
 def compare(
     out: Path, arms: Sequence[str], seeds: str | None = None, names: str | None = None
 ) -> Comparison:
@@ -193,7 +189,9 @@ def compare(
         runs[0].check_comparable(other)
     # A mean over the runs that have a figure would compare different runs.
     shared, partial = _shared_figures(runs)
-    rows = [_row(key, compared) for key in shared]
+    # Of each other arm, the differences of the first one to it.
+    paired = [compared[0].paired_differences(arm) for arm in compared[1:]]
+    rows = [_row(key, compared, paired) for key in shared]
     folders = {}
     for arm in compared:
         # Relative, so that the folder can be moved, and no path of a machine is published.
@@ -278,14 +276,23 @@ def _describe(key: Key) -> str:
     return " ".join(key[:3])
 
 
-def _row(key: Key, arms: Sequence[Arm]) -> dict[str, Any]:
+def _row(
+    key: Key, arms: Sequence[Arm], paired: Sequence[Mapping[Difference, Estimate]]
+) -> dict[str, Any]:
     """One figure of every arm, and the differences of the first arm to each other one."""
     first = arms[0]
     figure = first.runs[0].figures[key]
     row = {part: figure[part] for part in ("task", "source", "metric", "control", "n", "protocol")}
     row["cells"] = [arm.cell(key) for arm in arms]
     # The first arm is the proposal, the others are what it is compared with.
-    row["differences"] = [_difference(first, other, key) for other in arms[1:]]
+    row["differences"] = []
+    for other, by_patient in zip(arms[1:], paired):
+        difference = _difference(first, other, key)
+        found = by_patient.get((key[0], key[1], key[2]))
+        # Predictions are of the model itself, not of its controls.
+        if found is not None and figure["control"] is None:
+            difference |= {"low": found.low, "high": found.high}
+        row["differences"].append(difference)
     return row
 
 

@@ -44,6 +44,7 @@ def write_predictions(
     Raises:
         UserError: the file exists and is not ours.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     check_replaceable(path, MARK)
     head = {"about": "predictions of mavilt", "notice": notice, "made_by": made_by}
     lines = [json.dumps(one, ensure_ascii=False) for one in (head, *records)]

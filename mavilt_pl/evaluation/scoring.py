@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from mavilt_pl.errors import UserError
 from mavilt_pl.evaluation.predictions import Record
 from mavilt_pl.evaluation.results import Figure
 from mavilt_pl.metrics.answers import AnsweredQuestion, answer_metrics, update_answers
+from mavilt_pl.metrics.bootstrap import PatientBootstrapMetric, Statistics, patient_key
 from mavilt_pl.metrics.clinical import findings_in
-from mavilt_pl.metrics.coco import coco_protocol, coco_scores
+from mavilt_pl.metrics.coco import coco_protocol, coco_scores, coco_statistics
 from mavilt_pl.metrics.finding_phrases import TERM, VERSION
 from mavilt_pl.metrics.findings_f1 import FindingsF1
 from mavilt_pl.metrics.text import TextScores
+
+Table = tuple[Statistics, np.ndarray]  # statistics of rows, and the patient of each row
 
 
 def score(records: Sequence[Record], findings: Sequence[str] | None = None) -> list[Figure]:
@@ -37,7 +42,7 @@ def score(records: Sequence[Record], findings: Sequence[str] | None = None) -> l
         if reports:
             figures += _score_reports(source, reports, findings)
         if answers:
-            figures += _score_answers(source, answers)
+            figures += _score_answers(source, answers, findings)
     if not figures:
         raise UserError("no record is of a report or a question: there is nothing to score")
     return figures
@@ -46,20 +51,12 @@ def score(records: Sequence[Record], findings: Sequence[str] | None = None) -> l
 def _score_reports(
     source: str, reports: Sequence[Record], findings: Sequence[str] | None
 ) -> list[Figure]:
-    generated = [record["generated"] for record in reports]
-    references = [record["reference"] for record in reports]
-    patients = [str(record["patient"]) for record in reports]
-    text = TextScores()
-    text.update(generated, references, patients)
-    figures = _figures("report", source, text)
+    figures: list[Figure] = []
+    for metric in _report_metrics(reports, findings):
+        figures += _figures("report", source, metric)
+    generated, references, patients = _columns(reports)
     for name, value in coco_scores(generated, references, patients).items():
         figures.append(_figure("report", source, name, value, coco_protocol(name)))
-    labels = [_labels(record) for record in reports]
-    named = {name for known in labels for name in known} & TERM.keys()
-    if named:
-        against_labels = FindingsF1(sorted(named) if findings is None else findings)
-        against_labels.update(generated, labels, patients)
-        figures += _figures("report", source, against_labels)
     # "none" keeps a reference without any finding among the studies whose labels are known.
     read = {text: {"none": "absent"} | findings_in(text) for text in set(references)}
     both = FindingsF1(sorted(TERM))
@@ -71,13 +68,49 @@ def _score_reports(
     return figures
 
 
+def _columns(reports: Sequence[Record]) -> tuple[list[str], list[str], list[str]]:
+    """Generated texts, references and patients."""
+    generated = [record["generated"] for record in reports]
+    references = [record["reference"] for record in reports]
+    return generated, references, [str(record["patient"]) for record in reports]
+
+
+def _report_metrics(
+    reports: Sequence[Record], findings: Sequence[str] | None
+) -> list[PatientBootstrapMetric]:
+    """Metrics of the texts, and of their findings if there are labels."""
+    generated, references, patients = _columns(reports)
+    text = TextScores()
+    text.update(generated, references, patients)
+    metrics: list[PatientBootstrapMetric] = [text]
+    labels = [_labels(record) for record in reports]
+    named = {name for known in labels for name in known} & TERM.keys()
+    if named:
+        against_labels = FindingsF1(sorted(named) if findings is None else findings)
+        against_labels.update(generated, labels, patients)
+        metrics.append(against_labels)
+    return metrics
+
+
 def _labels(record: Record) -> Mapping[str, str]:
     found = record.get("labels")
     return found if isinstance(found, dict) else {}
 
 
-def _score_answers(source: str, answers: Sequence[Record]) -> list[Figure]:
+def _score_answers(
+    source: str, answers: Sequence[Record], findings: Sequence[str] | None
+) -> list[Figure]:
+    figures = []
+    for metric in _answer_metrics(answers, findings):
+        figures += _figures("vqa", source, metric)
+    return figures
+
+
+def _answer_metrics(answers: Sequence[Record], findings: Sequence[str] | None) -> list[Any]:
+    """Metrics of closed and of open questions."""
     topics = sorted({str(record.get("topic", "other")) for record in answers} - {"other"})
+    if findings is not None:
+        topics = list(findings)
     answered = []
     for record in answers:
         probabilities, candidates = record.get("probabilities"), record.get("candidates") or ()
@@ -91,10 +124,28 @@ def _score_answers(source: str, answers: Sequence[Record]) -> list[Figure]:
         )
     metrics = answer_metrics(topics)
     update_answers(metrics, topics, answered)
-    figures = []
-    for metric in metrics.values():
-        figures += _figures("vqa", source, metric)
-    return figures
+    return [*metrics.values()]
+
+
+def tables(task: str, records: Sequence[Record], findings: Sequence[str] | None) -> list[Table]:
+    """Each metric of a task as statistics of its rows, with the patient of each row.
+
+    Args:
+        task: report or vqa.
+        records: of that task and one source.
+        findings: as for `score`.
+    """
+    if task == "vqa":
+        return [_table(metric) for metric in _answer_metrics(records, findings)]
+    generated, references, patients = _columns(records)
+    keys = np.array([patient_key(patient) for patient in patients])
+    coco = coco_statistics(generated, references), keys
+    return [*map(_table, _report_metrics(records, findings)), coco]
+
+
+def _table(metric: PatientBootstrapMetric) -> Table:
+    rows, patients = metric.table()
+    return metric.statistics(rows), patients
 
 
 def _figures(task: str, source: str, metric: Any) -> list[Figure]:

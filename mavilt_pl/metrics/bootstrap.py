@@ -18,6 +18,7 @@ from torchmetrics import Metric
 # The limits of a 95 % interval then stand on 7 values at each end.
 RESAMPLES = 300
 Statistic = Callable[[np.ndarray], float]  # weights float64 [n] of the rows → a number or nan
+Statistics = Callable[[np.ndarray], Mapping[str, float]]  # the same → numbers by name
 
 
 class Estimate(NamedTuple):
@@ -106,9 +107,7 @@ def bootstrap_ci(statistic: Statistic, patients: np.ndarray) -> Estimate | None:
     return Estimate(float(value), low, high, len(patients))
 
 
-def bootstrap_all(
-    statistics: Callable[[np.ndarray], Mapping[str, float]], patients: np.ndarray
-) -> dict[str, Estimate]:
+def bootstrap_all(statistics: Statistics, patients: np.ndarray) -> dict[str, Estimate]:
     """Several statistics of all rows, each with its interval, from the same resamples.
 
     Args:
@@ -130,6 +129,42 @@ def bootstrap_all(
             low, high = _percentiles(np.array([one[name] for one in resampled]))
             figures[name] = Estimate(float(value), low, high, len(patients))
     return figures
+
+
+def bootstrap_difference(
+    first: tuple[Statistics, np.ndarray], other: tuple[Statistics, np.ndarray]
+) -> dict[str, Estimate]:
+    """Differences of two tests of the same patients, each with its paired interval.
+
+    A resample draws the same patients for both, so what makes some of them hard cancels.
+
+    Args:
+        first: statistics of rows, and the patient of each row, int64 [n].
+        other: of the test that is subtracted.
+
+    Raises:
+        ValueError: the patients differ.
+
+    >>> a, b = np.array([1.0, 0.0, 1.0]), np.array([0.0, 0.0, 1.0])
+    >>> patients = np.array([1, 2, 3])
+    >>> mean = lambda x: lambda w: {"mean": float(w @ x / w.sum())}
+    >>> round(bootstrap_difference((mean(a), patients), (mean(b), patients))["mean"].value, 3)
+    0.333
+    """
+    unique = np.unique(first[1])
+    if not np.array_equal(unique, np.unique(other[1])):
+        raise ValueError("the two tests are of different patients: a difference cannot be paired")
+
+    def difference(weights: np.ndarray) -> dict[str, float]:
+        """The differences with patients repeated by their weights."""
+        # `unique` is sorted, so a patient's place in it is found by bisection.
+        mine, theirs = (
+            statistics(weights[np.searchsorted(unique, patients)])
+            for statistics, patients in (first, other)
+        )
+        return {name: mine[name] - theirs[name] for name in mine if name in theirs}
+
+    return bootstrap_all(difference, unique)
 
 
 def weighted_mean_ci(scores: np.ndarray, patients: np.ndarray) -> Estimate | None:
@@ -177,6 +212,14 @@ class PatientBootstrapMetric(Metric):
         self.width = width
         self.add_state("rows", [], dist_reduce_fx="cat")
         self.add_state("patients", [], dist_reduce_fx="cat")
+
+    def statistics(self, rows: np.ndarray) -> Statistics:
+        """The figures of a whole test as a function of the weights of its rows.
+
+        Args:
+            rows: of `table`.
+        """
+        raise NotImplementedError
 
     def protocol_of(self, name: str) -> str:
         """How the figure of this name is computed."""

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from mavilt_pl.metrics.bootstrap import Estimate, bootstrap_all, patient_key
+from mavilt_pl.metrics.bootstrap import Estimate, Statistics, bootstrap_all, patient_key
 from mavilt_pl.metrics.text import bleu_counts
 
 _TEXTS = "tokens between white space of texts as data.cleaning leaves them"
@@ -45,6 +45,12 @@ def coco_scores(
     """
     if not predictions:
         return {}
+    keys = np.array([patient_key(patient) for patient in patients])
+    return bootstrap_all(coco_statistics(predictions, references), keys)
+
+
+def coco_statistics(predictions: Sequence[str], references: Sequence[str]) -> Statistics:
+    """The figures of `coco_scores` as a function of the weights of the reports."""
     counts = []
     for prediction, reference in zip(predictions, references, strict=True):
         counts.append(bleu_counts(prediction.split(), reference.split()))
@@ -58,7 +64,7 @@ def coco_scores(
         found["cider"] = float(weights_n @ cider_n / weights_n.sum())
         return found
 
-    return bootstrap_all(scores, np.array([patient_key(patient) for patient in patients]))
+    return scores
 
 
 def coco_protocol(name: str) -> str:

@@ -12,7 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from mavilt_pl.errors import MaviltWarning
-from mavilt_pl.metrics.bootstrap import Estimate, PatientBootstrapMetric, bootstrap_all
+from mavilt_pl.metrics.bootstrap import (
+    Estimate,
+    PatientBootstrapMetric,
+    Statistics,
+    bootstrap_all,
+)
 from mavilt_pl.metrics.clinical import findings_in
 from mavilt_pl.metrics.finding_phrases import TERM, VERSION
 from mavilt_pl.metrics.intervals import f1_interval, num_patients
@@ -132,10 +137,21 @@ class FindingsF1(PatientBootstrapMetric):
         rows, patients = self.table()
         if not len(rows) or not self.findings:
             return {}
+        strict, _ = self._counts(rows)
+        averages = bootstrap_all(self.statistics(rows), patients)
+        return self._per_finding(strict, patients) | averages
+
+    @staticmethod
+    def _counts(rows: np.ndarray) -> tuple[_Counts, _Counts]:
+        """Counts with uncertain as negative, and as positive."""
         numbers = rows.reshape(len(rows), -1, COLUMNS).transpose(2, 0, 1)
         known_nF, present_nF, claimed_nF, possible_nF, suspected_nF = numbers
         strict = _Counts(known_nF, present_nF, claimed_nF)
-        lenient = _Counts(known_nF, possible_nF, suspected_nF)
+        return strict, _Counts(known_nF, possible_nF, suspected_nF)
+
+    def statistics(self, rows: np.ndarray) -> Statistics:
+        """The averages as a function of the weights of the reports."""
+        strict, lenient = self._counts(rows)
         five = None
         if set(FIVE) <= set(self.findings):
             five = strict.select([self.findings.index(name) for name in FIVE])
@@ -149,7 +165,7 @@ class FindingsF1(PatientBootstrapMetric):
                 found |= five.averages(weights_n, "_5")
             return found
 
-        return self._per_finding(strict, patients) | bootstrap_all(scores, patients)
+        return scores
 
     def _per_finding(self, counts: _Counts, patients: np.ndarray) -> dict[str, Estimate]:
         """F1 of each finding that has a positive label."""

@@ -17,9 +17,10 @@ from mavilt_pl.errors import MaviltWarning
 from mavilt_pl.metrics.bootstrap import (
     Estimate,
     PatientBootstrapMetric,
+    Statistics,
+    bootstrap_all,
     bootstrap_ci,
     drop_undefined,
-    weighted_mean_ci,
 )
 
 
@@ -235,18 +236,20 @@ class TextScores(PatientBootstrapMetric):
         rows, patients = self.table()
         if not len(rows):
             return {}
-        figures: dict[str, Estimate | None] = {}
-        bleu_rows = rows[:, :10]
-        for order in range(1, 5):
-            figures[f"bleu_{order}"] = self._bleu(bleu_rows, patients, order)
-        figures["rouge_l"] = weighted_mean_ci(rows[:, 10], patients)
-        figures["rouge_l_coco"] = weighted_mean_ci(rows[:, 11], patients)
-        figures["meteor"] = weighted_mean_ci(rows[:, 12], patients)
-        return drop_undefined(figures)
+        return bootstrap_all(self.statistics(rows), patients)
 
-    @staticmethod
-    def _bleu(counts: np.ndarray, patients: np.ndarray, order: int) -> Estimate | None:
-        return bootstrap_ci(lambda weights: corpus_bleu(weights @ counts, order), patients)
+    def statistics(self, rows: np.ndarray) -> Statistics:
+        """The figures as a function of the weights of the texts."""
+        counts_n10, means_n3 = rows[:, :10], rows[:, 10:]
+
+        def scores(weights_n: np.ndarray) -> dict[str, float]:
+            """All figures of texts of these weights."""
+            counts = weights_n @ counts_n10
+            found = {f"bleu_{order}": corpus_bleu(counts, order) for order in range(1, 5)}
+            means = weights_n @ means_n3 / weights_n.sum()
+            return found | dict(zip(("rouge_l", "rouge_l_coco", "meteor"), means.tolist()))
+
+        return scores
 
 
 class Perplexity(PatientBootstrapMetric):

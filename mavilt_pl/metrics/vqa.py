@@ -12,8 +12,9 @@ from torch import Tensor
 from mavilt_pl.metrics.bootstrap import (
     Estimate,
     PatientBootstrapMetric,
+    Statistics,
     bootstrap,
-    bootstrap_ci,
+    bootstrap_all,
     weighted_mean_ci,
 )
 from mavilt_pl.metrics.intervals import FEW_PATIENTS, auroc_interval, num_patients
@@ -96,32 +97,34 @@ class GroupedAUROC(PatientBootstrapMetric):
         """All figures."""
         rows, patients = self.table()
         figures: dict[str, Estimate] = {}
-        groups = []  # rows and area of each group that has a figure
-        for number, name in enumerate(self.groups):
-            # Sub-tables keep their order, which the bootstrap's sums depend on.
-            chosen = rows[:, 0] == number
-            if not chosen.any():
-                continue
+        for name, chosen in self._chosen(rows).items():
             area = _area_of(rows[chosen])
             figure = _with_interval(area, rows[chosen], patients[chosen])
             if figure is not None:
                 figures[f"{self.prefix}/{name}"] = figure
-                groups.append((chosen, area))
-        if not groups:
-            return figures
+        if figures:
+            figures |= bootstrap_all(self.statistics(rows), patients)
+        return figures
 
-        def macro(weights: np.ndarray) -> float:
+    def _chosen(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """The rows of each group that has any, bool [n]."""
+        chosen = {name: rows[:, 0] == number for number, name in enumerate(self.groups)}
+        return {name: of_group for name, of_group in chosen.items() if of_group.any()}
+
+    def statistics(self, rows: np.ndarray) -> Statistics:
+        """The mean as a function of the weights of the cases."""
+        # Sub-tables keep their order, which the bootstrap's sums depend on.
+        groups = [(chosen, _area_of(rows[chosen])) for chosen in self._chosen(rows).values()]
+
+        def macro(weights: np.ndarray) -> dict[str, float]:
             """Mean AUROC over the groups that have one."""
             # Weights are of all rows; each area takes those of its group.
             areas = [area(weights[chosen]) for chosen, area in groups]
             # In a resample a group may lack a class.
             defined = [area for area in areas if not np.isnan(area)]
-            return float(np.mean(defined)) if defined else float("nan")
+            return {f"{self.prefix}_macro": float(np.mean(defined)) if defined else float("nan")}
 
-        mean = bootstrap_ci(macro, patients)
-        if mean is not None:
-            figures[f"{self.prefix}_macro"] = mean
-        return figures
+        return macro
 
 
 def _area_of(rows: np.ndarray) -> Callable[[np.ndarray], float]:
@@ -169,6 +172,10 @@ class GroupedMean(PatientBootstrapMetric):
         """Add cases with the numbers of their groups."""
         rows = [[group, float(score)] for group, score in zip(groups, scores)]
         self.add_rows(rows, patients)
+
+    def statistics(self, rows: np.ndarray) -> Statistics:
+        """The mean over all cases as a function of their weights."""
+        return lambda weights: {self.name: float(weights @ rows[:, 1] / weights.sum())}
 
     def compute(self) -> dict[str, Estimate]:
         """All figures."""

@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from scipy import stats
 from words import DATA, QUIET
 
 from mavilt_pl.cli import main
-from mavilt_pl.evaluation.predictions import read_predictions
+from mavilt_pl.evaluation.predictions import read_predictions, write_predictions
+from mavilt_pl.evaluation.results import write_json
+from mavilt_pl.evaluation.scoring import score
+from mavilt_pl.metrics.text import rouge_l_coco
 from tests.trainer.tiny_runs import ended, started
 
 STUDIES = 7  # prime to two and three processes
@@ -121,3 +126,53 @@ def test_files_of_other_programs(tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert main(["score", str(lines)]) == 1
         assert message in capsys.readouterr().err
     assert main(["score", str(tmp_path / "absent.jsonl")]) == 1
+
+
+def arm(folder: Path, texts: list[str], references: list[str]) -> None:
+    """A test's files for given reports of 40 patients, one study each."""
+    records = []
+    for number, (text, reference) in enumerate(zip(texts, references)):
+        names = {"source": "s", "study": f"s{number}", "patient": f"p{number}"}
+        records.append({"task": "report", **names, "generated": text, "reference": reference})
+    write_predictions(folder / "test/predictions.jsonl", records, "", {})
+    made_by = {"corpus": {"s": "aa"}, "judges": {}}
+    content = {"figures": score(records), "made_by": made_by}
+    write_json(folder / "test/results.json", content)
+
+
+def test_two_single_runs_are_compared_by_patient(tmp_path: Path) -> None:
+    """The difference of means against scipy's bootstrap of the paired differences."""
+    random = np.random.default_rng(0)
+    words = np.array(
+        ["the", "heart", "is", "normal", "no", "effusion", "small", "left", "lung", "clear"]
+    )
+    references = [" ".join(random.choice(words, 8)) for _ in range(40)]
+    arms = {}
+    for name, share in (("better", 0.3), ("worse", 0.6)):
+        texts = []
+        for reference in references:
+            kept = np.array(reference.split())
+            changed = random.random(8) < share
+            kept[changed] = random.choice(words, int(changed.sum()))
+            texts.append(" ".join(kept))
+        arms[name] = texts
+        arm(tmp_path / name, texts, references)
+    assert main(["results", str(tmp_path), "--compare", "better", "worse"]) == 0
+    rows = json.loads((tmp_path / "compare.json").read_text())["rows"]
+    (row,) = [row for row in rows if row["metric"] == "rouge_l_coco"]
+    (difference,) = row["differences"]
+    gaps = []
+    for better, worse, reference in zip(arms["better"], arms["worse"], references):
+        gaps.append(rouge_l_coco(better, reference) - rouge_l_coco(worse, reference))
+    assert difference["mean"] == pytest.approx(np.mean(gaps))
+    expected = stats.bootstrap((gaps,), np.mean, method="percentile", random_state=1)
+    low, high = expected.confidence_interval
+    width = high - low
+    assert difference["low"] == pytest.approx(low, abs=0.15 * width)
+    assert difference["high"] == pytest.approx(high, abs=0.15 * width)
+    # Of other patients nothing is paired.
+    lines = (tmp_path / "worse/test/predictions.jsonl").read_text()
+    (tmp_path / "worse/test/predictions.jsonl").write_text(lines.replace('"s0"', '"s99"'))
+    assert main(["results", str(tmp_path), "--compare", "better", "worse"]) == 0
+    rows = json.loads((tmp_path / "compare.json").read_text())["rows"]
+    assert all(one["low"] is None for row in rows for one in row["differences"])

@@ -14,6 +14,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -99,6 +100,8 @@ def _reader(name: str) -> Callable[..., Iterator[Study]]:
     spec = importlib.util.spec_from_file_location(f"mavilt_reader_{path.stem}", path)
     assert spec is not None and spec.loader is not None  # its suffix is that of Python
     module = importlib.util.module_from_spec(spec)
+    # Dataclasses and pickles look their module up there.
+    sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
     except Exception as error:
