@@ -21,11 +21,14 @@ NAMES = (
     *("corpus.json.bak", "studies.parquet", "studies.arrow", "pixels-00000.npy", "rejects.csv"),
     *("tokens.npy", "tokens-00000.npy", "codes.npy", "tokenizer.json", "generation_config.json"),
     *("test/results.json", "test/samples.json", "test/notes.txt", "pictures/a.png"),
+    *("test/predictions.jsonl", "example.py", "visual.json", "vqgan.ckpt"),
     *("parts/00000.parquet", "parts/mine.txt", "tensorboard/mine.txt", "slurm/phantom.sbatch"),
     *("raw/mimic/mine.txt", "corpora/mimic/mine.txt", "checkpoints/mine.txt", ".steps/mine.txt"),
     *("files/p10/mine.txt", "mimic-cxr-2.0.0-split.csv.gz", "vqgan/mine.txt", "backbone/mine.txt"),
     *("backbone/config.json", "events.out.tfevents.1", "phantom.json"),
 )
+
+LINKS = ("3.png", "test/last.ckpt", "corpora/link.csv", "raw/link")
 
 COMMANDS = {
     "phantom": "phantom mimic FOLDER --studies 12 --validate 2 --test 2 --size 16",
@@ -37,6 +40,7 @@ COMMANDS = {
     "draw": "draw text other --out FOLDER MODEL",
     "export": "export MODEL --out FOLDER",
     "results": "results FOLDER",
+    "score": "score PREDICTIONS --out FOLDER",
     "compare": "results FOLDER --compare CHAIN CHAIN",
     "run": "run demo --until phantom-mimic --out FOLDER",
     "submit": "submit demo --until phantom-mimic --out FOLDER --time 5 --partition cpu",
@@ -57,6 +61,12 @@ def folder(tmp_path: Path) -> Path:
     for name in ("mine.part", "mine.tmp", ".mine.part"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "kept.txt").write_text("kept")
+    # What links lead to is not theirs either, whatever the links are called.
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/kept.txt").write_text("kept")
+    for name in LINKS:
+        (folder / name).symlink_to(tmp_path / "elsewhere/kept.txt")
+    (folder / "pictures/more").symlink_to(tmp_path / "elsewhere")
     return folder
 
 
@@ -89,7 +99,10 @@ def words(chain: Path, corpus_path: Path, mimic_root: Path, folder: Path) -> Any
 
     def expand(command: str) -> list[str]:
         words: list[str] = []
+        theirs = folder.parent / "theirs.csv"
+        theirs.write_text("generated,reference\nClear.,Clear.\n")
         places = {"FOLDER": folder, "MIMIC": mimic_root, "CORPUS": corpus_path, "CHAIN": chain}
+        places["PREDICTIONS"] = theirs
         for word in command.split():
             for key, path in places.items():
                 word = word.replace(key, str(path))
@@ -107,7 +120,9 @@ def test_every_file_is_found_again(
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
     main(words(COMMANDS[name]))
     assert not [name for name in NAMES if (folder / name).read_text() != name]
-    assert len([*folder.parent.glob("*/kept.txt")]) == 3
+    kept = [*folder.parent.glob("*/kept.txt")]
+    assert len(kept) == 4 and all(path.read_text() == "kept" for path in kept)
+    assert all((folder / name).is_symlink() for name in (*LINKS, "pictures/more"))
 
 
 @pytest.mark.parametrize("name", ["report.html", "results.json"])
