@@ -70,6 +70,10 @@ def build_parser() -> argparse.ArgumentParser:
 def execute(argv: Sequence[str]) -> int:
     """Run the verb that `argv` begins with; its exit status. Errors propagate."""
     if argv and argv[0] in TRAINING_VERBS:
+        from mavilt_pl.parallel.parent import end_with_parent
+
+        # Before the imports, which take seconds.
+        end_with_parent()
         from mavilt_pl.cli.training import run
 
         return run(list(argv))

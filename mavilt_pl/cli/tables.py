@@ -8,6 +8,8 @@ from typing import Any
 from mavilt_pl.cli.terminal import plain
 from mavilt_pl.evaluation.headlines import CONTROLS
 
+WIDE = 140  # columns that all controls need
+
 
 def print_figures(figures: Sequence[dict[str, Any]]) -> None:
     """Print a table for each source; figures of single findings are in the file only.
@@ -19,6 +21,7 @@ def print_figures(figures: Sequence[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    console = Console()
     # `metric/finding` is the figure of a single finding; a table of all would be several screens
     # long.
     overall = [figure for figure in figures if "/" not in figure["metric"]]
@@ -29,6 +32,9 @@ def print_figures(figures: Sequence[dict[str, Any]]) -> None:
                 by_key[figure["task"], figure["metric"], figure["control"]] = figure
         present = {control for _, _, control in by_key}
         controls = [control for control in CONTROLS if control in present]
+        # On a narrow terminal the other controls would fold the names of the figures.
+        if console.width < WIDE:
+            controls = controls[:1]
         table = Table(title=plain(source), box=SIMPLE_HEAD, title_justify="left")
         table.add_column("figure", overflow="fold")
         table.add_column("value (95 % interval)", overflow="fold", justify="right")
@@ -42,7 +48,7 @@ def print_figures(figures: Sequence[dict[str, Any]]) -> None:
                 of_control = by_key.get((task, metric, name))
                 cells.append(f"{of_control['value']:.4g}" if of_control else "")
             table.add_row(plain(f"{task} {metric}"), *cells)
-        Console().print(table)
+        console.print(table)
 
 
 def print_comparison(comparison: Any) -> None:

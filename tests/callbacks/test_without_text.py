@@ -30,7 +30,8 @@ def test_only_studies_with_a_text_are_scored() -> None:
         return [texts[int(code)] for code in codes]
 
     module = SimpleNamespace(generator=SimpleNamespace(generate_reports=generate_reports))
-    trainer: Any = SimpleNamespace(datamodule=SimpleNamespace(findings=["edema"], names=["corpus"]))
+    datamodule = SimpleNamespace(findings=["edema"], names=["corpus"])
+    trainer: Any = SimpleNamespace(datamodule=datamodule, testing=False)
     callback = ReportMetrics(samples=0)
     for control, right in ((None, True), (SHUFFLED, False)):
         metrics = callback.metrics(trainer, module)
