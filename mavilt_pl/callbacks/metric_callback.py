@@ -10,9 +10,12 @@ from lightning import Callback, LightningModule, Trainer
 from torchmetrics import Metric
 
 from mavilt_pl.callbacks.observation import Observation
+from mavilt_pl.data.collate import sample_key
 from mavilt_pl.metrics.bootstrap import Estimate
 from mavilt_pl.parallel.distributed import gather_lists
 from mavilt_pl.ranges import NonNegativeInt
+
+Sample = tuple[int, dict[str, Any]]  # key of the study, content
 
 
 class MetricCallback(Callback):
@@ -31,6 +34,7 @@ class MetricCallback(Callback):
         self.validate, self.samples = validate, samples
         self.figures: list[dict[str, Any]] = []
         self.examples: list[dict[str, Any]] = []
+        self._samples: dict[str, list[Sample]] = {}  # of each source, on this rank
         # Of a test: what the model made of every study, of all ranks once it has ended.
         self.predictions: list[dict[str, Any]] = []
         # By source and control; empty while nothing is scored.
@@ -121,6 +125,7 @@ class MetricCallback(Callback):
         gathered = gather_lists(self.predictions)
         # Not in the order of ranks, which would depend on their number.
         self.predictions = sorted(gathered, key=lambda one: (one["source"], one["study"]))
+        self.examples = self._gather_samples()
 
     def _start(
         self, trainer: Trainer, module: LightningModule, controls: tuple[str | None, ...]
@@ -130,6 +135,7 @@ class MetricCallback(Callback):
         # validation and test.
         sources = range(len(trainer.datamodule.names))
         self.examples.clear()
+        self._samples = {}
         self.predictions = []
         self._remaining = dict.fromkeys(sources, self.validate)
         self._metrics = {}
@@ -193,24 +199,45 @@ class MetricCallback(Callback):
         }
         self.predictions.append({**named, **content})
 
-    def wants_sample(self, observation: Observation) -> bool:
-        """Whether more samples of this source are to be kept."""
+    def sampled_rows(self, observation: Observation) -> list[int]:
+        """Rows of a batch whose studies are samples, as far as the test has come.
+
+        Samples are the studies of the smallest keys, which are as good as random and the same in
+        every test: neither the first ones nor the best ones.
+        """
         # Samples show the model, not its negative control.
-        if observation.control is not None:
-            return False
-        name = observation.source_name
-        num_kept = sum(example["source"] == name for example in self.examples)
-        return num_kept < self.samples
+        if observation.control is not None or observation.is_filler:
+            return []
+        if not observation.trainer.testing:
+            return []
+        kept = self._samples.get(observation.source_name, [])
+        keys = sorted([*observation.sample_keys, *(key for key, _ in kept)])[: self.samples]
+        return [row for row, key in enumerate(observation.sample_keys) if key in keys]
 
     def add_sample(
         self, observation: Observation, study: Mapping[str, Any], **content: Any
     ) -> None:
-        """Keep a sample of a study, unless there are enough of its source."""
-        if not self.wants_sample(observation):
-            return
+        """Keep a sample of a study in place of the one of the largest key."""
         # Identifiers are patient data and stay out of pages.
         named = {"source": observation.source_name, "study": study["hidden_name"]}
-        self.examples.append({**named, **content})
+        kept = self._samples.setdefault(observation.source_name, [])
+        kept.append((sample_key(study["study"]), {**named, **content}))
+        self._samples[observation.source_name] = _smallest(kept, self.samples)
+
+    def _gather_samples(self) -> list[dict[str, Any]]:
+        """The samples of all sources, of all ranks."""
+        by_source: dict[str, list[Sample]] = {}
+        for source, kept in gather_lists([*self._samples.items()]):
+            by_source.setdefault(source, []).extend(kept)
+        examples = []
+        for source in sorted(by_source):
+            examples += [example for _, example in _smallest(by_source[source], self.samples)]
+        return examples
+
+
+def _smallest(samples: list[Sample], number: int) -> list[Sample]:
+    """The samples of the smallest keys, in their order."""
+    return sorted(samples, key=lambda sample: sample[0])[:number]
 
 
 def _compute(metric: Metric) -> dict[str, Estimate]:

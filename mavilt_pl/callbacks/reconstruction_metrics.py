@@ -103,9 +103,10 @@ class ReconstructionMetrics(MetricCallback):
         observation.metrics["codes"].update(observation.outputs["codes"])
         if self.judge is not None:
             self._judge(observation, real_BCHW, recon_BCHW)
-        pairs = zip(observation.studies, to_uint8(real_BCHW), to_uint8(recon_BCHW))
-        for study, original, reconstruction in pairs:
-            self.add_sample(observation, study, original=original, reconstruction=reconstruction)
+        originals, reconstructions = to_uint8(real_BCHW), to_uint8(recon_BCHW)
+        for row in self.sampled_rows(observation):
+            images = {"original": originals[row], "reconstruction": reconstructions[row]}
+            self.add_sample(observation, observation.studies[row], **images)
 
     def _judge(self, observation: Observation, real_BCHW: Tensor, recon_BCHW: Tensor) -> None:
         metrics, patients = observation.metrics, observation.patients

@@ -94,9 +94,10 @@ class ReportMetrics(MetricCallback):
         for study, report in zip(seen.studies, reports):
             known = dict(study["label_names"])
             self.record(seen, study, generated=report, reference=study["text"], labels=known)
-        # Only then are the images read from the corpus.
-        if self.wants_sample(seen):
-            self._keep_samples(seen, reports)
+        rows = self.sampled_rows(seen)
+        # Only then are images read from the corpus.
+        if rows:
+            self._keep_samples(seen.select(rows), [reports[row] for row in rows])
 
     def _reports(self, seen: Observation) -> list[str] | None:
         """The reports under this control; None if there is no constant report."""

@@ -135,9 +135,9 @@ class SynthesisMetrics(MetricCallback):
             rows = [row for row, views in enumerate(all_views) if len(views) > 1]
             if rows:
                 self._second_views(requested, rows, pictures)
-        texts = requested.batch["text"]
-        for study, text, images in zip(requested.studies, texts, pictures):
-            self.add_sample(requested, study, text=text, **images)
+        for row in self.sampled_rows(requested):
+            text = requested.batch["text"][row]
+            self.add_sample(requested, requested.studies[row], text=text, **pictures[row])
 
     def _second_views(
         self, requested: Observation, rows: list[int], pictures: list[dict[str, Any]]

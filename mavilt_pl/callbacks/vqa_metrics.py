@@ -58,8 +58,9 @@ class VQAMetrics(MetricCallback):
                     AnsweredQuestion(topic, reference, question.candidates, prediction, patient)
                 )
         update_answers(asked.metrics, asked.findings, answered)
-        if self.wants_sample(asked):
-            self._keep_samples(asked, answers)
+        sampled = self.sampled_rows(asked)
+        if sampled:
+            self._keep_samples(asked.select(sampled), [answers[row] for row in sampled])
 
     @staticmethod
     def _answers(asked: Observation) -> list[list[Any]]:
@@ -72,17 +73,8 @@ class VQAMetrics(MetricCallback):
         )
 
     def _keep_samples(self, asked: Observation, answers: list[list[Any]]) -> None:
-        images = asked.original_images()
-        for study, predictions, image in zip(asked.studies, answers, images):
+        for study, predictions, image in zip(asked.studies, answers, asked.original_images()):
+            questions = []
             for question, prediction in zip(study["questions"], predictions):
-                kind = "probabilities" if question.candidates else "prediction"
-                self.add_sample(
-                    asked,
-                    study,
-                    image=image,
-                    topic=question.topic,
-                    question=question.question,
-                    answer=question.answer,
-                    candidates=list(question.candidates),
-                    **{kind: prediction},
-                )
+                questions.append(_answered(question, prediction))
+            self.add_sample(asked, study, image=image, questions=questions)

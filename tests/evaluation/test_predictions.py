@@ -90,6 +90,12 @@ def test_equal_on_any_number_of_processes(
         shares = one.pop("probabilities", []), other.pop("probabilities", [])
         assert shares[0] == pytest.approx(shares[1], rel=1e-4)
         assert one == other
+    samples = [json.loads((tested / "samples.json").read_text())]
+    samples.append(json.loads((tmp_path / "test/samples.json").read_text()))
+    for task in ("report", "vqa"):
+        studies = [[row["study"] for row in one[task]] for one in samples]
+        # One card a study, however many questions it has.
+        assert studies[0] == studies[1] and len({*studies[0]}) == STUDIES
     of_one, of_several = figures(tested / "results.json"), figures(tmp_path / "test/results.json")
     assert of_one.keys() == of_several.keys()
     for key, value in of_one.items():
