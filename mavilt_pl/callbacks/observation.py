@@ -33,6 +33,7 @@ def visible_images(batch: Mapping[str, Any], control: str | None = None) -> Any:
         control: None for the study's own images, `SHUFFLED` for another patient's.
     """
     # Control images come from the data module, which never takes those of the same patient.
+    # A constant report looks at no image, so only one control needs other ones.
     prefix = "" if control is None else "control_"
     if f"{prefix}views" in batch:
         return batch[f"{prefix}views"]
@@ -70,6 +71,7 @@ def original_pixels(
     # The only way from a language batch back to pixels: the batch has codes and row numbers.
     corpus = trainer.datamodule.corpora[source]
     if views is None:
+        # A study of one view: its image is a row of the pixel store.
         rows = [study["image_row"] for study in studies]
     else:
         rows = [study["view_rows"][view] for study, view in zip(studies, views)]
@@ -136,6 +138,7 @@ class Observation:
 
     def with_text(self) -> Observation:
         """The same for the studies that have a text; others come with questions only."""
+        # White space alone is no text to compare with.
         rows = [row for row, text in enumerate(self.batch["text"]) if text.strip()]
         return self.select(rows)
 

@@ -18,6 +18,7 @@ from mavilt_pl.metrics.answers import AnsweredQuestion, answer_metrics, update_a
 
 def _answered(question: Any, prediction: Any) -> dict[str, Any]:
     """A question with what was answered: probabilities of its candidates, or a text."""
+    # The two names say without a look at the question which kind it is.
     kind = "probabilities" if question.candidates else "generated"
     return {
         "question": question.question,
@@ -43,6 +44,7 @@ class VQAMetrics(MetricCallback):
 
     def update_metrics(self, observation: Observation) -> None:
         """Answer and score the questions of a batch."""
+        # A corpus may have questions about some of its studies only.
         rows = [row for row, study in enumerate(observation.studies) if study["questions"]]
         if not rows:
             return
@@ -67,12 +69,14 @@ class VQAMetrics(MetricCallback):
         """A prediction for each question of each study."""
         questions = []
         for study in asked.studies:
+            # Without candidates the generator answers in free text.
             questions.append([(q.question, q.candidates) for q in study["questions"]])
         return asked.module.generator.answer_questions(
             asked.images, questions, keys=asked.sample_keys
         )
 
     def _keep_samples(self, asked: Observation, answers: list[list[Any]]) -> None:
+        # One sample a study, so that its image is shown once.
         for study, predictions, image in zip(asked.studies, answers, asked.original_images()):
             questions = []
             for question, prediction in zip(study["questions"], predictions):

@@ -19,6 +19,7 @@ def run_folder(options: Any) -> Path:
     Args:
         options: the parsed settings of `fit`, `validate` or `test`.
     """
+    # One folder a module, so that the commands of the README need no paths.
     module_name = options.model.class_path.rsplit(".", 1)[-1].lower()
     return Path(options.trainer.default_root_dir or f"runs/{module_name}")
 
@@ -32,6 +33,7 @@ def check_settings(options: Any) -> None:
     Raises:
         UserError: names the keys, and what to set.
     """
+    # First what is missing: most settings cannot be judged without it.
     _check_named(options)
     check_ranges(options)
     module_name = options.model.class_path.rsplit(".", 1)[-1]
@@ -46,6 +48,7 @@ def _check_named(options: Any) -> None:
     """Check that the folders are named, which no config can know."""
     settings, data = options.model.get("init_args") or {}, options.data
     missing: dict[str, tuple[str, str]] = {}
+    # Each with what makes it, and an example to copy.
     if not data.corpora:
         missing["data.corpora"] = ("as `mavilt prepare` writes them", "[corpora/mimic]")
     if data.batch_kind in ("pairs", "instructions") and not data.tokens:
@@ -77,6 +80,7 @@ def check_ranges(options: Any) -> None:
         if callback.class_path.startswith("mavilt_pl."):
             name = f"trainer.callbacks[{number}].init_args"
             check_arguments(_class_of(callback), _arguments_of(callback), name)
+    # Options of the command, which belong to no class.
     for key in ("checkpoint_every", "checkpoint_keep"):
         check_value(PositiveInt, options[key], key)
 
@@ -87,6 +91,7 @@ def _class_of(spec: Any) -> type:
 
 
 def _arguments_of(spec: Any) -> Mapping[str, Any]:
+    # A class without arguments has none in its config.
     arguments = spec.get("init_args")
     return vars(arguments) if arguments else {}
 
@@ -109,6 +114,7 @@ def _check_vqgan(trainer: Any) -> None:
 
 def _check_findings(settings: Mapping[str, Any], data: Any) -> None:
     """The classifier's outputs are the columns of the data's labels."""
+    # In order: the columns have no names at run time.
     outputs, columns = list(settings["findings"]), list(data.findings or [])
     if outputs != columns:
         raise UserError(

@@ -59,6 +59,7 @@ def expand_folders(images: Sequence[str]) -> list[str]:
     Raises:
         UserError: a folder holds no image.
     """
+    # Images and folders may be mixed, as a shell expands them.
     expanded: list[str] = []
     for image in images:
         if not Path(image).is_dir():
@@ -87,6 +88,7 @@ def pair_views(images: Sequence[str], laterals: Sequence[str]) -> list[Any]:
             f"--lateral: found {len(laterals)} for {len(images)} IMAGEs; expected the lateral "
             "image of each, in their order"
         )
+    # A study of several views is a mapping, see `MAViLT`.
     studies = []
     for image, lateral in zip(images, laterals):
         studies.append({"frontal": image, "lateral": lateral})

@@ -17,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     sources = ", ".join(sorted(SOURCES))
     parser.add_argument("source", help=f"{sources}, or a Python file with a reader of your own")
+    # Positional, because nothing works without them.
     parser.add_argument("root", type=Path, help="the dataset's folder, as downloaded")
     parser.add_argument("--out", type=Path, required=True, help="folder of the corpus")
     parser.add_argument("--name", help="the corpus's name in results (default: the source)")
@@ -44,6 +45,7 @@ def add_reader_options(parser: argparse.ArgumentParser, prefix: str = "") -> Non
     """Add the options of the datasets' readers, with `prefix` before each help text."""
     from mavilt_pl.data.sources import READER_OPTIONS
 
+    # All readers' options; a reader refuses those that it does not have.
     for option, description in READER_OPTIONS.items():
         parser.add_argument(f"--{option}", help=f"{prefix}{description}")
     parser.add_argument(
@@ -102,6 +104,7 @@ def run(args: argparse.Namespace) -> int:
 def _checked_size(args: argparse.Namespace) -> int:
     from mavilt_pl.errors import UserError
 
+    # Checked here: the first image would fail otherwise, after the tables.
     if args.size < 1:
         raise UserError(f"--size {args.size}: expected a size of 1 or more")
     return args.size
@@ -113,6 +116,7 @@ def _checked_views(args: argparse.Namespace) -> list[str] | None:
 
     if not args.views:
         return None
+    # As one word, which needs no quotes in a shell.
     views = args.views.split(",")
     if not set(views) <= set(VIEWS):
         raise UserError(f"--views {args.views}: expected views among {', '.join(VIEWS)}")
@@ -123,6 +127,7 @@ def _print_counts(facts: dict[str, Any], out: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    # One row a split: what a reader of a paper asks for first.
     table = Table(title=plain(f"{facts['name']}: {out}"))
     table.add_column("split")
     for kind in KINDS:

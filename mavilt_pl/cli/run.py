@@ -57,12 +57,14 @@ def run(args: argparse.Namespace) -> int:
             recipe.step(name, f"--{option}")
     # `execute` is handed in, so that recipes need not import the command line.
     run = RecipeRun(recipe, out, args.seed, execute)
+    # One word of the shell holds several words of the command.
     extra = shlex.split(args.extra_args)
     if args.dry_run:
         for step in recipe.steps:
             if args.only in (None, step.name):
                 print("mavilt", shlex.join([*run.words(step), *extra]))
         return 0
+    # A SLURM job runs one step, and the next job the next one.
     if args.only:
         return run_single_step(run, args.only, extra)
     status = run_recipe(run, args.until)

@@ -28,6 +28,7 @@ def run(args: argparse.Namespace) -> int:
     from mavilt_pl.evaluation.results import check_figures, versions, write_json
     from mavilt_pl.evaluation.scoring import score
 
+    # Of the findings that the test scored, if the file says which.
     figures = check_figures(
         score(read_predictions(args.file), scored_findings(args.file)), str(args.file)
     )

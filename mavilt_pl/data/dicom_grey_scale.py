@@ -24,7 +24,7 @@ LEAST_SHARE = 1 / 32
 def apply_grey_scale(path: Path, data: pydicom.Dataset, stored: np.ndarray) -> GreyImage:
     """Apply the tables of a file; turn rescale and window into a window of stored values.
 
-    A window that shows nothing of the image is left out: of no width, not a number, beside the
+    A window that shows nothing of the image is left out: of no width, not a number, outside the
     image's values, or so wide that the image would be flat. Then the next window counts
     (alternatives for display, PS3.3 C.11.2.1.2), or the image's own range.
 

@@ -18,6 +18,7 @@ def check_link(path: Path, folder: Path) -> None:
     Raises:
         Rejected: the file lies elsewhere.
     """
+    # Of the whole path: a folder above may be the link.
     target = path.resolve()
     if not target.is_relative_to(folder):
         raise Rejected(
@@ -35,6 +36,7 @@ def check_top_links(folder: Path) -> None:
         Rejected: such a link; deeper ones cost only the study that they belong to.
     """
     with os.scandir(folder) as entries:
+        # Of the first level only: a listing of all files would take minutes on a network disk.
         links = sorted(entry.name for entry in entries if entry.is_symlink())
     for name in links:
         check_link(folder / name, folder.resolve())

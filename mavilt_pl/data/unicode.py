@@ -11,4 +11,5 @@ def encodable(text: str) -> str:
     >>> encodable("Clear \ud800 lungs")
     'Clear ? lungs'
     """
+    # A question mark shows that something was there.
     return text.encode("utf-8", "replace").decode("utf-8")

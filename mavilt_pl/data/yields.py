@@ -32,7 +32,9 @@ class Yields:
         """Add studies."""
         for study in studies:
             self.num_studies += 1
+            # A study of the whole report alone has a text too.
             self.num_texts += bool(study.findings or study.impression or study.report)
+            # Those of the dataset itself, as of VQA-RAD, need no file.
             self.num_questions += len(self.questions.get(study.study, ()))
 
     def check(self, rejects: Sequence[RejectRow]) -> None:
@@ -49,8 +51,10 @@ class Yields:
             return
         if self.settings["questions"] and not self.num_questions:
             raise UserError(self._no_question(rejects))
+        # Datasets without reports are published so, and some readers take none.
         if self.num_texts or "reports" not in source_options(self.settings["source"]):
             return
+        # Named and not found is a mistake; not named may be meant: images train the tokenizer.
         if self.settings.get("reports"):
             raise UserError(
                 f"--reports {self.settings['reports']}: a report of none of {self.num_studies:,} "
@@ -65,6 +69,7 @@ class Yields:
         )
 
     def _no_question(self, rejects: Sequence[RejectRow]) -> str:
+        # Usable, and about other studies: the study ids or the dataset are the wrong ones.
         num_usable = sum(map(len, self.questions.values()))
         reasons = [reason for _, _, stage, reason in rejects if stage == "question"]
         first = f"; the first reason: {reasons[0]}" if reasons else ""

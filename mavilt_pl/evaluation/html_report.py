@@ -195,7 +195,7 @@ def _cells_of_findings(figures: Sequence[Figure], source: str) -> dict[tuple[str
 
 
 def _controls(figures: Sequence[Figure]) -> list[dict[str, Any]]:
-    """Figures beside their controls, and the controls that a figure does not beat."""
+    """Figures with their controls, and the controls that a figure does not beat."""
 
     def identity(figure: Figure) -> tuple[str, str, str]:
         """What a figure and its controls have in common."""

@@ -22,6 +22,7 @@ def paired_tests(
         other: of the run that is subtracted.
     """
     differences: dict[Difference, Estimate] = {}
+    # By the test's place in the run, such as `stage2`.
     for test in sorted(first.keys() & other.keys()):
         differences |= paired_differences(first[test], other[test])
     return differences
@@ -37,11 +38,13 @@ def paired_differences(first: Path, other: Path) -> dict[Difference, Estimate]:
         other: of the test that is subtracted.
     """
     mine, theirs = read_predictions(first), read_predictions(other)
+    # Of the first file: arms that scored other findings have been refused before.
     findings = scored_findings(first)
     differences: dict[Difference, Estimate] = {}
     for task in ("report", "vqa"):
         for source in dict.fromkeys(str(record["source"]) for record in mine):
             here, there = _of(mine, task, source), _of(theirs, task, source)
+            # A pair needs the same study and question in both.
             if not here or _names(here) != _names(there):
                 continue
             pairs = zip(tables(task, here, findings), tables(task, there, findings), strict=True)

@@ -46,6 +46,7 @@ def write_predictions(
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     check_replaceable(path, MARK)
+    # The mark of the file comes first, where `check_replaceable` looks for it.
     head = {"about": "predictions of mavilt", "notice": notice, "made_by": made_by}
     lines = [json.dumps(one, ensure_ascii=False) for one in (head, *records)]
     atomic_write_text(path, "\n".join(lines) + "\n")
@@ -60,18 +61,22 @@ def read_predictions(path: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: the file is not readable, or a record lacks what is needed.
     """
+    # By the name: the first line of a CSV may be valid JSON.
     rows = _csv_rows(path) if path.name.endswith((".csv", ".csv.gz")) else _json_rows(path)
     records = []
     for number, row in rows:
         if "about" in row:
             continue
         where = f"{path}, line {number}"
+        # What is missing; what the file says replaces it.
         record = {"task": "report", "source": path.name.split(".")[0], "patient": str(number)}
         record |= row
         record["reference"] = _first(row, REFERENCES, where)
+        # Closed questions have no generated text.
         if "probabilities" not in row:
             record["generated"] = _first(row, GENERATED, where)
         records.append(record)
+    # A file of its head alone is that of a test without reports and questions.
     if not records:
         raise UserError(f"{path} holds no predictions; expected a line for each study")
     return records
@@ -118,6 +123,7 @@ def _first(row: Record, names: Sequence[str], where: str) -> str:
     Raises:
         UserError: none is there, or it is no text.
     """
+    # In order: the first name that the file has.
     for name in names:
         if name in row:
             if not isinstance(row[name], str):

@@ -35,7 +35,9 @@ def score(records: Sequence[Record], findings: Sequence[str] | None = None) -> l
         UserError: nothing can be scored.
     """
     figures: list[Figure] = []
+    # Sources are never averaged: they are different populations.
     for source in dict.fromkeys(str(record["source"]) for record in records):
+        # In the order of the file, which pairs texts with patients.
         of_source = [record for record in records if str(record["source"]) == source]
         reports = [record for record in of_source if record["task"] == "report"]
         answers = [record for record in of_source if record["task"] == "vqa"]
@@ -59,10 +61,12 @@ def _score_reports(
         figures.append(_figure("report", source, name, value, coco_protocol(name)))
     # "none" keeps a reference without any finding among the studies whose labels are known.
     read = {text: {"none": "absent"} | findings_in(text) for text in set(references)}
+    # All findings: no label table limits what two texts can be compared in.
     both = FindingsF1(sorted(TERM))
     both.update(generated, [read[text] for text in references], patients)
     protocol = f"{VERSION} on both texts; a finding that is not mentioned is negative"
     for name, value in sorted(both.compute().items()):
+        # Another name, since the two are not comparable.
         name = name.replace("findings_f1", "texts_f1")
         figures.append(_figure("report", source, name, value, protocol))
     return figures
@@ -84,6 +88,7 @@ def _report_metrics(
     text.update(generated, references, patients)
     metrics: list[PatientBootstrapMetric] = [text]
     labels = [_labels(record) for record in reports]
+    # Without any label there is no F1 against labels, only that between the texts.
     named = {name for known in labels for name in known} & TERM.keys()
     if named:
         against_labels = FindingsF1(sorted(named) if findings is None else findings)
@@ -94,6 +99,7 @@ def _report_metrics(
 
 def _labels(record: Record) -> Mapping[str, str]:
     found = record.get("labels")
+    # A column of another program may be anything.
     return found if isinstance(found, dict) else {}
 
 
@@ -108,6 +114,7 @@ def _score_answers(
 
 def _answer_metrics(answers: Sequence[Record], findings: Sequence[str] | None) -> list[Any]:
     """Metrics of closed and of open questions."""
+    # Each topic that occurs, unless the file says which ones the test scored.
     topics = sorted({str(record.get("topic", "other")) for record in answers} - {"other"})
     if findings is not None:
         topics = list(findings)
@@ -139,6 +146,7 @@ def tables(task: str, records: Sequence[Record], findings: Sequence[str] | None)
         return [_table(metric) for metric in _answer_metrics(records, findings)]
     generated, references, patients = _columns(records)
     keys = np.array([patient_key(patient) for patient in patients])
+    # CIDEr depends on all texts, so its rows stay in the order of the file.
     coco = coco_statistics(generated, references), keys
     return [*map(_table, _report_metrics(records, findings)), coco]
 

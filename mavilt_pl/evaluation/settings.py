@@ -26,6 +26,7 @@ def flat_settings(made_by: Mapping[str, Any]) -> dict[str, Any]:
     {'data.sections': 'findings'}
     """
     flat: dict[str, Any] = {}
+    # Decoding is recorded apart: a test may change it.
     groups = {**made_by.get("config", {}), "decoding": made_by.get("decoding", {})}
     for name, group in groups.items():
         _flatten(name, group, flat)
@@ -58,6 +59,7 @@ def differing_settings(settings: Sequence[Mapping[str, Any]]) -> list[dict[str, 
         settings: of the first run of each arm.
     """
     rows = []
+    # Also settings that only one arm has.
     for name in sorted(set().union(*settings)):
         if name.rpartition(": ")[2] in SEEDS:
             continue
@@ -68,4 +70,5 @@ def differing_settings(settings: Sequence[Mapping[str, Any]]) -> list[dict[str, 
 
 
 def _shown(value: Any) -> str:
+    # Null and not there are the same to a reader.
     return "–" if value is None else str(value)

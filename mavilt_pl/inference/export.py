@@ -42,6 +42,7 @@ def export(
         out: an empty folder.
     """
     generator = model.generator
+    # The weights first: it is the step that a full disk stops.
     save_language_model(generator.model, out)
     facts = json.loads((out / "visual.json").read_text(encoding="utf-8"))
     facts |= _prompts(generator.prompts)
@@ -49,6 +50,7 @@ def export(
     save_vqgan(model.vqgan, out / "vqgan.ckpt")
     example = EXAMPLE.read_text(encoding="utf-8")
     (out / "example.py").write_text(example, encoding="utf-8")
+    # Settings as the training had them, not as this machine uses them.
     vocabulary, settings = generator.model.vocabulary, checkpoint["hyper_parameters"]
     templates = Environment(
         loader=PackageLoader("mavilt_pl.inference", "."), undefined=StrictUndefined
@@ -101,6 +103,7 @@ def save_language_model(model: VisualLanguageModel, out: Path) -> None:
 
 def save_vqgan(vqgan: Tokenizer, path: Path) -> None:
     """Write a tokenizer as a checkpoint that `load_tokenizer` reads, without a training's state."""
+    # Under the names of a training, so that one function reads both.
     weights = {f"tokenizer.{key}": value.cpu() for key, value in vqgan.state_dict().items()}
     clinical = vqgan.clinical
     settings = {"autoencoder": vqgan.autoencoder.config, "quantizer": vqgan.quantizer.config}
@@ -115,6 +118,7 @@ def save_vqgan(vqgan: Tokenizer, path: Path) -> None:
 
 def _special_tokens(vocabulary: VisualVocabulary) -> dict[str, int]:
     """Ids of marks, and of views if the model has several."""
+    # A fixed order: ids are positions.
     special = {name: vocabulary.special_token_id(name) for name in SPECIAL_TOKENS}
     if vocabulary.multi_view:
         for view, name in VIEW_TOKENS.items():
@@ -127,6 +131,7 @@ def _save_tokenizer(vocabulary: VisualVocabulary, out: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(out)
     # A conversation's template is the base model's: this one is asked by marks.
     tokenizer.chat_template = None
+    # Rows that the base model pads its embedding with have no token.
     names = [f"<unused-{row}>" for row in range(len(tokenizer), vocabulary.num_text_rows)]
     names += SPECIAL_TOKENS
     names += [f"<code-{code}>" for code in range(vocabulary.codebook_size)]
@@ -154,6 +159,7 @@ def _save_generation(vocabulary: VisualVocabulary, out: Path) -> None:
         "eos_token_id": end,
         "pad_token_id": end,
     }
+    # In the files only: the model in memory may go on training.
     config = AutoConfig.from_pretrained(out)
     for key, value in ids.items():
         setattr(config, key, value)
@@ -168,6 +174,7 @@ def _prompts(prompts: PromptBuilder) -> dict[str, Any]:
     """What stands around an image or a text, as ids."""
     vocabulary = prompts.vocabulary
     # Any code: only where it stands matters.
+    # What stands around the codes of an image, whatever the number of views.
     before, after = _split_at(prompts.image_prefix([0]), vocabulary.first_code)
     opening = prompts.synthesis_prompt(None)[len(prompts.image_prefix({})) :]
     return {
@@ -186,5 +193,6 @@ def _prompts(prompts: PromptBuilder) -> dict[str, Any]:
 
 def _split_at(ids: list[int], one: int) -> tuple[list[int], list[int]]:
     """The ids before and after the only one of this value."""
+    # Codes have ids of their own, so no mark can be mistaken for one.
     where = ids.index(one)
     return ids[:where], ids[where + 1 :]

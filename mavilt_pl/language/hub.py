@@ -18,6 +18,7 @@ def hub_answers() -> bool:
     """Whether the hub can be asked, through the proxies and mirrors of the environment."""
     from huggingface_hub import constants, get_session
 
+    # A user who has said so is taken at their word.
     if constants.HF_HUB_OFFLINE:
         return False
     try:
@@ -38,6 +39,7 @@ def cached_folder(name: str) -> str:
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
+        # The newest snapshot that an earlier download has left.
         return snapshot_download(name, local_files_only=True)
     except HFValidationError:
         raise UserError(f"backbone {name}: no such folder, and no name of the hub") from None

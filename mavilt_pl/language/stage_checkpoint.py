@@ -13,7 +13,7 @@ from mavilt_pl.language.vocabulary import VisualVocabulary
 
 MODEL_PREFIX = "model."  # of the model's weights in a checkpoint
 
-# What a checkpoint holds beside the weights; groups of settings may be left to their defaults.
+# What a checkpoint holds in addition to the weights; groups of settings may have their defaults.
 CONTENTS = {"state_dict": Mapping, "visual_vocabulary": Mapping, "visual_tokenizer": str}
 SETTINGS = {
     "_class_path": str,
@@ -30,12 +30,14 @@ def stage_settings(path: str | Path, checkpoint: Mapping[str, Any]) -> Mapping[s
     Raises:
         UserError: it is of another module, or something is missing or of another type.
     """
+    # Any: a file may hold anything under this name.
     settings: Any = checkpoint.get("hyper_parameters")
     is_stage = isinstance(settings, Mapping) and "visual_vocabulary" in checkpoint
     if not is_stage or "backbone" not in settings:
         raise UserError(
             f"{path} is a checkpoint of another module; expected one of Stage 1 or Stage 2"
         )
+    # Checked together, so that the message names the first that is wrong.
     for kinds, values in ((CONTENTS, checkpoint), (SETTINGS, settings)):
         for key, kind in kinds.items():
             if key not in values or not isinstance(values[key], kind):

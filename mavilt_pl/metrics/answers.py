@@ -34,6 +34,7 @@ def answer_metrics(topics: Sequence[str]) -> dict[str, Metric]:
 
     Questions of a dataset may be about something else than the findings.
     """
+    # Last, so that a topic's number is its place in `topics`.
     groups = [*topics, "other"]
     likeliest = "likeliest candidate, likelihood per token"
     free_text = "free text as sampling.text says; lower case, no punctuation, no articles (SQuAD)"
@@ -56,6 +57,7 @@ def update_answers(
         answered: closed and open questions.
     """
     _update_closed(metrics, topics, [one for one in answered if one.candidates])
+    # Their likelihood has no alternative to be compared with.
     free_text = [one for one in answered if not one.candidates]
     patients = [one.patient for one in free_text]
     # Open answers have no topic, so all are in group 0.

@@ -54,7 +54,9 @@ def coco_statistics(predictions: Sequence[str], references: Sequence[str]) -> St
     counts = []
     for prediction, reference in zip(predictions, references, strict=True):
         counts.append(bleu_counts(prediction.split(), reference.split()))
+    # Counts can be summed by weight, so no text is read again in a resample.
     counts_n10 = np.array(counts, dtype=float)
+    # The rarity of n-grams stays that of the whole set in every resample.
     cider_n = cider(predictions, references)
 
     def scores(weights_n: np.ndarray) -> dict[str, float]:
@@ -82,6 +84,7 @@ def coco_bleu(counts: np.ndarray) -> list[float]:
     >>> [round(bleu, 4) for bleu in coco_bleu(np.array([4.0, 4, 3, 4, 1, 3, 0, 2, 0, 1]))][:2]
     [0.75, 0.5]
     """
+    # Matches and totals of n = 1, 2, … alternate behind the two lengths.
     prediction_length, reference_length = counts[:2]
     matches, total = counts[2::2], counts[3::2]
     precisions = (matches + TINY) / (total + SMALL)
@@ -97,12 +100,14 @@ def cider(predictions: Sequence[str], references: Sequence[str]) -> np.ndarray:
     n-grams are weighted by their rarity among the references of this set, so a report's score
     depends on the others.
     """
+    # Counted once a text, not once a pair.
     hypotheses = [_ngram_counts(text) for text in predictions]
     expected = [_ngram_counts(text) for text in references]
     frequency: Counter[tuple[str, ...]] = Counter()
     for counts in expected:
         # In how many references, not how often.
         frequency.update(counts.keys())
+    # An n-gram of every reference has the weight 0.
     log_size = np.log(float(len(references)))
     scores = []
     for hypothesis, reference in zip(hypotheses, expected, strict=True):
@@ -120,6 +125,7 @@ def cider(predictions: Sequence[str], references: Sequence[str]) -> np.ndarray:
 
 def _ngram_counts(text: str) -> Counter[tuple[str, ...]]:
     """How often each n-gram of 1 to 4 words occurs."""
+    # R2Gen's cleaning leaves words and full stops between spaces.
     tokens = text.split()
     counts: Counter[tuple[str, ...]] = Counter()
     for order in range(1, ORDERS + 1):

@@ -58,11 +58,13 @@ class _Counts:
     def chance(self, weights_n: np.ndarray) -> dict[str, float]:
         """Macro and micro F1 if the same were claimed of other patients."""
         positive_F, claimed_F, _ = self.sums(weights_n)
+        # The expectation of right claims under independence: positives times the share of claims.
         right_F = positive_F * claimed_F / np.maximum(weights_n @ self.known, 1e-12)
         return _averages(positive_F, claimed_F, right_F, "_chance")
 
     def select(self, columns: Sequence[int]) -> _Counts:
         """The same for some of the findings."""
+        # A list, since a tuple would index axes.
         chosen = list(columns)
         return _Counts(self.known[:, chosen], self.positive[:, chosen], self.claimed[:, chosen])
 
@@ -120,6 +122,7 @@ class FindingsF1(PatientBootstrapMetric):
             asserted = asserted_by_text[text]
             row: list[float] = []
             for finding in self.findings:
+                # None where the labels are blank, or the report does not mention the finding.
                 label, claim = known.get(finding), asserted.get(finding)
                 # Without any label of the study nothing is known of it.
                 row += [
@@ -138,6 +141,7 @@ class FindingsF1(PatientBootstrapMetric):
         if not len(rows) or not self.findings:
             return {}
         strict, _ = self._counts(rows)
+        # Averages are of many positive studies, so the bootstrap keeps its promise.
         averages = bootstrap_all(self.statistics(rows), patients)
         return self._per_finding(strict, patients) | averages
 
@@ -153,6 +157,7 @@ class FindingsF1(PatientBootstrapMetric):
         """The averages as a function of the weights of the reports."""
         strict, lenient = self._counts(rows)
         five = None
+        # A mean over four of the five would have the name of another figure.
         if set(FIVE) <= set(self.findings):
             five = strict.select([self.findings.index(name) for name in FIVE])
 
@@ -174,6 +179,7 @@ class FindingsF1(PatientBootstrapMetric):
             one = counts.select([column])
             (score,) = one.f1(np.ones(len(patients)))
             if np.isfinite(score):
+                # A study that is neither labelled nor claimed says nothing about an F1.
                 concerned = ((one.positive + one.claimed) > 0)[:, 0]
                 interval = f1_interval(float(score), num_patients(patients, concerned))
                 num_known, num_positive = int(one.known.sum()), int(one.positive.sum())
@@ -187,6 +193,7 @@ def _averages(
 ) -> dict[str, float]:
     """Mean F1 over the findings that have positive labels, and F1 over the counts of all."""
     scores_F = _f1(positive_F, claimed_F, right_F)
+    # A finding without a positive label has no part in the mean.
     macro = np.nanmean(scores_F) if np.isfinite(scores_F).any() else np.nan
     micro = _f1(positive_F.sum(), claimed_F.sum(), right_F.sum())
     return {f"findings_f1_macro{ending}": float(macro), f"findings_f1_micro{ending}": float(micro)}

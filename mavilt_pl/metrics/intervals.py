@@ -35,8 +35,10 @@ def f1_interval(f1: float, num_cases: int) -> tuple[float | None, float | None]:
     >>> round(low, 3), round(high, 3)
     (0.676, 1.0)
     """
+    # One patient says nothing of how patients differ.
     if num_cases < 2:
         return None, None
+    # A monotone function of F1, so its limits are those of F1.
     jaccard = f1 / (2 - f1)
     z2 = Z**2 / num_cases
     centre = (jaccard + z2 / 2) / (1 + z2)
@@ -64,6 +66,7 @@ def auroc_interval(
     """
     if min(num_positive, num_negative) < 2:
         return None, None
+    # Newcombe's choice, symmetric in the two classes.
     middle = (num_positive + num_negative) / 2 - 1
 
     def excess(true: float, sign: int) -> float:

@@ -13,7 +13,7 @@ PAD = 2**26  # bytes by which the heap grows
 def keep_freed_memory() -> bool:
     """Let the allocator keep freed blocks of up to 1 GiB; whether this C library can.
 
-    By default glibc maps each large tensor anew and returns it when it is freed, so the kernel
+    By default glibc maps each large tensor newly and returns it when it is freed, so the kernel
     zeroes the same pages again at every step. No result changes. The process keeps its peak until
     it ends; the peak itself stays (benchmarks/README.md).
     """

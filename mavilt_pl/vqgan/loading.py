@@ -52,6 +52,7 @@ def tokenizer_of(stage: Any) -> Path:
     Raises:
         UserError: it is not where it was.
     """
+    # As `mavilt tokenize` has recorded it in the cache.
     recorded = stage.visual_tokenizer_path
     return find_tokenizer(recorded, stage.visual_tokenizer, Path(stage.hparams["tokens"]))
 
@@ -59,8 +60,8 @@ def tokenizer_of(stage: Any) -> Path:
 def find_tokenizer(recorded: str | None, checksum: str, near: Path) -> Path:
     """The checkpoint of the tokenizer that a training used, known by its bytes.
 
-    A run may have been moved with the folders beside it, so the last parts of its path are looked
-    for beside the training too.
+    Runs may have been moved together, so the last parts of its path are looked for in the folders
+    above the training too.
 
     Args:
         recorded: its path at that time.
@@ -70,10 +71,12 @@ def find_tokenizer(recorded: str | None, checksum: str, near: Path) -> Path:
     Raises:
         UserError: it is at none of these places, or was trained further.
     """
+    # Where it was comes first; the checksum decides.
     candidates = []
     if recorded is not None:
         candidates.append(Path(recorded))
         ending = Path(*Path(recorded).parts[-ENDING:])
+        # From the nearest folder outwards.
         for folder in near.resolve().parents:
             candidates.append(folder / ending)
     for candidate in candidates:

@@ -111,7 +111,7 @@ def test_the_config_of_a_run_is_the_trainings(
     again = ["fit", f"--config={config}", f"--trainer.default_root_dir={tmp_path / 'again'}"]
     assert main(again) == 0
     assert checkpoint(tmp_path / "again")["global_step"] == 2
-    # A file of somebody else stays, and nothing is trained beside it.
+    # A file of somebody else stays, and nothing is trained next to it.
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/config.yaml").write_text("mine: true\n")
     capsys.readouterr()

@@ -55,6 +55,7 @@ def read(root: Path, reject: Reject, valid: str = "val") -> Iterator[Study]:
     Raises:
         UserError: a table is missing or damaged, or `valid` is another split.
     """
+    # Checked before the long tables are read.
     if valid not in ("val", "test"):
         raise UserError(f"option valid is {valid!r}; expected val or test")
     batches = sorted(path for path in root.glob("CheXpert*batch*") if path.is_dir())
@@ -62,6 +63,7 @@ def read(root: Path, reject: Reject, valid: str = "val") -> Iterator[Study]:
     for stem, split in (("train", "train"), ("valid", valid)):
         table_folder = root
         for batch in batches:
+            # A table next to the batches takes precedence: somebody has put it there.
             if find_table(root, stem) is None and find_table(batch, stem) is not None:
                 table_folder = batch
         rows = load_table(table_folder, stem, COLUMNS, key=("Path",))
@@ -79,10 +81,12 @@ def _image_locator(root: Path, stem: str, batches: list[Path]) -> LocateImage:
     for batch in batches:
         for folder in (batch, batch / stem):
             for patient in folder.glob("patient*"):
+                # A patient is in one batch only.
                 folders[patient.name] = patient.parent
 
     def locate(match: re.Match[str]) -> Path:
         if match["patient"] in folders:
+            # Batches of the training set have no folder `train`.
             file = match["file"].removeprefix(f"{stem}/")
             return path_inside(folders[match["patient"]], file)
         return path_inside(root, match["file"])

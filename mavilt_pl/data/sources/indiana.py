@@ -67,6 +67,7 @@ def read(
     Raises:
         UserError: there are no reports, or a table or archive is damaged.
     """
+    # Read once: the tables have a row for each image.
     views = view_lookup(root)
     annotation = root / "annotation.json"
     splits = _r2gen_splits(annotation)
@@ -74,14 +75,10 @@ def read(
     for file, data in _xml_files(root, reports, follow_links):
         # Known before the XML is read, so that a damaged report can be named.
         number = Path(file).stem
-        if isinstance(data, Rejected):
-            reject(number, file, "read", str(data))
-            continue
         try:
-            # defusedxml refuses entities, which could expand without end or read local files.
-            tree = fromstring(data)
-        except (ParseError, DefusedXmlException, ValueError, LookupError) as error:
-            reject(number, file, "read", f"not readable XML ({type(error).__name__}: {error})")
+            tree = _parse_xml(data)
+        except Rejected as reason_:
+            reject(number, file, "read", str(reason_))
             continue
         name = _study_name(tree, number)
         # What stays in `missing` has a split and no report.
@@ -114,6 +111,21 @@ def read(
         reject(name, str(annotation), "read", reason)
 
 
+def _parse_xml(data: bytes | Rejected) -> Element:
+    """The XML of a report, unless it could not be read.
+
+    Raises:
+        Rejected: it could not be read, or is no XML.
+    """
+    if isinstance(data, Rejected):
+        raise data
+    try:
+        # defusedxml refuses entities, which could expand without end or read local files.
+        return fromstring(data)
+    except (ParseError, DefusedXmlException, ValueError, LookupError) as error:
+        raise Rejected(f"not readable XML ({type(error).__name__}: {error})") from None
+
+
 def _r2gen_splits(annotation: Path) -> dict[str, Split]:
     """The split of each study that R2Gen's annotation names; empty without the file."""
     if not annotation.exists():
@@ -132,6 +144,7 @@ def _xml_files(
     root: Path, reports: str | None, follow_links: bool
 ) -> Iterator[tuple[str, bytes | Rejected]]:
     """Yield name and bytes of every report, by number, or why it cannot be read."""
+    # An archive is read as it is, without unpacking it.
     source = Path(reports) if reports else root / "ecgen-radiology"
     if source.suffix in (".tgz", ".gz"):
         yield from _archived_xml_files(source)
@@ -182,6 +195,7 @@ def _texts(tree: Element) -> dict[str, str]:
     texts: dict[str, str] = {}
     for part in tree.iter("AbstractText"):
         label = part.attrib.get("Label", "")
+        # With the text of inner elements, such as emphasis.
         text = "".join(part.itertext()).strip()
         texts[label] = f"{texts.get(label, '')} {text}".strip()
     return texts

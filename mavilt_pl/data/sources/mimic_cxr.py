@@ -68,9 +68,11 @@ def read(
     listed = load_table(root, "cxr-study-list", STUDY_COLUMNS, key=("study_id",))
     # The tables of the JPG release come separately, so each of them may be missing.
     rows["split"] = _splits(rows, table_folder)
+    # The reports lie next to the DICOM files, or in the archive.
     read_report = report_reader(root, reports, follow_links)
     has_views = find_table(table_folder, METADATA_TABLE) is not None
     has_labels = find_table(table_folder, f"mimic-cxr-2.0.0-{labels}") is not None
+    # Each of them may be empty: the DICOM release has neither views nor labels.
     study_tables = StudyTables(
         read_report,
         view_table(table_folder) if has_views else {},
@@ -98,6 +100,7 @@ def _splits(rows: pd.DataFrame, table_folder: Path) -> list[str]:
         MaviltWarning,
         stacklevel=2,
     )
+    # One split a patient, as in the official table.
     by_patient = {}
     for subject in rows["subject_id"].unique():
         by_patient[subject] = _OFFICIAL_NAME[hash_split("mimic-cxr", subject)]

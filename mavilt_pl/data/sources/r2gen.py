@@ -31,6 +31,7 @@ def read(root: Path, reject: Reject) -> Iterator[Study]:
     Raises:
         UserError: the annotation is missing or damaged.
     """
+    # One file names all studies, images and splits.
     path = root / "annotation.json"
     studies: dict[tuple[Split, str], Study] = {}
     # The split is part of the key: a study listed in two splits is rejected by `read_source`.
@@ -41,6 +42,7 @@ def read(root: Path, reject: Reject) -> Iterator[Study]:
             name = str(entry.get("study_id", entry.get("id", "")))[:80]
             reject(name, str(path), "read", str(reason))
             continue
+        # Further entries of a study bring its further images.
         first = studies.setdefault((split, study.study), study)
         if first is study:
             continue
@@ -59,6 +61,7 @@ def entries(path: Path) -> Iterator[tuple[Split, dict[str, Any]]]:
     Raises:
         UserError: the file is no annotation of R2Gen, or is empty.
     """
+    # Its three lists are the splits.
     groups = read_json(path, dict)
     for split in SPLITS:
         if not isinstance(groups.get(split), list):
@@ -80,6 +83,7 @@ def entries(path: Path) -> Iterator[tuple[Split, dict[str, Any]]]:
 
 def _study(entry: dict[str, Any], split: Split, root: Path) -> Study:
     name, text = entry.get("id"), entry.get("report")
+    # Identifiers become parts of file names, so numbers are not taken for texts.
     if not isinstance(name, str) or not name or not isinstance(text, str):
         raise Rejected(
             f"id {str(name)[:80]!r}, report {str(text)[:80]!r}; expected two texts: correct the "
@@ -88,6 +92,7 @@ def _study(entry: dict[str, Any], split: Split, root: Path) -> Study:
     images = []
     paths = _image_paths(entry)
     for path, view in zip(paths, _views(entry, len(paths))):
+        # With its folder: the files are called 0.png and 1.png in every study.
         key = Path(path).with_suffix("").as_posix()
         images.append(Image(path_inside(root / "images", path), view, key))
     source, patient = _origin(entry, name)
@@ -129,6 +134,7 @@ def _views(entry: dict[str, Any], num_images: int) -> list[View]:
 
 def _image_paths(entry: dict[str, Any]) -> list[str]:
     paths = entry.get("image_path")
+    # MIMIC-CXR and IU X-ray have lists; some files of others have a single name.
     if isinstance(paths, str):
         paths = [paths]
     if not isinstance(paths, list) or not paths or not all(isinstance(p, str) for p in paths):
@@ -140,8 +146,10 @@ def _image_paths(entry: dict[str, Any]) -> list[str]:
 
 def _merge_problem(first: Study, second: Study) -> str:
     """Why two entries of one study cannot become one record; "" if they can."""
+    # Another report under the same id: which one is right, nobody can say.
     if first.patient != second.patient or first.findings != second.findings:
         return "has another report or patient"
+    # Twice the same image would count twice in training.
     known = {image.key for image in first.images}
     if any(image.key in known for image in second.images):
         return "lists an image twice"

@@ -41,6 +41,7 @@ def read_bounded(file: IO[bytes], name: str) -> bytes:
     Raises:
         Rejected: it has more than `LARGEST_REPORT` bytes, whatever an archive says of it.
     """
+    # One byte more than allowed shows that there is more.
     content = file.read(LARGEST_REPORT + 1)
     if len(content) > LARGEST_REPORT:
         raise Rejected(

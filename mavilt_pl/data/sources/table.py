@@ -62,6 +62,7 @@ def read(root: Path, reject: Reject) -> Iterator[Study]:
         UserError: there is no table, or it is damaged.
     """
     path, rows = _read_rows(root)
+    # A dict keeps the order in which studies are named first.
     by_study: dict[str, list[dict[str, str]]] = {}
     for row in rows:
         name = row.get("study") or _without_ending(row.get("image", ""))
@@ -78,6 +79,7 @@ def read(root: Path, reject: Reject) -> Iterator[Study]:
 def _read_rows(root: Path) -> tuple[Path, list[dict[str, str]]]:
     """The table's path, and its rows with every value as a text."""
     table, lines = find_table(root, TABLE), root / JSON_LINES
+    # Which of two is the current one, nobody can say for the user.
     if table is not None and lines.exists():
         raise UserError(f"{root} holds {table.name} and {JSON_LINES}; expected one of them")
     if table is not None:
@@ -108,6 +110,7 @@ def _read_json_lines(path: Path) -> list[dict[str, str]]:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeError) as error:
         raise UserError(f"{path} is not readable ({error}); expected lines of JSON") from None
+    # Not `splitlines`, which also splits at separators within texts.
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
@@ -122,6 +125,7 @@ def _read_json_lines(path: Path) -> list[dict[str, str]]:
         _check_columns(path, list(row))
         texts = {key: _as_text(value) for key, value in row.items()}
         image = texts.get("image", "")
+        # The same image under two studies would leak between splits.
         if image in images:
             raise UserError(f"{path}, line {number}: image {image} is there twice; expected once")
         images.add(image)
@@ -145,23 +149,28 @@ def _as_text(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, dict):
+        # As a cell of a CSV has them, so that both are read by one function.
         return "; ".join(f"{key}={item}" for key, item in value.items())
     return str(value)
 
 
 def _study(root: Path, name: str, group: list[dict[str, str]]) -> Study:
     """The study of one group of rows; each row is an image."""
+    # From whichever rows have them: people fill in the first, the last or each.
     shared = {column: _shared(group, column) for column in SHARED}
+    # Without a patient each study is one: nothing says which belong together.
     patient, split = shared["patient"] or name, shared["split"]
     if split and split not in SPLITS:
         raise Rejected(f"split {split!r}; expected one of {', '.join(SPLITS)}: correct the table")
     images = []
     for row in group:
         file = row.get("image", "").strip()
+        # An empty path would name the folder itself.
         if not file:
             raise Rejected("a row without an image; expected its path in the dataset's folder")
         view = parse_view(row.get("view", ""))
         images.append(Image(path_inside(root, file), view, _without_ending(file)))
+    # Sections of their own columns take precedence over those found in the text.
     of_report = sections(shared["report"])
     if not of_report["findings"] and not of_report["impression"]:
         of_report["findings"] = of_report["whole"]
@@ -169,6 +178,7 @@ def _study(root: Path, name: str, group: list[dict[str, str]]) -> Study:
         source="table",
         patient=patient,
         study=name,
+        # By the patient, so that all studies of a patient have the same split.
         split=cast(Split, split) if split else hash_split("table", patient),
         images=tuple(images),
         findings=shared["findings"] or of_report["findings"],
@@ -180,6 +190,7 @@ def _study(root: Path, name: str, group: list[dict[str, str]]) -> Study:
 
 def _shared(group: list[dict[str, str]], column: str) -> str:
     """The value of a study's rows, any of which may be blank."""
+    # Blank says nothing, so it contradicts nothing.
     values = {row.get(column, "").strip() for row in group} - {""}
     if len(values) > 1:
         raise Rejected(f"its rows differ in {column}; expected one value a study: correct them")
