@@ -197,13 +197,8 @@ def compare(
         # Relative, so that the folder can be moved, and no path of a machine is published.
         folders[arm.name] = [os.path.relpath(run.folder, out) for run in arm.runs]
     settings = differing_settings([arm.runs[0].settings for arm in compared])
-    content = {
-        "arms": folders,
-        "protocol": PROTOCOL,
-        "rows": rows,
-        "left_out": partial,
-        "settings": settings,
-    }
+    content: dict[str, Any] = {"arms": folders, "protocol": PROTOCOL, "rows": rows}
+    content |= {"left_out": partial, "settings": settings}
     write_json(out / "compare.json", content)
 
     headlines = []
