@@ -4,8 +4,8 @@ python benchmarks/coverage.py               # 2,000 tests of 400 studies for eac
 python benchmarks/coverage.py --tests 300
 
 A study is positive with a fixed probability. Its score is normal, `shift` higher if positive
-(AUROC); or it is claimed with a sensitivity and a false-positive rate (F1). Next to the intervals as
-they are shipped are the percentiles of the bootstrap alone.
+(AUROC); or it is claimed with a sensitivity and a false-positive rate (F1). Next to the intervals
+as they are shipped are the percentiles of the bootstrap alone.
 """
 
 from __future__ import annotations
