@@ -33,7 +33,7 @@ REFERENCES = ("reference", "ground_truth", "target", "report")
 def write_predictions(
     path: Path, records: Sequence[Record], notice: str, made_by: Mapping[str, Any]
 ) -> None:
-    """Write the records of a test, whole or not at all.
+    """Write the records of a test, whole or not at all; without records there is no file.
 
     Args:
         path: the file.
@@ -46,6 +46,10 @@ def write_predictions(
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     check_replaceable(path, MARK)
+    if not records:
+        # A test without reports and questions; those of an earlier test are not its own.
+        path.unlink(missing_ok=True)
+        return
     # The mark of the file comes first, where `check_replaceable` looks for it.
     head = {"about": "predictions of mavilt", "notice": notice, "made_by": made_by}
     lines = [json.dumps(one, ensure_ascii=False) for one in (head, *records)]

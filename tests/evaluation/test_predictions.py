@@ -11,6 +11,7 @@ from scipy import stats
 from words import DATA, QUIET
 
 from mavilt_pl.cli import main
+from mavilt_pl.errors import UserError
 from mavilt_pl.evaluation.predictions import read_predictions, write_predictions
 from mavilt_pl.evaluation.results import write_json
 from mavilt_pl.evaluation.scoring import score
@@ -144,6 +145,17 @@ def arm(folder: Path, texts: list[str], references: list[str]) -> None:
     made_by = {"corpus": {"s": "aa"}, "judges": {}}
     content = {"figures": score(records), "made_by": made_by}
     write_json(folder / "test/results.json", content)
+
+
+def test_a_test_without_predictions_leaves_no_file(tmp_path: Path) -> None:
+    path = tmp_path / "test/predictions.jsonl"
+    write_predictions(path, [{"generated": "a", "reference": "b"}], "", {})
+    assert path.exists()
+    write_predictions(path, [], "", {})
+    assert not path.exists()
+    path.write_text("mine")
+    with pytest.raises(UserError, match="was not written by this command"):
+        write_predictions(path, [], "", {})
 
 
 def test_two_single_runs_are_compared_by_patient(tmp_path: Path) -> None:
