@@ -163,7 +163,9 @@ class MetricCallback(Callback):
             for metric in metrics.values():
                 for name, value in sorted(_compute(metric).items()):
                     protocol = metric.protocol_of(name)
-                    figures.append(self.figure(names[source], name, value, protocol, control))
+                    figures.append(
+                        value.as_figure(self.task, names[source], name, protocol, control)
+                    )
                     # A curve for each of a dozen findings and sources would bury the others.
                     if "/" not in name:
                         tag = f"{stage}/{names[source]}/{self.task}/{name}"
@@ -174,13 +176,6 @@ class MetricCallback(Callback):
         # Empty, so a later stage does not add to these.
         self._metrics = {}
         return figures
-
-    def figure(
-        self, source: str, metric: str, value: Estimate, protocol: str, control: str | None
-    ) -> dict[str, Any]:
-        """A figure as results.json has it."""
-        named = {"task": self.task, "source": source, "metric": metric}
-        return {**named, **value._asdict(), "protocol": protocol, "control": control}
 
     # Predictions, and samples for the page.
 

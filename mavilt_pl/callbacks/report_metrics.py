@@ -47,11 +47,10 @@ class ReportMetrics(MetricCallback):
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make new metrics."""
         super().on_test_epoch_start(trainer, pl_module)
-        self._pairs = []
-        sources = range(len(trainer.datamodule.names))
-        self._constant_texts = {
-            source: trainer.datamodule.most_frequent_text(source) for source in sources
-        }
+        self._pairs, self._constant_texts = [], {}
+        # Of two callbacks of this kind only one tests: the other need not read all texts.
+        for source in {number for number, _ in self._metrics}:
+            self._constant_texts[source] = trainer.datamodule.most_frequent_text(source)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compute the figures; say of which sources the findings could not be scored."""
@@ -117,9 +116,8 @@ class ReportMetrics(MetricCallback):
         figures = []
         for (source, control), pairs in by_test.items():
             for name, value in coco_scores(*zip(*pairs)).items():
-                figures.append(
-                    self.figure(source, name, value, coco_protocol(name), control or None)
-                )
+                protocol = coco_protocol(name)
+                figures.append(value.as_figure(self.task, source, name, protocol, control or None))
         return figures
 
     def _keep_samples(self, seen: Observation, reports: list[str]) -> None:

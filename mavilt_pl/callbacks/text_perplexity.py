@@ -138,12 +138,5 @@ class Forgetting(Callback):
         self.figures = []
         for name, value in metric.compute().items():
             self.figures.append(
-                {
-                    "task": self.task,
-                    "source": self._source,
-                    "metric": name,
-                    **value._asdict(),
-                    "protocol": metric.protocol,
-                    "control": None,
-                }
+                value.as_figure(self.task, self._source, name, metric.protocol_of(name))
             )

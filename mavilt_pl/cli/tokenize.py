@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     if args.compile:
         tokenizer.autoencoder.encoder.compile()
     batch_size = args.batch_size or batch_size_for(tokenizer.autoencoder.config, device)
-    CorpusEncoder(args.out, corpus, tokenizer, checkpoint, batch_size, device).run()
+    CorpusEncoder(args.out, corpus, tokenizer, checkpoint, checksum, batch_size, device).run()
     codes = tokenizer.grid**2
     say(f"{corpus.n_images:,} images of {corpus.name} as {codes} codes each: {args.out}")
     return 0

@@ -13,11 +13,11 @@ Studies and patients have their hidden names. Files of other programs need `gene
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mavilt_pl.data.sources.tables import read_table
+from mavilt_pl.data.sources.tables import read_json_lines, read_table
 from mavilt_pl.errors import UserError
 from mavilt_pl.parallel.atomic_write import atomic_write_text
 from mavilt_pl.parallel.own_files import check_replaceable
@@ -66,7 +66,8 @@ def read_predictions(path: Path) -> list[dict[str, Any]]:
         UserError: the file is not readable, or a record lacks what is needed.
     """
     # By the name: the first line of a CSV may be valid JSON.
-    rows = _csv_rows(path) if path.name.endswith((".csv", ".csv.gz")) else _json_rows(path)
+    is_csv = path.name.endswith((".csv", ".csv.gz"))
+    rows = _csv_rows(path) if is_csv else read_json_lines(path, "an object with a text")
     records = []
     for number, row in rows:
         if "about" in row:
@@ -95,30 +96,9 @@ def scored_findings(path: Path) -> list[str] | None:
         return None
 
 
-def _csv_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
+def _csv_rows(path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
     # Row 1 is the header.
-    return [*enumerate(read_table(path, ()).to_dict("records"), 2)]  # type: ignore[list-item]
-
-
-def _json_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeError) as error:
-        raise UserError(f"{path} is not readable ({error}); expected JSON lines or CSV") from None
-    rows = []
-    # Not `splitlines`, which also splits within texts, at separators that JSON leaves as they are.
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}, line {number}: no JSON ({error}); correct it") from None
-        if not isinstance(row, dict):
-            kind = type(row).__name__
-            raise UserError(f"{path}, line {number}: a {kind}; expected an object with a text")
-        rows.append((number, row))
-    return rows
+    return enumerate(read_table(path, ()).to_dict("records"), 2)  # type: ignore[return-value]
 
 
 def _first(row: Record, names: Sequence[str], where: str) -> str:

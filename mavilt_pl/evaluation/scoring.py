@@ -58,7 +58,7 @@ def _score_reports(
         figures += _figures("report", source, metric)
     generated, references, patients = _columns(reports)
     for name, value in coco_scores(generated, references, patients).items():
-        figures.append(_figure("report", source, name, value, coco_protocol(name)))
+        figures.append(value.as_figure("report", source, name, coco_protocol(name)))
     # "none" keeps a reference without any finding among the studies whose labels are known.
     read = {text: {"none": "absent"} | findings_in(text) for text in set(references)}
     # All findings: no label table limits what two texts can be compared in.
@@ -68,7 +68,7 @@ def _score_reports(
     for name, value in sorted(both.compute().items()):
         # Another name, since the two are not comparable.
         name = name.replace("findings_f1", "texts_f1")
-        figures.append(_figure("report", source, name, value, protocol))
+        figures.append(value.as_figure("report", source, name, protocol))
     return figures
 
 
@@ -156,13 +156,8 @@ def _table(metric: PatientBootstrapMetric) -> Table:
     return metric.statistics(rows), patients
 
 
-def _figures(task: str, source: str, metric: Any) -> list[Figure]:
+def _figures(task: str, source: str, metric: PatientBootstrapMetric) -> list[Figure]:
     figures = []
     for name, value in sorted(metric.compute().items()):
-        figures.append(_figure(task, source, name, value, metric.protocol_of(name)))
+        figures.append(value.as_figure(task, source, name, metric.protocol_of(name)))
     return figures
-
-
-def _figure(task: str, source: str, name: str, value: Any, protocol: str) -> Figure:
-    named = {"task": task, "source": source, "metric": name}
-    return {**named, **value._asdict(), "protocol": protocol, "control": None}

@@ -118,7 +118,6 @@ def save_vqgan(vqgan: Tokenizer, path: Path) -> None:
 
 def _special_tokens(vocabulary: VisualVocabulary) -> dict[str, int]:
     """Ids of marks, and of views if the model has several."""
-    # A fixed order: ids are positions.
     special = {name: vocabulary.special_token_id(name) for name in SPECIAL_TOKENS}
     if vocabulary.multi_view:
         for view, name in VIEW_TOKENS.items():
@@ -173,7 +172,6 @@ def _save_generation(vocabulary: VisualVocabulary, out: Path) -> None:
 def _prompts(prompts: PromptBuilder) -> dict[str, Any]:
     """What stands around an image or a text, as ids."""
     vocabulary = prompts.vocabulary
-    # Any code: only where it stands matters.
     # What stands around the codes of an image, whatever the number of views.
     before, after = _split_at(prompts.image_prefix([0]), vocabulary.first_code)
     opening = prompts.synthesis_prompt(None)[len(prompts.image_prefix({})) :]

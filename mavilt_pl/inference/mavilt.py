@@ -92,18 +92,19 @@ class MAViLT:
         trained_with = checkpoint["visual_tokenizer"]
         if tokenizer is None:
             recorded = checkpoint.get("visual_tokenizer_path")
-            tokenizer = find_tokenizer(recorded, trained_with, model_path)
-        tokenizer_path = resolve_checkpoint(Path(tokenizer))
-        vqgan = load_tokenizer(tokenizer_path)
-        # The file's bytes are its name: a path says nothing about what it holds.
-        given = sha256(tokenizer_path)
-        # Nothing else would notice: any code is a valid code of any tokenizer of the same size.
-        if trained_with != given:
-            raise UserError(
-                f"{model_path} was trained on the codes of tokenizer {trained_with[:12]} and "
-                f"{tokenizer_path} is {given[:12]}: its codes mean different things. Name the "
-                "tokenizer of that training"
-            )
+            vqgan = load_tokenizer(find_tokenizer(recorded, trained_with, model_path))
+        else:
+            tokenizer_path = resolve_checkpoint(Path(tokenizer))
+            vqgan = load_tokenizer(tokenizer_path)
+            # The file's bytes are its name: a path says nothing about what it holds.
+            given = sha256(tokenizer_path)
+            # Nothing else would notice: any code is a valid code of a tokenizer of the same size.
+            if trained_with != given:
+                raise UserError(
+                    f"{model_path} was trained on the codes of tokenizer {trained_with[:12]} and "
+                    f"{tokenizer_path} is {given[:12]}: its codes mean different things. Name the "
+                    "tokenizer of that training"
+                )
         settings = checkpoint["hyper_parameters"]
         prompts = PromptBuilder(
             language_model.vocabulary,

@@ -34,6 +34,21 @@ class Estimate(NamedTuple):
     n: int
     positives: int | None = None
 
+    def as_figure(
+        self, task: str, source: str, metric: str, protocol: str, control: str | None = None
+    ) -> dict[str, Any]:
+        """The figure as results.json has it.
+
+        Args:
+            task: tokenizer | report | vqa | synthesis | text.
+            source: name of the corpus.
+            metric: name of the figure.
+            protocol: how it is computed.
+            control: name of a control; None for the model itself.
+        """
+        named = {"task": task, "source": source, "metric": metric}
+        return {**named, **self._asdict(), "protocol": protocol, "control": control}
+
 
 def patient_key(patient: str) -> int:
     """A stable 63-bit number for a patient, which a tensor can carry between processes.

@@ -19,7 +19,6 @@ import torch
 from rich.markup import escape as escape_markup
 from rich.progress import Progress
 
-from mavilt_pl.checkpoint import sha256
 from mavilt_pl.data.corpus import Corpus
 from mavilt_pl.data.pixels import to_float
 from mavilt_pl.data.token_cache import TokenCache, write_tokens
@@ -75,7 +74,8 @@ class CorpusEncoder:
         out: folder of the cache.
         corpus: images of the tokenizer's size.
         tokenizer: on its device.
-        tokenizer_path: of its checkpoint, recorded in the cache with its SHA-256.
+        tokenizer_path: of its checkpoint, recorded in the cache.
+        tokenizer_sha256: of the checkpoint, likewise.
         batch_size: images encoded at a time.
         device: of the tokenizer.
     """
@@ -86,12 +86,13 @@ class CorpusEncoder:
         corpus: Corpus,
         tokenizer: Tokenizer,
         tokenizer_path: Path,
+        tokenizer_sha256: str,
         batch_size: int,
         device: str,
     ):
         self.out, self.corpus, self.tokenizer = out, corpus, tokenizer
         self.tokenizer_path, self.batch_size, self.device = tokenizer_path, batch_size, device
-        self.tokenizer_sha256 = sha256(tokenizer_path)
+        self.tokenizer_sha256 = tokenizer_sha256
         self.parts = out / "parts"
         # Rounded up: the last shard may be short.
         self.count = -(-corpus.n_images // SHARD)

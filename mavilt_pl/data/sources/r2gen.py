@@ -83,7 +83,6 @@ def entries(path: Path) -> Iterator[tuple[Split, dict[str, Any]]]:
 
 def _study(entry: dict[str, Any], split: Split, root: Path) -> Study:
     name, text = entry.get("id"), entry.get("report")
-    # Identifiers become parts of file names, so numbers are not taken for texts.
     if not isinstance(name, str) or not name or not isinstance(text, str):
         raise Rejected(
             f"id {str(name)[:80]!r}, report {str(text)[:80]!r}; expected two texts: correct the "

@@ -19,7 +19,6 @@ Text and labels of a study stand on any of its rows; where several have them, th
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +28,7 @@ from mavilt_pl.data.records import SPLITS, Image, Label, Split, Study
 from mavilt_pl.data.report_sections import sections
 from mavilt_pl.data.sources import Reject
 from mavilt_pl.data.sources.fields import hash_split, parse_labels, parse_view, path_inside
-from mavilt_pl.data.sources.tables import find_table, read_table
+from mavilt_pl.data.sources.tables import find_table, read_json_lines, read_table
 from mavilt_pl.errors import Rejected, UserError
 
 TABLE = "studies"
@@ -106,22 +105,7 @@ def _check_columns(path: Path, names: list[str]) -> None:
 def _read_json_lines(path: Path) -> list[dict[str, str]]:
     rows: list[dict[str, str]] = []
     images: set[str] = set()
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeError) as error:
-        raise UserError(f"{path} is not readable ({error}); expected lines of JSON") from None
-    # Not `splitlines`, which also splits at separators within texts.
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}, line {number}: no JSON ({error}); correct it") from None
-        if not isinstance(row, dict):
-            raise UserError(
-                f"{path}, line {number}: a {type(row).__name__}; expected an object with an image"
-            )
+    for number, row in read_json_lines(path, "an object with an image"):
         _check_columns(path, list(row))
         texts = {key: _as_text(value) for key, value in row.items()}
         image = texts.get("image", "")

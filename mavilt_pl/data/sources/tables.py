@@ -125,6 +125,33 @@ def group_rows(rows: pd.DataFrame, *key: str) -> Iterator[list[dict[str, str]]]:
         yield [dict(zip(columns, cells[position])) for position in group]
 
 
+def read_json_lines(path: Path, what: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the objects of a file of JSON lines, each with the number of its line.
+
+    Args:
+        path: the file; blank lines are skipped.
+        what: such as "an object with an image", for the message.
+
+    Raises:
+        UserError: the file is not readable, or a line is no JSON object.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeError) as error:
+        raise UserError(f"{path} is not readable ({error}); expected lines of JSON") from None
+    # Not `splitlines`, which also splits within texts, at separators that JSON leaves as they are.
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}, line {number}: no JSON ({error}); correct it") from None
+        if not isinstance(row, dict):
+            raise UserError(f"{path}, line {number}: a {type(row).__name__}; expected {what}")
+        yield number, row
+
+
 def read_json(path: Path, kind: type) -> Any:
     """Read a JSON file whose outermost value is a `kind` (list or dict).
 
