@@ -22,13 +22,14 @@ from mavilt_pl.metrics.finding_phrases import (
     CUE_AFTER,
     CUE_BEFORE,
     LOOK_ALIKES,
+    SIGN,
     TERM,
     UNFINISHED,
 )
 
 # A label replaces labels of the same or lower strength.
 # Equal strength is replaced too, which changes nothing: labels of a strength are equal.
-_STRENGTH = {"absent": 0, "uncertain": 1, "present": 2}
+_STRENGTH = {"sign": 0, "absent": 1, "uncertain": 2, "present": 3}
 # "?" ends a sentence only before a capital: "cough, ? pneumonia" is one sentence.
 _SENTENCE_END = re.compile(r"(?<=[.!])\s+|(?<=[a-z)][.!])(?=[A-Z][a-z])|(?<=\?)\s+(?=[A-Z])|\n+")
 _LONGEST_SENTENCE = 600  # characters
@@ -131,20 +132,24 @@ def _label(before: str, after: str) -> str | None:
 
 
 def _mentions(sentence: str) -> Iterator[tuple[str, str]]:
-    """Each finding that a sentence mentions, with its label there."""
+    """Each finding that a sentence mentions, with its label there, or "sign" for a mere sign."""
     turns = [match.span() for match in BOUNDARY.finditer(sentence)]
     look_alikes = [match.span() for match in LOOK_ALIKES.finditer(sentence)]
-    for name, term in TERM.items():
-        for match in term.finditer(sentence):
-            start, end = match.span()
-            if any(first <= start and end <= last for first, last in look_alikes):
-                continue
-            # The clause: from the last turn before the term to the first one behind it.
-            begin = max((last for _, last in turns if last <= start), default=0)
-            stop = min((first for first, _ in turns if first >= end), default=len(sentence))
-            label = _label(sentence[begin:end], sentence[end:stop])
-            if label is not None:
-                yield name, label
+    for patterns, is_sign in ((TERM, False), (SIGN, True)):
+        for name, pattern in patterns.items():
+            for match in pattern.finditer(sentence):
+                start, end = match.span()
+                if any(first <= start and end <= last for first, last in look_alikes):
+                    continue
+                # The clause: from the last turn before the term to the first one behind it.
+                begin = max((last for _, last in turns if last <= start), default=0)
+                stop = min((first for first, _ in turns if first >= end), default=len(sentence))
+                label = _label(sentence[begin:end], sentence[end:stop])
+                if is_sign:
+                    # A sign that is denied says nothing of the finding.
+                    label = None if label == "absent" else label and "sign"
+                if label is not None:
+                    yield name, label
 
 
 def findings_in(text: str) -> dict[str, str]:
@@ -157,6 +162,8 @@ def findings_in(text: str) -> dict[str, str]:
     {'cardiomegaly': 'present', 'pleural effusion': 'absent', 'pneumothorax': 'absent'}
     >>> findings_in("No pneumothorax, small left pleural effusion.")
     {'pleural effusion': 'present', 'pneumothorax': 'absent'}
+    >>> findings_in("Blunting of the left costophrenic angle.")
+    {'pleural effusion': 'uncertain'}
     >>> findings_in("History of pneumonia. Findings concerning for edema.")
     {'edema': 'uncertain'}
     """
@@ -165,4 +172,5 @@ def findings_in(text: str) -> dict[str, str]:
         for name, label in _mentions(sentence):
             if name not in found or _STRENGTH[label] >= _STRENGTH[found[name]]:
                 found[name] = label
-    return dict(sorted(found.items()))
+    # A sign with no word on the finding is doubt.
+    return {name: "uncertain" if found[name] == "sign" else found[name] for name in sorted(found)}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-VERSION = "findings-v2"
+VERSION = "findings-v3"
 
 
 def _compile(pattern: str) -> re.Pattern[str]:
@@ -23,7 +23,7 @@ _HEART = r"""(?:
 )"""
 # Up to six words between the heart and "enlarged", none of which begins another statement.
 _HEART_TO_ENLARGED = r"""
-    (?:\s(?:(?:and|&)\s(?:the\s)?(?:pulmonary|mediastin\w+|aort\w+|vascul\w+)
+    (?:,?\s(?:(?:and|&)\s(?:the\s)?(?:pulmonary|mediastin\w+|aort\w+|vascul\w+)
         | (?!(?:and|with|without|but|normal|unremarkable|lungs?|no|than)\b)[\w/-]+
         | no\slonger)){0,6}?
 """
@@ -41,17 +41,16 @@ TERMS: dict[str, str] = {
         | enlarge(?:d|ment\sof)\s(?:the\s)?(?:cardiac|cardiomediastinal)
         | {_HEART}\senlargement | cardiac\sdilat(?:ion|ation)
         | {_HEART}{_HEART_TO_ENLARGED}\s(?:enlarged|prominent)
-        | (?:heart|cardiac)\ssize\s(?:is|appears|remains)\s(?:\w+\s)?(?:large|increased)
+        | (?:heart|cardiac\ssilhouette)(?:\ssize)?\s(?:is|appears|remains)\s(?:\w+\s)?
+          (?:large|increased)
+        | borderline\s(?:enlarged\s)?{_HEART}
+        | {_HEART}\s(?:(?:is|are|remains?|appears?|at|at\sthe|upper)\s)?(?:\w+\s)?borderline
     """,
-    # A blunted angle is how small effusions are written. "Pericardial" is among the look-alikes.
+    # A blunted angle is a sign only, see SIGNS. "Pericardial" is among the look-alikes.
     "pleural effusion": r"""
         (?:pleural\s)?effusions? | pleural\sfluid | fluid\sin\sthe\s(?:\w+\s)?pleural\sspace
         | pleural(?=\s(?:or|and|and/or|/)\spericardial\s(?:effusion|fluid))
         | ha?emothora(?:x|ces) | hydrothora(?:x|ces) | (?:pleural|thoracic)\sempyema
-        | blunting\sof\s(?:\w+\s){0,4}costophrenic | costophrenic\s(?:\w+\s){0,2}blunting
-        | blunted\s(?:\w+\s){0,3}costophrenic
-        | costophrenic\s(?:(?:angles?|sulc(?:us|i)|recess(?:es)?)\s)?(?:is|are|remains?|appears?)\s
-          (?:\w+\s){0,2}blunted
     """,
     # With its compounds: a hydropneumothorax is one.
     "pneumothorax": r"""
@@ -59,10 +58,16 @@ TERMS: dict[str, str] = {
     """,
     # Not "airspace disease", which is an opacity below: it need not be consolidated.
     "consolidation": r"consolidations? | consolidative",
-    # Congestion is its first stage, and CheXpert counts it too.
+    # Congestion is its first stage, and CheXpert counts it and prominent vessels too.
     "edema": r"""
-        o?edema | (?:vascular|venous|pulmonary|cardiac|interstitial)\scongestion
-        | congested\s(?:pulmonary\s)?vasculature
+        o?edema | congestion | pulmonary\svenous\shypertension
+        | (?:congested|engorged)\s(?:\w+\s)?(?:vasculature|vascularity|vessels)
+        | vascular\s(?:prominence|engorgement|redistribution|cephalization)
+        | (?:prominen(?:ce\sof|t)|increased)\s(?:the\s)?(?:central\s|pulmonary\s|lung\s){0,2}
+          (?:vasculature|vascularity)
+        | (?:pulmonary|central|lung)\s(?:vasculature|vascularity|vessels|vascular\smarkings)\s
+          (?:(?:is|are|appears?|remains?)\s)?(?:(?!not\b)\w+\s)?(?:prominent|engorged|congested
+          |increased)
     """,
     # Of a lung or a part of one: a vertebra collapses too.
     "atelectasis": r"""
@@ -73,7 +78,8 @@ TERMS: dict[str, str] = {
     """,
     # Where the lesion is decides: those of bones and other organs are among the look-alikes.
     "lung lesion": r"nodul(?:es?\b|ar) | mass(?:es)?\b | lesions?",
-    # Lines, tubes and implants. Clips and prostheses do not support anything.
+    # Lines, tubes and implants that an image shows, valves among them as in CheXpert. Clips, plates
+    # and stents are left out.
     "support devices": r"""
         pacemakers? | pacers? | pacing\s(?:leads?|wires?|device) | defibrillators? | a?icd\b
         | (?:[\w-]+\s)?catheters? | (?:central|picc|venous|dialysis|jugular|subclavian
@@ -85,11 +91,21 @@ TERMS: dict[str, str] = {
         | pleural\s(?:drains?|tubes?)
         | pigtail | swan-?\s?ganz | port-?a-?cath | mediport | infusaport | \bport\b
         | (?:intra-?)?aortic\sballoon\spump | iabp\b | lvad\b
-        | (?:support|monitoring)\sdevices? | sternotomy\swires? | (?:sternal|cerclage)\swires?
+        | (?:support|monitoring|(?:implant\w+\s)?(?:cardiac|electronic)|assist|closure)\sdevices?
+        | stimulators? | (?:pulse\s)?generators? | (?:loop|event)\srecorders?
+        | (?:monitor(?:ing)?|cardiac|ekg|ecg|telemetry|icd|ventricular|atrial|dual)\sleads?
+        | (?:heart|aortic|mitral|tricuspid|pulmon(?:ic|ary)|cardiac|prosthetic|artificial
+          |mechanical)\svalve\s(?:prosthes[ie]s|replacements?) | valve\sreplacements?
+        | (?:prosthetic|artificial|mechanical|bioprosthetic)\s(?:\w+\s){0,2}valves?
+        | bone\sanchors?
+        | sternotomy\swires? | (?:sternal|cerclage)\swires?
     """,
     # Emphysema is read as its cause; subcutaneous emphysema is a look-alike.
+    # CheXpert has no such finding; Indiana's indexers name it by the lungs, emphysema or COPD.
     "hyperinflation": r"""
-        hyper-?inflat(?:ed|ion) | over-?inflat(?:ed|ion) | hyper-?expan(?:ded|sion)
+        copd\b | chronic\sobstructive\s(?:pulmonary|lung|airways?)\sdisease
+        | large\slung\svolumes
+        | hyper-?inflat(?:ed|ion) | over-?inflat(?:ed|ion) | hyper-?expan(?:ded|sion)
         | hyper-?aerat(?:ed|ion) | emphysema
         | flattened\s(?:hemi)?diaphragms? | flattening\sof\s(?:the\s)?(?:\w+\s)?(?:hemi)?diaphragms?
     """,
@@ -102,7 +118,20 @@ TERMS: dict[str, str] = {
     # Of bones; a fractured wire is among the look-alikes.
     "fracture": r"fractur(?:es?|ed)\b",
 }
+# Finding → a sign that is not the finding itself. Alone it is doubt; a word on the finding has more
+# weight: "mild blunting of the right costophrenic angle without pleural effusion".
+SIGNS: dict[str, str] = {
+    # Scars blunt an angle too. "XXXX" is Indiana's mark of a deleted word.
+    "pleural effusion": r"""
+        blunting\sof\s(?:\w+\s){0,4}(?:costophrenic|sulc(?:us|i))
+        | costophrenic\s(?:\w+\s){0,2}blunting
+        | blunted\s(?:\w+\s){0,3}costophrenic
+        | costophrenic\s(?:(?:angles?|sulc(?:us|i)|recess(?:es)?|XXXX)\s)?
+          (?:is|are|remains?|appears?)\s(?:\w+\s){0,2}blunted
+    """,
+}
 TERM = {name: _compile(rf"\b(?:{pattern})") for name, pattern in TERMS.items()}
+SIGN = {name: _compile(rf"\b(?:{pattern})") for name, pattern in SIGNS.items()}
 
 _BONE = r"""(?:
     bon(?:e|es|y)|oss?eous|skeletal|ribs?|vertebra\w*|spin(?:e|al)|clavic\w+|humer\w+|scapul\w+
@@ -168,7 +197,7 @@ CUE_BEFORE = _compile(
         | \bnot\s(?:only|just|completely|fully|entirely|yet)\b
         | \bno\sdoubt\b
         | \b(?:partial|partially|incomplete|incompletely|near|nearly|near-complete|almost)[\s-]
-          (?:complete(?:ly)?[\s-])?(?:interval\s)?(?:resolution\sof|resol(?:ved|ving))
+          (?:complete(?:ly)?[\s-])?(?:interval\s)?(?:(?:resolution|clearing)\sof|resol(?:ved|ving))
     )
     | (?P<uncertain>
         \b(?:cannot|can['’]?t|could\snot|can\snot|does\snot|do\snot|not|unable\sto|difficult\sto
@@ -176,19 +205,21 @@ CUE_BEFORE = _compile(
           (?:\w+ly\s|be\s)?(?:exclud\w+|rul(?:e|ed|ing)\sout)\b
         | \b(?:possibl[ey]|possibility|possibilities|probabl[ey]|may(?!\s\d)|might|could|maybe
         |perhaps
-            |potential(?:ly)?|suspect\w*|suspicio\w+|questionable|question|questioned|equivocal
+            |potential(?:ly)?|borderline|suspect\w*|suspicio\w+|questionable|question|questioned|equivocal
             |suggest\w*|concern\w*|worrisome|worry|worrying|(?<!un)likely|presum\w+|versus|vs
             |consider
             |consideration|considered|differential|favou?r(?:s|ed|ing)?
-            |cannot\sdifferentiate)\b
+            |cannot\sdifferentiate|appropriate\sclinical\s(?:setting|context))\b
         | \?
     )
     | (?P<alternative> \bor\b(?!\s(?:\d|two|three|more|less|so)\b)(?=\s(?:[\w-]+\s){{0,4}}[\w-]+$))
     | (?P<unasserted>
         \b(?:rule|rules|ruled|ruling)[\s-]out | \br/o\b | \b(?:to|and)\s(?:better\s)?exclude\b
         | \b(?:evaluat\w+|assess\w*|check\w*|look\w*|screen\w*|looking|search\w*)\sfor\b
-        | \b(?:to|further)\s(?:evaluate|assess)\b
+        | \b(?:to|further)\s(?:evaluate|assess)\b | \bfor\s(?:the\s)?evaluation\sof\b
+        | \bif\s(?:[\w-]+\s){{0,5}}(?:concerns?|suspicion|suspected|symptoms|question)\b
         | \bhistory(?:\sof\b|\s?:|\ssignificant\sfor\b) | \b(?:hx|h/o|pmh)\b
+        | \b(?:prior|previous|recent)\s(?=pneumonia)
         | \b(?:risk|risks)\s(?:of|for|factors)\b
         | \b(?:treated|treatment|therapy|antibiotics)\sfor\b
         | \b(?:ensure|document|confirm|establish|until|verify|show|demonstrate|assure)\s
@@ -245,7 +276,7 @@ CUE_AFTER = _compile(
         |in\sthe\s|of\s)*
           (?:possible|probable|possibly|probably|suspected|likely|questioned|questionable|equivocal
             |suspicious|considered|possibility|consideration|concern|differential(?:\sdiagnosis)?
-            |favou?red|indeterminate|presumed|conceivable)(?:\spresent)?{_END}
+            |favou?red|(?<!age\s)(?<!age-)indeterminate|presumed|conceivable)(?:\spresent)?{_END}
         | \s?\?
     )
     | (?P<alternative>
@@ -263,8 +294,8 @@ CUE_AFTER = _compile(
             (?:changed|improved|excluded|increased|decreased))|no(?=\s*(?:[.,;)]|$))
             |no\s(?:evidence|sign|signs|longer)|resolved|removed|without|denied)\b
         | {_TO_VERB}{_BE}{_FULLY}[\s,]+
-          (?:(?:not|no\slonger|never|nowhere|non|none)\b(?:\s(?:\w+ly|be|been|well|clearly|any))*\s
-               (?:an?\s)?(?:{_SEEN}|enlarged|there|a\sfeature)\b
+          (?:(?:not|no\slonger|never|nowhere|non|none)\b(?:\s(?:\w+ly|be|been|well|clearly|any))*[\s-]
+               (?:well-)?(?:an?\s)?(?:{_SEEN}|enlarged|there|a\sfeature)\b
             | none\b
             | (?:absent|unlikely|less\slikely|ruled\sout|excluded|resolved|cleared(?!\s(?:partial
             |somewhat))
@@ -274,6 +305,7 @@ CUE_AFTER = _compile(
           )
         | (?:\s(?:lines?|tubes?|catheters?|drains?))?\s(?:removal|extraction|explantation)\b
         | {_TO_VERB}[\s,]+(?:does|do|did)\snot\s(?:persist|exist|remain)
+        | {_TO_VERB}{_BE}\s+within\s(?:normal\slimits|(?:the\s)?limits\sof\snormal)
     )
     )"""
 )
@@ -318,7 +350,9 @@ _OWN_VERB = rf"""(?=(?!{_VERB}\b)\w{_REST}\b(?:is|are|was|were|has|have|had|rema
       |position)))"""
 _IS_SEEN = rf"{_REST}\b(?:is|are|was|were)\s(?:not\s|no\slonger\s|\w+ly\s)*"
 # "No effusion and pneumothorax are seen" is one statement, "no effusion, edema is noted" two.
-_SEEN_AFTER_AND = rf"(?={_IS_SEEN}(?:{_SEEN}|absent)\b)"
+# A plural has more than the last item of a list: "tube and line have been removed".
+_SEEN_AFTER_AND = rf"""(?={_IS_SEEN}(?:{_SEEN}|absent)\b
+    |{_REST}\bhave\s(?:now\s|since\s)?(?:been\s)?(?:removed|resolved|cleared)\b)"""
 _SEEN_AFTER_COMMA = rf"""(?={_IS_SEEN}(?:seen|identified|visuali[sz]ed|appreciated|detected
     |demonstrated|suspected)\b)"""
 # "…, large effusion, or edema" is one list, whatever its items begin with.

@@ -14,9 +14,9 @@ from rich.progress import track
 from mavilt_pl.parallel.process_pool import process_pool
 from mavilt_pl.phantom.anatomy import Projection, render, sample_body
 from mavilt_pl.phantom.files import encode_picture, write_archive, write_table
-from mavilt_pl.phantom.findings import MIMIC_FINDINGS, Finding, sample_findings
+from mavilt_pl.phantom.findings import Finding, sample_findings
 from mavilt_pl.phantom.shapes import Array
-from mavilt_pl.phantom.wording import findings_text, impression_text
+from mavilt_pl.phantom.wording import findings_text, impression_text, worded_findings
 
 CHEXPERT = (
     "Atelectasis",
@@ -297,15 +297,18 @@ def _metadata(
 
 
 def _labels(findings: list[Finding]) -> dict[str, str]:
-    """The label row of a study: 1.0, 0.0, or blank for what phantoms do not show."""
+    """The label row of a study: 1.0 for what its report describes, 0.0 for what it denies.
+
+    Blank is what the report is silent on, as in the tables that a labeller makes of reports.
+    """
     present = {finding.name for finding in findings}
+    worded = worded_findings(findings)
     row = {}
     for column in CHEXPERT:
         name = column.lower()
-        if name in MIMIC_FINDINGS:
+        row[column] = ""
+        if name in worded:
             row[column] = "1.0" if name in present else "0.0"
-        else:
-            row[column] = ""
     # As the labellers do: "No Finding" is 1.0 or blank, never 0.0.
     if not present:
         row["No Finding"] = "1.0"
@@ -318,13 +321,13 @@ def _write_jpg_tables(root: Path, studies: list[StudyRows]) -> None:
     for study in studies:
         metadata += study.metadata
         splits += study.splits
-    # Both labellers agree here, since the findings are known.
+    # Both labellers agree on a phantom's wording.
     labels = [study.labels for study in studies]
     write_table(root / "mimic-cxr-2.0.0-metadata.csv.gz", metadata)
     write_table(root / "mimic-cxr-2.0.0-chexpert.csv.gz", labels)
     write_table(root / "mimic-cxr-2.0.0-negbio.csv.gz", labels)
     tested = {row["study_id"] for row in splits if row["split"] == "test"}
-    # On the test set radiologists labelled what was there.
+    # On the test set radiologists labelled the reports.
     test_labels = [row for row in labels if row["study_id"] in tested]
     if test_labels:
         path = root / "mimic-cxr-2.1.0-test-set-labeled.csv"

@@ -72,35 +72,48 @@ def _describe(finding: Finding, rng: np.random.Generator) -> str:
     )
 
 
+def worded_findings(findings: Sequence[Finding]) -> tuple[str, ...]:
+    """Names of the findings that the FINDINGS section describes or denies, in its order.
+
+    As radiologists do, it has one normal sentence for the lungs while nothing is in them, and
+    denies each finding by itself once one is present.
+
+    >>> worded_findings([])
+    ('cardiomegaly', 'pleural effusion', 'pneumothorax', 'support devices')
+    """
+    present = {finding.name for finding in findings}
+    names = ["cardiomegaly"]
+    # It is never denied: reports name it only if it is there.
+    if "hyperinflation" in present:
+        names.append("hyperinflation")
+    if present.intersection(LUNG):
+        names += LUNG
+    return (*names, *PLEURA, "support devices")
+
+
 def findings_text(findings: Sequence[Finding], rng: np.random.Generator) -> str:
-    """The FINDINGS section: every finding is either described or denied.
+    """The FINDINGS section.
 
     Args:
         findings: of the study.
         rng: chooses among wordings, in the order of the sentences.
     """
     by_name = {finding.name: finding for finding in findings}
-
-    def sentence(name: str) -> str:
+    names = worded_findings(findings)
+    no_pleura = not any(name in by_name for name in PLEURA)
+    sentences = []
+    for name in names:
+        if name == PLEURA[0] and not any(lung in names for lung in LUNG):
+            sentences.append("The lungs are clear.")
         if name in by_name:
-            return _describe(by_name[name], rng)
-        # str: rng.choice returns numpy's own text type.
-        return str(rng.choice(ABSENT[name]))
-
-    sentences = [sentence("cardiomegaly")]
-    # It is never denied: reports name it only if it is there.
-    if "hyperinflation" in by_name:
-        sentences.append(sentence("hyperinflation"))
-    # As radiologists do: one normal sentence for all, or each by itself once one is present.
-    if any(name in by_name for name in LUNG):
-        sentences += [sentence(name) for name in LUNG]
-    else:
-        sentences.append("The lungs are clear.")
-    if any(name in by_name for name in PLEURA):
-        sentences += [sentence(name) for name in PLEURA]
-    else:
-        sentences.append("No pleural effusion or pneumothorax.")
-    sentences.append(sentence("support devices"))
+            sentences.append(_describe(by_name[name], rng))
+        elif name in PLEURA and no_pleura:
+            # One sentence denies both.
+            if name == PLEURA[0]:
+                sentences.append("No pleural effusion or pneumothorax.")
+        else:
+            # str: rng.choice returns numpy's own text type.
+            sentences.append(str(rng.choice(ABSENT[name])))
     return " ".join(sentences)
 
 

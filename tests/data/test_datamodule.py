@@ -43,7 +43,10 @@ def tokens(corpus_path: Path, tmp_path: Path) -> Path:
 
 
 def module(corpus: Path, **more: object) -> CXRDataModule:
-    made = CXRDataModule([str(corpus)], findings=["edema"], batch_size=4, eval_batch_size=4, **more)  # type: ignore[arg-type]
+    # Every phantom's report describes or denies it, so every study has a label and a question.
+    made = CXRDataModule(
+        [str(corpus)], findings=["pneumothorax"], batch_size=4, eval_batch_size=4, **more
+    )  # type: ignore[arg-type]
     made.setup("fit")
     return made
 
@@ -104,7 +107,7 @@ def test_instructions_and_the_control(corpus_path: Path, tokens: Path) -> None:
 
 
 def test_questions_are_capped_in_training_only(corpus_path: Path, tokens: Path) -> None:
-    findings = ["edema", "cardiomegaly", "pneumothorax", "consolidation"]
+    findings = ["pleural effusion", "cardiomegaly", "pneumothorax", "support devices"]
     made = CXRDataModule(
         [str(corpus_path)], [str(tokens)], "instructions", findings=findings, questions_per_study=2
     )

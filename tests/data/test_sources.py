@@ -35,6 +35,7 @@ from mavilt_pl.cli import main
 from mavilt_pl.data.records import Study
 from mavilt_pl.data.sources import SOURCES, read_source, source_options
 from mavilt_pl.data.sources.fields import hash_split
+from mavilt_pl.data.sources.indiana import MESH, mesh_labels
 from mavilt_pl.errors import UserError
 
 
@@ -646,3 +647,35 @@ def test_mutants_are_read_or_refused(
     )
     assert len({s.study for s in studies}) == len(studies)
     assert len({s.patient for s in studies}) == len({(s.patient, s.split) for s in studies})
+
+
+@pytest.mark.parametrize(
+    ("headings", "labels"),
+    [
+        (["Tube, Inserted/trachea"], {"support devices": "present"}),
+        (["Cardiac Shadow/enlarged/mild"], {"cardiomegaly": "present"}),
+        (["Cardiomegaly/borderline"], {"cardiomegaly": "uncertain"}),
+        (["Cardiomegaly/borderline", "Cardiac Shadow/enlarged"], {"cardiomegaly": "present"}),
+        (["Costophrenic Angle/left/blunted"], {"pleural effusion": "uncertain"}),
+        (
+            ["Costophrenic Angle/blunted", "Pleural Effusion/left"],
+            {"pleural effusion": "present"},
+        ),
+        (
+            ["Opacity/lung/apex/round"],
+            {"lung lesion": "present", "lung opacity": "present"},
+        ),
+        (["Density/ribs/round"], {}),
+        (["Lung/hyperdistention"], {"hyperinflation": "present"}),
+        (["normal"], {"no finding": "present"}),
+    ],
+)
+def test_mesh_headings_with_their_qualifiers(headings: list[str], labels: dict[str, str]) -> None:
+    found = mesh_labels(headings)
+    assert {name: label for name, label in found.items() if label != "absent"} == labels
+    assert set(found) == set(MESH.values())
+
+
+@pytest.mark.parametrize("headings", [[], [""], ["No Indexing"]])
+def test_a_report_that_nobody_indexed_has_no_labels(headings: list[str]) -> None:
+    assert mesh_labels(headings) == {}

@@ -9,6 +9,7 @@ import pytest
 
 from mavilt_pl.data.sources import read_source
 from mavilt_pl.metrics.clinical import findings_in
+from tests.metrics.report_sentences import NOT_READ, SENTENCES
 
 PRESENT, ABSENT, UNCERTAIN = "present", "absent", "uncertain"
 CARDIOMEGALY, EFFUSION, PNEUMOTHORAX = "cardiomegaly", "pleural effusion", "pneumothorax"
@@ -190,7 +191,20 @@ def test_what_a_text_asserts(text: str, found: dict[str, str]) -> None:
     assert findings_in(text) == found
 
 
-@pytest.mark.parametrize("width", [80, 40])
+@pytest.mark.parametrize(("sentence", "meant"), SENTENCES.items())
+def test_sentences_written_before_the_labeller_saw_them(sentence: str, meant: str) -> None:
+    assert ", ".join(f"{name} {label}" for name, label in findings_in(sentence).items()) == (
+        ", ".join(sorted(meant.split(", ")))
+    )
+
+
+@pytest.mark.parametrize(("sentence", "meant"), NOT_READ.items())
+def test_known_limits_of_the_labeller(sentence: str, meant: str) -> None:
+    """They claim nothing false. Once one is read, it belongs to the others."""
+    assert findings_in(sentence) == {}, meant
+
+
+@pytest.mark.parametrize("width", [80, 60, 40])
 def test_wrapping_the_real_indiana_reports_changes_no_finding(width: int) -> None:
     pytest.importorskip("torchxrayvision")
     from mavilt_pl.phantom.indiana import reports_archive

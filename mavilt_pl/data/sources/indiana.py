@@ -28,6 +28,8 @@ MESH = {
     "pleural effusion": "pleural effusion",
     "pneumothorax": "pneumothorax",
     "hydropneumothorax": "pneumothorax",
+    "hemopneumothorax": "pneumothorax",
+    "hemothorax": "pleural effusion",
     "consolidation": "consolidation",
     "infiltrate": "lung opacity",
     "airspace disease": "lung opacity",
@@ -36,17 +38,33 @@ MESH = {
     "pulmonary edema": "edema",
     "pulmonary congestion": "edema",
     "pulmonary atelectasis": "atelectasis",
+    "volume loss": "atelectasis",
     "nodule": "lung lesion",
     "mass": "lung lesion",
     "catheters, indwelling": "support devices",
     "implanted medical device": "support devices",
     "medical device": "support devices",
+    "tube, inserted": "support devices",
     "emphysema": "hyperinflation",
+    "pulmonary emphysema": "hyperinflation",
+    "bullous emphysema": "hyperinflation",
     "pulmonary disease, chronic obstructive": "hyperinflation",
     "fractures, bone": "fracture",
     "hernia, hiatal": "hernia",
     "normal": "no finding",
 }
+# A heading and what has to stand behind it → finding and label. The indexers write "round" for
+# "nodular", and leave open what a blunted angle or a borderline heart is.
+MESH_QUALIFIED: tuple[tuple[str, frozenset[str], str, Label], ...] = (
+    ("lung", frozenset({"hyperdistention"}), "hyperinflation", "present"),
+    ("cardiac shadow", frozenset({"enlarged"}), "cardiomegaly", "present"),
+    ("cardiac shadow", frozenset({"borderline"}), "cardiomegaly", "uncertain"),
+    ("cardiomegaly", frozenset({"borderline"}), "cardiomegaly", "uncertain"),
+    ("density", frozenset({"lung", "round"}), "lung lesion", "present"),
+    ("opacity", frozenset({"lung", "round"}), "lung lesion", "present"),
+    ("costophrenic angle", frozenset({"blunted"}), "pleural effusion", "uncertain"),
+)
+NOT_INDEXED = "no indexing"
 
 
 def read(
@@ -250,30 +268,34 @@ def view_lookup(root: Path) -> dict[str, View]:
 def mesh_labels(headings: Iterable[str]) -> dict[str, Label]:
     """Labels of MeSH/major headings such as `Pleural Effusion/left`.
 
-    What no heading names is absent, because the indexers listed what they saw. Without any heading
-    there are no labels.
+    What no heading names is absent, because the indexers listed what they saw. There are no labels
+    without any heading, or where the only one says that the report was not indexed.
 
-    >>> mesh_labels(["Cardiomegaly/mild"])["cardiomegaly"], mesh_labels([])
+    >>> mesh_labels(["Cardiomegaly/mild"])["cardiomegaly"], mesh_labels(["No Indexing"])
     ('present', {})
     """
-    present = set()
+    found: dict[str, Label] = {}
+    doubtful: set[str] = set()
     any_heading = False
     for heading in headings:
-        if not heading.strip():
-            continue
-        any_heading = True
         first, *rest = (part.strip() for part in heading.lower().split("/"))
-        if first in MESH:
-            present.add(MESH[first])
-        # The one finding that is named by a qualifier and not by the heading itself.
-        if first == "lung" and "hyperdistention" in rest:
-            present.add("hyperinflation")
+        any_heading |= first not in ("", NOT_INDEXED)
+        qualified = [rule for rule in MESH_QUALIFIED if rule[0] == first and rule[1] <= set(rest)]
+        labels = [(name, label) for _, _, name, label in qualified]
+        # A rule on the same finding replaces the plain heading: "cardiomegaly/borderline".
+        plain = MESH.get(first)
+        if plain is not None and plain not in dict(labels):
+            labels.append((plain, "present"))
+        for name, label in labels:
+            if label == "present":
+                found[name] = label
+            else:
+                doubtful.add(name)
     if not any_heading:
         return {}
-    labels: dict[str, Label] = {}
-    for name in sorted(set(MESH.values())):
-        labels[name] = "present" if name in present else "absent"
-    return labels
+    for name in doubtful:
+        found.setdefault(name, "uncertain")
+    return {name: found.get(name, "absent") for name in sorted(set(MESH.values()))}
 
 
 def join_sections(texts: Mapping[str, str]) -> str:
