@@ -21,6 +21,9 @@ from mavilt_pl.data.records import Side
 # Controls: another patient's images; for reports, one text for all images.
 SHUFFLED = "shuffled_images"
 CONSTANT = "constant_report"
+# The report of the training study whose image is most alike; the most frequent answer.
+RETRIEVED = "retrieved_report"
+MAJORITY = "majority_answer"
 # No control but a ceiling: the reference itself, as the labeller of reports reads it.
 REFERENCE = "reference_report"
 
@@ -45,7 +48,7 @@ def select_rows(batch: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]
     selected: dict[str, Any] = {}
     for key, value in batch.items():
         # They cannot be selected by study, and scoring does not need them.
-        if key == "packed":  # sequences of several studies each
+        if key in ("packed", "prompt_counts"):  # of the whole batch
             continue
         if isinstance(value, Tensor):
             selected[key] = value[list(rows)]
@@ -145,6 +148,12 @@ class Observation:
     def original_pixels(self, views: Sequence[Side] | None = None) -> Tensor:
         """The studies' own images, float32 [B,1,H,W] in [-1, 1]; see `original_pixels`."""
         return original_pixels(self.trainer, self.source, self.studies, views)
+
+    def first_pixels(self) -> Tensor:
+        """The studies' own images; the first view of each if the data bring several."""
+        views = self.batch.get("views")
+        firsts = None if views is None else [next(iter(of_study)) for of_study in views]
+        return self.original_pixels(firsts)
 
     def original_images(self) -> np.ndarray:
         """The studies' own images, uint8 [B,H,W]."""

@@ -17,9 +17,9 @@ from mavilt_pl.callbacks.observation import Observation
 from mavilt_pl.data.pixels import to_uint8
 from mavilt_pl.encoders.loading import Kind, load_encoder
 from mavilt_pl.errors import UserError
+from mavilt_pl.metrics.feature_sets import FeatureSets, ImageKind
 from mavilt_pl.metrics.image import (
     CodebookUse,
-    FrechetDistance,
     ReconstructionScores,
     lpips_distance,
 )
@@ -82,8 +82,8 @@ class ReconstructionMetrics(MetricCallback):
         if self.judge is None:
             return metrics
         encoder = f"{self.judge_kind} encoder"
-        metrics["fid_cxr"] = FrechetDistance(
-            "fid_cxr",
+        metrics["features"] = FeatureSets(
+            "cxr",
             self.judge.width,
             f"pooled features of the {encoder}, reconstructions against originals",
         )
@@ -117,7 +117,8 @@ class ReconstructionMetrics(MetricCallback):
                 # One pass gives findings and features.
                 maps = self.judge.maps(pixels_BCHW)
                 metrics[side].update_columns(self.judge.logits(maps).cpu(), labels_BF, patients)
-                metrics["fid_cxr"].update(self.judge.features(maps), side == "original", patients)
+                kind = ImageKind.REAL if side == "original" else ImageKind.DRAWN
+                metrics["features"].update(self.judge.features(maps), kind, patients)
 
     def _labels_of_judge(self, observation: Observation) -> Tensor:
         """Labels [B,F] of the judge's findings; nan for a finding that the data do not label."""

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 from lightning import LightningModule, Trainer
+from torch import Tensor
 from torchmetrics import Metric
 
 from mavilt_pl.callbacks.metric_callback import MetricCallback
-from mavilt_pl.callbacks.observation import CONSTANT, REFERENCE, SHUFFLED, Observation
+from mavilt_pl.callbacks.observation import (
+    CONSTANT,
+    REFERENCE,
+    RETRIEVED,
+    SHUFFLED,
+    Observation,
+)
+from mavilt_pl.callbacks.training_features import NearestReports, pooled
+from mavilt_pl.data.training_split import most_frequent_text
+from mavilt_pl.encoders.loading import Kind, load_encoder
 from mavilt_pl.errors import MaviltWarning
-from mavilt_pl.metrics.coco import coco_protocol, coco_scores
 from mavilt_pl.metrics.findings_f1 import FindingsF1
+from mavilt_pl.metrics.report_pairs import pair_scores
 from mavilt_pl.metrics.text import TextScores
 from mavilt_pl.parallel.distributed import gather_lists
 from mavilt_pl.ranges import NonNegativeInt
@@ -23,18 +34,45 @@ class ReportMetrics(MetricCallback):
 
     Controls: reports from another patient's image, and for every image the report that most
     training studies of the source share. A model that scores no more has learned what reports look
-    like, and nothing of the images. The references themselves give the ceiling of findings F1: the
+    like, and nothing of the images. With a judge there is one more, the report of the training
+    study whose image is nearest. The references themselves give the ceiling of findings F1: the
     labeller does not read all that the labels say.
+
+    Args:
+        judge: weights of the encoder that finds the nearest training image; without it there is no
+            such control.
+        judge_kind: classifier | torchxrayvision | huggingface.
+        training_images: how many training images of each source, at random, are searched.
+        validate: number of studies of each source that a validation scores.
+        samples: number of studies of each source that are kept as samples.
     """
 
     task = "report"
-    controls = (None, SHUFFLED, CONSTANT, REFERENCE)
+    controls: tuple[str | None, ...] = (None, SHUFFLED, CONSTANT, REFERENCE)
 
-    def __init__(self, validate: NonNegativeInt = 0, samples: NonNegativeInt = 8):
+    def __init__(
+        self,
+        judge: str | None = None,
+        judge_kind: Kind = "classifier",
+        training_images: NonNegativeInt = 10_000,
+        validate: NonNegativeInt = 0,
+        samples: NonNegativeInt = 8,
+    ):
         super().__init__(validate, samples)
+        self.judge_path, self.judge_kind = judge, judge_kind
+        self.training_images = training_images
+        if judge is not None:
+            self.controls = (*self.controls, RETRIEVED)
+        self._features: Callable[[Tensor], Tensor] | None = None  # of the judge
+        self._neighbours: dict[int, NearestReports] = {}
         self._constant_texts: dict[int, str] = {}
         # Of a test: source, control, generated and reference text, patient. CIDEr needs all texts.
         self._pairs: list[tuple[str, str, str, str, str]] = []
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Load the judge for a test."""
+        if stage == "test" and self.judge_path is not None:
+            self._features = pooled(load_encoder(self.judge_path, self.judge_kind))
 
     def metrics(self, trainer: Trainer, module: Any) -> dict[str, Metric]:
         """Scores of the text, and of the findings it asserts."""
@@ -49,13 +87,19 @@ class ReportMetrics(MetricCallback):
         super().on_test_epoch_start(trainer, pl_module)
         self._pairs, self._constant_texts = [], {}
         # Of two callbacks of this kind only one tests: the other need not read all texts.
-        for source in {number for number, _ in self._metrics}:
-            self._constant_texts[source] = trainer.datamodule.most_frequent_text(source)
+        data = trainer.datamodule
+        for source in sorted({number for number, _ in self._metrics}):
+            corpus = data.corpora[source]
+            self._constant_texts[source] = most_frequent_text(corpus, data.options)
+            if self._features is not None:
+                self._neighbours[source] = NearestReports(
+                    trainer, source, self._features, self.training_images, pl_module.device
+                )
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compute the figures; say of which sources the findings could not be scored."""
         super().on_test_epoch_end(trainer, pl_module)
-        self.figures += self._coco_figures()
+        self.figures += self._pair_figures()
         scored = {one["source"] for one in self.figures if one["metric"] == "bleu_1"}
         with_findings = set()
         for figure in self.figures:
@@ -102,12 +146,14 @@ class ReportMetrics(MetricCallback):
         """The reports under this control; None if there is no constant report."""
         if seen.control == REFERENCE:
             return list(seen.batch["text"])
+        if seen.control == RETRIEVED:
+            return self._neighbours[seen.source].of(seen.first_pixels())
         if seen.control != CONSTANT:
             return seen.module.generator.generate_reports(seen.images, keys=seen.sample_keys)
         text = self._constant_texts[seen.source]
         return [text] * len(seen.studies) if text else None
 
-    def _coco_figures(self) -> list[dict[str, Any]]:
+    def _pair_figures(self) -> list[dict[str, Any]]:
         """Figures over all texts of a source and control."""
         by_test: dict[tuple[str, str], list[tuple[str, str, str]]] = {}
         # Sorted, so that sums do not depend on the number of processes.
@@ -115,8 +161,7 @@ class ReportMetrics(MetricCallback):
             by_test.setdefault((source, control), []).append((report, reference, patient))
         figures = []
         for (source, control), pairs in by_test.items():
-            for name, value in coco_scores(*zip(*pairs)).items():
-                protocol = coco_protocol(name)
+            for name, value, protocol in pair_scores(*zip(*pairs)):
                 figures.append(value.as_figure(self.task, source, name, protocol, control or None))
         return figures
 

@@ -5,8 +5,8 @@ Shape legend: B studies, H W height and width in pixels, F findings of the judge
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from lightning import LightningModule, Trainer
@@ -15,11 +15,14 @@ from torchmetrics import Metric
 
 from mavilt_pl.callbacks.metric_callback import MetricCallback
 from mavilt_pl.callbacks.observation import Observation
+from mavilt_pl.callbacks.training_features import pooled, training_features
 from mavilt_pl.data.pixels import to_uint8
 from mavilt_pl.data.records import Side
+from mavilt_pl.encoders.huggingface import HuggingFace
 from mavilt_pl.encoders.loading import Kind, load_encoder
 from mavilt_pl.language.random_views import Views
-from mavilt_pl.metrics.image import FrechetDistance, inception_features
+from mavilt_pl.metrics.feature_sets import FeatureSets, ImageKind
+from mavilt_pl.metrics.image import inception_features
 from mavilt_pl.metrics.vqa import GroupedAUROC
 from mavilt_pl.ranges import NonNegativeInt, Seed
 from mavilt_pl.vqgan.loading import load_tokenizer, tokenizer_of
@@ -29,6 +32,25 @@ MISSING = "missing_view_"
 INCEPTION_WIDTH = 2048
 # An uncertain finding was neither requested nor excluded by the text.
 LABEL_VALUES = {"present": 1.0, "absent": 0.0}  # others are unknown
+
+
+class Reader(NamedTuple):
+    """An encoder that images are compared under.
+
+    Args:
+        width: D.
+        protocol: how its features are computed.
+        features: pixels [B,1,H,W] in [-1, 1] → [B,D].
+    """
+
+    width: int
+    protocol: str
+    features: Callable[[Tensor], Tensor]
+
+
+def class_token(encoder: HuggingFace) -> Callable[[Tensor], Tensor]:
+    """Pixels → class token of a transformer, moved to where the pixels are."""
+    return lambda pixels_BCHW: encoder.to(pixels_BCHW.device).class_token(pixels_BCHW)
 
 
 class SynthesisMetrics(MetricCallback):
@@ -47,6 +69,11 @@ class SynthesisMetrics(MetricCallback):
             encoded the token cache).
         inception: a local file of pytorch-fid's Inception weights; without it there is no
             fid_inception.
+        rad_dino: a local folder of microsoft/rad-dino; without it there is no fid_rad_dino. Its
+            figures are those of CheXGenBench (arXiv 2505.10496).
+        training_images: how many training images of each source, at random, the drawings of a test
+            are compared with: the floor of the distances, and whether drawings are copies; 0 for
+            none.
         validate: number of studies of each source that a validation scores.
         samples: number of studies of each source that are kept as samples.
         seed: of the generation.
@@ -60,16 +87,20 @@ class SynthesisMetrics(MetricCallback):
         judge_kind: Kind = "classifier",
         tokenizer: str | None = None,
         inception: str | None = None,
+        rad_dino: str | None = None,
+        training_images: NonNegativeInt = 10_000,
         validate: NonNegativeInt = 0,
         samples: NonNegativeInt = 8,
         seed: Seed = 0,
     ):
         super().__init__(validate, samples)
         self.tokenizer_path, self.judge_path, self.judge_kind = tokenizer, judge, judge_kind
-        self.inception_path, self.seed = inception, seed
+        self.inception_path, self.rad_dino_path, self.seed = inception, rad_dino, seed
+        self.training_images = training_images
         self.tokenizer: Any = None
         self.judge: Any = None
-        self.inception: Any = None
+        # What features are read by: name in figures → width, protocol, pixels → features.
+        self.readers: dict[str, Reader] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Load tokenizer, judge and Inception, unless nothing will be scored."""
@@ -77,8 +108,30 @@ class SynthesisMetrics(MetricCallback):
             return
         self.tokenizer = load_tokenizer(self.tokenizer_path or tokenizer_of(pl_module))
         self.judge = load_encoder(self.judge_path, self.judge_kind)
+        judged = f"pooled features of the {self.judge_kind} encoder"
+        self.readers = {"cxr": Reader(self.judge.width, judged, pooled(self.judge))}
         if self.inception_path:
-            self.inception = inception_features(self.inception_path)
+            protocol = f"pytorch-fid's Inception, {INCEPTION_WIDTH} pooled features"
+            features = inception_features(self.inception_path)
+            self.readers["inception"] = Reader(INCEPTION_WIDTH, protocol, features)
+        if self.rad_dino_path:
+            encoder = HuggingFace(self.rad_dino_path).eval().requires_grad_(False)
+            protocol = "RAD-DINO, class token as in CheXGenBench"
+            self.readers["rad_dino"] = Reader(encoder.width, protocol, class_token(encoder))
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make new metrics, and read the training images that drawings are compared with."""
+        super().on_test_epoch_start(trainer, pl_module)
+        for (source, _), metrics in self._metrics.items():
+            for name, reader in self.readers.items():
+                features, images = training_features(
+                    trainer, source, reader.features, self.training_images, pl_module.device
+                )
+                if images:
+                    patients = [image.patient for image in images]
+                    metrics[f"features_{name}"].update(
+                        features.to(pl_module.device), ImageKind.TRAINING, patients
+                    )
 
     def metrics(self, trainer: Trainer, module: Any) -> dict[str, Metric]:
         """Figures of generated images, and of generated second views if there will be some."""
@@ -98,14 +151,9 @@ class SynthesisMetrics(MetricCallback):
             )
             metrics[prefix + name] = area
         against = f"against the set's own images{how}"
-        metrics[f"{prefix}fid_cxr"] = FrechetDistance(
-            f"{prefix}fid_cxr", self.judge.width, f"pooled features of the {encoder}, {against}"
-        )
-        if self.inception is not None:
-            metrics[f"{prefix}fid_inception"] = FrechetDistance(
-                f"{prefix}fid_inception",
-                INCEPTION_WIDTH,
-                f"pytorch-fid's Inception, {INCEPTION_WIDTH} pooled features, {against}",
+        for name, reader in self.readers.items():
+            metrics[f"{prefix}features_{name}"] = FeatureSets(
+                name, reader.width, f"{reader.protocol}, {against}", prefix
             )
         return metrics
 
@@ -193,12 +241,18 @@ class SynthesisMetrics(MetricCallback):
                 for name, maps in (("drawn_auroc", generated_maps), ("original_auroc", real_maps)):
                     logits_BF = self.judge.logits(maps).cpu()
                     metrics[prefix + name].update_columns(logits_BF, labels_BF, patients)
-            sides = ((True, real_BCHW, real_maps), (False, generated_BCHW, generated_maps))
-            for is_real, pixels_BCHW, maps in sides:
-                metrics[f"{prefix}fid_cxr"].update(self.judge.features(maps), is_real, patients)
-                if self.inception is not None:
-                    features_BD = self.inception(pixels_BCHW)
-                    metrics[f"{prefix}fid_inception"].update(features_BD, is_real, patients)
+            images = (
+                (ImageKind.REAL, real_BCHW, real_maps),
+                (ImageKind.DRAWN, generated_BCHW, generated_maps),
+            )
+            for kind, pixels_BCHW, maps in images:
+                for name, reader in self.readers.items():
+                    # The judge has read these images already.
+                    is_judge = name == "cxr"
+                    features_BD = (
+                        self.judge.features(maps) if is_judge else reader.features(pixels_BCHW)
+                    )
+                    metrics[f"{prefix}features_{name}"].update(features_BD, kind, patients)
         return real_BCHW
 
     def _labels(self, study: dict[str, Any]) -> list[float]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -258,16 +257,6 @@ class CXRDataModule(LightningDataModule):
         given = self.hparams["seed"]
         # Lightning's seed_everything leaves its number there.
         return int(os.environ.get("PL_GLOBAL_SEED", 0)) if given is None else given
-
-    def most_frequent_text(self, source: int) -> str:
-        """The text that most training studies of a source share; "" without training texts.
-
-        Of equally frequent ones it is the first in alphabetical order.
-        """
-        corpus = self.corpora[source]
-        texts = Counter(self.options.text_of(corpus.text(row)) for row in corpus.rows("train"))
-        texts.pop("", None)
-        return min(texts, key=lambda text: (-texts[text], text), default="")
 
     def train_dataloader(self) -> ResumableLoader:
         """All corpora mixed by weight; its position can be saved."""

@@ -137,6 +137,17 @@ class HuggingFace(nn.Module):
 
     def maps(self, pixels_BCHW: Tensor) -> list[Tensor]:
         """The last feature map [B,width,h,w] of the patches."""
+        grid = self.size // self.patch
+        # Patches come last, after the class token and the registers.
+        patches_BNC = self._states(pixels_BCHW)[:, -grid * grid :]
+        return [patches_BNC.transpose(1, 2).unflatten(2, (grid, grid))]
+
+    def class_token(self, pixels_BCHW: Tensor) -> Tensor:
+        """The normalised class token [B,width], a DINOv2's `pooler_output`."""
+        return self._states(pixels_BCHW)[:, 0]
+
+    def _states(self, pixels_BCHW: Tensor) -> Tensor:
+        """Last hidden states [B,T,width] of all tokens."""
         size = (self.resized, self.resized)
         if pixels_BCHW.shape[-2:] != size:
             pixels_BCHW = F.interpolate(
@@ -148,11 +159,7 @@ class HuggingFace(nn.Module):
             pixels_BCHW = pixels_BCHW[..., start:end, start:end]
         # [-1, 1] → [0, 1] → normalised; grey is broadcast to the C channels.
         normal_BCHW = ((pixels_BCHW + 1) / 2 - self.mean_1C11) / self.deviation_1C11
-        grid = self.size // self.patch
-        states_BTC = self.net(pixel_values=normal_BCHW, **self.options).last_hidden_state
-        # Patches come last, after the class token and the registers.
-        patches_BNC = states_BTC[:, -grid * grid :]
-        return [patches_BNC.transpose(1, 2).unflatten(2, (grid, grid))]
+        return self.net(pixel_values=normal_BCHW, **self.options).last_hidden_state
 
     def features(self, maps: list[Tensor]) -> Tensor:
         """Mean features [B,width] of the last map."""

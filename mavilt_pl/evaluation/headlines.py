@@ -54,6 +54,8 @@ REFERENCE = "reference_report"
 CONTROLS = {
     "shuffled_images": "images shuffled",
     "constant_report": "one report for all",
+    "retrieved_report": "nearest training report",
+    "majority_answer": "most frequent answer",
     REFERENCE: "the references",
 }
 # Metrics of single findings, `<metric>/<finding>`, and the heading of their column.
@@ -75,6 +77,10 @@ CONTROLLED = {
     "findings_f1_micro",
     "bleu_4",
     "cider",
+    "side_f1",
+    "zone_f1",
+    "balanced_accuracy_macro",
+    "auprc_macro",
 }
 # System, data and protocol, reported figures. Protocols differ, so none is comparable with ours.
 PUBLISHED = (

@@ -13,9 +13,10 @@ from mavilt_pl.evaluation.results import Figure
 from mavilt_pl.metrics.answers import AnsweredQuestion, answer_metrics, update_answers
 from mavilt_pl.metrics.bootstrap import PatientBootstrapMetric, Statistics, patient_key
 from mavilt_pl.metrics.clinical import findings_in
-from mavilt_pl.metrics.coco import coco_protocol, coco_scores, coco_statistics
+from mavilt_pl.metrics.coco import coco_statistics
 from mavilt_pl.metrics.finding_phrases import TERM, VERSION
 from mavilt_pl.metrics.findings_f1 import FindingsF1
+from mavilt_pl.metrics.report_pairs import pair_scores
 from mavilt_pl.metrics.text import TextScores
 
 Table = tuple[Statistics, np.ndarray]  # statistics of rows, and the patient of each row
@@ -57,8 +58,8 @@ def _score_reports(
     for metric in _report_metrics(reports, findings):
         figures += _figures("report", source, metric)
     generated, references, patients = _columns(reports)
-    for name, value in coco_scores(generated, references, patients).items():
-        figures.append(value.as_figure("report", source, name, coco_protocol(name)))
+    for name, value, protocol in pair_scores(generated, references, patients):
+        figures.append(value.as_figure("report", source, name, protocol))
     # "none" keeps a reference without any finding among the studies whose labels are known.
     read = {text: {"none": "absent"} | findings_in(text) for text in set(references)}
     # All findings: no label table limits what two texts can be compared in.
@@ -127,7 +128,9 @@ def _answer_metrics(answers: Sequence[Record], findings: Sequence[str] | None) -
         candidates = tuple(candidates) if is_closed else ()
         topic, patient = str(record.get("topic", "other")), str(record["patient"])
         answered.append(
-            AnsweredQuestion(topic, record["reference"], candidates, prediction, patient)
+            AnsweredQuestion(
+                topic, record["reference"], candidates, prediction, patient, record.get("threshold")
+            )
         )
     metrics = answer_metrics(topics)
     update_answers(metrics, topics, answered)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torchmetrics import Metric
 
+from mavilt_pl.metrics.decisions import YesNoScores, youden_threshold
 from mavilt_pl.metrics.vqa import GroupedAUROC, GroupedMean, exact_match, word_f1
 
 
@@ -20,6 +23,7 @@ class AnsweredQuestion(NamedTuple):
         candidates: possible answers; none of an open question.
         prediction: the probability of each candidate, or a text without candidates.
         patient: whom it is about.
+        threshold: the probability of yes from which on it counts as said, if one was chosen.
     """
 
     topic: str
@@ -27,6 +31,7 @@ class AnsweredQuestion(NamedTuple):
     candidates: Sequence[str]
     prediction: Any
     patient: str
+    threshold: float | None = None
 
 
 def answer_metrics(topics: Sequence[str]) -> dict[str, Metric]:
@@ -40,6 +45,7 @@ def answer_metrics(topics: Sequence[str]) -> dict[str, Metric]:
     free_text = "free text as sampling.text says; lower case, no punctuation, no articles (SQuAD)"
     return {
         "auroc": GroupedAUROC(groups),
+        "yes_no": YesNoScores(groups),
         "accuracy": GroupedMean("accuracy", groups, likeliest),
         "exact": GroupedMean("open_exact_match", protocol=free_text),
         "f1": GroupedMean("open_f1", protocol=f"words, {free_text}"),
@@ -69,24 +75,51 @@ def update_answers(
 def _update_closed(
     metrics: Mapping[str, Metric], topics: Sequence[str], answered: Sequence[AnsweredQuestion]
 ) -> None:
-    right: list[bool] = []
-    scores: list[float] = []
-    truths: list[float] = []
-    groups: list[int] = []
+    # The group behind the last topic is "other".
+    places = {topic: number for number, topic in enumerate(topics)}
+    groups = [places.get(one.topic, len(topics)) for one in answered]
+    right = []
     for one in answered:
-        # The group behind the last topic is "other".
-        groups.append(topics.index(one.topic) if one.topic in topics else len(topics))
         # The first of equal candidates.
         likeliest = one.prediction.index(max(one.prediction))
         right.append(one.candidates[likeliest] == one.reference)
-        # Only questions between yes and no have an AUROC; nan keeps the others out of it, so all
-        # lists stay of one length.
-        score, truth = 0.0, float("nan")
-        if set(one.candidates) == {"yes", "no"}:
-            score = one.prediction[one.candidates.index("yes")]
-            truth = float(one.reference == "yes")
+    metrics["accuracy"].update(right, groups, [one.patient for one in answered])
+    # Only answers between yes and no have areas and thresholds.
+    of_yes_no = [one for one in answered if probability_of_yes(one) is not None]
+    groups = [places.get(one.topic, len(topics)) for one in of_yes_no]
+    scores, truths, decisions = [], [], []
+    for one in of_yes_no:
+        score = probability_of_yes(one)
         scores.append(score)
-        truths.append(truth)
-    patients = [one.patient for one in answered]
-    metrics["auroc"].update(torch.tensor(scores), torch.tensor(truths), groups, patients)
-    metrics["accuracy"].update(right, groups, patients)
+        truths.append(float(one.reference == "yes"))
+        decisions.append(math.nan if one.threshold is None else float(score >= one.threshold))
+    patients = [one.patient for one in of_yes_no]
+    areas = torch.tensor(scores, dtype=torch.float64), torch.tensor(truths)
+    metrics["auroc"].update(*areas, groups, patients)
+    metrics["yes_no"].update(scores, truths, decisions, groups, patients)
+
+
+def probability_of_yes(one: AnsweredQuestion) -> float | None:
+    """The probability of yes; None of a question that has other candidates or none."""
+    if set(one.candidates) != {"yes", "no"}:
+        return None
+    return float(one.prediction[list(one.candidates).index("yes")])
+
+
+def choose_thresholds(answered: Sequence[AnsweredQuestion]) -> dict[str, float]:
+    """A threshold of the probability of yes for each topic, from answers in validation.
+
+    A topic without answers of both kinds has none.
+    """
+    by_topic: dict[str, list[tuple[float, float]]] = {}
+    for one in answered:
+        score = probability_of_yes(one)
+        if score is not None:
+            by_topic.setdefault(one.topic, []).append((score, float(one.reference == "yes")))
+    thresholds = {}
+    for topic, rows in sorted(by_topic.items()):
+        scores, truths = np.array(rows).T
+        threshold = youden_threshold(scores, truths)
+        if threshold is not None:
+            thresholds[topic] = threshold
+    return thresholds

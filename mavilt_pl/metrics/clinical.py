@@ -131,8 +131,20 @@ def _label(before: str, after: str) -> str | None:
     return "present"
 
 
-def _mentions(sentence: str) -> Iterator[tuple[str, str]]:
-    """Each finding that a sentence mentions, with its label there, or "sign" for a mere sign."""
+def mentions_in(text: str) -> Iterator[tuple[str, str, str]]:
+    """Every mention of a finding in a report: its clause, the finding, and its label there.
+
+    The label of a mere sign is "sign".
+
+    >>> [*mentions_in("Small left effusion. No edema.")]
+    [('Small left effusion.', 'pleural effusion', 'present'), ('No edema.', 'edema', 'absent')]
+    """
+    for sentence in _sentences(text):
+        yield from _mentions(sentence)
+
+
+def _mentions(sentence: str) -> Iterator[tuple[str, str, str]]:
+    """Clause, finding and label of each mention in a sentence."""
     turns = [match.span() for match in BOUNDARY.finditer(sentence)]
     look_alikes = [match.span() for match in LOOK_ALIKES.finditer(sentence)]
     for patterns, is_sign in ((TERM, False), (SIGN, True)):
@@ -149,7 +161,7 @@ def _mentions(sentence: str) -> Iterator[tuple[str, str]]:
                     # A sign that is denied says nothing of the finding.
                     label = None if label == "absent" else label and "sign"
                 if label is not None:
-                    yield name, label
+                    yield sentence[begin:stop], name, label
 
 
 def findings_in(text: str) -> dict[str, str]:
@@ -168,9 +180,8 @@ def findings_in(text: str) -> dict[str, str]:
     {'edema': 'uncertain'}
     """
     found: dict[str, str] = {}
-    for sentence in _sentences(text):
-        for name, label in _mentions(sentence):
-            if name not in found or _STRENGTH[label] >= _STRENGTH[found[name]]:
-                found[name] = label
+    for _, name, label in mentions_in(text):
+        if name not in found or _STRENGTH[label] >= _STRENGTH[found[name]]:
+            found[name] = label
     # A sign with no word on the finding is doubt.
     return {name: "uncertain" if found[name] == "sign" else found[name] for name in sorted(found)}

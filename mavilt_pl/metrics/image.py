@@ -1,14 +1,12 @@
-"""Quality of images: reconstruction, use of the codebook, and Fréchet distances.
+"""Quality of images: reconstruction, use of the codebook; Inception and LPIPS from local files.
 
 Pixels are float32 [B,1,H,W] in [-1, 1].
 
-Shape legend: B batch, C channels, H W height and width in pixels, N codes of an image, D features,
-n images.
+Shape legend: B batch, C channels, H W height and width in pixels, N codes of an image.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,6 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from mavilt_pl.errors import MaviltWarning
 from mavilt_pl.metrics.bootstrap import (
     Estimate,
     PatientBootstrapMetric,
@@ -148,78 +145,6 @@ class CodebookUse(Metric):
             "codebook_used": Estimate(used, None, None, images),
             "codebook_perplexity": Estimate(float(np.exp(entropy)), None, None, images),
         }
-
-
-def frechet_distance(real_nD: np.ndarray, other_nD: np.ndarray) -> float:
-    """Fréchet distance of Gaussians fitted to features (arXiv 1706.08500, eq. 6), in float64.
-
-    The trace of √(S₁S₂) is the sum of the roots of the eigenvalues of √S₁ S₂ √S₁, which is
-    symmetric: exact, real and faster than the matrix root that pytorch-fid takes.
-
-    >>> features = np.array([[0.0], [1.0], [2.0]])
-    >>> round(frechet_distance(features, features + 3), 6)
-    9.0
-    """
-    mean1, mean2 = real_nD.mean(0), other_nD.mean(0)
-    cov1 = np.atleast_2d(np.cov(real_nD, rowvar=False))
-    cov2 = np.atleast_2d(np.cov(other_nD, rowvar=False))
-    # √S₁ from its eigenvectors; `atleast_2d` above is for a single feature.
-    values, vectors = np.linalg.eigh(cov1)
-    # Rounding leaves eigenvalues just below 0.
-    root1 = (vectors * np.sqrt(values.clip(0))) @ vectors.T
-    middle = np.linalg.eigvalsh(root1 @ cov2 @ root1)
-    trace_of_root = np.sqrt(middle.clip(0)).sum()
-    shift = ((mean1 - mean2) ** 2).sum()
-    distance = shift + np.trace(cov1) + np.trace(cov2) - 2 * trace_of_root
-    return float(distance)
-
-
-class FrechetDistance(PatientBootstrapMetric):
-    """Fréchet distance between features of real and of generated images.
-
-    There is no interval: a resample repeats images, which moves the distance away from 0, so the
-    distance itself lies outside of the resamples'. With fewer than two images on one side there is
-    no figure; with no more images than features a warning says what the figure is worth.
-
-    Args:
-        name: of the figure, such as fid_cxr.
-        width: D.
-        protocol: how the features are computed.
-    """
-
-    def __init__(self, name: str, width: int, protocol: str = ""):
-        # The first column is 1 for real images.
-        super().__init__(width + 1)
-        self.name, self.protocol = name, protocol
-
-    def update(self, features_BD: Tensor, real: bool, patients: Sequence[str]) -> None:
-        """Add features [B,D] of real or of generated images."""
-        # In one table with the features, so that one gather and one sort serve both sides.
-        is_real_B1 = torch.full((len(features_BD), 1), float(real), device=features_BD.device)
-        self.add_rows(torch.cat([is_real_B1, features_BD], 1), patients)
-
-    def compute(self) -> dict[str, Estimate]:
-        """The figure under its name."""
-        rows, _ = self.table()
-        is_real = rows[:, 0] == 1
-        features = rows[:, 1:]
-        # A covariance needs two images.
-        if is_real.sum() < 2 or (~is_real).sum() < 2:
-            return {}
-        num_images = int(min(is_real.sum(), (~is_real).sum()))
-        width = features.shape[1]
-        # Then a covariance is singular, and the distance of equal distributions far from 0.
-        if num_images <= width:
-            warnings.warn(
-                f"{self.name} of {num_images:,} images has {width:,} features: with fewer images "
-                "than features it depends more on their number than on the images. Compare it "
-                f"with figures of {num_images:,} images only",
-                MaviltWarning,
-                stacklevel=2,
-            )
-        value = frechet_distance(features[is_real], features[~is_real])
-        num_generated = int((~is_real).sum())
-        return {self.name: Estimate(value, None, None, num_generated)}
 
 
 def inception_features(weights: str | Path) -> Callable[[Tensor], Tensor]:

@@ -21,11 +21,26 @@ FEW_PATIENTS = 100
 EDGE = 1e-12  # at 0 and 1 themselves an AUROC has no variance
 
 
+def wilson_interval(share: float, num_cases: int) -> tuple[float | None, float | None]:
+    """Interval of a proportion (E. B. Wilson, JASA 22, 1927); none below two cases.
+
+    >>> low, high = wilson_interval(0.5, 10)
+    >>> round(low, 3), round(high, 3)
+    (0.237, 0.763)
+    """
+    # One patient says nothing of how patients differ.
+    if num_cases < 2:
+        return None, None
+    z2 = Z**2 / num_cases
+    centre = (share + z2 / 2) / (1 + z2)
+    half = Z * np.sqrt(share * (1 - share) / num_cases + z2 / (4 * num_cases)) / (1 + z2)
+    return float(max(centre - half, 0.0)), float(min(centre + half, 1.0))
+
+
 def f1_interval(f1: float, num_cases: int) -> tuple[float | None, float | None]:
     """Interval of an F1 by Wilson's of the Jaccard index J = F1 / (2 − F1).
 
-    J is the share of right cases among those that are labelled or claimed, so it is a proportion
-    (E. B. Wilson, JASA 22, 1927).
+    J is the share of right cases among those that are labelled or claimed, so it is a proportion.
 
     Args:
         f1: in [0, 1].
@@ -35,16 +50,11 @@ def f1_interval(f1: float, num_cases: int) -> tuple[float | None, float | None]:
     >>> round(low, 3), round(high, 3)
     (0.676, 1.0)
     """
-    # One patient says nothing of how patients differ.
-    if num_cases < 2:
-        return None, None
     # A monotone function of F1, so its limits are those of F1.
-    jaccard = f1 / (2 - f1)
-    z2 = Z**2 / num_cases
-    centre = (jaccard + z2 / 2) / (1 + z2)
-    half = Z * np.sqrt(jaccard * (1 - jaccard) / num_cases + z2 / (4 * num_cases)) / (1 + z2)
-    low, high = max(centre - half, 0.0), min(centre + half, 1.0)
-    return float(2 * low / (1 + low)), float(2 * high / (1 + high))
+    low, high = wilson_interval(f1 / (2 - f1), num_cases)
+    if low is None or high is None:
+        return None, None
+    return 2 * low / (1 + low), 2 * high / (1 + high)
 
 
 def auroc_interval(

@@ -111,6 +111,9 @@ def test_controls_and_the_ceiling(tested: Path) -> None:
     # The phantom's labels are what its reports say.
     assert found["report", "findings_f1_macro", "reference_report"] == 1
     assert ("report", "bleu_1", "reference_report") not in found
+    # A constant answer ranks nothing, and is right as often as its answer is.
+    assert found["vqa", "auroc_macro", "majority_answer"] == 0.5
+    assert 0 < found["vqa", "accuracy", "majority_answer"] < 1
 
 
 def test_files_of_other_programs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

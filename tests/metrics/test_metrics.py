@@ -12,7 +12,6 @@ import torch
 import torchvision
 from nltk.translate.bleu_score import corpus_bleu as nltk_bleu
 from nltk.translate.meteor_score import meteor_score
-from pytorch_fid.fid_score import calculate_frechet_distance
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import DefaultTokenizer
 from sacrebleu.metrics import BLEU
@@ -22,11 +21,9 @@ from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 from torchmetrics.text import SQuAD
 
 from mavilt_pl.data.sources import read_source
-from mavilt_pl.errors import MaviltWarning
 from mavilt_pl.metrics.clinical import findings_in
 from mavilt_pl.metrics.image import (
     CodebookUse,
-    FrechetDistance,
     ReconstructionScores,
     gradient_psnr,
     inception_features,
@@ -251,35 +248,6 @@ def test_reconstruction_against_torchmetrics() -> None:
     each = [peak_signal_noise_ratio(m, r, data_range=2.0).item() for r, m in zip(real, made)]
     assert metric.compute()["psnr"].value == pytest.approx(np.mean(each), rel=1e-5)
     assert gradient_psnr(real, real + 0.3).min() > 90  # a shift of brightness moves no edge
-
-
-def test_frechet_against_pytorch_fid() -> None:
-    random = np.random.default_rng(0)
-    real, made = random.normal(size=(300, 8)), random.normal(0.4, 1.3, size=(250, 8))
-    metric = FrechetDistance("fid_cxr", 8, "test")
-    metric.update(torch.tensor(real), True, [str(i) for i in range(300)])
-    metric.update(torch.tensor(made), False, [str(i) for i in range(250)])
-    found = metric.compute()["fid_cxr"]
-    other = calculate_frechet_distance(
-        real.mean(0), np.cov(real, rowvar=False), made.mean(0), np.cov(made, rowvar=False)
-    )
-    assert found.value == pytest.approx(other, rel=1e-4)
-    assert found.low is found.high is None
-    assert found.n == 250
-    metric = FrechetDistance("fid_cxr", 8, "test")
-    metric.update(torch.tensor(real), True, [str(i) for i in range(300)])
-    assert metric.compute() == {}  # never silently 0
-
-
-def test_a_frechet_distance_of_few_images_warns() -> None:
-    """With fewer images than features a covariance is singular."""
-    features = torch.randn(8, 8)
-    for num_images in (8, 4):
-        metric = FrechetDistance("fid_cxr", 8, "test")
-        for is_real in (True, False):
-            metric.update(features[:num_images], is_real, list("abcdefgh")[:num_images])
-        with pytest.warns(MaviltWarning, match=f"fid_cxr of {num_images} images has 8 features"):
-            assert "fid_cxr" in metric.compute()
 
 
 def test_codebook_use_and_perplexity() -> None:

@@ -11,8 +11,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torchmetrics import Metric
 
+from mavilt_pl.metrics.decisions import YesNoScores
+from mavilt_pl.metrics.feature_sets import FeatureSets, ImageKind
 from mavilt_pl.metrics.findings_f1 import FindingsF1
-from mavilt_pl.metrics.image import CodebookUse, FrechetDistance, ReconstructionScores
+from mavilt_pl.metrics.image import CodebookUse, ReconstructionScores
 from mavilt_pl.metrics.text import Perplexity, TextScores
 from mavilt_pl.metrics.vqa import GroupedAUROC, GroupedMean
 
@@ -23,7 +25,7 @@ def figures(rows: range) -> dict[str, tuple]:
     """All metrics over the given studies, updated one study at a time."""
     random = torch.Generator().manual_seed(0)
     pixels = torch.rand(2, STUDIES, 1, 32, 32, generator=random) * 2 - 1
-    features = torch.randn(2, STUDIES, 3, generator=random)
+    features = torch.randn(3, STUDIES, 3, generator=random)
     scores = torch.rand(STUDIES, 2, generator=random)
     truths = torch.randint(0, 2, (STUDIES, 2), generator=random).float()
     texts = [
@@ -37,7 +39,8 @@ def figures(rows: range) -> dict[str, tuple]:
         "right": GroupedMean("accuracy", ["x"]),
         "image": ReconstructionScores(),
         "codes": CodebookUse(16),
-        "fid": FrechetDistance("fid", 3, "t"),
+        "features": FeatureSets("cxr", 3, "t"),
+        "yes_no": YesNoScores(["x"]),
         "text nats": Perplexity(),
     }
     for i in rows:
@@ -48,8 +51,10 @@ def figures(rows: range) -> dict[str, tuple]:
         metrics["right"].update([i % 3 > 0], [0], patient)
         metrics["image"].update(pixels[0, i : i + 1], pixels[1, i : i + 1], patient)
         metrics["codes"].update(torch.tensor([[i, 2 * i]]))
-        metrics["fid"].update(features[0, i : i + 1], True, patient)
-        metrics["fid"].update(features[1, i : i + 1], False, patient)
+        for kind in ImageKind:
+            metrics["features"].update(features[kind, i : i + 1], kind, patient)
+        answer = scores[i, 0].item()
+        metrics["yes_no"].update([answer], [float(i % 2)], [float(answer > 0.5)], [0], patient)
         metrics["text nats"].update([float(i)], [i + 1], patient)
     return {
         name: tuple(value)
