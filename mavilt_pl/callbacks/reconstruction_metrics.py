@@ -105,7 +105,13 @@ class ReconstructionMetrics(MetricCallback):
             self._judge(observation, real_BCHW, recon_BCHW)
         originals, reconstructions = to_uint8(real_BCHW), to_uint8(recon_BCHW)
         for row in self.sampled_rows(observation):
-            images = {"original": originals[row], "reconstruction": reconstructions[row]}
+            # Grey where both agree, brighter where the reconstruction is; twice as strong.
+            difference = (recon_BCHW[row] - real_BCHW[row]).clamp(-1, 1)
+            images = {
+                "original": originals[row],
+                "reconstruction": reconstructions[row],
+                "difference": to_uint8(difference[None])[0],
+            }
             self.add_sample(observation, observation.studies[row], **images)
 
     def _judge(self, observation: Observation, real_BCHW: Tensor, recon_BCHW: Tensor) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from lightning import LightningModule, Trainer
 from torch import Tensor
 from torchmetrics import Metric
 
-from mavilt_pl.callbacks.metric_callback import MetricCallback
+from mavilt_pl.callbacks.metric_callback import MetricCallback, Sample
 from mavilt_pl.callbacks.observation import (
     CONSTANT,
     REFERENCE,
@@ -22,11 +23,16 @@ from mavilt_pl.callbacks.training_features import NearestReports, pooled
 from mavilt_pl.data.training_split import most_frequent_text
 from mavilt_pl.encoders.loading import Kind, load_encoder
 from mavilt_pl.errors import MaviltWarning
+from mavilt_pl.metrics.claims import compare_claims
 from mavilt_pl.metrics.findings_f1 import FindingsF1
 from mavilt_pl.metrics.report_pairs import pair_scores
 from mavilt_pl.metrics.text import TextScores
 from mavilt_pl.parallel.distributed import gather_lists
 from mavilt_pl.ranges import NonNegativeInt
+
+# Kinds of errors that the page shows an example of, for each finding.
+ERRORS = ("missed", "invented", "wrong side", "wrong zone")
+Place = tuple[str, str, str]  # source, finding, kind of error
 
 
 class ReportMetrics(MetricCallback):
@@ -63,6 +69,7 @@ class ReportMetrics(MetricCallback):
         self.training_images = training_images
         if judge is not None:
             self.controls = (*self.controls, RETRIEVED)
+        self._errors: dict[Place, Sample] = {}  # an example of each, on this rank
         self._features: Callable[[Tensor], Tensor] | None = None  # of the judge
         self._neighbours: dict[int, NearestReports] = {}
         self._constant_texts: dict[int, str] = {}
@@ -85,7 +92,7 @@ class ReportMetrics(MetricCallback):
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make new metrics."""
         super().on_test_epoch_start(trainer, pl_module)
-        self._pairs, self._constant_texts = [], {}
+        self._pairs, self._constant_texts, self._errors = [], {}, {}
         # Of two callbacks of this kind only one tests: the other need not read all texts.
         data = trainer.datamodule
         for source in sorted({number for number, _ in self._metrics}):
@@ -140,7 +147,13 @@ class ReportMetrics(MetricCallback):
         rows = self.sampled_rows(seen)
         # Only then are images read from the corpus.
         if rows:
-            self._keep_samples(seen.select(rows), [reports[row] for row in rows])
+            selected = [reports[row] for row in rows]
+            for study, sample in zip(
+                seen.select(rows).studies, self._samples_of(seen, rows, selected)
+            ):
+                self.add_sample(seen, study, **sample)
+        if seen.trainer.testing and seen.control is None and not seen.is_filler:
+            self._keep_errors(seen, reports)
 
     def _reports(self, seen: Observation) -> list[str] | None:
         """The reports under this control; None if there is no constant report."""
@@ -165,13 +178,44 @@ class ReportMetrics(MetricCallback):
                 figures.append(value.as_figure(self.task, source, name, protocol, control or None))
         return figures
 
-    def _keep_samples(self, seen: Observation, reports: list[str]) -> None:
-        findings = seen.findings
-        for study, report, image in zip(seen.studies, reports, seen.original_images()):
+    def _samples_of(
+        self, seen: Observation, rows: Sequence[int], reports: Sequence[str]
+    ) -> list[dict[str, Any]]:
+        """What the page shows of the studies in these rows."""
+        chosen = seen.select(rows)
+        samples = []
+        for study, report, image in zip(chosen.studies, reports, chosen.original_images()):
             labels = {}
             for name, label in study["label_names"].items():
-                if name in findings:
+                if name in seen.findings:
                     labels[name] = label
-            self.add_sample(
-                seen, study, image=image, generated=report, reference=study["text"], labels=labels
+            samples.append(
+                {"image": image, "generated": report, "reference": study["text"], "labels": labels}
             )
+        return samples
+
+    def _keep_errors(self, seen: Observation, reports: Sequence[str]) -> None:
+        """Keep, for each finding and kind of error, the study of the smallest key as an example."""
+        for row, (study, report) in enumerate(zip(seen.studies, reports)):
+            about = {
+                "generated": report,
+                "labels": study["label_names"],
+                "reference": study["text"],
+            }
+            for finding, verdict in compare_claims(about):
+                place = (seen.source_name, finding, verdict)
+                is_shown = finding in seen.findings and verdict in ERRORS
+                if not is_shown or self._errors.get(place, (math.inf,))[0] <= seen.sample_keys[row]:
+                    continue
+                (sample,) = self._samples_of(seen, [row], [report])
+                named = {"source": seen.source_name, "study": study["hidden_name"]}
+                error = f"{finding}: {verdict}"
+                self._errors[place] = (seen.sample_keys[row], {**named, **sample, "error": error})
+
+    def _gather_samples(self) -> list[dict[str, Any]]:
+        """The samples, and after them an example of each error of each finding."""
+        smallest: dict[Place, Sample] = {}
+        for place, sample in gather_lists([*self._errors.items()]):
+            if place not in smallest or sample[0] < smallest[place][0]:
+                smallest[place] = sample
+        return super()._gather_samples() + [smallest[place][1] for place in sorted(smallest)]

@@ -6,10 +6,12 @@ Shape legend: B studies, H W height and width in pixels, F findings of the judge
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from lightning import LightningModule, Trainer
+from PIL import Image
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -74,6 +76,7 @@ class SynthesisMetrics(MetricCallback):
         training_images: how many training images of each source, at random, the drawings of a test
             are compared with: the floor of the distances, and whether drawings are copies; 0 for
             none.
+        save_images: whether a test writes every drawing to test/drawn/.
         validate: number of studies of each source that a validation scores.
         samples: number of studies of each source that are kept as samples.
         seed: of the generation.
@@ -89,6 +92,7 @@ class SynthesisMetrics(MetricCallback):
         inception: str | None = None,
         rad_dino: str | None = None,
         training_images: NonNegativeInt = 10_000,
+        save_images: bool = False,
         validate: NonNegativeInt = 0,
         samples: NonNegativeInt = 8,
         seed: Seed = 0,
@@ -96,7 +100,7 @@ class SynthesisMetrics(MetricCallback):
         super().__init__(validate, samples)
         self.tokenizer_path, self.judge_path, self.judge_kind = tokenizer, judge, judge_kind
         self.inception_path, self.rad_dino_path, self.seed = inception, rad_dino, seed
-        self.training_images = training_images
+        self.training_images, self.save_images = training_images, save_images
         self.tokenizer: Any = None
         self.judge: Any = None
         # What features are read by: name in figures → width, protocol, pixels → features.
@@ -183,9 +187,21 @@ class SynthesisMetrics(MetricCallback):
             rows = [row for row, views in enumerate(all_views) if len(views) > 1]
             if rows:
                 self._second_views(requested, rows, pictures)
+        if self.save_images:
+            self._save(requested, [of_study["image"] for of_study in pictures])
         for row in self.sampled_rows(requested):
             text = requested.batch["text"][row]
             self.add_sample(requested, requested.studies[row], text=text, **pictures[row])
+
+    def _save(self, requested: Observation, images: Sequence[Any]) -> None:
+        """Write the first views, and record the files."""
+        folder = Path(requested.trainer.default_root_dir) / "test"
+        for study, text, image in zip(requested.studies, requested.batch["text"], images):
+            name = f"drawn/{requested.source_name}-{study['hidden_name']}.png"
+            if requested.trainer.testing and not requested.is_filler:
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(image).save(folder / name)
+            self.record(requested, study, generated="", reference=text, image=name)
 
     def _second_views(
         self, requested: Observation, rows: list[int], pictures: list[dict[str, Any]]

@@ -23,11 +23,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seeds", help="with --compare: subfolders of each arm that are its runs, such as 1,2,3"
     )
+    parser.add_argument(
+        "--export",
+        choices=("rexrank", "radeval", "chexgenbench"),
+        help="write the predictions of every test below RUN in the layout of another evaluation",
+    )
     parser.add_argument("--names", help="with --compare: names of the arms, such as with,without")
 
 
 def run(args: argparse.Namespace) -> int:
     """Write the pages and print where they are."""
+    if args.export:
+        from mavilt_pl.evaluation.exports import export_predictions
+
+        say("\n".join(map(str, export_predictions(args.run, args.export))))
+        return 0
     # The two halves share only the folder; each imports what it needs.
     if args.compare:
         from mavilt_pl.cli.tables import print_comparison

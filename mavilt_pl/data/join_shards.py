@@ -18,11 +18,10 @@ from mavilt_pl.data.corpus import FORMAT, SCHEMA, corpus_files_sha256, pixels_pa
 from mavilt_pl.data.corpus_parts import Parts, RejectRow
 from mavilt_pl.data.hidden_names import write_secret
 from mavilt_pl.data.records import SPLITS
+from mavilt_pl.data.sources.tables import inert_cell
 from mavilt_pl.errors import UserError
 from mavilt_pl.parallel.atomic_write import atomic_write_text
 
-# What spreadsheet programs take for the beginning of a formula, alone or after white space.
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 TEXTS = ("findings", "impression", "report")
 UNKNOWN = "unknown"  # split of what was rejected before its split was known
 # A reader's rejects are of a whole study, or of one image of a study that it kept.
@@ -100,7 +99,7 @@ class ShardJoiner:
             writer = csv.writer(file)
             writer.writerow(("study", "file", "stage", "reason"))
             for row in rejects:
-                writer.writerow([_inert(cell) for cell in row])
+                writer.writerow([inert_cell(cell) for cell in row])
 
     def _write_facts(
         self,
@@ -141,15 +140,6 @@ class ShardJoiner:
         }
         write_secret(self.out)
         atomic_write_text(self.out / "corpus.json", json.dumps(facts, indent=1))
-
-
-def _inert(cell: str) -> str:
-    """A cell that a spreadsheet program shows and does not compute.
-
-    >>> _inert("=1+1"), _inert("s50")
-    ("'=1+1", 's50')
-    """
-    return f"'{cell}" if cell.startswith(FORMULA_STARTS) else cell
 
 
 def _count_reader_rejects(rejects: Sequence[RejectRow]) -> dict[str, Counter[str]]:

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+# Encoders that sets of images are compared under, and the figures of each.
+ENCODERS = ("cxr", "inception", "rad_dino")
+SET_FIGURES = (
+    *("fid_{}", "fid_{}_floor", "kid_{}", "kid_{}_floor", "precision_{}", "recall_{}"),
+    *("density_{}", "coverage_{}", "near_training_{}"),
+)
 # The order of the rows. A new metric appears on no page before it is listed here.
 HEADLINES = {
     "tokenizer": (
@@ -13,6 +19,7 @@ HEADLINES = {
         "original_auroc_macro",
         "reconstructed_auroc_macro",
         "fid_cxr",
+        "kid_cxr",
     ),
     "report": (
         "findings_f1_macro",
@@ -28,13 +35,23 @@ HEADLINES = {
         "bleu_4_coco",
         "rouge_l_coco",
         "cider",
+        "meteor_coco",
+        "side_f1",
+        "zone_f1",
     ),
-    "vqa": ("auroc_macro", "accuracy", "open_exact_match", "open_f1"),
+    "vqa": (
+        "auroc_macro",
+        "auprc_macro",
+        "balanced_accuracy_macro",
+        "accuracy",
+        "ece",
+        "open_exact_match",
+        "open_f1",
+    ),
     "synthesis": (
         "drawn_auroc_macro",
         "original_auroc_macro",
-        "fid_cxr",
-        "fid_inception",
+        *(figure.format(encoder) for encoder in ENCODERS for figure in SET_FIGURES),
         "missing_view_drawn_auroc_macro",
         "missing_view_original_auroc_macro",
         "missing_view_fid_cxr",
@@ -62,6 +79,9 @@ CONTROLS = {
 FINDING_COLUMNS = {
     "findings_f1": "report F1",
     "auroc": "question AUROC",
+    "auprc": "question AUPRC",
+    "sensitivity": "sensitivity",
+    "specificity": "specificity",
     "drawn_auroc": "generated AUROC",
     "original_auroc": "original AUROC",
     "reconstructed_auroc": "reconstructed AUROC",

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mavilt_pl.errors import UserError
+from mavilt_pl.evaluation.calibration import reliability_plots
+from mavilt_pl.evaluation.figure_tables import write_tables
 from mavilt_pl.evaluation.headlines import (
     CONTROLLED,
     CONTROLS,
@@ -48,6 +50,7 @@ def gather(run: Path) -> Path:
         made_by[str(path.parent.parent.relative_to(run))] = results["made_by"]
     made_by["seconds"], made_by["peak_memory_bytes"] = _costs_of_steps(run)
     write_json(run / "results.json", {"figures": figures, "made_by": made_by})
+    write_tables(run, figures)
     samples = read_samples(run)
     return write_page(
         run / "report.html",
@@ -59,6 +62,8 @@ def gather(run: Path) -> Path:
         control_headings=list(CONTROLS.values()),
         samples=samples,
         patients=real_sources(samples),
+        errors=[row for row in samples.get("report", []) if row["error"]],
+        reliability=reliability_plots(run),
         curves=_curves(run),
         made_by=made_by,
         published=PUBLISHED,
@@ -105,7 +110,8 @@ def read_samples(run: Path) -> dict[str, list[dict[str, Any]]]:
                 f"{folder / 'samples.json'} is not a file of samples ({error}); run the test again"
             ) from None
         for task, row in rows_of_tasks:
-            samples.setdefault(task, []).append(inline_images(row, folder))
+            # Only an example of an error has one.
+            samples.setdefault(task, []).append(inline_images({"error": None, **row}, folder))
     return samples
 
 

@@ -10,14 +10,14 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from mavilt_pl.errors import UserError
-from mavilt_pl.metrics.clinical import findings_in
+from mavilt_pl.metrics.claims import compare_claims
 from mavilt_pl.parallel.atomic_write import atomic_write_text
 from mavilt_pl.parallel.own_files import check_replaceable
 
 # Keys of a sample that name pictures.
 PICTURES = {
     *("image", "reference_image", "second_image", "second_reference_image"),
-    *("original", "reconstruction"),
+    *("original", "reconstruction", "difference"),
 }
 PICTURE_NAME = re.compile(r"pictures/[A-Za-z0-9_][A-Za-z0-9_.-]*\.png")
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -92,22 +92,3 @@ def _read_picture(folder: Path, name: Any) -> str:
     if not content.startswith(PNG_SIGNATURE):
         raise UserError(f"{where} is no PNG file: test again")
     return base64.b64encode(content).decode()
-
-
-def compare_claims(row: dict[str, Any]) -> list[tuple[str, str]]:
-    """Findings that a generated report got right, missed or invented, by the known labels.
-
-    >>> labels = {"edema": "present", "pneumothorax": "absent", "fracture": "absent"}
-    >>> compare_claims({"generated": "Small pneumothorax.", "labels": labels})
-    [('edema', 'missed'), ('pneumothorax', 'invented')]
-    """
-    asserted = findings_in(row["generated"])
-    verdicts = []
-    for finding, label in row["labels"].items():
-        # Only definite labels can prove a claim right or wrong; uncertain ones are left open.
-        claimed = asserted.get(finding) == "present"
-        if label == "present":
-            verdicts.append((finding, "right" if claimed else "missed"))
-        elif label == "absent" and claimed:
-            verdicts.append((finding, "invented"))
-    return verdicts

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from lightning import Callback, LightningModule, Trainer
 from PIL import Image
 
-from mavilt_pl.checkpoint import sha256
+from mavilt_pl.checkpoint import load_tensors, sha256
 from mavilt_pl.errors import UserError
 from mavilt_pl.evaluation.predictions import FILE as PREDICTIONS
 from mavilt_pl.evaluation.predictions import MARK as PREDICTIONS_MARK
@@ -240,6 +241,7 @@ def _provenance(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
         checksum = sha256(checkpoint)
     return {
         "checkpoint_sha256": checksum,
+        "training": _training(checkpoint),
         "corpus": {corpus.name: corpus.fingerprint for corpus in data.corpora},
         "judges": judges,
         "tokens": caches,
@@ -248,15 +250,33 @@ def _provenance(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
             "data": _without_paths(data.hparams),
         },
         "decoding": dict(module.hparams.get("sampling", {})),
-        # Lightning's `seed_everything` leaves the seed in the environment.
+        # Of the test. Lightning's `seed_everything` leaves it in the environment.
         "seed": int(os.environ.get("PL_GLOBAL_SEED", 0)),
         "versions": versions(),
         "commit": commit(),
-        "steps": trainer.global_step,
         "threads": torch.get_num_threads(),
         # `ru_maxrss` is in KiB on Linux.
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
+
+
+def _training(checkpoint: Path | None) -> dict[str, Any]:
+    """Steps and seed of the training that made a checkpoint; None where they are not known."""
+    if checkpoint is None or not checkpoint.is_file():
+        return {"steps": None, "seed": None}
+    # Mapped, not read: a checkpoint of a large model takes a while.
+    steps = load_tensors(checkpoint, mmap=True).get("global_step")
+    seed = None
+    # RUN/config.yaml beside RUN/checkpoints is the training's.
+    config = checkpoint.resolve().parent.parent / "config.yaml"
+    if config.is_file():
+        try:
+            settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError):
+            settings = None
+        if isinstance(settings, dict):
+            seed = settings.get("seed_everything")
+    return {"steps": steps, "seed": seed}
 
 
 def _without_paths(settings: Mapping[str, Any]) -> dict[str, Any]:

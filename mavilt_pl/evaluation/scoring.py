@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,17 +12,36 @@ from mavilt_pl.evaluation.predictions import Record
 from mavilt_pl.evaluation.results import Figure
 from mavilt_pl.metrics.answers import AnsweredQuestion, answer_metrics, update_answers
 from mavilt_pl.metrics.bootstrap import PatientBootstrapMetric, Statistics, patient_key
-from mavilt_pl.metrics.clinical import findings_in
 from mavilt_pl.metrics.coco import coco_statistics
-from mavilt_pl.metrics.finding_phrases import TERM, VERSION
+from mavilt_pl.metrics.finding_phrases import TERM
 from mavilt_pl.metrics.findings_f1 import FindingsF1
+from mavilt_pl.metrics.labellers import RULES, Labeller
+from mavilt_pl.metrics.meteor_coco import PROTOCOL as METEOR_PROTOCOL
+from mavilt_pl.metrics.meteor_coco import meteor_coco
+from mavilt_pl.metrics.radeval import radeval_protocol, radeval_scores
 from mavilt_pl.metrics.report_pairs import pair_scores
 from mavilt_pl.metrics.text import TextScores
 
 Table = tuple[Statistics, np.ndarray]  # statistics of rows, and the patient of each row
 
 
-def score(records: Sequence[Record], findings: Sequence[str] | None = None) -> list[Figure]:
+class Extras(NamedTuple):
+    """What `score` computes beyond the figures of a test.
+
+    Args:
+        labeller: a second program that reads the findings of both texts.
+        radeval: names of RadEval's metrics.
+        meteor: METEOR 1.5, where Java is.
+    """
+
+    labeller: Labeller | None = None
+    radeval: Sequence[str] = ()
+    meteor: bool = False
+
+
+def score(
+    records: Sequence[Record], findings: Sequence[str] | None = None, extras: Extras | None = None
+) -> list[Figure]:
     """All figures of a file's records, by source, as a test computes them.
 
     Findings F1 of reports with labels is against these. `texts_f1_…` is between the findings that
@@ -31,10 +50,12 @@ def score(records: Sequence[Record], findings: Sequence[str] | None = None) -> l
     Args:
         records: of `read_predictions`.
         findings: that F1 is computed of (default: all that are labelled and the labeller names).
+        extras: more figures of reports.
 
     Raises:
         UserError: nothing can be scored.
     """
+    extras = extras or Extras()
     figures: list[Figure] = []
     # Sources are never averaged: they are different populations.
     for source in dict.fromkeys(str(record["source"]) for record in records):
@@ -43,7 +64,7 @@ def score(records: Sequence[Record], findings: Sequence[str] | None = None) -> l
         reports = [record for record in of_source if record["task"] == "report"]
         answers = [record for record in of_source if record["task"] == "vqa"]
         if reports:
-            figures += _score_reports(source, reports, findings)
+            figures += _score_reports(source, reports, findings, extras)
         if answers:
             figures += _score_answers(source, answers, findings)
     if not figures:
@@ -52,7 +73,7 @@ def score(records: Sequence[Record], findings: Sequence[str] | None = None) -> l
 
 
 def _score_reports(
-    source: str, reports: Sequence[Record], findings: Sequence[str] | None
+    source: str, reports: Sequence[Record], findings: Sequence[str] | None, extras: Extras
 ) -> list[Figure]:
     figures: list[Figure] = []
     for metric in _report_metrics(reports, findings):
@@ -60,16 +81,44 @@ def _score_reports(
     generated, references, patients = _columns(reports)
     for name, value, protocol in pair_scores(generated, references, patients):
         figures.append(value.as_figure("report", source, name, protocol))
+    figures += _between_texts(source, "texts_f1", RULES, *_columns(reports))
+    if extras.labeller is not None:
+        name = f"{extras.labeller.name.lower()}_f1"
+        figures += _between_texts(source, name, extras.labeller, *_columns(reports))
+    if extras.radeval:
+        protocol = radeval_protocol()
+        scores = radeval_scores(extras.radeval, generated, references, patients)
+        for name, value in scores.items():
+            figures.append(value.as_figure("report", source, name, protocol))
+    if extras.meteor:
+        for name, value in meteor_coco(generated, references).items():
+            figures.append(value.as_figure("report", source, name, METEOR_PROTOCOL))
+    return figures
+
+
+def _between_texts(
+    source: str,
+    prefix: str,
+    labeller: Labeller,
+    generated: Sequence[str],
+    references: Sequence[str],
+    patients: Sequence[str],
+) -> list[Figure]:
+    """F1 between the findings that one labeller reads in both texts."""
+    different = sorted(set(references))
     # "none" keeps a reference without any finding among the studies whose labels are known.
-    read = {text: {"none": "absent"} | findings_in(text) for text in set(references)}
+    read = {
+        text: {"none": "absent", **found}
+        for text, found in zip(different, labeller.read(different))
+    }
     # All findings: no label table limits what two texts can be compared in.
-    both = FindingsF1(sorted(TERM))
+    both = FindingsF1(sorted(labeller.findings), labeller, "itself on the reference")
     both.update(generated, [read[text] for text in references], patients)
-    protocol = f"{VERSION} on both texts; a finding that is not mentioned is negative"
+    figures = []
     for name, value in sorted(both.compute().items()):
         # Another name, since the two are not comparable.
-        name = name.replace("findings_f1", "texts_f1")
-        figures.append(value.as_figure("report", source, name, protocol))
+        name = name.replace("findings_f1", prefix)
+        figures.append(value.as_figure("report", source, name, both.protocol))
     return figures
 
 

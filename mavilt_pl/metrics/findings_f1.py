@@ -18,9 +18,8 @@ from mavilt_pl.metrics.bootstrap import (
     Statistics,
     bootstrap_all,
 )
-from mavilt_pl.metrics.clinical import findings_in
-from mavilt_pl.metrics.finding_phrases import TERM, VERSION
 from mavilt_pl.metrics.intervals import f1_interval, num_patients
+from mavilt_pl.metrics.labellers import RULES, Labeller
 
 # The five findings of the CheXpert competition (arXiv 1901.07031), which papers average apart.
 FIVE = ("atelectasis", "cardiomegaly", "consolidation", "edema", "pleural effusion")
@@ -89,15 +88,22 @@ class FindingsF1(PatientBootstrapMetric):
 
     Args:
         findings: the findings that are scored.
+        labeller: reads what reports assert.
+        against: what the labels are, for the protocol.
     """
 
-    protocol = (
-        f"{VERSION} against the labels of the corpus; blank is negative; uncertain is negative, in "
-        "…_uncertain positive, in labels and claims alike"
-    )
-
-    def __init__(self, findings: Sequence[str]):
-        unknown = [name for name in findings if name not in TERM]
+    def __init__(
+        self,
+        findings: Sequence[str],
+        labeller: Labeller = RULES,
+        against: str = "the labels of the corpus",
+    ):
+        self.protocol = (
+            f"{labeller.name} against {against}; blank is negative; uncertain is negative, in "
+            "…_uncertain positive, in labels and claims alike"
+        )
+        self.read = labeller.read
+        unknown = [name for name in findings if name not in labeller.findings]
         if unknown:
             warnings.warn(
                 f"the labeller of reports has no words for {', '.join(unknown)}: left out of "
@@ -105,7 +111,7 @@ class FindingsF1(PatientBootstrapMetric):
                 MaviltWarning,
                 stacklevel=2,
             )
-        self.findings = tuple(name for name in findings if name in TERM)
+        self.findings = tuple(name for name in findings if name in labeller.findings)
         super().__init__(COLUMNS * len(self.findings))
 
     def update(
@@ -116,7 +122,8 @@ class FindingsF1(PatientBootstrapMetric):
     ) -> None:
         """Add reports with the known labels of their studies."""
         # Once a text: a constant report is as many studies as there are.
-        asserted_by_text = {text: findings_in(text) for text in set(predictions)}
+        different = sorted(set(predictions))
+        asserted_by_text = dict(zip(different, self.read(different)))
         rows = []
         for text, known in zip(predictions, labels):
             asserted = asserted_by_text[text]

@@ -15,6 +15,9 @@ import pandas as pd
 
 from mavilt_pl.errors import UserError
 
+# What spreadsheet programs take for the beginning of a formula, alone or after white space.
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+
 
 def find_table(root: Path, stem: str) -> Path | None:
     """The file `stem`.csv.gz or `stem`.csv under `root`, if there is one."""
@@ -174,3 +177,12 @@ def read_json(path: Path, kind: type) -> Any:
             "official file?"
         )
     return value
+
+
+def inert_cell(cell: str) -> str:
+    """A cell that a spreadsheet program shows and does not compute.
+
+    >>> inert_cell("=1+1"), inert_cell("s50")
+    ("'=1+1", 's50')
+    """
+    return f"'{cell}" if cell.startswith(FORMULA_STARTS) else cell

@@ -1,0 +1,112 @@
+"""Figures as a table for a spreadsheet or a paper."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mavilt_pl.data.sources.tables import inert_cell
+from mavilt_pl.evaluation.headlines import CONTROLS, HEADLINES, TITLES
+from mavilt_pl.evaluation.page import format_figure
+from mavilt_pl.evaluation.results import TASKS, Figure
+from mavilt_pl.parallel.atomic_write import atomic_write_text
+from mavilt_pl.parallel.own_files import check_replaceable
+
+COLUMNS = (
+    *("task", "source", "metric", "control", "value", "low", "high", "n", "positives"),
+    "protocol",
+)
+TEX_MARK = "% figures of mavilt"
+SPECIAL = {char: f"\\{char}" for char in "&%$#_{}"}
+
+
+def write_tables(run: Path, figures: Sequence[Figure]) -> list[Path]:
+    """Write figures.csv with all figures, and figures.tex with the headlines.
+
+    Args:
+        run: the folder.
+        figures: of results.json.
+
+    Returns:
+        The files.
+
+    Raises:
+        UserError: a file of that name is not ours.
+    """
+    table = io.StringIO()
+    rows = csv.writer(table, lineterminator="\n")
+    rows.writerow(COLUMNS)
+    for figure in figures:
+        cells = [figure.get(column) for column in COLUMNS]
+        # Names of sources are a user's; none may begin a formula.
+        rows.writerow([inert_cell(cell) if isinstance(cell, str) else cell for cell in cells])
+    written = []
+    for path, mark, text in (
+        (run / "figures.csv", ",".join(COLUMNS), table.getvalue()),
+        (run / "figures.tex", TEX_MARK, _tex(figures)),
+    ):
+        check_replaceable(path, mark)
+        atomic_write_text(path, text)
+        written.append(path)
+    return written
+
+
+def _tex(figures: Sequence[Figure]) -> str:
+    """One tabular of the headlines for each source."""
+    lines = [f"{TEX_MARK}; needs the package booktabs. Protocols: figures.csv"]
+    for source in sorted({figure["source"] for figure in figures}):
+        cells = {}
+        for figure in figures:
+            if figure["source"] == source:
+                cells[figure["task"], figure["metric"], figure["control"]] = figure
+        controls = [name for name in CONTROLS if any(key[2] == name for key in cells)]
+        headings = ["figure", "value", *(CONTROLS[name] for name in controls)]
+        lines += ["", f"% {_escape(source)}", f"\\begin{{tabular}}{{l{'r' * (len(headings) - 1)}}}"]
+        lines += ["\\toprule", " & ".join(headings) + r" \\"]
+        for task in TASKS:
+            rows = _rows(task, controls, cells)
+            if rows:
+                lines += [
+                    "\\midrule",
+                    rf"\multicolumn{{{len(headings)}}}{{l}}{{{TITLES[task]}}} \\",
+                ]
+                lines += rows
+        lines += ["\\bottomrule", "\\end{tabular}"]
+    return "\n".join(lines) + "\n"
+
+
+def _rows(
+    task: str, controls: Sequence[str], cells: Mapping[tuple[str, str, str | None], Figure]
+) -> list[str]:
+    """The headline rows of a task."""
+    rows = []
+    for metric in HEADLINES[task]:
+        figure = cells.get((task, metric, None))
+        if figure is None:
+            continue
+        texts = [_escape(metric), _tex_value(figure)]
+        for control in controls:
+            of_control = cells.get((task, metric, control))
+            texts.append(_tex_value(of_control) if of_control is not None else "")
+        rows.append(" & ".join(texts) + r" \\")
+    return rows
+
+
+def _tex_value(figure: Figure) -> str:
+    """A value with its interval."""
+    if figure["low"] is None:
+        return format_figure(figure["value"])
+    low, high = format_figure(figure["low"]), format_figure(figure["high"])
+    return f"{format_figure(figure['value'])} ({low}--{high})"
+
+
+def _escape(text: str) -> str:
+    r"""Text for LaTeX; whatever it means there is shown and not run.
+
+    >>> print(_escape("bleu_4"), _escape("50 %"))
+    bleu\_4 50 \%
+    """
+    shown = "".join(SPECIAL.get(char, char) for char in text.replace("\\", " "))
+    return " ".join(shown.split())
