@@ -185,16 +185,27 @@ class Corpus:
         shard = int(np.searchsorted(self._starts, image, side="right")) - 1
         return self._shards[shard][image - self._starts[shard]]
 
-    def labels(self, findings: Sequence[str]) -> np.ndarray:
+    def labels(self, findings: Sequence[str], blank_is_absent: bool = False) -> np.ndarray:
         """Labels of all studies, float32 [studies, F].
 
         1 present, 0 absent, nan uncertain or not mentioned.
+
+        Args:
+            findings: of the columns.
+            blank_is_absent: a finding that is not mentioned is absent, where the study has labels
+                and the corpus labels that finding in some study.
         """
         # Parsed once for all findings: JSON takes most of the time.
         labels_SF = np.full((len(self), len(findings)), np.nan, np.float32)
+        is_blank_SF = np.zeros(labels_SF.shape, bool)
         for row, text in enumerate(self._columns["labels"]):
             labels = json.loads(text.as_py())
             for column, finding in enumerate(findings):
                 # Uncertain is not a third class: NaN takes part in neither loss nor metric.
                 labels_SF[row, column] = LABEL_VALUES.get(labels.get(finding), np.nan)
+                is_blank_SF[row, column] = bool(labels) and finding not in labels
+        if blank_is_absent:
+            # Of a finding that a source never labels nothing is known.
+            is_labelled_F = ~np.isnan(labels_SF).all(0)
+            labels_SF[is_blank_SF & is_labelled_F] = 0
         return labels_SF

@@ -92,6 +92,8 @@ class CXRDataModule(LightningDataModule):
         limit_val: the same for validation.
         limit_test: the same for the test.
         ask_labels: make presence questions from labels.
+        blank_is_absent: in `labels`, a finding that a labelled study does not mention is absent, as
+            classifiers of CheXpert's tables are trained; no question is made of it either way.
         questions_per_study: in training, at most this many questions of a study, drawn again each
             time.
         seed: of the order of training and of what is random about each study; default: the run's
@@ -122,6 +124,7 @@ class CXRDataModule(LightningDataModule):
         limit_val: PositiveInt | None = None,
         limit_test: PositiveInt | None = None,
         ask_labels: bool = True,
+        blank_is_absent: bool = False,
         questions_per_study: NonNegativeInt | None = None,
         seed: Seed | None = None,
     ):
@@ -138,6 +141,7 @@ class CXRDataModule(LightningDataModule):
             each_view=each_view,
             augment=augment,
             ask_labels=ask_labels,
+            blank_is_absent=blank_is_absent,
             questions_per_study=questions_per_study,
             replay_share=replay_share,
         )

@@ -40,6 +40,7 @@ class ItemOptions:
     each_view: bool = False
     augment: bool = False
     ask_labels: bool = True
+    blank_is_absent: bool = False
     questions_per_study: int | None = None
     replay_share: float = 0.25
 
@@ -112,7 +113,7 @@ class StudyDataset(Dataset):
             for image in self._item_images(row):
                 self.rows.append(row)
                 self.images.append(image)
-        self.labels = corpus.labels(options.findings)
+        self.labels = corpus.labels(options.findings, options.blank_is_absent)
         # The negative control: the study whose image stands in for each study's own.
         self.control = self._other_patients()
 

@@ -215,3 +215,17 @@ def test_a_large_jpeg_gives_the_same_pixels_by_either_path(tmp_path: Path) -> No
     for fit in ("pad", "crop"):
         expected = resize(read_radiograph(tmp_path / "a.jpg"), 64, fit).astype(int)
         assert np.abs(read_sized(tmp_path / "a.jpg", 64, fit) - expected).max() <= 3
+
+
+def test_blank_labels_are_unknown_or_absent(corpus_path: Path) -> None:
+    """As classifiers of CheXpert's tables are trained: where a corpus labels the finding at all."""
+    corpus = Corpus(corpus_path)
+    findings = ["consolidation", "pneumothorax", "enlarged cardiomediastinum"]
+    unknown, absent = corpus.labels(findings), corpus.labels(findings, blank_is_absent=True)
+    blank = np.isnan(unknown)
+    # Phantoms with clear lungs do not mention a consolidation.
+    assert 0 < blank[:, 0].mean() < 0.6
+    assert not blank[:, 1].any()
+    np.testing.assert_array_equal(absent[:, 0], np.nan_to_num(unknown[:, 0]))
+    # Phantoms do not have it: nothing is known.
+    assert np.isnan(absent[:, 2]).all()
