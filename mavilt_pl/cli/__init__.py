@@ -17,6 +17,7 @@ from typing import Any
 
 # verb → one line of help; its file defines `add_arguments` and `run`.
 VERBS = {
+    "init": "make a project folder for your downloads, in which everything else runs",
     "phantom": "write a synthetic dataset in the layout of a real one",
     "prepare": "turn a raw dataset into a prepared corpus",
     "doctor": "check a dataset, a corpus, a token cache or a run before you train on it",
@@ -86,6 +87,9 @@ def execute(argv: Sequence[str]) -> int:
         if getattr(verb, "TAKES_FIT_ARGUMENTS", False):
             args, fit_arguments = parser.parse_known_args(argv[1:])
             args.fit_arguments = fit_arguments
+        elif getattr(verb, "MAY_STAND_ALONE", False):
+            # argparse would take an option before it for the end of what may be left out.
+            args = parser.parse_intermixed_args(argv[1:])
         else:
             args = parser.parse_args(argv[1:])
         return verb.run(args)

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from mavilt_pl.cli.model_arguments import add_model, load_model, make_writable
+from mavilt_pl.cli.model_arguments import add_model, load_model, make_writable, named_model
 from mavilt_pl.errors import UserError
 
 
@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     # A folder of our own, next to the target so that it can be renamed.
     part = Path(tempfile.mkdtemp(prefix=f".{args.out.name}.", dir=args.out.parent))
     try:
-        checkpoint = resolve_checkpoint(args.model)
+        checkpoint = resolve_checkpoint(named_model(args))
         # It verifies the checkpoint; for the card, only its settings are read again.
         model = load_model(args)
         facts = load_tensors(checkpoint, mmap=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from mavilt_pl.config_files import find_config
+from mavilt_pl.config_files import config_text, find_config
 from mavilt_pl.errors import UserError
 
 CONFIG_OPTIONS = ("--config", "-c")
@@ -53,23 +53,29 @@ def _split_configs(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     for word in argv:
         name, equals, value = word.partition("=")
         if option in CONFIG_OPTIONS:
-            configs.append(f"--config={find_config(word)}")
+            configs.append(_config_option(word))
             option = ""
         elif name in CONFIG_OPTIONS:
             if equals:
-                configs.append(f"--config={find_config(value)}")
+                configs.append(_config_option(value))
             option = "" if equals else name
         elif option or word.startswith("-"):
             words.append(word)
             option = word if word.startswith("--") and not equals else ""
         elif Path(word).suffix in (".yaml", ".yml"):
-            configs.append(f"--config={find_config(word)}")
+            configs.append(_config_option(word))
         else:
             raise UserError(
                 f"{word}: this word belongs to no option; expected --KEY VALUE, with a list in "
                 "brackets, such as --data.corpora [corpora/mimic,corpora/nih]"
             )
     return configs, words
+
+
+def _config_option(name: str) -> str:
+    """The option for a config: its path, or the text of one that extends another."""
+    path = find_config(name)
+    return f"--config={config_text(path) or path}"
 
 
 def _bracket_lists(words: Sequence[str]) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 from mavilt_pl.checkpoint import sequence_number
 from mavilt_pl.data.datamodule import CXRDataModule
 from mavilt_pl.errors import UserError
+from mavilt_pl.project import HOW
 from mavilt_pl.ranges import PositiveInt, check_arguments, check_value
 
 
@@ -62,7 +63,10 @@ def _check_named(options: Any) -> None:
     if missing:
         keys = "; ".join(f"{key} ({what})" for key, (what, _) in missing.items())
         words = " ".join(f"--{key} {example}" for key, (_, example) in missing.items())
-        raise UserError(f"not named yet: {keys}. Add to the command, for example: {words}")
+        raise UserError(
+            f"not named yet: {keys}. Add to the command, for example: {words}. Or {HOW}, in which "
+            "the same command works as it stands"
+        )
 
 
 def check_ranges(options: Any) -> None:
@@ -121,6 +125,26 @@ def _check_findings(settings: Mapping[str, Any], data: Any) -> None:
             f"model.init_args.findings are {outputs} and data.findings are {columns}: expected the "
             "same findings in the same order; set both"
         )
+
+
+def tested_checkpoint(options: Any) -> str:
+    """The checkpoint of a test or validation: the one named, or the last of the run's folder.
+
+    Args:
+        options: the parsed settings of `validate` or `test`.
+
+    Raises:
+        UserError: none is named, and the run's folder has none.
+    """
+    if options.ckpt_path not in (None, "last"):
+        return options.ckpt_path
+    last = run_folder(options) / "checkpoints" / "last.ckpt"
+    if not last.exists():
+        raise UserError(
+            f"{last} does not exist: train first (`mavilt fit` with the same config), or name a "
+            "checkpoint with --ckpt_path"
+        )
+    return str(last)
 
 
 def check_keeps_earlier_run(options: Any) -> None:

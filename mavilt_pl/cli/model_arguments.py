@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mavilt_pl.cli.terminal import say
 from mavilt_pl.errors import UserError
+from mavilt_pl.project import here
 
 if TYPE_CHECKING:
     from mavilt_pl.data.radiograph import Fit
@@ -23,7 +24,9 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Arguments that name the model."""
     parser.add_argument(
-        "--model", type=Path, required=True, help="run of Stage 1 or Stage 2, or its checkpoint"
+        "--model",
+        type=Path,
+        help="run of Stage 1 or Stage 2, or its checkpoint (default in a project: runs/stage2)",
     )
     parser.add_argument(
         "--tokenizer",
@@ -123,10 +126,20 @@ def _print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     say(f"mavilt: {' '.join(str(message).split())}", sys.stderr)
 
 
+def named_model(args: argparse.Namespace) -> Path:
+    """The run or checkpoint that --model names; in a project folder its Stage 2.
+
+    Raises:
+        UserError: nothing is named, and this is no project folder.
+    """
+    return args.model or here("no --model is named").folder / "runs/stage2"
+
+
 def load_model(args: argparse.Namespace) -> Any:
     """The model that the arguments name."""
     from mavilt_pl.inference.mavilt import MAViLT
 
+    args.model = named_model(args)
     # Lightning's format has the path and line of our code, which says nothing to a user.
     warnings.showwarning = _print_warning
     # MAViLT names each text that is truncated.

@@ -9,6 +9,7 @@ from typing import Any
 from mavilt_pl.cli.terminal import plain, say
 
 KINDS = ("studies", "images")
+MAY_STAND_ALONE = True  # in a project folder the verb needs no words
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,13 +17,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from mavilt_pl.data.sources import SOURCES
 
     sources = ", ".join(sorted(SOURCES))
-    parser.add_argument("source", help=f"{sources}, or a Python file with a reader of your own")
-    # Positional, because nothing works without them.
-    parser.add_argument("root", type=Path, help="the dataset's folder, as downloaded")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the corpus")
+    parser.add_argument(
+        "source",
+        nargs="?",
+        help=f"{sources}, or a Python file with a reader of your own. In a project folder: the "
+        "name of a dataset, or nothing for all of them",
+    )
+    parser.add_argument("root", nargs="?", type=Path, help="the dataset's folder, as downloaded")
+    parser.add_argument("--out", type=Path, help="folder of the corpus")
     parser.add_argument("--name", help="the corpus's name in results (default: the source)")
     parser.add_argument(
-        "--size", type=int, default=256, help="pixels along each side (default 256)"
+        "--size", type=int, help="pixels along each side (default 256, or the project's)"
     )
     parser.add_argument(
         "--fit",
@@ -71,7 +76,35 @@ def reader_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prepare the corpus and print its counts."""
+    """Prepare the corpora and print their counts."""
+    from mavilt_pl.errors import UserError
+    from mavilt_pl.project import here
+
+    if args.root is not None:
+        if args.source is None or args.out is None:
+            raise UserError("prepare SOURCE ROOT needs --out, the folder of the corpus")
+        args.size = 256 if args.size is None else args.size
+        return _prepare(args)
+    # In a project folder everything is named already.
+    project = here("prepare without SOURCE, ROOT and --out")
+    if args.source is not None and args.source not in project.sources:
+        raise UserError(
+            f"{args.source} is no dataset of this project; expected {', '.join(project.sources)}"
+        )
+    for name in [args.source] if args.source is not None else project.sources:
+        source = project.sources[name]
+        of_source = argparse.Namespace(**vars(args))
+        of_source.source, of_source.root = source.reader, source.folder
+        of_source.out, of_source.name = args.out or Path("corpora") / name, args.name or name
+        of_source.size = project.size if args.size is None else args.size
+        for option, value in source.options.items():
+            setattr(of_source, option, value)
+        _prepare(of_source)
+    return 0
+
+
+def _prepare(args: argparse.Namespace) -> int:
+    """Prepare one corpus and print its counts."""
     from mavilt_pl.data.prepare import prepare
 
     # Everything that can be refused is refused before a table is read.

@@ -7,10 +7,18 @@ import shlex
 import sys
 from pathlib import Path
 
+from mavilt_pl.project import here
+
+MAY_STAND_ALONE = True  # in a project folder the verb needs no words
+
 
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments that `mavilt run` and `mavilt submit` share."""
-    parser.add_argument("recipe", help="a shipped recipe (demo) or a YAML file")
+    parser.add_argument(
+        "recipe",
+        nargs="?",
+        help="a shipped recipe (demo) or a YAML file (default in a project folder: recipe.yaml)",
+    )
     parser.add_argument("--out", type=Path, help="folder of the run (default runs/<recipe>)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
@@ -39,6 +47,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def complete_recipe(args: argparse.Namespace, verb: str) -> None:
+    """In a project folder, take its recipe and the folder itself where none are named.
+
+    Raises:
+        UserError: no recipe is named, and this is no project folder.
+    """
+    if args.recipe is None:
+        args.recipe = str(here(f"{verb} without a recipe").folder / "recipe.yaml")
+        args.out = args.out or Path()
+
+
 def run_folder(args: argparse.Namespace) -> Path:
     """The folder of the run, absolute."""
     return (args.out or Path("runs") / Path(args.recipe).stem).resolve()
@@ -50,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
     from mavilt_pl.recipes.recipe import load_recipe
     from mavilt_pl.recipes.runner import RecipeRun, run_recipe, run_single_step
 
+    complete_recipe(args, "run")
     # A misspelt step is refused before anything runs, not hours later.
     recipe, out = load_recipe(args.recipe, args.set), run_folder(args)
     for option in ("until", "only"):

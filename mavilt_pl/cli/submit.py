@@ -8,11 +8,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mavilt_pl.cli.run import add_recipe_arguments, run_folder
+from mavilt_pl.cli.run import add_recipe_arguments, complete_recipe, run_folder
 from mavilt_pl.errors import UserError
+from mavilt_pl.project import find_project
 
 if TYPE_CHECKING:
     from mavilt_pl.recipes.slurm import JobOptions
+
+MAY_STAND_ALONE = True  # in a project folder the verb needs no words
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--time", required=True, help="time limit of each job in SLURM's notation: 12:00:00, 1-0"
     )
-    parser.add_argument("--gpus", type=int, default=0, help="GPUs of a node (default 0: CPUs only)")
+    parser.add_argument(
+        "--gpus", type=int, help="GPUs of a node (default: the project's, or 0: CPUs only)"
+    )
     parser.add_argument("--nodes", type=int, default=1, help="nodes of a training or a test")
     parser.add_argument(
         "--tasks", type=int, default=1, help="processes of a node without GPUs (default 1)"
@@ -58,6 +63,10 @@ def run(args: argparse.Namespace) -> int:
     from mavilt_pl.recipes.runner import RecipeRun
     from mavilt_pl.recipes.slurm import render_job_script, submit_job
 
+    complete_recipe(args, "submit")
+    if args.gpus is None:
+        project = find_project(Path())
+        args.gpus = 0 if project is None else project.gpus
     # A job may start in another folder.
     if Path(args.recipe).is_file():
         args.recipe = str(Path(args.recipe).resolve())

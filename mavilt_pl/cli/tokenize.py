@@ -7,24 +7,27 @@ from pathlib import Path
 
 from mavilt_pl.cli.terminal import say
 
+MAY_STAND_ALONE = True  # in a project folder the verb needs no words
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `mavilt tokenize`."""
     parser.add_argument(
-        "--corpus", type=Path, required=True, help="folder written by `mavilt prepare`"
+        "name", nargs="?", help="in a project folder: a dataset (default: all of them)"
     )
+    parser.add_argument("--corpus", type=Path, help="folder written by `mavilt prepare`")
     parser.add_argument(
         "--tokenizer",
         type=Path,
-        required=True,
-        help="run of the VQ-GAN, its checkpoint, or a published VQ-GAN",
+        help="run of the VQ-GAN, its checkpoint, or a published VQ-GAN (default in a project: "
+        "runs/vqgan)",
     )
     parser.add_argument(
         "--image-size",
         type=int,
         help="side of a published VQ-GAN's images (default: as its file says, else the corpus')",
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder of the token cache")
+    parser.add_argument("--out", type=Path, help="folder of the token cache")
     parser.add_argument(
         "--batch-size",
         type=int,
@@ -41,7 +44,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Encode the corpus, or report that it is encoded already."""
+    """Encode the corpora, or report that they are encoded already."""
+    from mavilt_pl.errors import UserError
+    from mavilt_pl.project import here
+
+    if args.corpus is not None:
+        if args.tokenizer is None or args.out is None:
+            raise UserError("tokenize --corpus needs --tokenizer and --out too")
+        return _encode(args)
+    # In a project folder everything is named already.
+    project = here("tokenize without --corpus, --tokenizer and --out")
+    if args.name is not None and args.name not in project.sources:
+        raise UserError(
+            f"{args.name} is no dataset of this project; expected {', '.join(project.sources)}"
+        )
+    for name in [args.name] if args.name is not None else project.sources:
+        of_source = argparse.Namespace(**vars(args))
+        of_source.corpus, of_source.out = Path("corpora") / name, args.out or Path("tokens") / name
+        of_source.tokenizer = args.tokenizer or Path("runs/vqgan")
+        _encode(of_source)
+    return 0
+
+
+def _encode(args: argparse.Namespace) -> int:
+    """Encode one corpus."""
     from mavilt_pl.checkpoint import resolve_checkpoint, sha256
     from mavilt_pl.data.corpus import Corpus
     from mavilt_pl.errors import UserError

@@ -28,7 +28,12 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import mavilt_pl.trainer.fsdp_strategy  # noqa: F401  it registers the strategy
 from mavilt_pl.cli.fit_arguments import complete_arguments
-from mavilt_pl.cli.fit_checks import check_keeps_earlier_run, check_settings, run_folder
+from mavilt_pl.cli.fit_checks import (
+    check_keeps_earlier_run,
+    check_settings,
+    run_folder,
+    tested_checkpoint,
+)
 from mavilt_pl.cli.saved_config import SavedConfig
 from mavilt_pl.cli.tables import print_figures
 from mavilt_pl.cli.terminal import say
@@ -103,6 +108,8 @@ class MaviltCLI(LightningCLI):
         check_settings(options)
         if self.subcommand == "fit":
             check_keeps_earlier_run(options)
+        elif self.subcommand in ("test", "validate"):
+            options.ckpt_path = tested_checkpoint(options)
 
     def instantiate_classes(self) -> None:
         """Build data, module and callbacks; what fails here fails by its settings."""

@@ -78,12 +78,17 @@ def diagnose(
     elif (path / ".steps").is_dir():
         yield from _check_recipe(path, check_all)
     else:
-        yield from _check_dataset(path, _recognise_source(path), options, check_all)
+        yield from _check_dataset(path, recognise_source(path), options, check_all)
     free = shutil.disk_usage(path).free
     yield Check(FREE_DISK, "ok" if free > ENOUGH_DISK else "note", format_bytes(free))
 
 
-def _recognise_source(path: Path) -> str:
+def recognise_source(path: Path) -> str:
+    """The reader of a download, by its files.
+
+    Raises:
+        UserError: it looks like none of them.
+    """
     for name, signs in SIGNS.items():
         for sign in signs:
             # The first hit is enough: MIMIC-CXR has 377,110 images to list.

@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mavilt_pl.config_files import find_config
+from mavilt_pl.config_files import config_text, find_config
 from mavilt_pl.errors import UserError
 from mavilt_pl.parallel.atomic_write import atomic_write_text
 from mavilt_pl.parallel.file_lock import file_lock
@@ -115,7 +115,8 @@ class RecipeRun:
         configs = []
         for option, value in itertools.pairwise(words):
             if option == "--config":
-                configs.append(find_config(value).read_text(encoding="utf-8"))
+                path = find_config(value)
+                configs.append(config_text(path) or path.read_text(encoding="utf-8"))
         inputs = [self.fingerprints[read] for read in step.reads]
         return hashlib.sha256(json.dumps([words, configs, inputs]).encode()).hexdigest()
 

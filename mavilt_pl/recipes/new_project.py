@@ -1,0 +1,141 @@
+"""Write a project folder: mavilt.yaml, the configs of every training, a recipe, and a README."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from mavilt_pl.config_files import CONFIGS
+from mavilt_pl.data.survey import Survey
+from mavilt_pl.errors import UserError
+from mavilt_pl.parallel.atomic_write import atomic_write_text
+from mavilt_pl.project import FILE, Source
+
+TEMPLATES = CONFIGS / "project"
+# The findings of CheXpert's tables that the labeller of reports reads too.
+FINDINGS = (
+    *("atelectasis", "cardiomegaly", "consolidation", "edema", "fracture", "lung lesion"),
+    *("lung opacity", "pleural effusion", "pneumonia", "pneumothorax", "support devices"),
+)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset of a new project.
+
+    Args:
+        name: of its corpus.
+        source: where it is.
+        survey: what it brings.
+    """
+
+    name: str
+    source: Source
+    survey: Survey
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a user chose.
+
+    Args:
+        backbone: a folder, or a name on the hub.
+        size: of prepared images, in pixels.
+        gpus: of a node; 0 for CPUs.
+        smoke: a few steps of each training, to see that the chain works.
+    """
+
+    backbone: str
+    size: int
+    gpus: int
+    smoke: bool
+
+
+def write_project(folder: Path, datasets: Sequence[Dataset], plan: Plan) -> list[Path]:
+    """Write the files of a project.
+
+    Args:
+        folder: new, empty, or without files of these names.
+        datasets: at least one with texts.
+        plan: sizes and places.
+
+    Returns:
+        The files.
+
+    Raises:
+        UserError: a file is there already, or no dataset has texts.
+    """
+    texts = [dataset for dataset in datasets if dataset.survey.texts]
+    if not texts:
+        names = ", ".join(str(dataset.source.folder) for dataset in datasets)
+        raise UserError(
+            f"no reports in {names}: a language model cannot be trained. Name a dataset with "
+            "reports too; MIMIC-CXR-JPG has its reports apart (--reports mimic-cxr-reports.zip)"
+        )
+    known: dict[str, int] = {}
+    for dataset in datasets:
+        for name, count in dataset.survey.labels.items():
+            known[name] = known.get(name, 0) + count
+    findings = [name for name in FINDINGS if known.get(name)]
+    labelled = [data for data in datasets if set(data.survey.labels) & set(findings)]
+    # Questions come from labels, so that labelled images without reports are of use in Stage 2.
+    instructed = [data for data in datasets if data in texts or data in labelled]
+    root, places = _common_root(datasets, plan.backbone)
+    content: dict[str, Any] = {
+        "names": [dataset.name for dataset in datasets],
+        "texts": [dataset.name for dataset in texts],
+        "labelled": [dataset.name for dataset in labelled],
+        "instructed": [dataset.name for dataset in instructed],
+        "datasets": datasets,
+        "findings": findings,
+        "root": root,
+        "places": places,
+        "plan": plan,
+    }
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    files = {}
+    for template in sorted(TEMPLATES.glob("*.jinja")):
+        name = template.name.removesuffix(".jinja")
+        # Without labels there is no classifier.
+        if findings or name not in ("encoder.yaml", "judge.yaml"):
+            files[folder / name] = environment.get_template(template.name).render(**content)
+    for path in files:
+        if path.exists():
+            raise UserError(
+                f"{path} is there already, and is a user's file from now on: name a new folder, or "
+                "move it away"
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    # mavilt.yaml last: a folder with it is a whole project.
+    for path in sorted(files, key=lambda path: path.name == FILE):
+        atomic_write_text(path, files[path])
+    return sorted(files)
+
+
+def _common_root(datasets: Sequence[Dataset], backbone: str) -> tuple[str, Mapping[str, str]]:
+    """The folder above all places, and each place relative to it as mavilt.yaml names it."""
+    places = {}
+    for dataset in datasets:
+        places[dataset.name] = str(dataset.source.folder.resolve())
+        for option, value in dataset.source.options.items():
+            # An option may be a path or a word.
+            if Path(value).exists():
+                places[f"{dataset.name}.{option}"] = str(Path(value).resolve())
+    if Path(backbone).exists():
+        places["backbone"] = str(Path(backbone).resolve())
+    parents = [str(Path(place).parent) for place in places.values()]
+    root = os.path.commonpath(parents)
+    return root, {
+        name: f"${{root}}/{os.path.relpath(place, root)}" for name, place in places.items()
+    }
