@@ -45,6 +45,8 @@ from mavilt_pl.parallel.shards import claim_shards, list_names
 # A few minutes of decoding on one core: small enough to share among jobs, and few enough files for
 # a parallel file system (about 220 for MIMIC-CXR).
 SHARD = 1024  # studies
+# Settings that are paths, which another machine has elsewhere.
+PLACES = ("root", "reports", "tables", "questions")
 SETTINGS = "prepare.json"
 
 
@@ -180,6 +182,15 @@ class CorpusWriter:
         with suppress(FileExistsError):  # another process has just claimed it
             (self.out / SETTINGS).open("x").close()
 
+    def _has_moved(self, key: str, was: Any, now: Any) -> bool:
+        """Whether a setting names the same folder on another machine: a finished corpus needs none.
+
+        The same name below another mount point is taken for the same data.
+        """
+        if key not in PLACES or not self._is_finished() or not was or not now:
+            return False
+        return Path(str(was)).name == Path(str(now)).name
+
     def _check_settings(self) -> None:
         """Refuse a corpus that was begun with other settings.
 
@@ -199,7 +210,7 @@ class CorpusWriter:
         differing = []
         for key in sorted(self.settings | before):
             was, now = before.get(key), self.settings.get(key)
-            if was != now:
+            if was != now and not self._has_moved(key, was, now):
                 differing.append(f"{key} was {was!r} and is {now!r}")
         if differing:
             raise UserError(

@@ -7,6 +7,7 @@ sharded steps. Scripts and logs lie in DIR/slurm; the template is `configs/slurm
 
 from __future__ import annotations
 
+import itertools
 import shlex
 import subprocess
 import sys
@@ -14,7 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mavilt_pl.config_files import CONFIGS
+import yaml
+
+from mavilt_pl.config_files import CONFIGS, config_text, find_config
 from mavilt_pl.errors import UserError, escape
 from mavilt_pl.recipes.recipe import SHARDED_COMMANDS, TRAINING_COMMANDS, Step
 
@@ -50,17 +53,35 @@ class JobOptions:
     sbatch: tuple[str, ...] = ()
 
 
-def _trainer_options(gpus: int, tasks: int, nodes: int) -> list[str]:
+def _trainer_options(words: Sequence[str], gpus: int, tasks: int, nodes: int) -> list[str]:
     """Options of a training that say where it runs, not what it computes."""
     options: list[str] = []
     if gpus:
         options.append("--trainer.accelerator=gpu")
     if gpus or tasks * nodes > 1:
         options += [f"--trainer.devices={tasks}", f"--trainer.num_nodes={nodes}"]
-    # Not plain ddp: the VQ-GAN steps two optimizers, each with a part of the weights.
     if tasks * nodes > 1:
-        options.append("--trainer.strategy=ddp_find_unused_parameters_true")
+        # The VQ-GAN steps two optimizers, each with a part of the weights; elsewhere every trained
+        # weight has a gradient in each step.
+        strategy = "ddp_find_unused_parameters_true" if _trains_vqgan(words) else "ddp"
+        options.append(f"--trainer.strategy={strategy}")
     return options
+
+
+def _trains_vqgan(words: Sequence[str]) -> bool:
+    """Whether the configs of a command name the VQ-GAN as their module."""
+    named = ""
+    for option, value in itertools.pairwise(words):
+        if option in ("--config", "-c"):
+            path = find_config(value)
+            content = yaml.safe_load(config_text(path) or path.read_text(encoding="utf-8"))
+            model = content.get("model") if isinstance(content, dict) else None
+            # A later config may name another.
+            if isinstance(model, dict) and "class_path" in model:
+                named = str(model["class_path"])
+        elif option == "--model":
+            named = value
+    return named.endswith(".VQGAN")
 
 
 def _check_lines(job: JobOptions, out: Path) -> None:
@@ -101,7 +122,7 @@ def render_job_script(step: Step, words: Sequence[str], job: JobOptions, out: Pa
     if command in TRAINING_COMMANDS:
         # Lightning wants one process a GPU, started by srun.
         gpus, tasks, nodes = job.gpus, job.gpus or job.tasks, job.nodes
-        options = _trainer_options(gpus, tasks, nodes)
+        options = _trainer_options(words, gpus, tasks, nodes)
     elif command == "tokenize":
         # Encoding runs on one device; an array spreads it over several.
         gpus = min(job.gpus, 1)

@@ -60,6 +60,7 @@ def project(downloads: Path, chain: Path, tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.timeout(900)
 def test_every_literal_command_works(
     project: Path,
+    downloads: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
