@@ -10,12 +10,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torchmetrics import Metric
 
 from mavilt_pl.callbacks.metric_callback import MetricCallback
 from mavilt_pl.callbacks.observation import MAJORITY, SHUFFLED, Observation
 from mavilt_pl.data.records import Question
 from mavilt_pl.data.training_split import majority_answers
+from mavilt_pl.errors import MaviltWarning, UserError
 from mavilt_pl.metrics.answers import (
     AnsweredQuestion,
     answer_metrics,
@@ -93,18 +95,33 @@ class VQAMetrics(MetricCallback):
         """Make new metrics, choose thresholds and find the most frequent answers."""
         super().on_test_epoch_start(trainer, pl_module)
         self._thresholds, self._majority = {}, {}
+        # Of two callbacks of this kind only one tests.
+        if not self._metrics:
+            return
         data = trainer.datamodule
-        for source in sorted({number for number, _ in self._metrics}):
-            self._majority[source] = majority_answers(data.corpora[source], data.options)
-            if self.threshold_studies:
-                answered = gather_lists(self._validation_answers(trainer, pl_module, source))
-                self._thresholds[source] = choose_thresholds(answered)
+        for source, corpus in enumerate(data.corpora):
+            self._majority[source] = majority_answers(corpus, data.options)
+        for source, loader in enumerate(self._validation_loaders(trainer)):
+            answered = self._validation_answers(trainer, pl_module, source, loader)
+            self._thresholds[source] = choose_thresholds(gather_lists(answered))
+
+    def _validation_loaders(self, trainer: Trainer) -> list[Any]:
+        """The loaders of the validation studies; none, with a warning, where they are too few."""
+        if not self.threshold_studies:
+            return []
+        try:
+            return trainer.datamodule.val_dataloader()
+        # A dataset may come without a validation split, and is tested all the same.
+        except UserError as error:
+            rank_zero_warn(
+                f"no thresholds, so no sensitivity and specificity: {error}", category=MaviltWarning
+            )
+            return []
 
     def _validation_answers(
-        self, trainer: Trainer, module: LightningModule, source: int
+        self, trainer: Trainer, module: LightningModule, source: int, loader: Any
     ) -> list[AnsweredQuestion]:
         """This process's answers about some validation studies of a source."""
-        loader = trainer.datamodule.val_dataloader()[source]
         remaining, answered = self.threshold_studies, []
         for batch in loader:
             if remaining <= 0:
@@ -139,16 +156,16 @@ class VQAMetrics(MetricCallback):
         for study, of_study in zip(asked.studies, by_study):
             for question, one in zip(study["questions"], of_study):
                 self.record(asked, study, **_record(question, one))
+        if asked.control == MAJORITY:
+            # An open question has no most frequent answer that would be worth a comparison.
+            answered = [one for one in answered if one.candidates]
         update_answers(asked.metrics, asked.findings, answered)
         sampled = self.sampled_rows(asked)
         if sampled:
             self._keep_samples(asked.select(sampled), [by_study[row] for row in sampled])
 
     def _answered_questions(self, asked: Observation) -> list[AnsweredQuestion]:
-        """The questions of all studies with their answers, study by study.
-
-        An open question has no most frequent answer that would be worth a comparison.
-        """
+        """The questions of all studies with their answers, study by study."""
         if asked.control == MAJORITY:
             majority = self._majority[asked.source]
             answers = [_most_frequent(study["questions"], majority) for study in asked.studies]
