@@ -59,6 +59,7 @@ def config_text(path: Path) -> str | None:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); expected a config in YAML") from None
+    # Left to Lightning's parser, whose messages name the file.
     if f"{EXTENDS}:" not in text and "${" not in text:
         return None
     project = find_project(path.parent)
@@ -70,6 +71,7 @@ def config_text(path: Path) -> str | None:
     elif "${" in text:
         raise UserError(f"{path} refers to a {FILE}, which is not beside it; {HOW}")
     content = _mapping(text, path)
+    # Only shipped configs: the local one has the same name.
     name = content.pop(EXTENDS, None)
     if name is not None:
         base = CONFIGS / str(name)
@@ -99,6 +101,7 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
     """
     merged = dict(base)
     for key, value in changes.items():
+        # A list of callbacks or findings is one decision, so it is replaced as a whole.
         if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
             merged[key] = merge(merged[key], value)
         elif isinstance(key, str) and key.endswith("+"):

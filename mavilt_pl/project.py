@@ -67,6 +67,7 @@ def find_project(folder: Path) -> Project | None:
     Raises:
         UserError: mavilt.yaml is damaged.
     """
+    # Looked for here only: a project above would make commands depend on where a folder lies.
     path = folder / FILE
     if not path.is_file():
         return None
@@ -77,9 +78,11 @@ def find_project(folder: Path) -> Project | None:
         raise UserError(f"{path} is not readable ({reason}); expected YAML") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}; expected keys such as sources")
+    # A misspelt key would be left out in silence.
     known = {"root", "sources", "backbone", "size", "gpus"}
     if unknown := sorted(map(str, set(content) - known)):
         raise UserError(f"{path}: unknown key {unknown[0]}; expected {', '.join(sorted(known))}")
+    # Paths, names on a hub: whatever differs from machine to machine.
     texts: dict[str, str] = {}
     # In this order: a later text may refer to an earlier one.
     for key in ("root", "backbone"):
@@ -88,6 +91,7 @@ def find_project(folder: Path) -> Project | None:
     numbers = {"size": 256, "gpus": 0}
     for key in numbers:
         value = content.get(key, numbers[key])
+        # True and False are numbers for Python.
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
             raise UserError(f"{path}: {key} is {value!r}; expected a whole number")
         numbers[key] = value
@@ -106,6 +110,7 @@ def _sources(content: Any, texts: Mapping[str, str], path: Path) -> dict[str, So
                 f"{path}: sources.{name} is {entry!r}; expected reader and folder, such as "
                 "{reader: indiana, folder: /data/iu}"
             )
+        # Numbers and dates of YAML are texts here: options of a reader are.
         filled = {key: fill(str(value), texts, path) for key, value in entry.items()}
         reader, folder = filled.pop("reader"), filled.pop("folder")
         sources[str(name)] = Source(reader, Path(folder), filled)

@@ -203,6 +203,7 @@ class ReportMetrics(MetricCallback):
                 "reference": study["text"],
             }
             for finding, verdict in compare_claims(about):
+                # The smallest key wins on any number of processes, whatever the order of batches.
                 place = (seen.source_name, finding, verdict)
                 is_shown = finding in seen.findings and verdict in ERRORS
                 if not is_shown or self._errors.get(place, (math.inf,))[0] <= seen.sample_keys[row]:

@@ -155,6 +155,7 @@ class SynthesisMetrics(MetricCallback):
             )
             metrics[prefix + name] = area
         against = f"against the set's own images{how}"
+        # One table an encoder: its distances need all images at once.
         for name, reader in self.readers.items():
             metrics[f"{prefix}features_{name}"] = FeatureSets(
                 name, reader.width, f"{reader.protocol}, {against}", prefix
@@ -197,6 +198,7 @@ class SynthesisMetrics(MetricCallback):
         """Write the first views, and record the files."""
         folder = Path(requested.trainer.default_root_dir) / "test"
         for study, text, image in zip(requested.studies, requested.batch["text"], images):
+            # Hidden names: a file's name is seen by whoever sees the folder.
             name = f"drawn/{requested.source_name}-{study['hidden_name']}.png"
             if requested.trainer.testing and not requested.is_filler:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -46,12 +46,14 @@ def training_features(
     """
     data = trainer.datamodule
     corpus = data.corpora[source]
+    # Every process takes each n-th, so that all have about as many.
     images = training_images(corpus, data.options, limit)[trainer.global_rank :: trainer.world_size]
     read = []
     for start in range(0, len(images), BATCH):
         batch = images[start : start + BATCH]
         pixels = np.stack([corpus.pixels(image.image) for image in batch])
         with torch.inference_mode():
+            # On the CPU: 10,000 images of 2,048 features would take a GPU's memory for long.
             read.append(features(to_float(pixels)[:, None].to(device)).float().cpu())
     return torch.cat(read) if read else torch.empty(0, 0), images
 

@@ -122,6 +122,7 @@ class VQAMetrics(MetricCallback):
         self, trainer: Trainer, module: LightningModule, source: int, loader: Any
     ) -> list[AnsweredQuestion]:
         """This process's answers about some validation studies of a source."""
+        # The first ones of the split: which ones it is does not depend on the test.
         remaining, answered = self.threshold_studies, []
         for batch in loader:
             if remaining <= 0:

@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="a download that is recognised by its files; repeatable",
     )
+    # Named in the epilog: ten more lines would hide the options that are needed.
     for source in SOURCES:
         parser.add_argument(
             f"--{source}", type=Path, metavar="FOLDER", help=argparse.SUPPRESS, dest=source
@@ -59,10 +60,12 @@ def run(args: argparse.Namespace) -> int:
     from mavilt_pl.project import FILE
     from mavilt_pl.recipes.new_project import Plan, write_project
 
+    # What costs nothing is checked first.
     if args.size < 16 or args.gpus < 0:
         raise UserError(f"--size {args.size} --gpus {args.gpus}: expected 16 or more, 0 or more")
     if (args.folder / FILE).exists():
         raise UserError(f"{args.folder} is a project already: edit {args.folder / FILE}")
+    # In the order of the readers, and those found by their files after them.
     named = [(reader, getattr(args, reader)) for reader in SOURCES if getattr(args, reader)]
     for folder in args.data:
         if not folder.is_dir():
@@ -77,6 +80,7 @@ def run(args: argparse.Namespace) -> int:
             "model as Hugging Face writes it"
         )
     datasets = [_look_at(reader, folder, args.reports) for reader, folder in named]
+    # A corpus has the name of its reader; two of one name would share a folder.
     names = [dataset.name for dataset in datasets]
     if len(set(names)) < len(names):
         raise UserError(f"two downloads are {max(names, key=names.count)}; name each source once")
@@ -95,6 +99,7 @@ def _look_at(reader: str, folder: Path, reports: Path | None) -> Dataset:
     from mavilt_pl.project import Source
     from mavilt_pl.recipes.new_project import Dataset
 
+    # Only the readers whose reports are apart take the option.
     options = {}
     if reports is not None and "reports" in source_options(reader):
         options["reports"] = str(reports.resolve())

@@ -87,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
     # Written first: a dataset that was interrupted may then be replaced too.
     (args.out / "PHANTOM").write_text(NOTE, encoding="utf-8")
     written = _write_mimic(args) if args.layout.startswith("mimic") else _write_indiana(args)
+    # As written, not as asked for.
     message = f"{written} synthetic studies in the {args.layout} layout"
     # The Indiana layouts take real reports, of which there is a limited number.
     if written < args.studies:
@@ -119,6 +120,7 @@ def _check_arguments(args: argparse.Namespace) -> None:
             f"--studies {args.studies} must be at least 1 and hold --validate {validate} and "
             f"--test {test}"
         )
+    # A percentage is the likely mistake.
     if not 0 <= args.laterals <= 1:
         raise UserError(f"--laterals {args.laterals:g} is a share of the studies: from 0 to 1")
 

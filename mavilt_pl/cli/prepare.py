@@ -91,12 +91,14 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(
             f"{args.source} is no dataset of this project; expected {', '.join(project.sources)}"
         )
+    # One corpus after another, each with all cores.
     for name in [args.source] if args.source is not None else project.sources:
         source = project.sources[name]
         of_source = argparse.Namespace(**vars(args))
         of_source.source, of_source.root = source.reader, source.folder
         of_source.out, of_source.name = args.out or Path("corpora") / name, args.name or name
         of_source.size = project.size if args.size is None else args.size
+        # As if they stood on the command line.
         for option, value in source.options.items():
             setattr(of_source, option, value)
         _prepare(of_source)

@@ -56,11 +56,13 @@ def run(args: argparse.Namespace) -> int:
             "--chexbert weights and --bert folder belong together: one of them is missing"
         )
     records = apply_protocol(read_predictions(args.file), args.protocol, args.vocabulary)
+    # Loaded after the file was read: most mistakes are in the file.
     labeller = None
     if args.chexbert is not None:
         from mavilt_pl.metrics.chexbert import chexbert_labeller
 
         labeller = chexbert_labeller(args.chexbert, args.bert)
+    # As one word, which needs no quotes in a shell.
     names = [name.strip() for name in (args.radeval or "").split(",") if name.strip()]
     extras = Extras(labeller, names, meteor=args.protocol != "raw")
     # Of the findings that the test scored, if the file says which.

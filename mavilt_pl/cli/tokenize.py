@@ -58,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(
             f"{args.name} is no dataset of this project; expected {', '.join(project.sources)}"
         )
+    # A model is loaded for each: a corpus takes far longer than that.
     for name in [args.name] if args.name is not None else project.sources:
         of_source = argparse.Namespace(**vars(args))
         of_source.corpus, of_source.out = Path("corpora") / name, args.out or Path("tokens") / name

@@ -46,6 +46,7 @@ def survey(reader: str, folder: Path, options: Mapping[str, Any]) -> Survey:
         UserError: it cannot be read, or is half a download: no study, or no image of those that
             its tables name.
     """
+    # The first reason says what is wrong, if nothing can be read at all.
     reasons: list[str] = []
 
     def reject(study: str, file: str, stage: str, reason: str) -> None:
@@ -56,6 +57,7 @@ def survey(reader: str, folder: Path, options: Mapping[str, Any]) -> Survey:
     missing: list[Path] = []
     labels: Counter[str] = Counter()
     for study in itertools.islice(read_source(reader, folder, reject, **options), SAMPLE):
+        # Labels count by name: whether a finding is labelled at all, not how often it is there.
         studies += 1
         texts += bool((study.findings + study.impression + study.report).strip())
         labels.update(study.labels.keys())
@@ -68,6 +70,7 @@ def survey(reader: str, folder: Path, options: Mapping[str, Any]) -> Survey:
     if not studies:
         why = f": {reasons[0]}" if reasons else ""
         raise UserError(f"{folder}: no study can be read as {reader}{why}")
+    # Tables are small and come first in a download; images take days.
     if not images:
         example = f"{missing[0]} is not there" if missing else "the studies name no image"
         raise UserError(

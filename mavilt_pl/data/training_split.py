@@ -30,6 +30,7 @@ def most_frequent_text(corpus: Corpus, options: ItemOptions) -> str:
 
     Of equally frequent ones it is the first in alphabetical order.
     """
+    # The texts as they are trained on, after sections and cleaning.
     texts = Counter(options.text_of(corpus.text(row)) for row in corpus.rows("train"))
     texts.pop("", None)
     return min(texts, key=lambda text: (-texts[text], text), default="")
@@ -42,7 +43,9 @@ def majority_answers(corpus: Corpus, options: ItemOptions) -> dict[tuple[str, fr
     """
     counts: dict[tuple[str, frozenset[str]], Counter[str]] = {}
     for row in corpus.rows("train"):
+        # All of a study's questions, not the few that one epoch draws.
         for question in options.questions_of(corpus[row], training=True):
+            # Free text has too many answers for one to be frequent.
             if question.candidates:
                 key = (question.topic, frozenset(question.candidates))
                 counts.setdefault(key, Counter())[question.answer] += 1
@@ -61,6 +64,7 @@ def training_images(corpus: Corpus, options: ItemOptions, limit: int) -> list[Tr
         if len(images) == limit:
             break
         image = options.image_row(corpus, row)
+        # A study without an image of these views is not in the training either.
         if image is not None:
             study = corpus.text(row)
             images.append(TrainingImage(row, image, f"{study.source}:{study.patient}"))

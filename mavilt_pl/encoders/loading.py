@@ -56,6 +56,7 @@ def load_encoder(
     """
     # mypy would want the three classes' common base; what counts is the protocol above.
     encoder: Any
+    # By its kind and not by its file: two kinds may have files of the same ending.
     if kind == "classifier":
         encoder = Classifier.from_checkpoint(path)
     elif kind == "torchxrayvision":

@@ -21,6 +21,7 @@ def reliability_plots(run: Path) -> list[dict[str, Any]]:
     by_source: dict[str, list[tuple[float, float]]] = {}
     for path in sorted(run.rglob(FILE)):
         for record in read_predictions(path):
+            # Only yes and no have one probability that can be right or wrong.
             candidates = record.get("candidates") or []
             if set(candidates) == {"yes", "no"} and "probabilities" in record:
                 score = float(record["probabilities"][candidates.index("yes")])
@@ -30,6 +31,7 @@ def reliability_plots(run: Path) -> list[dict[str, Any]]:
     for source, rows in sorted(by_source.items()):
         scores, truths = np.array(rows).T
         dots = []
+        # Bins without answers have no dot.
         for _, mean, share, count in reliability(scores, truths, np.ones(len(rows))):
             # The area, not the radius, grows with the number; a single answer is still seen.
             radius = max(LARGEST * (count / len(rows)) ** 0.5, 0.8)

@@ -24,6 +24,7 @@ def _rexrank(records: Sequence[Record], path: Path) -> str:
     """
     studies = {}
     for record in _of(records, "report", path):
+        # The script writes "Findings: … Impression: …" from the two.
         studies[record["study"]] = {
             "model_prediction": record["generated"],
             "section_findings": record["reference"],
@@ -34,6 +35,7 @@ def _rexrank(records: Sequence[Record], path: Path) -> str:
 
 def _radeval(records: Sequence[Record], path: Path) -> str:
     """The two lists that RadEval takes, and the studies they are of."""
+    # Its call takes both lists in the same order.
     reports = _of(records, "report", path)
     lists = {
         "refs": [record["reference"] for record in reports],
@@ -45,6 +47,7 @@ def _radeval(records: Sequence[Record], path: Path) -> str:
 
 def _chexgenbench(records: Sequence[Record], path: Path) -> str:
     """A row for each drawing: its file and the text that it was drawn from."""
+    # Its script joins the names to a folder of images, which is the test's own.
     table = io.StringIO()
     rows = csv.writer(table, lineterminator="\n")
     rows.writerow(["img_savename", "annotated_prompt"])
@@ -68,6 +71,7 @@ def _of(records: Sequence[Record], task: str, path: Path) -> list[Any]:
         UserError: there is none.
     """
     found = [record for record in records if record["task"] == task]
+    # An empty file would be taken for a model that wrote nothing.
     if not found:
         advice = "test with mavilt_pl.callbacks.ReportMetrics"
         if task == "synthesis":
@@ -95,6 +99,7 @@ def export_predictions(run: Path, name: str) -> list[Path]:
         raise UserError(f"{run}: no {FILE} below it; run `mavilt test` with metric callbacks first")
     written = []
     for path in paths:
+        # Made before anything is replaced, since it may be refused.
         text = layout(read_predictions(path), path)
         out = path.with_name(file_name)
         # Each layout begins in a way of its own.

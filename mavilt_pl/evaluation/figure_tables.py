@@ -35,6 +35,7 @@ def write_tables(run: Path, figures: Sequence[Figure]) -> list[Path]:
     Raises:
         UserError: a file of that name is not ours.
     """
+    # All figures, controls and single findings too: a spreadsheet filters.
     table = io.StringIO()
     rows = csv.writer(table, lineterminator="\n")
     rows.writerow(COLUMNS)
@@ -61,10 +62,12 @@ def _tex(figures: Sequence[Figure]) -> str:
         for figure in figures:
             if figure["source"] == source:
                 cells[figure["task"], figure["metric"], figure["control"]] = figure
+        # Columns that would be empty are left out.
         controls = [name for name in CONTROLS if any(key[2] == name for key in cells)]
         headings = ["figure", "value", *(CONTROLS[name] for name in controls)]
         lines += ["", f"% {_escape(source)}", f"\\begin{{tabular}}{{l{'r' * (len(headings) - 1)}}}"]
         lines += ["\\toprule", " & ".join(headings) + r" \\"]
+        # In the order of the page, so that the two can be compared.
         for task in TASKS:
             rows = _rows(task, controls, cells)
             if rows:
@@ -96,6 +99,7 @@ def _rows(
 
 def _tex_value(figure: Figure) -> str:
     """A value with its interval."""
+    # As many digits as the page: more would be noise.
     if figure["low"] is None:
         return format_figure(figure["value"])
     low, high = format_figure(figure["low"]), format_figure(figure["high"])

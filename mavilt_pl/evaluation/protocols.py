@@ -74,6 +74,7 @@ def apply_protocol(
         UserError: the protocol has no rare words, or the file is none of R2Gen's.
     """
     protocol = PROTOCOLS[name]
+    # Without a vocabulary every word is known, and the description says so.
     known = None
     if vocabulary is not None:
         if protocol.rare is None:
@@ -81,6 +82,7 @@ def apply_protocol(
         known = _frequent_words(vocabulary, protocol)
     changed = []
     for record in records:
+        # Answers and drawings have no report's texts.
         if record["task"] == "report":
             record = {
                 **record,
@@ -106,6 +108,7 @@ def _under(text: str, protocol: Protocol, limit: int | None, known: set[str] | N
     if protocol.cleaning == "none":
         return text
     words = clean(text, protocol.cleaning).split()[:limit]
+    # Cut first, as R2Gen cuts what its tokenizer has encoded.
     if known is not None:
         words = [word if word in known else UNKNOWN for word in words]
     return " ".join(words)

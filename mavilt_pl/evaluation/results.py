@@ -266,6 +266,7 @@ def _training(checkpoint: Path | None) -> dict[str, Any]:
         return {"steps": None, "seed": None}
     # Mapped, not read: a checkpoint of a large model takes a while.
     steps = load_tensors(checkpoint, mmap=True).get("global_step")
+    # A checkpoint has no seed; a figure of an unknown seed cannot be repeated, and says so.
     seed = None
     # RUN/config.yaml beside RUN/checkpoints is the training's.
     config = checkpoint.resolve().parent.parent / "config.yaml"

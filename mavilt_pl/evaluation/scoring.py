@@ -81,6 +81,7 @@ def _score_reports(
     generated, references, patients = _columns(reports)
     for name, value, protocol in pair_scores(generated, references, patients):
         figures.append(value.as_figure("report", source, name, protocol))
+    # Both texts under one reader, beside the labels of the corpus.
     figures += _between_texts(source, "texts_f1", RULES, *_columns(reports))
     if extras.labeller is not None:
         name = f"{extras.labeller.name.lower()}_f1"
@@ -105,6 +106,7 @@ def _between_texts(
     patients: Sequence[str],
 ) -> list[Figure]:
     """F1 between the findings that one labeller reads in both texts."""
+    # Once a text, in a fixed order: a network reads in batches.
     different = sorted(set(references))
     # "none" keeps a reference without any finding among the studies whose labels are known.
     read = {

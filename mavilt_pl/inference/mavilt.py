@@ -117,8 +117,7 @@ class MAViLT:
         sampling = as_options(SamplingOptions, settings["sampling"], "sampling")
         # One image is not worth a compilation.
         sampling = replace(sampling, image=replace(sampling.image, compile=False))
-        # Several questions about one image are branches of one sequence, if the attention kernel
-        # masks.
+        # Several questions about one image are branches of one sequence, if attention masks.
         shares_prefix = language_model.can_share_prefix(
             prompts.longest_pair() + prompts.max_text_tokens
         )

@@ -81,6 +81,7 @@ def chexbert_labeller(weights: str | Path, bert: str | Path) -> Labeller:
             raise UserError(f"{path} does not exist; {EXPECTED}")
     from transformers import BertConfig, BertTokenizer
 
+    # Random weights first; every one is replaced below, or the file is refused.
     model = CheXbert(BertConfig.from_pretrained(bert, local_files_only=True)).eval()
     _load(model, Path(weights))
     tokenizer = BertTokenizer.from_pretrained(bert, local_files_only=True)
@@ -90,6 +91,7 @@ def chexbert_labeller(weights: str | Path, bert: str | Path) -> Labeller:
     def read(texts: Sequence[str]) -> list[Findings]:
         """The findings of each text."""
         found: list[Findings] = []
+        # Texts of a batch are padded to its longest; the mask keeps padding out.
         for start in range(0, len(texts), BATCH):
             # As the authors prepare them: one line, single spaces.
             batch = [" ".join(text.split()) for text in texts[start : start + BATCH]]

@@ -26,6 +26,7 @@ def compare_claims(row: Mapping[str, Any]) -> list[tuple[str, str]]:
     [('pleural effusion', 'wrong side')]
     """
     labels: Mapping[str, str] = row["labels"]
+    # The same reading as for findings F1, so that card and figure agree.
     asserted = findings_in(row["generated"])
     claimed = {finding for finding, label in asserted.items() if label == "present"}
     ours, theirs = locations_in(row["generated"]), locations_in(row.get("reference", ""))
@@ -51,6 +52,7 @@ def _place(ours: set[Location], theirs: set[Location]) -> str:
     """The verdict on a right claim by its places; what a text does not name cannot be wrong."""
     if not ours or not theirs:
         return "right"
+    # One side in common is right: "bilateral" for a left effusion is a second, invented one.
     same_side = {side for _, side, _ in ours} & {side for _, side, _ in theirs}
     if not same_side:
         return "wrong side"

@@ -3,7 +3,7 @@
 The labeller reads sentence by sentence, and within a sentence clause by clause. A cue before or
 behind a term in its clause says that it is absent, uncertain or not asserted at all (the patient's
 history, a question); otherwise it is present. One assertion of presence outweighs denials elsewhere
-in the report. `finding_phrases.py` has the words.
+in the report. `finding_phrases.py` and `finding_cues.py` have the words.
 
 Own code: CheXpert's labeller needs NegBio's parsers, CheXbert a model of several hundred
 megabytes. The labeller here runs on any machine and is exact on the phantom's wording.
@@ -17,15 +17,8 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from mavilt_pl.data.report_headings import find_headings
-from mavilt_pl.metrics.finding_phrases import (
-    BOUNDARY,
-    CUE_AFTER,
-    CUE_BEFORE,
-    LOOK_ALIKES,
-    SIGN,
-    TERM,
-    UNFINISHED,
-)
+from mavilt_pl.metrics.finding_cues import BOUNDARY, CUE_AFTER, CUE_BEFORE, UNFINISHED
+from mavilt_pl.metrics.finding_phrases import LOOK_ALIKES, SIGN, TERM
 
 # A label replaces labels of the same or lower strength.
 # Equal strength is replaced too, which changes nothing: labels of a strength are equal.

@@ -42,8 +42,10 @@ def average_precision(
     values, index = np.unique(-score, return_inverse=True)
     right = np.cumsum(np.bincount(index, weights * positive, minlength=len(values)))
     called = np.cumsum(np.bincount(index, weights, minlength=len(values)))
+    # Without a positive case nothing can be found.
     if not len(right) or right[-1] == 0:
         return NAN
+    # Where a resample leaves a score out, nothing is called there.
     precision = np.divide(right, called, out=np.zeros(len(called)), where=called > 0)
     recall = right / right[-1]
     return float((np.diff(recall, prepend=0.0) * precision).sum())
@@ -69,6 +71,7 @@ def youden_threshold(score: np.ndarray, positive: np.ndarray) -> float | None:
     gain = (spared - missed)[:-1]
     # A threshold cannot part equal scores.
     gain[scores[1:] == scores[:-1]] = -1.0
+    # Scores that say nothing: any threshold is as good, and none is at the edge.
     if not len(gain) or gain.max() <= 0:
         return 0.5
     best = int(gain.argmax())
@@ -148,6 +151,7 @@ class YesNoScores(PatientBootstrapMetric):
             groups: number of the finding of each answer.
             patients: the patient of each answer.
         """
+        # The order that `statistics` and `_rates` read the columns in.
         rows = [[*row] for row in zip(groups, truths, scores, decisions)]
         self.add_rows([list(map(float, row)) for row in rows], patients)
 
@@ -170,6 +174,7 @@ class YesNoScores(PatientBootstrapMetric):
         """The rows of each finding with answers of both kinds, bool [n]."""
         chosen = {}
         for number, name in enumerate(self.groups):
+            # A finding that all or no patients have has neither areas nor rates.
             of_group = rows[:, 0] == number
             if of_group.any() and len(np.unique(rows[of_group, 1])) == 2:
                 chosen[name] = of_group
@@ -217,12 +222,14 @@ def _of_finding(rows: np.ndarray, patients: np.ndarray) -> dict[str, Estimate]:
     area = average_precision(rows[:, 2], rows[:, 1])
     figures = {"auprc": Estimate(area, None, None, cases, positives)}
     sensitivity, specificity = _rates(rows, np.ones(cases))
+    # Without a threshold the decisions are nan, and so are both.
     if np.isnan(sensitivity) or np.isnan(specificity):
         return figures
     for name, value, chosen in (
         ("sensitivity", sensitivity, is_positive),
         ("specificity", specificity, ~is_positive),
     ):
+        # Each is a share of the patients of one class.
         interval = wilson_interval(value, num_patients(patients, chosen))
         figures[name] = Estimate(value, *interval, int(chosen.sum()), positives)
     balanced = (sensitivity + specificity) / 2

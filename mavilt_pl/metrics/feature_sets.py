@@ -56,6 +56,7 @@ def kernel_distance(real_nD: np.ndarray, other_mD: np.ndarray) -> float:
     >>> bool(abs(kernel_distance(rng.normal(size=(400, 4)), rng.normal(size=(400, 4)))) < 0.1)
     True
     """
+    # Without an image's kernel with itself the estimate is unbiased.
     n, m = len(real_nD), len(other_mD)
     within_real = _kernel_sum(real_nD, real_nD) - _own_kernels(real_nD)
     within_other = _kernel_sum(other_mD, other_mD) - _own_kernels(other_mD)
@@ -202,6 +203,7 @@ class FeatureSets(PatientBootstrapMetric):
                 MaviltWarning,
                 stacklevel=2,
             )
+        # In the order of `table`, which does not depend on the number of processes.
         of_drawn = finite & (kinds == ImageKind.DRAWN)
         drawn, real, training = (
             rows[finite & (kinds == kind)][:, 1:]
@@ -212,6 +214,7 @@ class FeatureSets(PatientBootstrapMetric):
             return {}
         self._warn_of_few(min(len(drawn), len(real)), rows.shape[1] - 1)
         values = {"fid": frechet_distance(real, drawn), "kid": kernel_distance(real, drawn)}
+        # A ball to the fifth neighbour needs six images.
         if min(len(drawn), len(real)) > NEIGHBOURS:
             values |= precision_recall(real, drawn)
         figures = {f"{self.prefix}{name}_{self.encoder}": value for name, value in values.items()}
@@ -224,6 +227,7 @@ class FeatureSets(PatientBootstrapMetric):
             figures[name.replace("fid_", "kid_", 1)] = kernel_distance(real, as_many)
         found = {name: Estimate(value, None, None, len(drawn)) for name, value in figures.items()}
         if len(training):
+            # What is near is decided by images that cannot be copies: those of other patients.
             threshold = np.quantile(nearest_distances(real, training), NEAR_SHARE)
             is_near = nearest_distances(drawn, training) < threshold
             share = weighted_mean_ci(is_near.astype(float), patients[of_drawn])

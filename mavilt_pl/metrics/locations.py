@@ -49,6 +49,7 @@ def locations_in(text: str) -> set[Location]:
     """
     found = set()
     for clause, name, label in mentions_in(text):
+        # A denied effusion has no side that could be wrong.
         if label != "present" or name not in SIDED:
             continue
         sides = {side.lower() for side in SIDE.findall(clause)}
@@ -74,6 +75,7 @@ def location_scores(
         references: as many.
         patients: of each pair.
     """
+    # Right, claimed and true locations of each pair, which can be summed by weight.
     counts: dict[str, list[tuple[int, int, int]]] = {"side_f1": [], "zone_f1": []}
     for report, reference in zip(reports, references):
         ours, theirs = locations_in(report), locations_in(reference)
@@ -84,6 +86,7 @@ def location_scores(
             counts[name].append((len(claimed & true), len(claimed), len(true)))
     keys = np.array([patient_key(patient) for patient in patients])
     tables = {name: np.array(rows, dtype=float).reshape(-1, 3) for name, rows in counts.items()}
+    # Where no reference names a side, any claim would be wrong.
     tables = {name: table for name, table in tables.items() if table[:, 2].any()}
 
     def f1(weights: np.ndarray) -> dict[str, float]:

@@ -20,6 +20,7 @@ def meteor_coco(reports: Sequence[str], references: Sequence[str]) -> dict[str, 
 
     It has no interval: the program gives no score of a resample.
     """
+    # The wrapper would fail with a traceback of its subprocess.
     if shutil.which("java") is None:
         missing = "java is not on the PATH: install a Java runtime"
     else:

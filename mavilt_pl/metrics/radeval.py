@@ -32,6 +32,7 @@ def radeval_scores(
     Raises:
         UserError: the package is missing, or a metric or its model cannot be had.
     """
+    # An extra with many dependencies, imported only where it is asked for.
     try:
         from radeval import RadEval
     except ImportError as error:
@@ -48,6 +49,7 @@ def radeval_scores(
             f"RadEval {version('RadEval')} could not compute {', '.join(metrics)}: {reason}. "
             "Without a network its models have to be in the hub's cache (HF_HOME)"
         ) from None
+    # Our intervals: the package's own are by report, not by patient.
     keys = np.array([patient_key(patient) for patient in patients])
     figures = {}
     for name, values in sorted(scores.items()):

@@ -19,6 +19,7 @@ def pair_scores(
         references: as many.
         patients: of each pair.
     """
+    # Each with its protocol, since one line would not be true of both kinds.
     figures = []
     for name, value in coco_scores(reports, references, patients).items():
         figures.append((name, value, coco_protocol(name)))

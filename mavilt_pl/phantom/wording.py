@@ -100,6 +100,7 @@ def findings_text(findings: Sequence[Finding], rng: np.random.Generator) -> str:
     """
     by_name = {finding.name: finding for finding in findings}
     names = worded_findings(findings)
+    # Each sentence below draws its wording in turn: their order is part of what a seed means.
     no_pleura = not any(name in by_name for name in PLEURA)
     sentences = []
     for name in names:

@@ -39,11 +39,13 @@ class Hardware:
     @property
     def shards(self) -> int:
         """Number of parts that weights and their states are divided into."""
+        # FSDP2 shards over all nodes, not within one.
         return self.gpus if self.strategy == "fsdp" else 1
 
     @property
     def matmul_bytes(self) -> int:
         """Bytes of a number that a matrix product returns, under autocast or without."""
+        # Both half precisions take two bytes.
         return FLOAT32 if self.precision == "32-true" else 2
 
     def bucket_bytes(self, trained: int) -> int:
@@ -104,11 +106,13 @@ class Memory:
     @property
     def validation(self) -> int:
         """Bytes in a validation, without its activations, which are not kept."""
+        # Nothing of the training is freed for it.
         return self.weights + self.optimizer + self.reference + self.whole
 
     @property
     def peak(self) -> int:
         """Bytes at the largest of the three moments."""
+        # Which one it is depends on the batch: activations against gradients.
         return max(self.forward, self.step, self.validation)
 
     def as_dict(self) -> dict[str, Any]:

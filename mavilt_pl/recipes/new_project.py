@@ -70,46 +70,8 @@ def write_project(folder: Path, datasets: Sequence[Dataset], plan: Plan) -> list
     Raises:
         UserError: a file is there already, or no dataset has texts.
     """
-    texts = [dataset for dataset in datasets if dataset.survey.texts]
-    if not texts:
-        names = ", ".join(str(dataset.source.folder) for dataset in datasets)
-        raise UserError(
-            f"no reports in {names}: a language model cannot be trained. Name a dataset with "
-            "reports too; MIMIC-CXR-JPG has its reports apart (--reports mimic-cxr-reports.zip)"
-        )
-    known: dict[str, int] = {}
-    for dataset in datasets:
-        for name, count in dataset.survey.labels.items():
-            known[name] = known.get(name, 0) + count
-    findings = [name for name in FINDINGS if known.get(name)]
-    labelled = [data for data in datasets if set(data.survey.labels) & set(findings)]
-    # Questions come from labels, so that labelled images without reports are of use in Stage 2.
-    instructed = [data for data in datasets if data in texts or data in labelled]
-    root, places = _common_root(datasets, plan.backbone)
-    content: dict[str, Any] = {
-        "names": [dataset.name for dataset in datasets],
-        "texts": [dataset.name for dataset in texts],
-        "labelled": [dataset.name for dataset in labelled],
-        "instructed": [dataset.name for dataset in instructed],
-        "datasets": datasets,
-        "findings": findings,
-        "root": root,
-        "places": places,
-        "plan": plan,
-    }
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    files = {}
-    for template in sorted(TEMPLATES.glob("*.jinja")):
-        name = template.name.removesuffix(".jinja")
-        # Without labels there is no classifier.
-        if findings or name not in ("encoder.yaml", "judge.yaml"):
-            files[folder / name] = environment.get_template(template.name).render(**content)
+    files = _rendered(folder, _content(datasets, plan))
+    # All are looked for before the first is written.
     for path in files:
         if path.exists():
             raise UserError(
@@ -123,8 +85,64 @@ def write_project(folder: Path, datasets: Sequence[Dataset], plan: Plan) -> list
     return sorted(files)
 
 
+def _content(datasets: Sequence[Dataset], plan: Plan) -> dict[str, Any]:
+    """What the templates show.
+
+    Raises:
+        UserError: no dataset has texts.
+    """
+    texts = [dataset for dataset in datasets if dataset.survey.texts]
+    # A tokenizer alone is no model of the paper, and the user has named a backbone.
+    if not texts:
+        names = ", ".join(str(dataset.source.folder) for dataset in datasets)
+        raise UserError(
+            f"no reports in {names}: a language model cannot be trained. Name a dataset with "
+            "reports too; MIMIC-CXR-JPG has its reports apart (--reports mimic-cxr-reports.zip)"
+        )
+    known: set[str] = set()
+    for dataset in datasets:
+        known.update(dataset.survey.labels)
+    # In one order, since the columns of labels have no names at run time.
+    findings = [name for name in FINDINGS if name in known]
+    labelled = [data for data in datasets if set(data.survey.labels) & set(findings)]
+    # Questions come from labels, so that labelled images without reports are of use in Stage 2.
+    instructed = [data for data in datasets if data in texts or data in labelled]
+    root, places = _common_root(datasets, plan.backbone)
+    return {
+        "names": [dataset.name for dataset in datasets],
+        "texts": [dataset.name for dataset in texts],
+        "labelled": [dataset.name for dataset in labelled],
+        "instructed": [dataset.name for dataset in instructed],
+        "datasets": datasets,
+        "findings": findings,
+        "root": root,
+        "places": places,
+        "plan": plan,
+    }
+
+
+def _rendered(folder: Path, content: Mapping[str, Any]) -> dict[Path, str]:
+    """The text of each file of a project."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        # An undefined name is an error, not an empty place in a config.
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    files = {}
+    for template in sorted(TEMPLATES.glob("*.jinja")):
+        name = template.name.removesuffix(".jinja")
+        # Without labels there is no classifier.
+        if content["findings"] or name not in ("encoder.yaml", "judge.yaml"):
+            files[folder / name] = environment.get_template(template.name).render(**content)
+    return files
+
+
 def _common_root(datasets: Sequence[Dataset], backbone: str) -> tuple[str, Mapping[str, str]]:
     """The folder above all places, and each place relative to it as mavilt.yaml names it."""
+    # Absolute first: a user names them relative to where `init` runs, not to the project.
     places = {}
     for dataset in datasets:
         places[dataset.name] = str(dataset.source.folder.resolve())
@@ -132,8 +150,10 @@ def _common_root(datasets: Sequence[Dataset], backbone: str) -> tuple[str, Mappi
             # An option may be a path or a word.
             if Path(value).exists():
                 places[f"{dataset.name}.{option}"] = str(Path(value).resolve())
+    # A name on the hub is the same everywhere.
     if Path(backbone).exists():
         places["backbone"] = str(Path(backbone).resolve())
+    # Their parents, since a single place would be its own common folder.
     parents = [str(Path(place).parent) for place in places.values()]
     root = os.path.commonpath(parents)
     return root, {

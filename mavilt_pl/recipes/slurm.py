@@ -70,6 +70,7 @@ def _trainer_options(words: Sequence[str], gpus: int, tasks: int, nodes: int) ->
 
 def _trains_vqgan(words: Sequence[str]) -> bool:
     """Whether the configs of a command name the VQ-GAN as their module."""
+    # Empty for a command whose module stands in no config.
     named = ""
     for option, value in itertools.pairwise(words):
         if option in ("--config", "-c"):

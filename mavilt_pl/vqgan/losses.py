@@ -40,6 +40,7 @@ def gradient_term(pixels_BCHW: Tensor, recon_BCHW: Tensor) -> Tensor:
     >>> float(gradient_term(image, image + 0.5)), float(gradient_term(image, 0 * image))
     (0.0, 1.0)
     """
+    # A sum over the axes, as the norm of a gradient has both components.
     total = pixels_BCHW.new_zeros(())
     differences = zip(forward_differences(pixels_BCHW), forward_differences(recon_BCHW))
     for real, recon in differences:
@@ -49,6 +50,7 @@ def gradient_term(pixels_BCHW: Tensor, recon_BCHW: Tensor) -> Tensor:
 
 def feature_term(real_maps: Sequence[Tensor], recon_maps: Sequence[Tensor]) -> Tensor:
     """‖φ(x) − φ(x̂)‖²: mean squared error, averaged over the encoder's feature maps."""
+    # A mean over maps: a finer map has more numbers and would outweigh the others.
     errors = [F.mse_loss(recon, real) for real, recon in zip(real_maps, recon_maps)]
     return torch.stack(errors).mean()
 
@@ -74,6 +76,7 @@ def hinge_discriminator(real_logits: Tensor, recon_logits: Tensor) -> Tensor:
     >>> float(hinge_discriminator(torch.tensor([2.0]), torch.tensor([-0.5])))
     0.25
     """
+    # Beyond the margin of 1 nothing is gained, so the discriminator does not run away.
     real_loss = F.relu(1 - real_logits).mean()
     recon_loss = F.relu(1 + recon_logits).mean()
     return 0.5 * (real_loss + recon_loss)
@@ -93,5 +96,6 @@ def adaptive_weight(
     grad_adv = all_reduce_sum(grad_adv)
     # The published 1e-4 is added to a mean over ranks; these are sums.
     floor = 1e-4 * rank_and_size()[1]
+    # Detached: the weight balances the terms, and is no term itself.
     ratio = grad_recon.norm() / (grad_adv.norm() + floor)
     return ratio.clamp(0, maximum).detach()

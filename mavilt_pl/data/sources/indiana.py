@@ -274,10 +274,12 @@ def mesh_labels(headings: Iterable[str]) -> dict[str, Label]:
     >>> mesh_labels(["Cardiomegaly/mild"])["cardiomegaly"], mesh_labels(["No Indexing"])
     ('present', {})
     """
+    # What is certain outweighs what is not, whatever comes first.
     found: dict[str, Label] = {}
     doubtful: set[str] = set()
     any_heading = False
     for heading in headings:
+        # Separated by slashes: the heading, then where and how.
         first, *rest = (part.strip() for part in heading.lower().split("/"))
         any_heading |= first not in ("", NOT_INDEXED)
         qualified = [rule for rule in MESH_QUALIFIED if rule[0] == first and rule[1] <= set(rest)]
