@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
             "model as Hugging Face writes it"
         )
     datasets = [_look_at(reader, folder, args.reports) for reader, folder in named]
-    # A corpus has the name of its reader; two of one name would share a folder.
+    # A corpus has the name of its reader; two of one would share a folder.
     names = [dataset.name for dataset in datasets]
     if len(set(names)) < len(names):
         raise UserError(f"two downloads are {max(names, key=names.count)}; name each source once")
@@ -117,4 +117,6 @@ def _look_at(reader: str, folder: Path, reports: Path | None) -> Dataset:
             f"{folder}: {found.missing:,} of {found.missing + found.images:,} images are not "
             "there. Finish the download; `mavilt doctor` says what is missing"
         )
-    return Dataset(reader, Source(reader, folder, options), found)
+    # Results of synthetic data say so by the name of their source.
+    name = f"phantom_{reader}" if (folder / "PHANTOM").is_file() else reader
+    return Dataset(name, Source(reader, folder, options), found)

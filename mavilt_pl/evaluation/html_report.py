@@ -68,7 +68,7 @@ def gather(run: Path) -> Path:
         made_by=made_by,
         published=PUBLISHED,
         titles=TITLES,
-        name=run.name,
+        name=run.resolve().name,
         total=sum(made_by["seconds"].values()),
     )
 

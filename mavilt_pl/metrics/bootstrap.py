@@ -99,11 +99,16 @@ def _resamples(patients: np.ndarray, resamples: int, seed: int) -> Iterator[np.n
 
 
 def _percentiles(values: np.ndarray) -> tuple[float | None, float | None]:
-    """The limits of a 95 % interval; None without a value."""
+    """The limits of a 95 % interval; None without a value, or where all resamples agree.
+
+    No resample of answers that are all right holds a wrong one: that is no knowledge of the next.
+    """
     values = values[np.isfinite(values)]
     if not len(values):
         return None, None
     low, high = np.percentile(values, [2.5, 97.5])
+    if low == high:
+        return None, None
     return float(low), float(high)
 
 

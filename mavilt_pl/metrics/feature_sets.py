@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from mavilt_pl.errors import MaviltWarning
-from mavilt_pl.metrics.bootstrap import Estimate, PatientBootstrapMetric, weighted_mean_ci
+from mavilt_pl.metrics.bootstrap import Estimate, PatientBootstrapMetric
+from mavilt_pl.metrics.intervals import wilson_interval
 
 NEIGHBOURS = 5  # k of arXiv 2002.09797, and of CheXGenBench
 # Share of the held-out images that count as near to a training image.
@@ -230,9 +231,11 @@ class FeatureSets(PatientBootstrapMetric):
             # What is near is decided by images that cannot be copies: those of other patients.
             threshold = np.quantile(nearest_distances(real, training), NEAR_SHARE)
             is_near = nearest_distances(drawn, training) < threshold
-            share = weighted_mean_ci(is_near.astype(float), patients[of_drawn])
-            if share is not None:
-                found[f"{self.prefix}near_training_{self.encoder}"] = share
+            share = float(is_near.mean())
+            # A share of a few images, or of none: a bootstrap would shrink to a point.
+            interval = wilson_interval(share, len(np.unique(patients[of_drawn])))
+            name = f"{self.prefix}near_training_{self.encoder}"
+            found[name] = Estimate(share, *interval, len(drawn), int(is_near.sum()))
         return found
 
     def _warn_of_few(self, images: int, width: int) -> None:

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mavilt_pl.metrics.bootstrap import Estimate, bootstrap_all, patient_key
+from mavilt_pl.metrics.bootstrap import Estimate, patient_key
 from mavilt_pl.metrics.clinical import mentions_in
+from mavilt_pl.metrics.intervals import f1_interval, num_patients
 
 SIDE = re.compile(r"\b(left|right|bilateral|both)\b", re.IGNORECASE)
 ZONE = re.compile(r"\b(upper|mid(?:dle)?|lower|apical|basilar|basal|bibasilar)\b", re.IGNORECASE)
@@ -80,24 +81,23 @@ def location_scores(
     for report, reference in zip(reports, references):
         ours, theirs = locations_in(report), locations_in(reference)
         for name, with_zone in (("side_f1", False), ("zone_f1", True)):
-            claimed, true = ({_key(one, with_zone) for one in found} for found in (ours, theirs))
-            claimed.discard(None)
-            true.discard(None)
-            counts[name].append((len(claimed & true), len(claimed), len(true)))
+            said, meant = ({_key(one, with_zone) for one in found} for found in (ours, theirs))
+            said.discard(None)
+            meant.discard(None)
+            counts[name].append((len(said & meant), len(said), len(meant)))
     keys = np.array([patient_key(patient) for patient in patients])
-    tables = {name: np.array(rows, dtype=float).reshape(-1, 3) for name, rows in counts.items()}
-    # Where no reference names a side, any claim would be wrong.
-    tables = {name: table for name, table in tables.items() if table[:, 2].any()}
-
-    def f1(weights: np.ndarray) -> dict[str, float]:
-        """Both figures with pairs repeated by their weights."""
-        values = {}
-        for name, table in tables.items():
-            right, claimed, true = weights @ table
-            values[name] = 2 * right / (claimed + true) if true else np.nan
-        return values
-
-    return bootstrap_all(f1, keys) if tables else {}
+    figures = {}
+    for name, rows in counts.items():
+        right, claimed, true = np.array(rows, dtype=float).reshape(-1, 3).T
+        # Where no reference names a side, any claim would be wrong.
+        if not true.any():
+            continue
+        value = float(2 * right.sum() / (claimed.sum() + true.sum()))
+        # In closed form, by patients with a location at all: they may be few.
+        concerned = claimed + true > 0
+        interval = f1_interval(value, num_patients(keys, concerned))
+        figures[name] = Estimate(value, *interval, len(rows), int((true > 0).sum()))
+    return figures
 
 
 def _key(location: Location, with_zone: bool) -> Location | None:

@@ -35,13 +35,14 @@ def test_what_is_not_named_yet_is_listed_with_the_next_command(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     message = refused(capsys, "fit", "--config", "stage1.yaml")
-    assert message.endswith(
+    assert (
         "--data.corpora [corpora/mimic] --data.tokens [tokens/mimic] "
-        "--model.init_args.backbone FOLDER_OR_HUB_NAME --model.init_args.tokens tokens/mimic"
-    )
+        "--model.init_args.backbone FOLDER_OR_HUB_NAME --model.init_args.tokens tokens/mimic. "
+        "Or make a project folder: mavilt init DIR"
+    ) in message
     message = refused(capsys, "fit", "--config", "vqgan.yaml")
     assert "data.corpora (as `mavilt prepare` writes them)" in message
-    assert "backbone" not in message
+    assert "model.init_args.backbone" not in message
 
 
 def test_findings_of_model_and_data_must_agree(capsys: pytest.CaptureFixture[str]) -> None:

@@ -118,6 +118,8 @@ def test_the_test_draws_the_missing_view(
         "--trainer.callbacks+=mavilt_pl.callbacks.SynthesisMetrics",
         f"--trainer.callbacks.tokenizer={chain}/vqgan/checkpoints/last.ckpt",
         f"--trainer.callbacks.judge={chain}/encoder/checkpoints/last.ckpt",
+        # Only the tested images are to be read.
+        "--trainer.callbacks.training_images=0",
         "--trainer.callbacks+=mavilt_pl.evaluation.ResultsWriter",
     ]
     assert main(tested) == 0

@@ -69,7 +69,7 @@ def test_every_literal_command_works(
         assert main(command.split()) == 0, f"{command}: {capsys.readouterr().err}"
     found = find_project(project)
     assert found is not None
-    image = next(found.sources["mimic-cxr-jpg"].folder.rglob("*.jpg"))
+    image = next(found.sources["phantom_mimic-cxr-jpg"].folder.rglob("*.jpg"))
     capsys.readouterr()
     assert main(["report", str(image)]) == 0
     assert main(["ask", str(image), "Is there a pneumothorax?"]) == 0
@@ -145,7 +145,7 @@ def test_jobs_ask_for_what_the_project_has(
         ("--data {empty}/nowhere", "is not a folder"),
         ("", "no download is named"),
         ("--data {iu} --backbone {empty}", "has no config.json"),
-        ("--data {iu} --indiana {iu}", "two downloads are indiana"),
+        ("--data {iu} --indiana {iu}", "two downloads are phantom_indiana"),
         ("--data {iu} --size 3", "expected 16 or more"),
         ("--data {half}", "none of the first 60 studies has an image"),
     ],
