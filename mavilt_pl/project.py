@@ -60,6 +60,19 @@ class Project:
     gpus: int
     texts: Mapping[str, str]
 
+    def chosen(self, name: str | None) -> list[str]:
+        """The dataset of that name; all without one.
+
+        Raises:
+            UserError: there is none of that name.
+        """
+        if name is None:
+            return [*self.sources]
+        if name not in self.sources:
+            expected = ", ".join(self.sources)
+            raise UserError(f"{name} is no dataset of this project; expected {expected}")
+        return [name]
+
 
 def find_project(folder: Path) -> Project | None:
     """The project in a folder; None if there is none.

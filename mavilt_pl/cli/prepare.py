@@ -87,12 +87,8 @@ def run(args: argparse.Namespace) -> int:
         return _prepare(args)
     # In a project folder everything is named already.
     project = here("prepare without SOURCE, ROOT and --out")
-    if args.source is not None and args.source not in project.sources:
-        raise UserError(
-            f"{args.source} is no dataset of this project; expected {', '.join(project.sources)}"
-        )
     # One corpus after another, each with all cores.
-    for name in [args.source] if args.source is not None else project.sources:
+    for name in project.chosen(args.source):
         source = project.sources[name]
         of_source = argparse.Namespace(**vars(args))
         of_source.source, of_source.root = source.reader, source.folder

@@ -54,12 +54,8 @@ def run(args: argparse.Namespace) -> int:
         return _encode(args)
     # In a project folder everything is named already.
     project = here("tokenize without --corpus, --tokenizer and --out")
-    if args.name is not None and args.name not in project.sources:
-        raise UserError(
-            f"{args.name} is no dataset of this project; expected {', '.join(project.sources)}"
-        )
     # A model is loaded for each: a corpus takes far longer than that.
-    for name in [args.name] if args.name is not None else project.sources:
+    for name in project.chosen(args.name):
         of_source = argparse.Namespace(**vars(args))
         of_source.corpus, of_source.out = Path("corpora") / name, args.out or Path("tokens") / name
         of_source.tokenizer = args.tokenizer or Path("runs/vqgan")
