@@ -10,6 +10,7 @@ import errno
 import importlib
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from typing import Any
 # verb → one line of help; its file defines `add_arguments` and `run`.
 VERBS = {
     "init": "make a project folder for your downloads, in which everything else runs",
+    "configs": "list, print or copy the configs that come with the package",
     "phantom": "write a synthetic dataset in the layout of a real one",
     "prepare": "turn a raw dataset into a prepared corpus",
     "doctor": "check a dataset, a corpus, a token cache or a run before you train on it",
@@ -159,6 +161,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 130
+    except BrokenPipeError:
+        # `mavilt … | head`: whoever reads has what it wanted. Python would complain at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except OSError as error:
         # Any other OSError is a defect: it keeps its traceback.
         if error.errno not in REMEDIES:

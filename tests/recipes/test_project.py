@@ -225,3 +225,25 @@ def test_configs_extend_shipped_ones(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="belongs to a project: run the command in"):
         config_text(project / "stage1.yaml")
+
+
+def test_configs_are_listed_shown_and_copied(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["configs"]) == 0
+    listed = capsys.readouterr().out
+    assert "recipes/demo.yaml" in listed
+    assert "stage1.yaml" in listed
+    # The local one, merged with the shipped one and with its places filled in.
+    assert main(["configs", "show", "stage1.yaml"]) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert shown["model"]["init_args"]["tokens"].startswith("tokens/")
+    assert "extends" not in shown
+    assert main(["configs", "cp", "debug/limit.yaml", "mine.yaml"]) == 0
+    assert (project / "mine.yaml").read_text().startswith("#")
+    assert main(["configs", "cp", "debug/limit.yaml", "mine.yaml"]) == 1
+    assert "is there already" in capsys.readouterr().err
+    assert main(["configs", "show"]) == 1
+    assert "needs the name of a config" in capsys.readouterr().err
+    assert main(["configs", "show", "nowhere"]) == 1
+    assert "shipped are" in capsys.readouterr().err
