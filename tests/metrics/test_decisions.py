@@ -98,6 +98,17 @@ def test_without_a_threshold_there_are_no_decisions(
     assert not any("balanced" in name or "sensitivity" in name for name in found)
 
 
+@pytest.mark.parametrize(("positives", "has_interval"), [(30, True), (8, False)])
+def test_a_mean_of_rare_findings_has_no_interval(positives: int, has_interval: bool) -> None:
+    truth = np.array([1.0] * positives + [0.0] * 200)
+    scores = np.random.default_rng(0).random(len(truth)) * 0.5 + truth * 0.3
+    metrics = answer_metrics(["edema"])
+    update_answers(metrics, ["edema"], answered(scores, truth, 0.5))
+    found = metrics["yes_no"].compute()["balanced_accuracy_macro"]
+    assert (found.low is not None) == has_interval
+    assert found.positives == positives
+
+
 def test_one_kind_of_answer_alone() -> None:
     found = figures(answered(np.array([0.2, 0.4]), np.array([0.0, 0.0])))
     assert found["accuracy"] == 1
