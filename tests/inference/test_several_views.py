@@ -20,6 +20,7 @@ from mavilt_pl.data.records import SIDES
 from mavilt_pl.data.token_cache import TokenCache
 from mavilt_pl.encoders.loading import load_encoder
 from mavilt_pl.errors import UserError
+from mavilt_pl.evaluation.predictions import read_predictions
 from mavilt_pl.inference.mavilt import MAViLT
 from mavilt_pl.language import SamplingOptions, TextSampling
 from mavilt_pl.language.generation import Generator
@@ -120,6 +121,7 @@ def test_the_test_draws_the_missing_view(
         f"--trainer.callbacks.judge={chain}/encoder/checkpoints/last.ckpt",
         # Only the tested images are to be read.
         "--trainer.callbacks.training_images=0",
+        "--trainer.callbacks.save_images=true",
         "--trainer.callbacks+=mavilt_pl.evaluation.ResultsWriter",
     ]
     assert main(tested) == 0
@@ -129,6 +131,14 @@ def test_the_test_draws_the_missing_view(
     }
     studies = sides(made, "test")
     assert found["fid_cxr"]["n"] == len(studies) == 8
+    # Every drawing is a file that the predictions name.
+    folder = made / "stage2/test"
+    drawn = [one for one in read_predictions(folder / "predictions.jsonl") if "image" in one]
+    assert len({one["image"] for one in drawn}) == 8
+    assert {str(path.relative_to(folder)) for path in (folder / "drawn").iterdir()} == {
+        one["image"] for one in drawn
+    }
+    assert all(one["reference"] for one in drawn)
     assert found["missing_view_fid_cxr"]["n"] == sum(len(rows) > 1 for rows in studies) < 8
     assert found["missing_view_fid_cxr"]["value"] != found["fid_cxr"]["value"]
     assert "missing_view_drawn_auroc_macro" in found

@@ -7,6 +7,7 @@ import pytest
 import torch
 from prdc import compute_prdc
 from pytorch_fid.fid_score import calculate_frechet_distance
+from torchmetrics.image.fid import _compute_fid
 from torchmetrics.image.kid import poly_mmd
 
 from mavilt_pl.errors import MaviltWarning
@@ -47,6 +48,9 @@ def test_frechet_distance_against_pytorch_fid(real: Features, drawn: Features) -
         real.mean(0), np.cov(real, rowvar=False), drawn.mean(0), np.cov(drawn, rowvar=False)
     )
     assert found.value == pytest.approx(other, rel=1e-4)
+    # That of CheXGenBench.
+    moments = [torch.tensor(x) for s in (real, drawn) for x in (s.mean(0), np.cov(s, rowvar=False))]
+    assert found.value == pytest.approx(float(_compute_fid(*moments)), abs=1e-6)
     assert found.low is found.high is None
     assert found.n == 300
 
