@@ -34,7 +34,10 @@ def wilson_interval(share: float, num_cases: int) -> tuple[float | None, float |
     z2 = Z**2 / num_cases
     centre = (share + z2 / 2) / (1 + z2)
     half = Z * np.sqrt(share * (1 - share) / num_cases + z2 / (4 * num_cases)) / (1 + z2)
-    return float(max(centre - half, 0.0)), float(min(centre + half, 1.0))
+    # At 0 and 1 the limits are these themselves, which rounding misses by a hair.
+    low = 0.0 if share == 0 else max(centre - half, 0.0)
+    high = 1.0 if share == 1 else min(centre + half, 1.0)
+    return float(low), float(high)
 
 
 def f1_interval(f1: float, num_cases: int) -> tuple[float | None, float | None]:
