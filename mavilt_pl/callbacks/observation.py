@@ -149,11 +149,11 @@ class Observation:
         """The studies' own images, float32 [B,1,H,W] in [-1, 1]; see `original_pixels`."""
         return original_pixels(self.trainer, self.source, self.studies, views)
 
-    def first_pixels(self) -> Tensor:
-        """The studies' own images; the first view of each if the data bring several."""
+    @property
+    def first_views(self) -> list[Side] | None:
+        """The first view of each study, frontal before lateral; None if data bring one image."""
         views = self.batch.get("views")
-        firsts = None if views is None else [next(iter(of_study)) for of_study in views]
-        return self.original_pixels(firsts)
+        return None if views is None else [next(iter(of_study)) for of_study in views]
 
     def original_images(self) -> np.ndarray:
         """The studies' own images, uint8 [B,H,W]."""

@@ -147,10 +147,9 @@ class ReportMetrics(MetricCallback):
         rows = self.sampled_rows(seen)
         # Only then are images read from the corpus.
         if rows:
-            selected = [reports[row] for row in rows]
-            for study, sample in zip(
-                seen.select(rows).studies, self._samples_of(seen, rows, selected)
-            ):
+            chosen = seen.select(rows)
+            samples = self._samples_of(chosen, [reports[row] for row in rows])
+            for study, sample in zip(chosen.studies, samples):
                 self.add_sample(seen, study, **sample)
         if seen.trainer.testing and seen.control is None and not seen.is_filler:
             self._keep_errors(seen, reports)
@@ -160,7 +159,7 @@ class ReportMetrics(MetricCallback):
         if seen.control == REFERENCE:
             return list(seen.batch["text"])
         if seen.control == RETRIEVED:
-            return self._neighbours[seen.source].of(seen.first_pixels())
+            return self._neighbours[seen.source].of(seen.original_pixels(seen.first_views))
         if seen.control != CONSTANT:
             return seen.module.generator.generate_reports(seen.images, keys=seen.sample_keys)
         text = self._constant_texts[seen.source]
@@ -178,16 +177,13 @@ class ReportMetrics(MetricCallback):
                 figures.append(value.as_figure(self.task, source, name, protocol, control or None))
         return figures
 
-    def _samples_of(
-        self, seen: Observation, rows: Sequence[int], reports: Sequence[str]
-    ) -> list[dict[str, Any]]:
-        """What the page shows of the studies in these rows."""
-        chosen = seen.select(rows)
+    def _samples_of(self, chosen: Observation, reports: Sequence[str]) -> list[dict[str, Any]]:
+        """What the page shows of these studies."""
         samples = []
         for study, report, image in zip(chosen.studies, reports, chosen.original_images()):
             labels = {}
             for name, label in study["label_names"].items():
-                if name in seen.findings:
+                if name in chosen.findings:
                     labels[name] = label
             samples.append(
                 {"image": image, "generated": report, "reference": study["text"], "labels": labels}
@@ -208,7 +204,7 @@ class ReportMetrics(MetricCallback):
                 is_shown = finding in seen.findings and verdict in ERRORS
                 if not is_shown or self._errors.get(place, (math.inf,))[0] <= seen.sample_keys[row]:
                     continue
-                (sample,) = self._samples_of(seen, [row], [report])
+                (sample,) = self._samples_of(seen.select([row]), [report])
                 named = {"source": seen.source_name, "study": study["hidden_name"]}
                 error = f"{finding}: {verdict}"
                 self._errors[place] = (seen.sample_keys[row], {**named, **sample, "error": error})

@@ -173,10 +173,7 @@ class SynthesisMetrics(MetricCallback):
         if not requested.studies:
             return
         all_views = requested.batch.get("views")  # of each study: name of a view → its codes
-        first_views = None
-        if all_views is not None:
-            # Views are in a fixed order, frontal first.
-            first_views = [next(iter(views)) for views in all_views]
+        first_views = requested.first_views
         generated_BCHW = self._generate(requested, first_views)
         real_BCHW = self._score(requested, generated_BCHW, first_views, "")
         pictures: list[dict[str, Any]] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
         if args.source is None or args.out is None:
             raise UserError("prepare SOURCE ROOT needs --out, the folder of the corpus")
         args.size = 256 if args.size is None else args.size
-        return _prepare(args)
+        return _prepare(args, {})
     # In a project folder everything is named already.
     project = here("prepare without SOURCE, ROOT and --out")
     # One corpus after another, each with all cores.
@@ -94,15 +95,17 @@ def run(args: argparse.Namespace) -> int:
         of_source.source, of_source.root = source.reader, source.folder
         of_source.out, of_source.name = args.out or Path("corpora") / name, args.name or name
         of_source.size = project.size if args.size is None else args.size
-        # As if they stood on the command line.
-        for option, value in source.options.items():
-            setattr(of_source, option, value)
-        _prepare(of_source)
+        _prepare(of_source, source.options)
     return 0
 
 
-def _prepare(args: argparse.Namespace) -> int:
-    """Prepare one corpus and print its counts."""
+def _prepare(args: argparse.Namespace, options: Mapping[str, str]) -> int:
+    """Prepare one corpus and print its counts.
+
+    Args:
+        args: of the command line.
+        options: of the reader, which the command line may replace.
+    """
     from mavilt_pl.data.prepare import prepare
 
     # Everything that can be refused is refused before a table is read.
@@ -117,7 +120,8 @@ def _prepare(args: argparse.Namespace) -> int:
         limit=args.limit,
         views=_checked_views(args),
         questions=args.questions,
-        options=reader_options(args),
+        # The reader refuses what it does not have, so that a misspelt one is not left out.
+        options={**options, **reader_options(args)},
     )
     _print_counts(facts, args.out)
     # A corpus that an earlier version has prepared does not say.

@@ -34,7 +34,7 @@ from mavilt_pl.data.join_shards import ShardJoiner
 from mavilt_pl.data.question_files import read_questions, with_questions
 from mavilt_pl.data.radiograph import Fit
 from mavilt_pl.data.records import Question, Study
-from mavilt_pl.data.sources import SOURCES, read_source, source_options
+from mavilt_pl.data.sources import SOURCES, check_options, read_source
 from mavilt_pl.data.yields import Yields
 from mavilt_pl.errors import UserError
 from mavilt_pl.parallel.atomic_write import atomic_write_text
@@ -87,8 +87,8 @@ def prepare(
             read, or nothing comes of reports or questions that were asked for.
     """
     options = options or {}
-    # An unknown source is refused before the folder is claimed.
-    source_options(source)
+    # An unknown source or option is refused before the folder is claimed.
+    check_options(source, options.keys() - {"follow_links"})
     is_file = source not in SOURCES
     settings = {
         "source": str(Path(source).resolve()) if is_file else source,

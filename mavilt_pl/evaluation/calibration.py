@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from mavilt_pl.evaluation.predictions import FILE, read_predictions
+from mavilt_pl.errors import UserError
+from mavilt_pl.evaluation.predictions import FILE, Record, read_predictions
 from mavilt_pl.metrics.decisions import reliability
 
 LARGEST = 7.0  # radius of the dot of all answers, in hundredths of the plot's side
@@ -21,12 +22,17 @@ def reliability_plots(run: Path) -> list[dict[str, Any]]:
     by_source: dict[str, list[tuple[float, float]]] = {}
     for path in sorted(run.rglob(FILE)):
         for record in read_predictions(path):
-            # Only yes and no have one probability that can be right or wrong.
-            candidates = record.get("candidates") or []
-            if set(candidates) == {"yes", "no"} and "probabilities" in record:
-                score = float(record["probabilities"][candidates.index("yes")])
-                truth = float(record["reference"] == "yes")
-                by_source.setdefault(str(record["source"]), []).append((score, truth))
+            try:
+                answer = _answer(record)
+            # A run may come from somebody else, and its file hold anything.
+            except (AttributeError, IndexError, TypeError, ValueError):
+                raise UserError(
+                    f"{path}: probabilities {str(record.get('probabilities'))[:80]} of candidates "
+                    f"{str(record.get('candidates'))[:80]}; expected a list of a number for each: "
+                    "run the test again"
+                ) from None
+            if answer is not None:
+                by_source.setdefault(str(record["source"]), []).append(answer)
     plots = []
     for source, rows in sorted(by_source.items()):
         scores, truths = np.array(rows).T
@@ -45,3 +51,13 @@ def reliability_plots(run: Path) -> list[dict[str, Any]]:
             )
         plots.append({"source": source, "answers": len(rows), "dots": dots})
     return plots
+
+
+def _answer(record: Record) -> tuple[float, float] | None:
+    """Probability of yes, and whether it is right; None of other questions and of reports."""
+    # Only yes and no have one probability that can be right or wrong.
+    candidates = record.get("candidates") or []
+    if set(candidates) != {"yes", "no"} or "probabilities" not in record:
+        return None
+    score = float(record["probabilities"][candidates.index("yes")])
+    return score, float(record["reference"] == "yes")

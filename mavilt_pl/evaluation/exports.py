@@ -100,7 +100,13 @@ def export_predictions(run: Path, name: str) -> list[Path]:
     written = []
     for path in paths:
         # Made before anything is replaced, since it may be refused.
-        text = layout(read_predictions(path), path)
+        try:
+            text = layout(read_predictions(path), path)
+        except KeyError as error:
+            raise UserError(
+                f"{path}: a record without {error.args[0]}; expected a file that `mavilt test` "
+                "wrote: run the test again"
+            ) from None
         out = path.with_name(file_name)
         # Each layout begins in a way of its own.
         check_replaceable(out, text[: text.index("\n")] or "{")

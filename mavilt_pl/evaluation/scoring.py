@@ -78,14 +78,14 @@ def _score_reports(
     figures: list[Figure] = []
     for metric in _report_metrics(reports, findings):
         figures += _figures("report", source, metric)
-    generated, references, patients = _columns(reports)
+    columns = generated, references, patients = _columns(reports)
     for name, value, protocol in pair_scores(generated, references, patients):
         figures.append(value.as_figure("report", source, name, protocol))
     # Both texts under one reader, beside the labels of the corpus.
-    figures += _between_texts(source, "texts_f1", RULES, *_columns(reports))
+    figures += _between_texts(source, "texts_f1", RULES, *columns)
     if extras.labeller is not None:
         name = f"{extras.labeller.name.lower()}_f1"
-        figures += _between_texts(source, name, extras.labeller, *_columns(reports))
+        figures += _between_texts(source, name, extras.labeller, *columns)
     if extras.radeval:
         protocol = radeval_protocol()
         scores = radeval_scores(extras.radeval, generated, references, patients)
@@ -149,6 +149,12 @@ def _report_metrics(
     return metrics
 
 
+def _threshold(record: Record) -> float | None:
+    found = record.get("threshold")
+    # As labels: another program's may be anything.
+    return float(found) if isinstance(found, (int, float)) else None
+
+
 def _labels(record: Record) -> Mapping[str, str]:
     found = record.get("labels")
     # A column of another program may be anything.
@@ -180,7 +186,7 @@ def _answer_metrics(answers: Sequence[Record], findings: Sequence[str] | None) -
         topic, patient = str(record.get("topic", "other")), str(record["patient"])
         answered.append(
             AnsweredQuestion(
-                topic, record["reference"], candidates, prediction, patient, record.get("threshold")
+                topic, record["reference"], candidates, prediction, patient, _threshold(record)
             )
         )
     metrics = answer_metrics(topics)

@@ -84,19 +84,20 @@ def _update_closed(
         likeliest = one.prediction.index(max(one.prediction))
         right.append(one.candidates[likeliest] == one.reference)
     metrics["accuracy"].update(right, groups, [one.patient for one in answered])
-    # Only answers between yes and no have areas and thresholds.
-    of_yes_no = [one for one in answered if probability_of_yes(one) is not None]
-    groups = [places.get(one.topic, len(topics)) for one in of_yes_no]
-    scores, truths, decisions = [], [], []
-    for one in of_yes_no:
+    scores, truths, decisions, of_group, patients = [], [], [], [], []
+    for one, group in zip(answered, groups):
         score = probability_of_yes(one)
+        # Only answers between yes and no have areas and thresholds.
+        if score is None:
+            continue
         scores.append(score)
         truths.append(float(one.reference == "yes"))
         decisions.append(math.nan if one.threshold is None else float(score >= one.threshold))
-    patients = [one.patient for one in of_yes_no]
+        of_group.append(group)
+        patients.append(one.patient)
     areas = torch.tensor(scores, dtype=torch.float64), torch.tensor(truths)
-    metrics["auroc"].update(*areas, groups, patients)
-    metrics["yes_no"].update(scores, truths, decisions, groups, patients)
+    metrics["auroc"].update(*areas, of_group, patients)
+    metrics["yes_no"].update(scores, truths, decisions, of_group, patients)
 
 
 def probability_of_yes(one: AnsweredQuestion) -> float | None:

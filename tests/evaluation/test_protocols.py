@@ -12,6 +12,7 @@ import pytest
 from mavilt_pl.cli import main
 from mavilt_pl.evaluation.figure_tables import write_tables
 from mavilt_pl.evaluation.predictions import write_predictions
+from mavilt_pl.evaluation.results import write_json
 
 REPORT = {
     "task": "report",
@@ -154,3 +155,41 @@ def test_tables_hold_no_formula_and_no_command(tmp_path: Path) -> None:
     tex = (tmp_path / "figures.tex").read_text()
     assert "bleu\\_4 & 0.250 (0.200--0.300) & 0.100" in tex
     assert "\\input" not in tex
+
+
+ANSWER = {
+    **{"task": "vqa", "source": "iu", "study": "s1", "patient": "p1", "question": "Edema?"},
+    **{"topic": "edema", "reference": "yes", "candidates": ["yes", "no"]},
+}
+
+
+@pytest.mark.parametrize("probabilities", ["text", ["a", "b"], [], None, 5])
+def test_answers_that_are_none_are_one_message(
+    probabilities: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made_by = {"seed": 0, "commit": None, "versions": {}, "checkpoint_sha256": None}
+    figure = {
+        **{"task": "vqa", "source": "iu", "metric": "accuracy", "value": 1.0, "low": None},
+        **{"high": None, "n": 1, "protocol": "p", "control": None},
+    }
+    write_json(tmp_path / "a/test/results.json", {"figures": [figure], "made_by": made_by})
+    answer = {**ANSWER, "probabilities": probabilities}
+    write_predictions(tmp_path / "a/test/predictions.jsonl", [answer], "notice", made_by)
+    assert main(["results", str(tmp_path)]) == 1
+    assert "expected a list of a number for each" in capsys.readouterr().err
+
+
+def test_an_export_of_an_incomplete_record_names_what_it_lacks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = {key: value for key, value in REPORT.items() if key != "study"}
+    write_predictions(tmp_path / "a/test/predictions.jsonl", [record], "notice", {})
+    assert main(["results", str(tmp_path), "--export", "rexrank"]) == 1
+    assert "a record without study" in capsys.readouterr().err
+
+
+def test_a_threshold_that_is_no_number_is_none(tmp_path: Path) -> None:
+    answer = {**ANSWER, "probabilities": [0.7, 0.3], "threshold": "half"}
+    path = tmp_path / "theirs.jsonl"
+    path.write_text(json.dumps(answer))
+    assert "accuracy" in scored(path, tmp_path / "out")

@@ -192,6 +192,7 @@ def test_a_project_is_not_written_over(
         ("size: 64", "size: large", "size is 'large'; expected a whole number"),
         ("reader:", "raeder:", "expected reader and folder"),
         ("${root}", "${rot}", "${rot} is not known"),
+        ("    folder:", "    repots: a.zip\n    folder:", "has no option repots; it has"),
         ("size: 64", "size: 64\n  : [", "is not readable"),
     ],
 )

@@ -15,7 +15,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,12 +66,7 @@ def read_source(
     read = _reader(name)
     if not root.is_dir():
         raise UserError(f"{root} is not a folder; expected the root of a {name} download")
-    known = source_options(name)
-    unknown = [option for option in options if option not in known]
-    if unknown:
-        raise UserError(
-            f"source {name} has no option {', '.join(unknown)}; it has {', '.join(known) or 'none'}"
-        )
+    check_options(name, options)
     if not follow_links:
         check_top_links(root)
     # Those that read a file for each study look at the links themselves.
@@ -123,6 +118,24 @@ def source_options(name: str) -> tuple[str, ...]:
     parameters = inspect.signature(_reader(name)).parameters
     # The first two are `root` and `reject`.
     return tuple(name for name in tuple(parameters)[2:] if name != "follow_links")
+
+
+def check_options(name: str, options: Iterable[str]) -> None:
+    """Check that a source's reader has these options.
+
+    Args:
+        name: as of `read_source`.
+        options: their names.
+
+    Raises:
+        UserError: the source is unknown, or lacks one of them.
+    """
+    known = source_options(name)
+    unknown = [option for option in options if option not in known]
+    if unknown:
+        raise UserError(
+            f"source {name} has no option {', '.join(unknown)}; it has {', '.join(known) or 'none'}"
+        )
 
 
 def _consistent(studies: Iterator[Study], reject: Reject) -> Iterator[Study]:
