@@ -24,6 +24,7 @@ from mavilt_pl.errors import UserError
 
 FILE = "mavilt.yaml"
 _PLACE = re.compile(r"\$\{([^}]*)\}")
+GPU_MEMORY = 80  # GB, of an A100 or H100
 HOW = "make a project folder: mavilt init DIR --data FOLDER_OF_A_DOWNLOAD --backbone MODEL"
 
 
@@ -51,6 +52,7 @@ class Project:
         sources: by the names of their corpora.
         size: of prepared images, in pixels.
         gpus: of a node, for jobs; 0 for CPUs.
+        gpu_memory: of one GPU, in GB.
         texts: texts that configs may refer to.
     """
 
@@ -58,6 +60,7 @@ class Project:
     sources: Mapping[str, Source]
     size: int
     gpus: int
+    gpu_memory: int
     texts: Mapping[str, str]
 
     def chosen(self, name: str | None) -> list[str]:
@@ -92,7 +95,7 @@ def find_project(folder: Path) -> Project | None:
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}; expected keys such as sources")
     # A misspelt key would be left out in silence.
-    known = {"root", "sources", "backbone", "size", "gpus"}
+    known = {"root", "sources", "backbone", "size", "gpus", "gpu_memory"}
     if unknown := sorted(map(str, set(content) - known)):
         raise UserError(f"{path}: unknown key {unknown[0]}; expected {', '.join(sorted(known))}")
     # Paths, names on a hub: whatever differs from machine to machine.
@@ -101,7 +104,7 @@ def find_project(folder: Path) -> Project | None:
     for key in ("root", "backbone"):
         if content.get(key) is not None:
             texts[key] = fill(str(content[key]), texts, path)
-    numbers = {"size": 256, "gpus": 0}
+    numbers = {"size": 256, "gpus": 0, "gpu_memory": GPU_MEMORY}
     for key in numbers:
         value = content.get(key, numbers[key])
         # True and False are numbers for Python.
@@ -109,7 +112,7 @@ def find_project(folder: Path) -> Project | None:
             raise UserError(f"{path}: {key} is {value!r}; expected a whole number")
         numbers[key] = value
     sources = _sources(content.get("sources"), texts, path)
-    return Project(folder, sources, numbers["size"], numbers["gpus"], texts)
+    return Project(folder, sources, texts=texts, **numbers)
 
 
 def _sources(content: Any, texts: Mapping[str, str], path: Path) -> dict[str, Source]:

@@ -38,8 +38,7 @@ def complete_arguments(argv: Sequence[str]) -> list[str]:
     if not given("--weights_only") and not asks_for_help:
         words.append("--weights_only=true")
     # `ResultsWriter` has its own table of the metrics, with their whole names.
-    writes_results = any("ResultsWriter" in word for word in words)
-    if argv[0] == "test" and writes_results and not given("--verbose"):
+    if argv[0] == "test" and not given("--verbose") and not asks_for_help:
         words.append("--verbose=false")
     # Configs first, in their order: an option may stand anywhere and still counts.
     return [argv[0], *configs, *words]

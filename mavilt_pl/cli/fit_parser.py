@@ -12,7 +12,8 @@ from lightning.pytorch.cli import LightningCLI
 
 from mavilt_pl.cli.fit_arguments import complete_arguments
 from mavilt_pl.cli.fit_checks import check_ranges
-from mavilt_pl.cli.training import MaviltCLI, first_reason, parser_options
+from mavilt_pl.cli.setting_errors import first_reason
+from mavilt_pl.cli.training import MaviltCLI, parser_options
 from mavilt_pl.data.datamodule import CXRDataModule
 from mavilt_pl.errors import UserError
 

@@ -11,7 +11,7 @@ from mavilt_pl.cli.terminal import say
 if TYPE_CHECKING:
     from mavilt_pl.recipes.new_project import Dataset
 
-DEFAULT_BACKBONE = "HuggingFaceTB/SmolLM2-135M"  # Apache 2.0
+DEFAULT_BACKBONE = "smollm2-135m"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backbone",
         default=DEFAULT_BACKBONE,
-        help=f"the language model: a folder, or a name on the hub (default {DEFAULT_BACKBONE})",
+        help="the language model: a folder, a name on the hub, or one of `mavilt configs ls`' "
+        f"backbones (default {DEFAULT_BACKBONE})",
     )
     parser.add_argument("--size", type=int, default=256, help="pixels along each side (256)")
     parser.add_argument("--gpus", type=int, default=0, help="GPUs of a node (default 0: CPUs)")
@@ -53,12 +54,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Look at the downloads, and write the project."""
+    from mavilt_pl.config_files import list_configs
     from mavilt_pl.data.checks import recognise_source
     from mavilt_pl.data.sources import SOURCES
     from mavilt_pl.errors import UserError
     from mavilt_pl.language.hub import config_file
     from mavilt_pl.project import FILE
-    from mavilt_pl.recipes.new_project import Plan, write_project
+    from mavilt_pl.recipes.new_project import Plan, shipped_backbone, write_project
 
     # What costs nothing is checked first.
     if args.size < 16 or args.gpus < 0:
@@ -73,6 +75,10 @@ def run(args: argparse.Namespace) -> int:
         named.append((recognise_source(folder), folder))
     if not named:
         raise UserError("no download is named: add --data FOLDER, once for each")
+    shipped, tuning = "", {}
+    if f"backbones/{args.backbone}.yaml" in list_configs():
+        shipped = args.backbone
+        args.backbone, tuning = shipped_backbone(shipped)
     # Before the data are looked at, which takes longer. A hub is asked, or its cache.
     if not config_file(args.backbone).is_file():
         raise UserError(
@@ -84,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     names = [dataset.name for dataset in datasets]
     if len(set(names)) < len(names):
         raise UserError(f"two downloads are {max(names, key=names.count)}; name each source once")
-    plan = Plan(args.backbone, args.size, args.gpus, args.smoke)
+    plan = Plan(args.backbone, args.size, args.gpus, args.smoke, shipped, tuning)
     for path in write_project(args.folder, datasets, plan):
         say(path)
     say(f"Next: cd {args.folder} && mavilt run")

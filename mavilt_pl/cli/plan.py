@@ -62,10 +62,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch-size", type=int, help="studies of one GPU (default: the config's, else 16)"
     )
     parser.add_argument(
-        "--grid", type=int, default=16, help="side of an image in codes (default 16)"
+        "--grid",
+        type=int,
+        help="side of an image in codes (default: that of the tokens, else 16)",
     )
     parser.add_argument(
-        "--codebook-size", type=int, default=1024, help="codes in the codebook (default 1,024)"
+        "--codebook-size",
+        type=int,
+        help="codes in the codebook (default: those of the tokens, else 1,024)",
     )
     parser.add_argument(
         "--text-tokens",
@@ -101,17 +105,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the plan of a training and of its alternatives."""
     # These import torch and transformers, which takes seconds; `mavilt --help` needs neither.
-    from mavilt_pl.cli.fit_parser import parse_fit_arguments
+    from mavilt_pl.planning.language_memory import plan_alternatives
     from mavilt_pl.planning.settings import stage_name
 
-    # Configs first: what the command line says takes precedence, as for `mavilt fit`.
-    configs = [f"--config={name}" for name in args.config]
-    settings = parse_fit_arguments([*configs, *args.fit_arguments])
-    hardware = _hardware(args, settings)
+    settings, hardware = read_settings(args)
     if stage_name(settings) == "VQGAN":
-        title, plans = _plan_vqgan(args, settings, hardware)
+        batch_size = _batch_size(args, settings)
+        title = f"VQGAN, batch {batch_size}, {hardware.precision}, {hardware.gpus} GPUs"
+        plans = {"DDP": plan_vqgan_settings(args, settings, hardware)}
     else:
-        title, plans = _plan_stage(args, settings, hardware)
+        training = read_training(args, settings, hardware)
+        title, plans = _title(stage_name(settings), training), plan_alternatives(training)
     # Bytes for programs, GB for people.
     if args.json:
         record = {"title": title, "plans": {name: plan.as_dict() for name, plan in plans.items()}}
@@ -121,8 +125,21 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _hardware(args: argparse.Namespace, settings: Any) -> Hardware:
+def read_settings(args: argparse.Namespace) -> tuple[Any, Hardware]:
+    """The settings of `mavilt fit`, and what the training runs on.
+
+    Args:
+        args: of this verb, with `fit_arguments` for all words that it does not know.
+
+    Raises:
+        UserError: `mavilt fit` would refuse the words, or the precision cannot be planned for.
+    """
+    from mavilt_pl.cli.fit_parser import parse_fit_arguments
     from mavilt_pl.planning.memory import Hardware
+
+    # Configs first: what the command line says takes precedence, as for `mavilt fit`.
+    configs = [f"--config={name}" for name in args.config]
+    settings = parse_fit_arguments([*configs, *args.fit_arguments])
     from mavilt_pl.planning.settings import count_gpus
 
     # A size alone is planned as it would be trained on a GPU; a config as Lightning reads it.
@@ -133,7 +150,7 @@ def _hardware(args: argparse.Namespace, settings: Any) -> Hardware:
         raise UserError(
             f"trainer.precision {precision} cannot be planned for; expected 32-true or bf16-mixed"
         )
-    return Hardware(
+    return settings, Hardware(
         # `fsdp2` by name, or a class path of the strategy.
         strategy="fsdp" if "fsdp" in str(settings.trainer.strategy) else "ddp",
         gpus=args.gpus or count_gpus(settings),
@@ -142,24 +159,27 @@ def _hardware(args: argparse.Namespace, settings: Any) -> Hardware:
     )
 
 
-def _plan_vqgan(
-    args: argparse.Namespace, settings: Any, hardware: Hardware
-) -> tuple[str, dict[str, Memory]]:
-    from mavilt_pl.planning.settings import at_least_one
+def plan_vqgan_settings(args: argparse.Namespace, settings: Any, hardware: Hardware) -> Memory:
+    """Memory of a training of the VQ-GAN."""
     from mavilt_pl.planning.vqgan_memory import plan_vqgan
 
     # Of one GPU: the global batch does not change what one must hold.
-    batch_size = args.batch_size or at_least_one(settings, "data.batch_size")
-    plan = plan_vqgan(settings.model.init_args.as_dict(), batch_size, hardware)
-    title = f"VQGAN, batch {batch_size}, {hardware.precision}, {hardware.gpus} GPUs"
-    return title, {"DDP": plan}
+    return plan_vqgan(settings.model.init_args.as_dict(), _batch_size(args, settings), hardware)
 
 
-def _plan_stage(
-    args: argparse.Namespace, settings: Any, hardware: Hardware
-) -> tuple[str, dict[str, Memory]]:
-    """A title, and the plans of Stage 1 or Stage 2: the configured one first."""
-    from mavilt_pl.planning.language_memory import Training, plan_alternatives
+def _batch_size(args: argparse.Namespace, settings: Any) -> int:
+    from mavilt_pl.planning.settings import at_least_one
+
+    return args.batch_size or at_least_one(settings, "data.batch_size")
+
+
+def read_training(args: argparse.Namespace, settings: Any, hardware: Hardware) -> Training:
+    """Stage 1 or Stage 2 as the settings describe it.
+
+    Raises:
+        UserError: no backbone is named, or it has no readable config.json.
+    """
+    from mavilt_pl.planning.language_memory import Training
     from mavilt_pl.planning.settings import language_options, stage_name
     from mavilt_pl.planning.transformer import PUBLISHED, read_transformer
 
@@ -175,18 +195,21 @@ def _plan_stage(
             "no backbone is named: give --backbone FOLDER (with its config.json) or --size, one of "
             f"{', '.join(SIZES)}"
         )
-    stage = stage_name(settings)
-    batch = _batch_shape(args, settings, stage, model)
-    training = Training(transformer, batch, hardware, model, tuning, regularization)
-    return _title(stage, training), plan_alternatives(training)
+    batch = _batch_shape(args, settings, stage_name(settings), model)
+    return Training(transformer, batch, hardware, model, tuning, regularization)
 
 
 def _batch_shape(args: argparse.Namespace, settings: Any, stage: str, model: Any) -> BatchShape:
     """Lengths from the verb's own arguments first, then from the settings."""
     from mavilt_pl.planning.batch_shape import BatchShape
-    from mavilt_pl.planning.settings import at_least_one, count_questions, count_replay_texts
+    from mavilt_pl.planning.settings import (
+        count_questions,
+        count_replay_texts,
+        grid_and_codebook,
+    )
 
-    batch_size = args.batch_size or at_least_one(settings, "data.batch_size")
+    grid, codebook_size = grid_and_codebook(settings)
+    batch_size = _batch_size(args, settings)
     # Stage 1 has neither.
     questions, instruction_tokens = 0, 0
     if stage == "Stage2":
@@ -195,8 +218,8 @@ def _batch_shape(args: argparse.Namespace, settings: Any, stage: str, model: Any
         questions = args.questions
     return BatchShape(
         batch_size=batch_size,
-        codes_per_image=args.grid**2,
-        codebook_size=args.codebook_size,
+        codes_per_image=(args.grid or grid) ** 2,
+        codebook_size=args.codebook_size or codebook_size,
         text_tokens=args.text_tokens or model.max_text_tokens,
         questions=questions,
         question_tokens=args.question_tokens,

@@ -9,8 +9,8 @@ under `trainer.default_root_dir` (default `runs/<module>`): `checkpoints/last.ck
 from __future__ import annotations
 
 import argparse
+import importlib
 import logging
-import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningCLI
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import mavilt_pl.trainer.fsdp_strategy  # noqa: F401  it registers the strategy
@@ -35,6 +35,7 @@ from mavilt_pl.cli.fit_checks import (
     tested_checkpoint,
 )
 from mavilt_pl.cli.saved_config import SavedConfig
+from mavilt_pl.cli.setting_errors import BUILDING_ERRORS, deepest_cause, first_reason
 from mavilt_pl.cli.tables import print_figures
 from mavilt_pl.cli.terminal import say
 from mavilt_pl.data.datamodule import CXRDataModule
@@ -73,19 +74,6 @@ HARMLESS_WARNINGS = (
 )
 # Only `fit` uses the callbacks that a checkpoint of a fit names.
 HARMLESS_OUTSIDE_FIT = ".*callbacks used to create the checkpoint need to be provided.*"
-# What torch and others raise when a class is built with settings that do not fit together.
-BUILDING_ERRORS = (
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
-# What jsonargparse says of a value of another type.
-_WRONG_TYPE = re.compile(r'Parser key "([^"]+)": Expected an? (.+?)\. Got value: (.*)')
 
 
 def parser_options(*verbs: str) -> dict[str, Any]:
@@ -116,13 +104,13 @@ class MaviltCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except BUILDING_ERRORS as error:
-            cause = _deepest_cause(error)
+            cause = deepest_cause(error)
             if isinstance(cause, UserError):
                 raise UserError(str(cause)) from error
             reason = first_reason(str(cause)) or type(cause).__name__
             raise UserError(
-                f"{self.config[self.subcommand].model.class_path}, its data or a callback cannot "
-                f"be built with these settings: {reason} (MAVILT_DEBUG=1 shows where)"
+                f"{self.config[self.subcommand].model.class_path}, its data, a callback or a "
+                f"logger cannot be built with these settings: {reason} (MAVILT_DEBUG=1 shows where)"
             ) from error
 
     def _instantiate_trainer(self, config: Any, callbacks: list[Any]) -> Trainer:
@@ -140,14 +128,7 @@ class MaviltCLI(LightningCLI):
                 "digits or fewer, so that the small steps of a fine-tuning are rounded away; set "
                 "it to bf16-mixed"
             )
-        # Without a version, so that a resumed run logs into the same folder. Validating or testing
-        # alone must not append to the history of the training.
-        if config["logger"] in (None, True):
-            config["logger"] = False
-            if fitting:
-                config["logger"] = TensorBoardLogger(
-                    root, name="", version="tensorboard", default_hp_metric=False
-                )
+        config["logger"] = self._loggers(config["logger"], root)
 
         from_config = [*(config["callbacks"] or []), *callbacks]
         has_bar = any(isinstance(callback, ProgressBar) for callback in from_config)
@@ -155,6 +136,11 @@ class MaviltCLI(LightningCLI):
             callbacks = [*callbacks, StepProgressBar()]
         if fitting:
             callbacks = [*callbacks, *self._resume_callbacks(config, root, from_config)]
+        # What a test computes, it writes.
+        computes = any(hasattr(callback, "figures") for callback in from_config)
+        writes = any(isinstance(callback, ResultsWriter) for callback in from_config)
+        if self.subcommand == "test" and computes and not writes:
+            callbacks = [*callbacks, ResultsWriter()]
         plugins = config["plugins"] or []
         if not isinstance(plugins, (list, tuple)):
             plugins = [plugins]
@@ -179,6 +165,28 @@ class MaviltCLI(LightningCLI):
             self.cleanup.enter_context(run_lock(root))
         return trainer
 
+    def _loggers(self, configured: Any, root: Path) -> list[Any]:
+        """Loggers of a config and, in a training, TensorBoard in the run's folder."""
+        if configured is False:
+            return []
+        loggers: list[Any] = []
+        if isinstance(configured, (list, tuple)):
+            loggers = [*configured]
+        elif configured not in (None, True):
+            loggers = [configured]
+        has_tensorboard = any(isinstance(logger, TensorBoardLogger) for logger in loggers)
+        # Validating or testing alone must not append to the history of the training.
+        if self.subcommand == "fit" and not has_tensorboard:
+            # Without a version, so that a resumed run logs into the same folder.
+            tensorboard = TensorBoardLogger(
+                root, name="", version="tensorboard", default_hp_metric=False
+            )
+            loggers.insert(0, tensorboard)
+        # `mavilt run` trains several runs in one process, which W&B would take for one.
+        if any(isinstance(logger, WandbLogger) for logger in loggers):
+            self.cleanup.callback(lambda: importlib.import_module("wandb").finish())
+        return loggers
+
     def _resume_callbacks(
         self, config: Any, root: Path, from_config: list[Callback]
     ) -> list[Callback]:
@@ -187,9 +195,11 @@ class MaviltCLI(LightningCLI):
         callbacks: list[Callback] = [ResumeSettings(), RNGStates(), ResumePosition()]
         if not sys.stderr.isatty():
             callbacks.append(ProgressLog())
-        if config["logger"] is not False:
+        if config["logger"]:
             callbacks.append(LearningRateMonitor("step"))
-            callbacks.append(TensorBoardResume(root, config["logger"]))
+        for logger in config["logger"]:
+            if isinstance(logger, TensorBoardLogger):
+                callbacks.append(TensorBoardResume(root, logger))
 
         # A config that brings its own ModelCheckpoint decides about checkpoints itself.
         has_checkpoint = any(isinstance(callback, ModelCheckpoint) for callback in from_config)
@@ -235,42 +245,6 @@ class MaviltCLI(LightningCLI):
         )
 
 
-def first_reason(message: str) -> str:
-    """One line of a message of jsonargparse.
-
-    A setting of a module is refused by each type that `--model` may have. The reasons are nested by
-    indentation; the first is the module's, the others only say that it is not None.
-    """
-    _, _, reasons = message.partition("Problem with given class_path ")
-    prefix = ""
-    if reasons:
-        module, _, reason = reasons.partition(":")
-        message = f"model {module}: {reason.split(chr(10) + '    - ')[0]}"
-        prefix = "model.init_args."
-    message = " ".join(message.split())
-    found = _WRONG_TYPE.search(message)
-    if not found:
-        return message
-    key, expected, value = found.groups()
-    choices = re.fullmatch(r"typing\.Literal\[(.*)\]", expected)
-    if choices:
-        expected = "one of " + choices[1].replace("'", "")
-    else:
-        expected = "a value of type " + re.sub(r"<class '([\w.]+)'>", r"\1", expected)
-    return f"{prefix}{key}: found {value}; expected {expected}"
-
-
-def _deepest_cause(error: BaseException) -> BaseException:
-    """The reason at the bottom.
-
-    jsonargparse wraps what a module's constructor raises in the whole configuration. Below one of
-    our own errors lies only what it has put into words.
-    """
-    while error.__cause__ is not None and not isinstance(error, UserError):
-        error = error.__cause__
-    return error
-
-
 def run(argv: Sequence[str]) -> int:
     """Run `fit`, `validate` or `test`; the exit status.
 
@@ -303,7 +277,7 @@ def run(argv: Sequence[str]) -> int:
     except PreemptedExit as preempted:
         return report_exit(preempted)
     except ValueError as error:
-        reason = _deepest_cause(error)
+        reason = deepest_cause(error)
         if reason is not error and isinstance(reason, (UserError, ValueError)):
             raise UserError(str(reason)) from error
         raise
@@ -316,13 +290,22 @@ def run(argv: Sequence[str]) -> int:
             "without it (compile: false in the module's settings)"
         ) from error
 
-    trainer = cli.trainer
+    _report_end(verb, cli.trainer)
+    return 0
+
+
+def _report_end(verb: str, trainer: Trainer) -> None:
+    """Say where the work lies."""
     last = Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
     if verb == "fit" and trainer.is_global_zero and last.exists():
         say(f"{trainer.global_step:,} steps: {last}")
-    for callback in trainer.callbacks:
+    writers = [callback for callback in trainer.callbacks if isinstance(callback, ResultsWriter)]
+    for writer in writers:
         # Other ranks gather their part of the metrics and write no file.
-        if isinstance(callback, ResultsWriter) and callback.path is not None:
-            print_figures(callback.figures)
-            say(f"{len(callback.figures)} metrics: {callback.path}")
-    return 0
+        if writer.path is not None:
+            print_figures(writer.figures)
+            say(f"{len(writer.figures)} metrics: {writer.path}")
+    if verb == "test" and not writers and trainer.is_global_zero:
+        for name, value in sorted(trainer.callback_metrics.items()):
+            say(f"{name} {float(value):.4g}")
+        say("no other metrics were asked for; --config metrics/report.yaml adds those of reports")

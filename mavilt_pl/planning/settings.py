@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from math import ceil
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
+from mavilt_pl.data.token_cache import TokenCache
 from mavilt_pl.errors import UserError
 from mavilt_pl.language.options import (
     ModelOptions,
@@ -94,6 +96,20 @@ def count_gpus(settings: Namespace) -> int:
     else:
         per_node = 1
     return max(per_node, 1) * at_least_one(settings, "trainer.num_nodes")
+
+
+def grid_and_codebook(settings: Namespace) -> tuple[int, int]:
+    """Side of an image in codes and size of the codebook: those of the token cache, if it is there.
+
+    Raises:
+        UserError: the cache is damaged.
+    """
+    tokens = settings.model.init_args.tokens
+    # A plan is often made before the tokenizer is trained; these are vqgan.yaml's.
+    if not tokens or not (Path(tokens) / "tokens.json").is_file():
+        return 16, 1024
+    cache = TokenCache(tokens)
+    return cache.grid, cache.codebook_size
 
 
 def count_questions(settings: Namespace) -> int:

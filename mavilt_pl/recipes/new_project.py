@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from mavilt_pl.config_files import CONFIGS
@@ -48,12 +49,27 @@ class Plan:
         size: of prepared images, in pixels.
         gpus: of a node; 0 for CPUs.
         smoke: a few steps of each training, to see that the chain works.
+        shipped: the config of `configs/backbones` that names the backbone; empty for none.
+        tuning: that config's.
     """
 
     backbone: str
     size: int
     gpus: int
     smoke: bool
+    shipped: str = ""
+    tuning: Mapping[str, Any] = field(default_factory=dict)
+
+
+def shipped_backbone(name: str) -> tuple[str, dict[str, Any]]:
+    """Name on the hub and tuning of a config of `configs/backbones`.
+
+    >>> shipped_backbone("phi-4-mini")[0]
+    'microsoft/Phi-4-mini-instruct'
+    """
+    path = CONFIGS / "backbones" / f"{name}.yaml"
+    settings = yaml.safe_load(path.read_text(encoding="utf-8"))["model"]["init_args"]
+    return settings["backbone"], settings.get("tuning", {})
 
 
 def write_project(folder: Path, datasets: Sequence[Dataset], plan: Plan) -> list[Path]:

@@ -53,7 +53,9 @@ class JobOptions:
     sbatch: tuple[str, ...] = ()
 
 
-def _trainer_options(words: Sequence[str], gpus: int, tasks: int, nodes: int) -> list[str]:
+def _trainer_options(
+    words: Sequence[str], gpus: int, tasks: int, nodes: int, strategy: str | None
+) -> list[str]:
     """Options of a training that say where it runs, not what it computes."""
     options: list[str] = []
     if gpus:
@@ -61,28 +63,37 @@ def _trainer_options(words: Sequence[str], gpus: int, tasks: int, nodes: int) ->
     if gpus or tasks * nodes > 1:
         options += [f"--trainer.devices={tasks}", f"--trainer.num_nodes={nodes}"]
     if tasks * nodes > 1:
-        # The VQ-GAN steps two optimizers, each with a part of the weights; elsewhere every trained
-        # weight has a gradient in each step.
-        strategy = "ddp_find_unused_parameters_true" if _trains_vqgan(words) else "ddp"
-        options.append(f"--trainer.strategy={strategy}")
+        options.append(f"--trainer.strategy={strategy or _configured_strategy(words)}")
     return options
 
 
-def _trains_vqgan(words: Sequence[str]) -> bool:
-    """Whether the configs of a command name the VQ-GAN as their module."""
-    # Empty for a command whose module stands in no config.
-    named = ""
+def _configured_strategy(words: Sequence[str]) -> str:
+    """The strategy of a command's configs; without one, that of its module."""
+    module, strategy = "", "auto"
     for option, value in itertools.pairwise(words):
         if option in ("--config", "-c"):
             path = find_config(value)
             content = yaml.safe_load(config_text(path) or path.read_text(encoding="utf-8"))
-            model = content.get("model") if isinstance(content, dict) else None
-            # A later config may name another.
-            if isinstance(model, dict) and "class_path" in model:
-                named = str(model["class_path"])
+            # A later config may name another. Damaged ones are left to the parser of `fit`.
+            module = _key(content, "model", "class_path") or module
+            strategy = _key(content, "trainer", "strategy") or strategy
         elif option == "--model":
-            named = value
-    return named.endswith(".VQGAN")
+            module = value
+        elif option == "--trainer.strategy":
+            strategy = value
+    # Only trainings are sharded.
+    if strategy != "auto" and not (words[0] != "fit" and "fsdp" in strategy):
+        return strategy
+    # The VQ-GAN steps two optimizers, each with a part of the weights; elsewhere every trained
+    # weight has a gradient in each step.
+    return "ddp_find_unused_parameters_true" if module.endswith(".VQGAN") else "ddp"
+
+
+def _key(content: object, group: str, key: str) -> str:
+    """A text of a config, empty if it is not there."""
+    found = content.get(group) if isinstance(content, dict) else None
+    value = found.get(key) if isinstance(found, dict) else None
+    return value if isinstance(value, str) else ""
 
 
 def _check_lines(job: JobOptions, out: Path) -> None:
@@ -102,7 +113,9 @@ def _check_lines(job: JobOptions, out: Path) -> None:
             )
 
 
-def render_job_script(step: Step, words: Sequence[str], job: JobOptions, out: Path) -> str:
+def render_job_script(
+    step: Step, words: Sequence[str], job: JobOptions, out: Path, strategy: str | None = None
+) -> str:
     """The text of one step's batch script.
 
     Args:
@@ -110,6 +123,7 @@ def render_job_script(step: Step, words: Sequence[str], job: JobOptions, out: Pa
         words: its command, for the comment in the script.
         job: the user's options.
         out: the run's folder.
+        strategy: of a training on several processes (default: as configured).
 
     Raises:
         UserError: a value would not stay on its line of the script.
@@ -123,7 +137,7 @@ def render_job_script(step: Step, words: Sequence[str], job: JobOptions, out: Pa
     if command in TRAINING_COMMANDS:
         # Lightning wants one process a GPU, started by srun.
         gpus, tasks, nodes = job.gpus, job.gpus or job.tasks, job.nodes
-        options = _trainer_options(words, gpus, tasks, nodes)
+        options = _trainer_options(words, gpus, tasks, nodes, strategy)
     elif command == "tokenize":
         # Encoding runs on one device; an array spreads it over several.
         gpus = min(job.gpus, 1)

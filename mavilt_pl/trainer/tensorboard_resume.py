@@ -37,16 +37,13 @@ class TensorBoardResume(Callback):
 
     Args:
         root: the run's folder; a checkpoint of another folder does not change its history.
-        logger: the run's logger; only a `TensorBoardLogger` is handled.
+        logger: the run's.
     """
 
-    def __init__(self, root: Path, logger: Any):
-        self.root = root
-        self.logger: TensorBoardLogger | None = None
-        self.earlier: list[Path] = []  # event files of earlier starts
-        if isinstance(logger, TensorBoardLogger):
-            self.logger = logger
-            self.earlier = sorted(Path(logger.log_dir).glob(EVENTS))
+    def __init__(self, root: Path, logger: TensorBoardLogger):
+        self.root, self.logger = root, logger
+        # Event files of earlier starts.
+        self.earlier = sorted(Path(logger.log_dir).glob(EVENTS))
         self.trainer: Trainer | None = None
         self.pending: dict[str, Any] | None = None  # metrics that were saved before being logged
         self.only_validates = False
@@ -57,7 +54,7 @@ class TensorBoardResume(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Event files with their lengths in bytes, and the step's metrics if not logged yet."""
-        if self.logger is None or self.trainer is None or not self.trainer.is_global_zero:
+        if self.trainer is None or not self.trainer.is_global_zero:
             return {}
         # Otherwise the file on the disk is shorter than what has been logged.
         self.logger.experiment.flush()
@@ -81,7 +78,7 @@ class TensorBoardResume(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Truncate the event files to what the checkpoint has seen."""
         trainer = self.trainer
-        if trainer is None or self.logger is None or not trainer.is_global_zero:
+        if trainer is None or not trainer.is_global_zero:
             return
         if "files" not in state_dict:
             return
@@ -108,7 +105,7 @@ class TensorBoardResume(Callback):
                 # that run.
                 path.rename(path.with_name(path.name.replace("tfevents", "aside")))
         # The truncated files end just before these metrics.
-        if self.pending and self.logger is not None:
+        if self.pending:
             self.logger.log_metrics(**self.pending)
             self.pending = None
         if self.only_validates:

@@ -11,12 +11,15 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from lightning import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from safetensors.torch import load_file, save_file
 from stages import build_stage, hidden_state_after, pack_batch, task_losses
+from tiny_runs import stage1
 from torch.utils.data import DataLoader
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     BloomConfig,
@@ -27,6 +30,8 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from mavilt_pl.cli import main
+from mavilt_pl.config_files import CONFIGS
 from mavilt_pl.data.records import Question
 from mavilt_pl.errors import UserError
 from mavilt_pl.language import Backbone, Stage1, Stage2
@@ -384,3 +389,44 @@ def test_a_folder_with_code_of_its_own_runs_none(
     with pytest.raises(UserError, match=r"backbone .*code: it cannot be loaded"):
         build_stage(folder, tokens)
     assert not (tmp_path / "ran").exists()
+
+
+SHIPPED = sorted((CONFIGS / "backbones").glob("*.yaml"))
+# Of each shipped config of a backbone: its family, as a random model of two layers.
+FAMILIES = {
+    "smollm2": {"model_type": "llama", "tie_word_embeddings": True},
+    "llama": {"model_type": "llama", "tie_word_embeddings": True},
+    "qwen3": {"model_type": "qwen3", "head_dim": 8, "tie_word_embeddings": True},
+    "phi": {"model_type": "phi3", "tie_word_embeddings": True},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "config", sorted((CONFIGS / "backbones").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_a_shipped_backbone_trains(
+    config: Path, llama: Path, chain: Path, corpus_path: Path, tmp_path: Path
+) -> None:
+    """The config as `mavilt fit` takes it, over a model of its family in place of the hub's."""
+    shutil.copytree(llama, tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(llama)
+    family = AutoConfig.for_model(
+        **FAMILIES[config.stem.split("-")[0]],
+        **{"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 48},
+        **{"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2},
+        **{"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0},
+    )
+    AutoModelForCausalLM.from_config(family).save_pretrained(tmp_path / "model")
+    settings = yaml.safe_load(config.read_text())["model"]["init_args"]
+    words = stage1(chain, corpus_path, tmp_path / "run", f"--config=backbones/{config.name}")
+    words.append(f"--model.init_args.backbone={tmp_path}/model")
+    # The demo's optimizer is for full tuning of small models.
+    words += ["--model.init_args.tuning.optimizer=adamw", "--trainer.max_steps=2"]
+    assert main(words) == 0
+    saved = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
+    tuning = saved["hyper_parameters"]["tuning"]
+    expected = {"method": "full", "gradient_checkpointing": False, **settings.get("tuning", {})}
+    assert {key: tuning[key] for key in expected} == expected
+    # What the overlay does not name is the config's.
+    assert tuning["task_weights"]["report"] == 2.0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -248,3 +250,40 @@ def test_configs_are_listed_shown_and_copied(
     assert "needs the name of a config" in capsys.readouterr().err
     assert main(["configs", "show", "nowhere"]) == 1
     assert "shipped are" in capsys.readouterr().err
+
+
+def test_what_no_gpu_can_hold_is_not_submitted(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A backbone of 7 B: sharded where full tuning with DDP does not fit, else refused."""
+    shape = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32}
+    model = project / "model"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps({"model_type": "llama", **shape}))
+    places = project / "mavilt.yaml"
+    text = places.read_text().replace("gpus: 0", "gpus: 8")
+    places.write_text(re.sub("backbone: .*", f"backbone: {model}", text))
+    for name in ("stage1.yaml", "stage2.yaml"):
+        config = project / name
+        text = config.read_text().replace("extends: demo/", "extends: ")
+        assert "    tokens:" in text
+        checkpointing = "    tuning: {gradient_checkpointing: true}\n    tokens:"
+        config.write_text(text.replace("    tokens:", checkpointing))
+    command = ["submit", "--partition=p", "--time=1-0", "--dry-run"]
+    assert main(command) == 0
+    out, err = capsys.readouterr()
+    assert out.count("--trainer.strategy=fsdp2") == 2 and err.count("submitted with fsdp2") == 2
+    # The test of a sharded training is not sharded.
+    assert out.count("--trainer.strategy=ddp") == 5
+    # The smaller card: refused, before any script is written.
+    places.write_text(places.read_text().replace("gpu_memory: 80", "gpu_memory: 24"))
+    assert main(command) == 1
+    out, err = capsys.readouterr()
+    message = err.strip().splitlines()[-1]
+    assert "step stage1 needs" in message and "of a GPU, which has 24" in message
+    assert not out
+    # A strategy that the config names is kept.
+    config = project / "stage1.yaml"
+    config.write_text(config.read_text().replace("trainer:", "trainer:\n  strategy: fsdp2"))
+    assert main([*command, "--gpu-memory=81", "--until=stage1"]) == 0
+    assert "--trainer.strategy=fsdp2" in capsys.readouterr().out
