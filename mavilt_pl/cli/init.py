@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mavilt_pl.cli.terminal import say
 
@@ -75,7 +75,8 @@ def run(args: argparse.Namespace) -> int:
         named.append((recognise_source(folder), folder))
     if not named:
         raise UserError("no download is named: add --data FOLDER, once for each")
-    shipped, tuning = "", {}
+    shipped = ""
+    tuning: dict[str, Any] = {}
     if f"backbones/{args.backbone}.yaml" in list_configs():
         shipped = args.backbone
         args.backbone, tuning = shipped_backbone(shipped)

@@ -36,12 +36,15 @@ def strategy_that_fits(step: str, words: Sequence[str], gpus: int, gpu_memory: i
         UserError: no strategy makes it fit.
     """
     try:
-        strategy, training, peak = _plan(words, gpus)
+        planned = _plan(words, gpus)
     except UserError as error:
-        # A classifier, which is small; a backbone that an earlier step makes; a precision without
-        # a plan. What is wrong with a config, the job itself says.
+        # A backbone that an earlier step makes, a precision without a plan. What is wrong with a
+        # config, the job itself says.
         say(f"{step}: its memory is not planned ({error})", sys.stderr)
         return None
+    if planned is None:
+        return None
+    strategy, training, peak = planned
     if _with_margin(peak) <= gpu_memory:
         return None
     # The config decides where it says anything.
@@ -61,15 +64,20 @@ def strategy_that_fits(step: str, words: Sequence[str], gpus: int, gpu_memory: i
     )
 
 
-def _plan(words: Sequence[str], gpus: int) -> tuple[str, Training | None, int]:
-    """Configured strategy, the training if it is of a language stage, and its peak in bytes."""
-    from mavilt_pl.planning.settings import stage_name
+def _plan(words: Sequence[str], gpus: int) -> tuple[str, Training | None, int] | None:
+    """Configured strategy, the training if it is of a language stage, and its peak in bytes.
+
+    None for a classifier, which is small.
+    """
+    from mavilt_pl.planning.settings import STAGES, stage_name
 
     parser = argparse.ArgumentParser(allow_abbrev=False)
     add_arguments(parser)
     args, fit_arguments = parser.parse_known_args([*words[1:], f"--gpus={gpus}"])
     args.fit_arguments = fit_arguments
     settings, hardware = read_settings(args)
+    if settings.model.class_path.rpartition(".")[2] not in STAGES:
+        return None
     strategy = str(settings.trainer.strategy)
     if stage_name(settings) == "VQGAN":
         return strategy, None, plan_vqgan_settings(args, settings, hardware).peak

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,17 @@ class Tally:
         self.rejects.append(reject)
 
 
+def wanted_views(names: Iterable[str]) -> set[str]:
+    """The views that a user asks for; empty for all.
+
+    >>> sorted(wanted_views(["FRONTAL"]))
+    ['AP', 'FRONTAL', 'PA']
+    """
+    views = set(names)
+    # PA and AP are frontal too; datasets name the projection if they know it.
+    return views | FRONTAL if "FRONTAL" in views else views
+
+
 class ShardDecoder:
     """Decodes shards of one corpus.
 
@@ -79,10 +90,7 @@ class ShardDecoder:
         self.out, self.parts = out, Parts(out / "parts")
         self.size, self.fit = settings["size"], settings["fit"]
         self.folder = None if settings.get("follow_links") else settings["root"]
-        self.views = set(settings["views"])
-        if "FRONTAL" in self.views:
-            # PA and AP are frontal too; datasets name the projection if they know it.
-            self.views |= FRONTAL
+        self.views = wanted_views(settings["views"])
         self.decoder, self.advance = decoder, advance
 
     def decode(self, number: int) -> None:

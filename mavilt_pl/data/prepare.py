@@ -249,8 +249,9 @@ class CorpusWriter:
         progress.update(bar, total=progress.tasks[bar].completed)
         try:
             yields.check(rejects)
+            yields.check_disk(self.out)
         except UserError:
-            # So that the same folder can be prepared with the right path.
+            # So that the same folder can be prepared with the right path or size.
             for number in range(num_shards):
                 self.parts.read_rows(number).unlink()
             raise

@@ -1,4 +1,4 @@
-"""Whether a dataset yields the reports and questions that were asked for.
+"""Whether a dataset yields the reports and questions that were asked for, and fits the disk.
 
 It is checked when the tables have been read and before an image is decoded: a path one folder too
 deep would otherwise cost hours, and show when the language model has nothing to train on.
@@ -6,11 +6,15 @@ deep would otherwise cost hours, and show when the language model has nothing to
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from mavilt_pl.data.check_images import format_bytes
 from mavilt_pl.data.corpus_parts import RejectRow
+from mavilt_pl.data.decode_shard import wanted_views
 from mavilt_pl.data.records import Question, Study
 from mavilt_pl.data.sources import source_options
 from mavilt_pl.errors import MaviltWarning, UserError
@@ -26,7 +30,8 @@ class Yields:
 
     def __init__(self, settings: Mapping[str, Any], questions: Mapping[str, tuple[Question, ...]]):
         self.settings, self.questions = settings, questions
-        self.num_studies = self.num_texts = self.num_questions = 0
+        self.num_studies = self.num_texts = self.num_questions = self.num_images = 0
+        self.views = wanted_views(settings["views"])
 
     def count(self, studies: Sequence[Study]) -> None:
         """Add studies."""
@@ -36,6 +41,8 @@ class Yields:
             self.num_texts += bool(study.findings or study.impression or study.report)
             # Those of the dataset itself, as of VQA-RAD, need no file.
             self.num_questions += len(self.questions.get(study.study, ()))
+            for image in study.images:
+                self.num_images += not self.views or image.view in self.views
 
     def check(self, rejects: Sequence[RejectRow]) -> None:
         """Refuse a dataset of which nothing useful can come; warn if reports are missing.
@@ -67,6 +74,25 @@ class Yields:
             MaviltWarning,
             stacklevel=3,
         )
+
+    def check_disk(self, out: Path) -> None:
+        """Refuse a dataset whose pixels do not fit the disk.
+
+        Args:
+            out: folder of the corpus.
+
+        Raises:
+            UserError: they do not.
+        """
+        size = self.settings["size"]
+        # One byte a pixel; rows and journals are small beside them.
+        needed, free = self.num_images * size**2, shutil.disk_usage(out).free
+        if needed > free:
+            raise UserError(
+                f"{out}: {self.num_images:,} images of {size} × {size} take {format_bytes(needed)},"
+                f" and {format_bytes(free)} are free: free some space, name another --out, or take "
+                "a smaller --size"
+            )
 
     def _no_question(self, rejects: Sequence[RejectRow]) -> str:
         # Usable, and about other studies: the study ids or the dataset are the wrong ones.

@@ -79,3 +79,17 @@ def test_questions_about_none_of_the_studies(raw: Path, capsys: pytest.CaptureFi
     questions.write_text(json.dumps([good | {"question": "How many \ud800?"}]))
     assert prepare(raw, *words) == 0
     assert json.loads((raw.parent / "out/corpus.json").read_text())["questions"] == 1
+
+
+def test_a_disk_too_small_is_told_before_an_image_is_decoded(
+    raw: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("--reports", raw.parent / "texts", "--views", "PA")
+    kind = type(shutil.disk_usage(raw))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: kind(0, 0, 20_000))
+    assert prepare(raw, *words, "--size", 64) == 1
+    message = capsys.readouterr().err
+    assert "images of 64 × 64 take" in message and "20 KB are free" in message
+    # The same folder takes a smaller size, and only the views asked for count.
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: kind(0, 0, 30_000))
+    assert prepare(raw, *words, "--size", 16) == 0

@@ -257,6 +257,7 @@ def test_what_no_gpu_can_hold_is_not_submitted(
 ) -> None:
     """A backbone of 7 B: sharded where full tuning with DDP does not fit, else refused."""
     shape = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32}
+    shape |= {"num_attention_heads": 32, "vocab_size": 32000, "max_position_embeddings": 4096}
     model = project / "model"
     model.mkdir()
     (model / "config.json").write_text(json.dumps({"model_type": "llama", **shape}))
