@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 import transformers
-from small_stage import TEXT, build_stage, long_reports, total_loss, write_inputs
+from small_stage import TEXT, build_stage, long_reports, pass_loss, write_inputs
 
 from mavilt_pl.language import Stage1, TuningOptions
 
@@ -68,8 +68,8 @@ def count_flops(module: Any, packed: list[Any]) -> tuple[float, int, int]:
             length = int(group.column_M[group.row_M == row].max()) + 2
             positions += length
             total += 6 * body * length + 12 * layers * width * length**2
-        images = int(group.is_image_M.sum())
-        texts = len(group.is_image_M) - images
+        texts = group.num_text_targets
+        images = len(group.target_M) - texts
         head_rows = images * vocabulary.codebook_size + texts * (vocabulary.end + 1)
         total += 6 * width * head_rows
         targets += len(group.target_M)
@@ -91,9 +91,10 @@ def main(args: argparse.Namespace) -> None:
     optimizer = torch.optim.AdamW(module.parameters(), lr=5e-6, fused=device.type == "cuda")
 
     def step() -> None:
-        with torch.autocast(device.type, torch.bfloat16):
-            loss = total_loss(module, groups)
-        loss.backward()
+        for group in groups:
+            with torch.autocast(device.type, torch.bfloat16):
+                loss = pass_loss(module, groups, group)
+            loss.backward()
         module.regularizer.add_gradient()
         torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimizer.step()

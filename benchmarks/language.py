@@ -1,6 +1,7 @@
 """The language stages' speed and memory, each as a ratio to a named peer within one run.
 
 python benchmarks/language.py memory     # a step of Stage 1, against logits of every position
+python benchmarks/language.py passes     # a step, against one backward for all passes
 python benchmarks/language.py tokens     # target tokens a second, against LLM-CXR's recipe
 python benchmarks/language.py groups     # passes of similar length, against one padded pass
 python benchmarks/language.py generate   # 32 images, against transformers' `generate`
@@ -10,6 +11,7 @@ python benchmarks/language.py l2         # the share of λ/2 ‖θ − θ₀‖�
 from __future__ import annotations
 
 import argparse
+import ctypes
 import logging
 import multiprocessing
 import os
@@ -30,6 +32,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 from small_stage import (
+    backward_by_pass,
     build_stage,
     long_reports,
     seconds_in_turns,
@@ -48,6 +51,7 @@ from mavilt_pl.language.cached_forward import left_pad
 from mavilt_pl.language.l2_regularization import PIECE
 from mavilt_pl.language.sequences import group_by_length, pack, separate_branches
 from mavilt_pl.phantom.indiana import reports_archive
+from mavilt_pl.trainer.cpu_memory import M_MMAP_THRESHOLD
 
 LOSSES = {
     "every": "logits of every position",
@@ -115,6 +119,34 @@ def memory() -> None:
             first = first or (step, whole)
             ratios = step / first[0], whole / first[1]
             print(f"| {words} | {step:,.0f} | {ratios[0]:.2f} | {whole:,.0f} | {ratios[1]:.2f} |")
+
+
+def measure_passes(stage: type, folder: Path, held: bool) -> float:
+    """Peak of a step of 16 studies in MB above the loaded model."""
+    # Freed blocks go back at once, or the peak would be that of the allocator.
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**17)
+    module = build_stage(stage, folder)
+    packed = module.collate.pack(varied_reports(16), training=True)
+    before = peak_mb()
+    if held:
+        total_loss(module, packed).backward()
+    else:
+        backward_by_pass(module, packed)
+    return peak_mb() - before
+
+
+def passes() -> None:
+    """Memory of a step whose passes go backward one by one, against all of them at once."""
+    print("| stage | one backward, MB | a backward a pass, MB | × |\n| --- | --- | --- | --- |")
+    with tempfile.TemporaryDirectory() as folder:
+        write_inputs(Path(folder), width=384, layers=6)
+        for stage in (Stage1, Stage2):
+            peaks = []
+            for held in (True, False):
+                with multiprocessing.get_context("fork").Pool(1) as process:
+                    peaks.append(process.apply(measure_passes, (stage, Path(folder), held)))
+            ratio = peaks[1] / peaks[0]
+            print(f"| {stage.__name__} | {peaks[0]:,.0f} | {peaks[1]:,.0f} | {ratio:.2f} |")
 
 
 def tokens() -> None:
@@ -284,11 +316,11 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["memory", "tokens", "groups", "generate", "l2"])
+    parser.add_argument("what", choices=["memory", "passes", "tokens", "groups", "generate", "l2"])
     chosen = parser.parse_args().what
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     transformers.utils.logging.disable_progress_bar()
-    # `memory` forks processes after torch has run, which allows one thread only.
-    torch.set_num_threads(1 if chosen == "memory" else int(THREADS))
+    # Two fork processes after torch has run, which allows one thread only.
+    torch.set_num_threads(1 if chosen in ("memory", "passes") else int(THREADS))
     globals()[chosen]()

@@ -16,6 +16,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from mavilt_pl.data.token_cache import write_tokens
 from mavilt_pl.language import ModelOptions, RegularizationOptions, TuningOptions
+from mavilt_pl.language.options import TASKS
+from mavilt_pl.language.task_loss import count_targets, span_sums
 from mavilt_pl.language.text_pretraining import train_tokenizer
 
 CODES, GRID = 1024, 16  # size of the codebook, side of an image's grid of codes
@@ -102,9 +104,21 @@ def varied_reports(count: int) -> dict[str, Any]:
 
 
 def total_loss(module: Any, packed: Sequence[Any]) -> Tensor:
-    """The sum of the tasks' mean losses; its gradient costs what a training step's does."""
-    sums_S, counts_S = module.summed_nats(packed)
-    return (sums_S / counts_S.clamp(min=1)).sum()
+    """The sum of the tasks' mean losses, of all passes held at once."""
+    return torch.stack([pass_loss(module, packed, one) for one in packed]).sum()
+
+
+def pass_loss(module: Any, packed: Sequence[Any], one: Any) -> Tensor:
+    """A pass's part of `total_loss`."""
+    counts = dict(zip(TASKS, count_targets(packed)))
+    sums = span_sums(module.model.token_losses(one), one)
+    return torch.stack([nats / counts[task] for task, nats in sums]).sum()
+
+
+def backward_by_pass(module: Any, packed: Sequence[Any]) -> None:
+    """Add the gradient of `total_loss` pass by pass, as a training step does."""
+    for one in packed:
+        pass_loss(module, packed, one).backward()
 
 
 def seconds_in_turns(ways: Mapping[str, Callable[[], Any]]) -> dict[str, list[float]]:

@@ -70,7 +70,7 @@ class Generator:
     def pack(self, trees: Sequence[Tree]) -> PackedBatch:
         """Pack trees as the model can read them, on its device."""
         readable = trees if self.shares_prefix else separate_branches(trees)
-        return pack(readable, self.model.vocabulary.end).to(self.device)
+        return pack(readable, self.model.vocabulary.end, self.model.max_context).to(self.device)
 
     # Text.
 

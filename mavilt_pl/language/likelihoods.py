@@ -60,7 +60,7 @@ def branch_log_likelihoods(
         packed = pack(group)
         losses_M = check_finite(model.token_losses(packed))
         # Branches are numbered through the group, so one scatter sums the tokens of each.
-        count = int(packed.branch_M.max()) + 1
+        count = packed.num_branches
         total = losses_M.new_zeros(count).index_add_(0, packed.branch_M, losses_M)
         ones_M = torch.ones_like(losses_M)
         length = losses_M.new_zeros(count).index_add_(0, packed.branch_M, ones_M)

@@ -264,19 +264,16 @@ class VisualLanguageModel(nn.Module):
             return linear_cross_entropy(hidden_MD, head, packed.target_M)
         # The mass of a text target stays within text rows, and that of a code within codes: K rows
         # instead of V + K for an image, and no probability wasted on the other modality.
-        losses_M = hidden_MD.new_zeros(len(hidden_MD), dtype=torch.float32)
-        is_image_M = packed.is_image_M
-        # No call for an empty selection: its kernel and gradient would still run.
-        if bool(is_image_M.any()):
-            codes = packed.target_M[is_image_M] - vocabulary.first_code
-            losses_M[is_image_M] = linear_cross_entropy(
-                hidden_MD[is_image_M], self.code_head(), codes
+        texts, losses = packed.num_text_targets, []
+        # No call for an empty slice: its kernel and gradient would still run.
+        if texts:
+            losses.append(
+                linear_cross_entropy(hidden_MD[:texts], self.text_head(), packed.target_M[:texts])
             )
-        if not bool(is_image_M.all()):
-            losses_M[~is_image_M] = linear_cross_entropy(
-                hidden_MD[~is_image_M], self.text_head(), packed.target_M[~is_image_M]
-            )
-        return losses_M
+        if texts < len(hidden_MD):
+            codes = packed.target_M[texts:] - vocabulary.first_code
+            losses.append(linear_cross_entropy(hidden_MD[texts:], self.code_head(), codes))
+        return losses[0] if len(losses) == 1 else torch.cat(losses)
 
     def can_share_prefix(self, longest: int) -> bool:
         """Whether branches of one prefix see what they would see alone.

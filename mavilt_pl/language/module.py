@@ -36,14 +36,16 @@ from mavilt_pl.language.options import (
     as_options,
     check_options,
 )
+from mavilt_pl.language.pass_backward import PassBackwardMixin
 from mavilt_pl.language.prompt_builder import PromptBuilder
 from mavilt_pl.language.prompt_collate import PromptCollate
 from mavilt_pl.language.sequences import PackedBatch
 from mavilt_pl.language.stage_checkpoint import check_stage_checkpoint, read_earlier_stage
+from mavilt_pl.language.task_loss import count_targets, span_sums, task_shares, weighted_pass
 from mavilt_pl.parallel.distributed import all_reduce_sum, rank_and_size
 
 
-class LanguageModule(FSDPMixin, LightningModule):
+class LanguageModule(PassBackwardMixin, FSDPMixin, LightningModule):
     """Trains a `VisualLanguageModel` on image → text and text → image sequences.
 
     The prompts are built in the loader's workers (`PromptCollate`); `generator` decodes.
@@ -234,72 +236,65 @@ class LanguageModule(FSDPMixin, LightningModule):
 
     # Losses.
 
-    def summed_nats(self, groups: Sequence[PackedBatch]) -> tuple[Tensor, Tensor]:
-        """Summed nats and number of targets of each of `TASKS`, float32 [S] and [S].
-
-        The sums are a function of the weights even without any targets.
-        """
-        # DDP waits for a gradient of every parameter from every rank, also of one without targets.
-        zero = self.zero_loss(len(groups))
-        total_S = [torch.zeros((), device=self.device) + zero for _ in TASKS]
-        count_S = torch.zeros(len(TASKS), device=self.device)
-        for packed in groups:
-            losses_M = self.model.token_losses(packed)
-            # Sums, not means: tasks continue in other passes and on other ranks.
-            for task in packed.task_M.unique().tolist():
-                task_losses = losses_M[packed.task_M == task]
-                total_S[task] = total_S[task] + task_losses.sum()
-                count_S[task] += len(task_losses)
-        return torch.stack(total_S), count_S
-
-    @staticmethod
-    def _mean_nats(total_S: Tensor, count_S: Tensor) -> dict[str, Tensor]:
-        """Mean nats per target of each task that has targets."""
-        means = {}
-        for task, count in enumerate(count_S.tolist()):
-            if count:
-                means[TASKS[task]] = total_S[task] / count
-        return means
-
-    def _weighted_loss(self, losses: Mapping[str, Tensor]) -> Tensor | None:
-        """The tasks' losses by their weights; None if no task has a weight."""
-        weights = {}
-        for task in losses:
-            if self.tuning.task_weight(task) > 0:
-                weights[task] = self.tuning.task_weight(task)
-        if not weights:
-            return None
-        # Renormalised over the tasks that are present, so the learning rate means the same in a
-        # batch without questions. The price is that a rare task has less total weight over a run.
-        total = sum(weights.values())
-        weighted = [weight / total * losses[task] for task, weight in weights.items()]
-        return torch.stack(weighted).sum()
-
     def training_step(self, batch: Any, index: int) -> Tensor:
-        """The weighted loss of the tasks, over the targets of all ranks."""
+        """The weighted loss of the tasks, over the targets of all ranks.
+
+        All passes but the last go backward here, each before the next one is read: their
+        activations are never held together. The value returned is that of all, its gradient that of
+        the last.
+        """
         self._log_events(batch)
-        total_S, count_S = self.summed_nats(self._packed(batch))
+        passes = self._packed(batch)
+        means = self._mean_counts(passes)
+        shares = task_shares(means, self.tuning)
+        factors = {task: share / means[task] for task, share in shares.items()}
+        nats = {task: torch.zeros((), device=self.device) for task in means}
+
+        def pass_loss(packed: PackedBatch) -> Tensor:
+            sums = span_sums(self.model.token_losses(packed), packed)
+            for task, value in sums:
+                nats[task] += value.detach()
+            return weighted_pass(sums, factors)
+
+        loss = self.sum_of_passes(passes, pass_loss, index)
+        if shares and self.logs_this_step:
+            self._log_losses(nats, means, shares, len(batch["studies"]))
+        return loss
+
+    def _mean_counts(self, passes: Sequence[PackedBatch]) -> dict[str, float]:
+        """Targets of each task that has any, as a mean over the ranks.
+
+        Each rank divides its sums by them. The mean over ranks, of values and of gradients, is then
+        that of one rank with the whole batch.
+        """
+        counts: list[float] = [*count_targets(passes)]
         world = rank_and_size()[1]
-        # Each rank divides its sums by the mean count of all ranks. The mean over ranks, of values
-        # and of gradients, is then that of one rank with the whole batch.
-        losses = self._mean_nats(total_S, all_reduce_sum(count_S) / world)
-        # Zero but a function of the weights: a loss without a graph would raise in `backward`.
-        loss, zero = self._weighted_loss(losses), 0.0 * total_S.sum()
-        if loss is None:  # no study of any rank's batch has a text
-            return zero
-        logged = {f"train/{task}_nats": value for task, value in losses.items()}
-        logged["train/loss"] = loss
+        # The only number of a step that the host must wait for.
+        if world > 1:
+            totals = torch.tensor(counts, device=self.device)
+            counts = (all_reduce_sum(totals) / world).tolist()
+        return {task: count for task, count in zip(TASKS, counts) if count}
+
+    def _log_losses(
+        self,
+        nats: Mapping[str, Tensor],
+        means: Mapping[str, float],
+        shares: Mapping[str, float],
+        num_studies: int,
+    ) -> None:
+        """Log mean nats of each task and the loss, of all ranks."""
+        logged = {f"train/{task}_nats": value / means[task] for task, value in nats.items()}
+        weighted = [share * logged[f"train/{task}_nats"] for task, share in shares.items()]
+        logged["train/loss"] = torch.stack(weighted).sum()
         # One collective for all logged values; `sync_dist` would make one for each.
-        means = all_reduce_sum(torch.stack([*logged.values()]).detach()) / world
-        self.log_dict(dict(zip(logged, means)), batch_size=len(batch["studies"]))
-        self.log("loss", means[-1], prog_bar=True, logger=False)
-        # With shards, a pass without a weighted task goes backward too, as it may elsewhere.
-        return loss + zero if self.is_sharded else loss
+        values = all_reduce_sum(torch.stack([*logged.values()])) / rank_and_size()[1]
+        self.log_dict(dict(zip(logged, values)), batch_size=num_studies)
+        self.log("loss", values[-1], prog_bar=True, logger=False)
 
     def _log_events(self, batch: Mapping[str, Any]) -> None:
         """Log how many texts were truncated or empty since the start."""
         self.event_counts.update(batch.get("prompt_counts", {}))
-        if self.event_counts:
+        if self.event_counts and self.logs_this_step:
             counts = {f"train/{name}": float(n) for name, n in self.event_counts.items()}
             self.log_dict(counts, batch_size=1)
 
@@ -310,20 +305,29 @@ class LanguageModule(FSDPMixin, LightningModule):
 
     def validation_step(self, batch: Any, index: int, dataloader_idx: int = 0) -> None:
         """Add a batch to the sums of its source."""
+        sums_2S = self._validation_sums[dataloader_idx]
+        passes = self._packed(batch)
         # Only summed here; ranks meet once per epoch, not once per batch.
-        sums = torch.stack(self.summed_nats(self._packed(batch)))
-        self._validation_sums[dataloader_idx] += sums
+        for packed in passes:
+            for task, nats in span_sums(self.model.token_losses(packed), packed):
+                sums_2S[0, TASKS.index(task)] += nats
+        for task_index, count in enumerate(count_targets(passes)):
+            sums_2S[1, task_index] += count
 
     def on_validation_epoch_end(self) -> None:
         """Log nats per token of each source, over all its targets, batches and ranks."""
         names = self.trainer.datamodule.names
-        for name, (total_S, count_S) in zip(names, all_reduce_sum(self._validation_sums)):
+        sums = all_reduce_sum(self._validation_sums).tolist()
+        for name, (nats, counts) in zip(names, sums):
             # Over all tokens, so the figure depends neither on the batch size nor on the ranks.
-            losses = self._mean_nats(total_S, count_S)
-            nats = {f"val/{name}/{task}_nats": value for task, value in losses.items()}
-            self.log_dict(nats, sync_dist=True)
-            loss = self._weighted_loss(losses)
-            if loss is not None:
+            means = {}
+            for task, total, count in zip(TASKS, nats, counts):
+                if count:
+                    means[task] = total / count
+                    self.log(f"val/{name}/{task}_nats", means[task], sync_dist=True)
+            shares = task_shares(dict(zip(TASKS, counts)), self.tuning)
+            if shares:
+                loss = sum(share * means[task] for task, share in shares.items())
                 self.log(f"val/{name}/loss", loss, prog_bar=True, sync_dist=True)
 
     def test_step(self, batch: Any, index: int, dataloader_idx: int = 0) -> None:
@@ -336,9 +340,8 @@ class LanguageModule(FSDPMixin, LightningModule):
         # Lightning calls this after accumulation and unscaling, and before clipping: the term is
         # added once a step, and is clipped with the rest of the gradient.
         self.regularizer.add_gradient()
-        interval = max(self.trainer.log_every_n_steps, 1)
         # The distances are another pass over all weights, so only at steps that are logged.
-        if self.regularizer.lambda_reg and self.trainer.global_step % interval == 0:
+        if self.regularizer.lambda_reg and self.logs_this_step:
             distances = self.regularizer.distances()
             self.log("train/l2_reg", self.regularizer.term(distances))
             groups = group_distances(distances)

@@ -89,7 +89,8 @@ class TuningOptions:
         directions: train `both` directions of each pair, or `one`, chosen by a stable hash of the
             study's identifier, as LLM-CXR chooses by its parity.
         length_groups: sequences of one direction are read in up to this many passes of similar
-            length; loss and gradient equal those of one pass.
+            length. Loss and gradient equal those of one pass; a step needs the memory of its
+            largest pass.
         optimizer: adamw, or muon for a backbone that has learned little yet (`optim.py`).
         learning_rate: of AdamW.
         matrix_learning_rate: of Muon, for the weight matrices.
@@ -101,7 +102,7 @@ class TuningOptions:
     lora: LoraOptions = field(default_factory=LoraOptions)
     task_weights: dict[str, NonNegativeFloat] | None = None
     directions: Literal["both", "one"] = "both"
-    length_groups: PositiveInt = 2
+    length_groups: PositiveInt = 3
     optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: PositiveFloat = 5e-6
     matrix_learning_rate: PositiveFloat = 0.02

@@ -54,5 +54,5 @@ class PromptCollate:
         for trees in self.prompts.trees(batch, training):
             readable = trees if self.shares_prefix else separate_branches(trees)
             for group in group_by_length(readable, self.length_groups):
-                packed.append(pack(group, self.prompts.vocabulary.end))
+                packed.append(pack(group, self.prompts.vocabulary.end, self.prompts.max_context))
         return packed

@@ -8,8 +8,10 @@ Shape legend: B trees, T positions, M target positions in the batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +19,7 @@ from torch import Tensor
 
 # Short trees stay whole: their parts would consist mostly of the prefix.
 SMALLEST_PART = 512  # positions that a part of a split tree may have at least
+WIDTH_MULTIPLE = 8  # of a padded batch
 
 
 @dataclass(frozen=True)
@@ -54,39 +57,55 @@ class Tree:
         return len(self.prefix) + sum(branch.length for branch in self.branches)
 
 
+class TargetSpan(NamedTuple):
+    """Targets of one task and kind, which follow one another in a batch."""
+
+    task: int
+    is_image: bool
+    start: int
+    stop: int
+
+
 @dataclass
 class PackedBatch:
     """A batch of trees as tensors.
 
     Entry m of the target arrays means: from hidden state (row[m], column[m]) predict id target[m]
-    of task task[m], in branch branch[m] (numbered through the batch). `segments_BT` is 0 in the
-    prefix, 1, 2, … in the branches and -1 in padding; it is None if every tree has one branch.
+    in branch branch[m] (numbered through the batch). Targets are sorted, texts first, so that a
+    task is a slice: nothing has to be looked up on the device. `segments_BT` is 0 in the prefix,
+    1, 2, … in the branches and -1 in padding. It is None, and `positions_BT` with it, if every tree
+    has one branch: plain causal attention and positions from 0 on are correct then.
     """
 
     ids_BT: Tensor
-    positions_BT: Tensor
+    positions_BT: Tensor | None
     segments_BT: Tensor | None
     row_M: Tensor
     column_M: Tensor
     target_M: Tensor
-    task_M: Tensor
     branch_M: Tensor
-    is_image_M: Tensor
+    spans: tuple[TargetSpan, ...]
+    num_branches: int
+
+    @property
+    def num_text_targets(self) -> int:
+        """Targets that are text; they come first."""
+        return sum(span.stop - span.start for span in self.spans if not span.is_image)
 
     def to(self, device: torch.device) -> PackedBatch:
         """Copy to a device."""
-        moved = {}
-        for name, value in vars(self).items():
-            is_tensor = isinstance(value, Tensor)
-            moved[name] = value.to(device, non_blocking=True) if is_tensor else value
-        return PackedBatch(**moved)
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> PackedBatch:
         """Copy to page-locked memory; the DataLoader calls this."""
-        pinned = {}
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> PackedBatch:
+        changed: dict[str, Any] = {}
         for name, value in vars(self).items():
-            pinned[name] = value.pin_memory() if isinstance(value, Tensor) else value
-        return PackedBatch(**pinned)
+            if isinstance(value, Tensor):
+                changed[name] = function(value)
+        return replace(self, **changed)
 
     def mask(self, dtype: torch.dtype) -> Tensor | None:
         """Additive attention mask [B,1,T,T]; None if plain causal attention is correct.
@@ -202,66 +221,74 @@ class _Row:
         self.segments += [-1] * missing
 
 
-@dataclass
-class _Targets:
-    """Targets of all rows, one entry a target; see `PackedBatch`."""
+class _Target(NamedTuple):
+    """One target; see `PackedBatch`. Tuples sort: texts first, then by task."""
 
-    row_M: list[int] = field(default_factory=list)
-    column_M: list[int] = field(default_factory=list)
-    target_M: list[int] = field(default_factory=list)
-    task_M: list[int] = field(default_factory=list)
-    branch_M: list[int] = field(default_factory=list)
-    is_image_M: list[bool] = field(default_factory=list)
-    num_branches: int = 0
-
-    def append(self, branch: Branch, row: int, columns: Sequence[int]) -> None:
-        count = len(branch.target)
-        self.row_M += [row] * count
-        self.column_M += columns
-        self.target_M += branch.target
-        self.task_M += [branch.task] * count
-        self.branch_M += [self.num_branches] * count
-        self.is_image_M += [branch.is_image] * count
-        self.num_branches += 1
+    is_image: bool
+    task: int
+    branch: int
+    row: int
+    column: int
+    target: int
 
 
-def pack(trees: Sequence[Tree], pad_id: int = 0) -> PackedBatch:
+def pack(trees: Sequence[Tree], pad_id: int = 0, context: int | None = None) -> PackedBatch:
     """Lay trees out as rows of one batch, padded at the end to the longest.
+
+    The width is a multiple of 8, as tensor cores want it, unless that is beyond the model's
+    context.
 
     Raises:
         ValueError: a branch has no target, or nothing before its target to predict it from.
     """
-    width = max(tree.length for tree in trees)
+    longest = max(tree.length for tree in trees)
+    width = -(-longest // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
+    # Learned positions end with the context.
+    if context is not None and width > context:
+        width = longest
     rows: list[_Row] = []
-    targets = _Targets()
+    targets: list[_Target] = []
+    num_branches = 0
     for number, tree in enumerate(trees):
-        row = _lay_out(tree, number, targets)
+        row = _lay_out(tree, number, num_branches, targets)
         row.pad(width, pad_id)
         rows.append(row)
+        num_branches += len(tree.branches)
+    # Stable: the targets of a branch stay in their order.
+    targets.sort(key=lambda target: (target.is_image, target.task))
 
-    positions = [row.positions for row in rows]
+    positions_BT: Tensor | None = None
     segments_BT: Tensor | None = None
     if any(len(tree.branches) > 1 for tree in trees):
+        positions_BT = torch.tensor([row.positions for row in rows])
         segments_BT = torch.tensor([row.segments for row in rows])
-    else:
-        # Plain causal sequences need no mask. Their positions count through the padding: without a
-        # mask transformers takes positions that restart for sequences packed into one row.
-        positions = [list(range(width))] * len(trees)
+    columns = torch.tensor([target[2:] for target in targets]).reshape(-1, 4)
+    branch_M, row_M, column_M, target_M = columns.T.contiguous().unbind()
     return PackedBatch(
         ids_BT=torch.tensor([row.ids for row in rows]),
-        positions_BT=torch.tensor(positions),
+        positions_BT=positions_BT,
         segments_BT=segments_BT,
-        row_M=torch.tensor(targets.row_M),
-        column_M=torch.tensor(targets.column_M),
-        target_M=torch.tensor(targets.target_M),
-        task_M=torch.tensor(targets.task_M),
-        branch_M=torch.tensor(targets.branch_M),
-        # With a dtype: of a batch without targets, torch would make an empty float tensor.
-        is_image_M=torch.tensor(targets.is_image_M, dtype=torch.bool),
+        row_M=row_M,
+        column_M=column_M,
+        target_M=target_M,
+        branch_M=branch_M,
+        spans=_spans(targets),
+        num_branches=num_branches,
     )
 
 
-def _lay_out(tree: Tree, number: int, targets: _Targets) -> _Row:
+def _spans(targets: Sequence[_Target]) -> tuple[TargetSpan, ...]:
+    """Where each kind and task begins and ends among sorted targets."""
+    spans = []
+    start = 0
+    for (is_image, task), members in groupby(targets, key=lambda target: target[:2]):
+        stop = start + sum(1 for _ in members)
+        spans.append(TargetSpan(task, is_image, start, stop))
+        start = stop
+    return tuple(spans)
+
+
+def _lay_out(tree: Tree, number: int, first_branch: int, targets: list[_Target]) -> _Row:
     """A tree as row `number` of the batch; its targets are appended to `targets`."""
     row = _Row()
     row.append(tree.prefix, first_position=0, segment=0)
@@ -273,8 +300,10 @@ def _lay_out(tree: Tree, number: int, targets: _Targets) -> _Row:
         # branch without a prompt: the column before it may belong to another branch, so it is
         # predicted from the prefix's last token.
         first = start - 1 if branch.prompt else len(tree.prefix) - 1
-        stop = start + len(branch.target) - 1
-        targets.append(branch, number, [first, *range(start, stop)])
+        columns = [first, *range(start, start + len(branch.target) - 1)]
+        kind = (branch.is_image, branch.task, first_branch + segment - 1, number)
+        for column, target in zip(columns, branch.target):
+            targets.append(_Target(*kind, column, target))
         # Positions of each branch continue the prefix's, as if it were the only branch.
         row.append(branch.prompt + branch.target, len(tree.prefix), segment)
     return row

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mavilt_pl.language.sequences import WIDTH_MULTIPLE
+
 
 @dataclass(frozen=True)
 class BatchShape:
@@ -28,7 +30,7 @@ class BatchShape:
 
     >>> shape = BatchShape(batch_size=2, codes_per_image=4, text_tokens=3)
     >>> shape.reading_length, shape.synthesis_length, shape.positions
-    (12, 9, 42)
+    (12, 9, 64)
     """
 
     batch_size: int = 16
@@ -71,10 +73,18 @@ class BatchShape:
         return 1 + self.text_tokens
 
     @property
+    def passes(self) -> tuple[int, int, int]:
+        """Positions of the passes of a step, padding included: reading, synthesis, plain text."""
+        return (
+            self.batch_size * _padded(self.reading_length),
+            self.batch_size * _padded(self.synthesis_length),
+            self.replay_texts * _padded(self.replay_length),
+        )
+
+    @property
     def positions(self) -> int:
         """Positions of the whole batch: both directions and the replayed texts."""
-        studies = self.batch_size * (self.reading_length + self.synthesis_length)
-        return studies + self.replay_texts * self.replay_length
+        return sum(self.passes)
 
     @property
     def text_targets(self) -> int:
@@ -94,3 +104,8 @@ class BatchShape:
     def replay_targets(self) -> int:
         """Tokens of plain texts to predict: all but the first of each."""
         return self.replay_texts * (self.text_tokens - 1)
+
+
+def _padded(length: int) -> int:
+    """Width of a batch whose longest sequence is of this length."""
+    return -(-length // WIDTH_MULTIPLE) * WIDTH_MULTIPLE

@@ -103,11 +103,12 @@ def plan_language(training: Training) -> Memory:
         # In evaluation the weights stay whole: texts end unevenly, and a gather needs all ranks
         # (`language.fsdp`).
         whole = FLOAT32 * parameters
+    gradients = (FLOAT32 * trained + hardware.bucket_bytes(trained)) // shards
     return Memory(
         parameters=parameters,
         trained=trained,
         weights=FLOAT32 * parameters // shards,
-        gradients=(FLOAT32 * trained + hardware.bucket_bytes(trained)) // shards,
+        gradients=gradients,
         optimizer=_optimizer_bytes(training) // shards,
         reference=_reference_bytes(training) // shards,
         scratch=FLOAT32 * trained // shards,
@@ -115,6 +116,8 @@ def plan_language(training: Training) -> Memory:
         activations=_activation_bytes(training),
         logits=_logit_bytes(training) + _head_gradient_bytes(training) // shards,
         whole=whole,
+        # With shards the passes of a step go backward together (`language.pass_backward`).
+        accumulated=gradients if shards == 1 else 0,
         details={
             "reading_length": batch.reading_length,
             "synthesis_length": batch.synthesis_length,
@@ -147,12 +150,26 @@ def _reference_bytes(training: Training) -> int:
 
 
 def _activation_bytes(training: Training) -> int:
-    """What autograd saves in the forward pass, and autocast's copies of weights."""
+    """What autograd saves in the largest forward pass, and autocast's copies of weights."""
+    transformer, tuning = training.transformer, training.tuning
+    passes = []
+    for number, positions in enumerate(training.batch.passes):
+        # Questions are branches of one prefix, which need a mask; they are in the first pass.
+        masked = number == 0 and training.batch.questions > 0
+        passes.append(_pass_bytes(training, positions, masked))
+    # Autocast caches its copies of trained weights until the forward pass ends. Copies of fixed
+    # weights live only as long as a saved tensor refers to them, which checkpointing avoids.
+    copies = 0
+    mixed = training.hardware.precision == "bf16-mixed"
+    if mixed and (tuning.method == "full" or not tuning.gradient_checkpointing):
+        copies = training.hardware.matmul_bytes * transformer.matrix_weights
+    return (sum(passes) if training.hardware.shards > 1 else max(passes)) + copies
+
+
+def _pass_bytes(training: Training, positions: int, masked: bool) -> int:
+    """What autograd saves in one forward pass."""
     transformer, batch, tuning = training.transformer, training.batch, training.tuning
     matmul_bytes = training.hardware.matmul_bytes
-    positions = batch.positions
-    # Questions are branches of one prefix, which need a mask.
-    masked = batch.questions > 0
     one_layer = positions * transformer.activation_bytes(
         tuning.method, FLOAT32, matmul_bytes, masked
     )
@@ -164,17 +181,9 @@ def _activation_bytes(training: Training) -> int:
         layers = one_layer * transformer.num_layers
     # Output of the embedding, and input and output of the last norm.
     ends = positions * transformer.hidden_size * (2 * FLOAT32 + matmul_bytes)
-    mask = 0
-    if masked:
-        # A bool and a float32 for each pair of positions.
-        mask = batch.batch_size * batch.reading_length**2 * (FLOAT32 + 1)
-    # Autocast caches its copies of trained weights until the forward pass ends. Copies of fixed
-    # weights live only as long as a saved tensor refers to them, which checkpointing avoids.
-    copies = 0
-    mixed = training.hardware.precision == "bf16-mixed"
-    if mixed and (tuning.method == "full" or not tuning.gradient_checkpointing):
-        copies = matmul_bytes * transformer.matrix_weights
-    return layers + ends + copies + mask
+    # A bool and a float32 for each pair of positions.
+    mask = batch.batch_size * batch.reading_length**2 * (FLOAT32 + 1) if masked else 0
+    return layers + ends + mask
 
 
 def _logit_bytes(training: Training) -> int:
@@ -194,16 +203,17 @@ def _logit_bytes(training: Training) -> int:
         (batch.code_targets, batch.codebook_size),
         (batch.replay_targets, text_rows),
     )
-    saved, largest = 0, 0
+    saved, largest = [0], 0
     for targets, rows in targets_and_rows:
         if targets * rows <= limit:
             # The log-softmax is saved; the logits live for a moment.
-            saved += FLOAT32 * targets * rows
+            saved.append(FLOAT32 * targets * rows)
             largest = max(largest, FLOAT32 * targets * rows)
         else:
             # A chunk's logits and two temporaries of their size.
             largest = max(largest, 3 * FLOAT32 * limit)
-    return saved + largest
+    # Each kind is of a pass of its own.
+    return (sum(saved) if training.hardware.shards > 1 else max(saved)) + largest
 
 
 def _head_gradient_bytes(training: Training) -> int:

@@ -1,9 +1,9 @@
 """Memory of one GPU in a training, by what it is for.
 
-The peak is the largest of three moments. At the end of the forward pass there are weights,
-optimizer states, θ₀, activations and logits, and no gradients. At the optimizer's step there are
-gradients, one scratch copy of them, and no activations. In between, gradients grow while
-activations are freed. The third moment is a validation under FSDP2.
+The peak is the largest of three moments. At the end of a forward pass there are weights, optimizer
+states, θ₀, activations and logits; gradients only if an earlier pass of the step has left them. At
+the optimizer's step there are gradients, one scratch copy of them, and no activations. In between,
+gradients grow while activations are freed. The third moment is a validation under FSDP2.
 """
 
 from __future__ import annotations
@@ -71,9 +71,10 @@ class Memory:
         reference: bytes of θ₀, the weights that regularization pulls towards.
         scratch: what the optimizer's step allocates in addition.
         gathered: under FSDP2, the whole weights of the layers that are computed at the moment.
-        activations: tensors saved for the backward pass.
+        activations: tensors saved for the backward pass, of the largest pass of a step.
         logits: of the loss, with the gradient of the head.
         whole: under FSDP2, the unsharded weights that a validation holds.
+        accumulated: gradients that earlier passes of a step have left when the last one ends.
         details: lengths and settings that the numbers follow from.
     """
 
@@ -88,13 +89,14 @@ class Memory:
     activations: int
     logits: int
     whole: int = 0
+    accumulated: int = 0
     details: dict[str, Any] = field(default_factory=dict)
 
     @property
     def forward(self) -> int:
-        """Bytes at the end of the forward pass."""
+        """Bytes at the end of the last forward pass."""
         # Gradients of the step before are freed by then (`zero_grad` sets them to None).
-        persistent = self.weights + self.optimizer + self.reference
+        persistent = self.weights + self.optimizer + self.reference + self.accumulated
         return persistent + self.gathered + self.activations + self.logits
 
     @property

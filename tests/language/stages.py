@@ -17,7 +17,9 @@ from mavilt_pl.language import (
     Stage2,
     TuningOptions,
 )
+from mavilt_pl.language.options import TASKS
 from mavilt_pl.language.sequences import PackedBatch
+from mavilt_pl.language.task_loss import count_targets
 
 GROUPS = {"model": ModelOptions, "tuning": TuningOptions, "regularization": RegularizationOptions}
 
@@ -55,7 +57,15 @@ def pack_batch(module: Any, batch: Mapping[str, Any]) -> list[PackedBatch]:
 
 def task_losses(module: Any, packed: list[PackedBatch]) -> dict[str, Tensor]:
     """Mean nats per target of each task."""
-    return module._mean_nats(*module.summed_nats(packed))
+    nats: dict[str, Tensor] = {}
+    for group in packed:
+        losses_M = module.model.token_losses(group)
+        for span in group.spans:
+            total = losses_M[span.start : span.stop].sum()
+            task = TASKS[span.task]
+            nats[task] = nats[task] + total if task in nats else total
+    counts = dict(zip(TASKS, count_targets(packed)))
+    return {task: total / counts[task] for task, total in nats.items()}
 
 
 def regularization_term(module: Any) -> float:

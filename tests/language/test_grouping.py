@@ -4,6 +4,7 @@ feels another.
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
 from itertools import combinations
 from pathlib import Path
@@ -13,8 +14,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lightning import Trainer
+from lightning import Callback, Trainer
 from stages import build_stage, pack_batch, task_losses
+from torch.utils.data import DataLoader
 
 from mavilt_pl.data.records import Question
 from mavilt_pl.language import Stage1, Stage2
@@ -109,7 +111,7 @@ def test_another_report_in_the_batch_changes_nothing_of_a_study(
     stage: Any, llama: Path, tokens: Path
 ) -> None:
     """Of the same length, so that the groups are the same, and of another, so that they are not."""
-    module = build(stage, llama, tokens)
+    module = build(stage, llama, tokens, length_groups=2)
     assert len(pack_batch(module, batch(REPORTS))) == 4
     before = nats(module, REPORTS)
     changed = tuple((CODES[4] + module.model.vocabulary.first_code).tolist())
@@ -135,7 +137,7 @@ def test_a_training_reads_its_batches_in_groups(llama: Path, tokens: Path, tmp_p
             learning_rate=1e-3,
             warmup_steps=1,
         )
-        loader = torch.utils.data.DataLoader([batch(REPORTS)] * 3, batch_size=None, collate_fn=None)  # type: ignore[arg-type]
+        loader = DataLoader([batch(REPORTS)] * 3, batch_size=None, collate_fn=None)  # type: ignore[arg-type]
         trainer = Trainer(
             max_steps=3,
             accelerator="cpu",
@@ -150,3 +152,79 @@ def test_a_training_reads_its_batches_in_groups(llama: Path, tokens: Path, tmp_p
         weights.append(module.model.backbone.get_input_embeddings().weight.detach())
     assert Counter(passes) == {1: 6, 3: 18}
     torch.testing.assert_close(weights[1], weights[0], atol=1e-5, rtol=1e-3)
+
+
+class Descent(Stage2):
+    """Plain gradient descent, so that what a step changes is its gradient."""
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=1.0)
+
+
+class Held(Descent):
+    """One backward for all passes, as Lightning makes it."""
+
+    def sum_of_passes(self, passes: Any, pass_loss: Any, batch_index: int) -> torch.Tensor:
+        return torch.stack([pass_loss(packed) for packed in passes]).sum()
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
+        optimizer.zero_grad()
+
+
+class Saved:
+    """A tensor that autograd keeps."""
+
+    def __init__(self, tensor: torch.Tensor):
+        self.tensor = tensor
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_backward_a_pass_is_one_backward(
+    precision: Any, llama: Path, tokens: Path, tmp_path: Path
+) -> None:
+    """Of two batches accumulated, with λ_reg and clipping: the same losses and the same step."""
+    weights, losses, alive = [], [], []
+
+    class Losses(Callback):
+        def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, *_: Any) -> None:
+            losses[-1].append(float(outputs["loss"]))
+
+    for kind in (Held, Descent):
+        module = build(kind, llama, tokens, condition_dropout=0.0, view_dropout=0.0)
+        module.regularizer.lambda_reg = 0.1
+        saved: weakref.WeakSet[Any] = weakref.WeakSet()
+
+        def before(*_: Any, saved: weakref.WeakSet[Any] = saved) -> None:
+            # Tensors that earlier passes have saved and that are still there.
+            alive[-1] = max(alive[-1], len(saved))
+
+        def keep(tensor: torch.Tensor, saved: weakref.WeakSet[Any] = saved) -> Saved:
+            saved.add(kept := Saved(tensor))
+            return kept
+
+        losses.append([])
+        alive.append(0)
+        module.model.transformer.register_forward_pre_hook(before)
+        trainer = Trainer(
+            max_steps=2,
+            accumulate_grad_batches=2,
+            gradient_clip_val=0.5,
+            precision=precision,
+            callbacks=[Losses()],
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=tmp_path,
+        )
+        batches = [batch(REPORTS[:4]), batch(REPORTS[3:]), batch(REPORTS[1:5]), batch(REPORTS)]
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda kept: kept.tensor):
+            trainer.fit(module, DataLoader(batches, batch_size=None))  # type: ignore[arg-type]
+        weights.append([parameter.detach() for parameter in module.parameters()])
+    # A few are of the pass itself: its embedding comes before.
+    assert alive[0] > 100 and alive[1] < 10
+    assert losses[1] == pytest.approx(losses[0], abs=1e-5 if precision == "32-true" else 1e-2)
+    for found, expected in zip(weights[1], weights[0], strict=True):
+        tolerance = 1e-6 if precision == "32-true" else 1e-3
+        torch.testing.assert_close(found, expected, atol=tolerance, rtol=0)

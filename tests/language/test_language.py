@@ -148,7 +148,7 @@ def test_losses_are_those_of_the_model_s_own_logits(stage2: Stage2) -> None:
     with torch.no_grad():
         found = stage2.model.token_losses(packed)
         logits = stage2.model.backbone(inputs_embeds=stage2.model.embed(packed.ids_BT)).logits[
-            0, len(tree.prefix) - 1 : -1, v.first_code : v.num_rows
+            0, len(tree.prefix) - 1 : tree.length - 1, v.first_code : v.num_rows
         ]
     torch.testing.assert_close(
         found, F.cross_entropy(logits, CODES[0], reduction="none"), atol=1e-5, rtol=1e-4

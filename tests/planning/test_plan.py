@@ -138,7 +138,8 @@ def planned(
 def test_each_way_to_save_memory_saves_its_part() -> None:
     full = planned()
     checkpointing = planned(checkpointing=True)
-    assert checkpointing.activations < full.activations / 4
+    # Autocast's copies of the weights stay.
+    assert checkpointing.activations < full.activations / 3
     assert checkpointing.step == full.step
     sharded = planned(Hardware("fsdp", gpus=8), checkpointing=True)
     assert sharded.step < checkpointing.step / 7
@@ -217,24 +218,26 @@ def test_lengths_are_those_of_the_sequences(
     if multi_view:
         batch["views"] = [{"frontal": [0] * 16, "lateral": [0] * 16}] * 3
     packed = [pack(group).ids_BT for group in builder.trees(batch, training=True)]
-    assert [ids_BT.shape[1] for ids_BT in packed] == [
-        shape.reading_length,
-        shape.synthesis_length,
-        shape.replay_length,
-    ]
-    assert sum(ids_BT.numel() for ids_BT in packed) == shape.positions
+    lengths = (shape.reading_length, shape.synthesis_length, shape.replay_length)
+    # The next multiple of 8.
+    assert [ids_BT.shape[1] for ids_BT in packed] == [(n + 7) // 8 * 8 for n in lengths]
+    assert tuple(ids_BT.numel() for ids_BT in packed) == shape.passes
+    assert sum(shape.passes) == shape.positions
 
 
 def test_views_and_replayed_texts_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
-    activations = []
+    activations, positions = [], []
     title = ""
     for arguments in ([], ["--data.replay=texts"], ["--model.init_args.model.multi_view=true"]):
         assert main(["plan", "--size", "1", "--json", *arguments]) == 0
         record = json.loads(capsys.readouterr().out)
         activations.append(record["plans"]["DDP, full"]["activations"])
+        positions.append(record["plans"]["DDP, full"]["details"]["positions"])
         title = record["title"]
     assert "two views each" in title
-    assert activations[0] < activations[1] < activations[2]
+    assert positions[0] < positions[1] < positions[2]
+    # Plain texts are a pass of their own, smaller than the others; two views make those longer.
+    assert activations[0] == activations[1] < activations[2]
 
 
 def test_sizes_of_the_command_are_the_published_shapes() -> None:
