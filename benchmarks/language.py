@@ -4,6 +4,7 @@ python benchmarks/language.py memory     # a step of Stage 1, against logits of 
 python benchmarks/language.py passes     # a step, against one backward for all passes
 python benchmarks/language.py tokens     # target tokens a second, against LLM-CXR's recipe
 python benchmarks/language.py groups     # passes of similar length, against one padded pass
+python benchmarks/language.py answers    # questions a second, against one sequence a candidate
 python benchmarks/language.py generate   # 32 images, against transformers' `generate`
 python benchmarks/language.py l2         # the share of λ/2 ‖θ − θ₀‖² in a step
 """
@@ -35,6 +36,7 @@ from small_stage import (
     backward_by_pass,
     build_stage,
     long_reports,
+    random_codes,
     seconds_in_turns,
     spread,
     total_loss,
@@ -47,12 +49,17 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from mavilt_pl.language import ModelOptions, Stage1, Stage2
 from mavilt_pl.language import chunked_cross_entropy as chunked
 from mavilt_pl.language import model as language_model
+from mavilt_pl.language import trees as trees_module
 from mavilt_pl.language.cached_forward import left_pad
 from mavilt_pl.language.l2_regularization import PIECE
-from mavilt_pl.language.sequences import group_by_length, pack, separate_branches
+from mavilt_pl.language.likelihoods import branch_log_likelihoods, candidate_branches
+from mavilt_pl.language.sequences import pack
+from mavilt_pl.language.trees import Tree, group_by_length, separate_branches
 from mavilt_pl.phantom.indiana import reports_archive
 from mavilt_pl.trainer.cpu_memory import M_MMAP_THRESHOLD
 
+WAYS = ("memory", "passes", "tokens", "groups", "answers", "generate", "l2")
+FINDINGS = [f"{size} {kind}" for size in ("small", "large") for kind in "ABCDEFGH"]
 LOSSES = {
     "every": "logits of every position",
     "whole": "of the targets, in memory (`F.cross_entropy`)",
@@ -228,6 +235,33 @@ def groups() -> None:
                 print(f"{row} {spread(ratios)} |")
 
 
+def answers() -> None:
+    """Questions a second, read once, against a question repeated for each candidate answer."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_inputs(Path(folder), width=384, layers=6)
+        module = build_stage(Stage2, Path(folder)).eval()
+    questions = [(f"Is there {finding} in this image?", ("yes", "no")) for finding in FINDINGS]
+    branches = candidate_branches(module.prompts, questions)
+    prefixes = [module.prompts.image_prefix(codes) for codes in random_codes(8).tolist()]
+    shared = [Tree(prefix, branches) for prefix in prefixes]
+    # Apart from one another, the candidates of a question do not share it.
+    repeated = [Tree(prefix, [*branches[::2], *branches[1::2]]) for prefix in prefixes]
+
+    @torch.no_grad()
+    def score(given: list[Tree], smallest_part: int) -> None:
+        trees_module.SMALLEST_PART = smallest_part
+        list(branch_log_likelihoods(module.model, given, module.generator.pack))
+
+    # Parts as they were when each repeated the image.
+    ways = {"read once": lambda: score(shared, 1024), "repeated": lambda: score(repeated, 512)}
+    times = seconds_in_turns(ways)
+    asked = len(prefixes) * len(questions)
+    print("| a question is | questions/s | × |\n| --- | --- | --- |")
+    for name, seconds in times.items():
+        ratios = [slow / fast for slow, fast in zip(times["repeated"], seconds)]
+        print(f"| {name} | {asked / statistics.median(seconds):,.0f} | {spread(ratios)} |")
+
+
 class OnlyCodes(LogitsProcessor):
     """The usual way to constrain `generate`: everything but the codes is impossible."""
 
@@ -316,7 +350,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["memory", "passes", "tokens", "groups", "generate", "l2"])
+    parser.add_argument(
+        "what", choices=["memory", "passes", "tokens", "groups", "answers", "generate", "l2"]
+    )
     chosen = parser.parse_args().what
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)

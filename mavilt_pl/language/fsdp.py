@@ -18,7 +18,8 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 
 from mavilt_pl.errors import UserError
 from mavilt_pl.language.options import TuningOptions
-from mavilt_pl.language.sequences import Branch, Tree, pack
+from mavilt_pl.language.sequences import pack
+from mavilt_pl.language.trees import Branch, Tree
 from mavilt_pl.trainer.fsdp_strategy import FSDP2Strategy
 
 

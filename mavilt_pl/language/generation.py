@@ -31,7 +31,8 @@ from mavilt_pl.language.options import SamplingOptions, check_image_sampling, ch
 from mavilt_pl.language.prompt_builder import Images, PromptBuilder
 from mavilt_pl.language.random_views import Views
 from mavilt_pl.language.sampling import noise_streams, sample_image, sample_text
-from mavilt_pl.language.sequences import PackedBatch, Tree, pack, separate_branches
+from mavilt_pl.language.sequences import PackedBatch, pack
+from mavilt_pl.language.trees import Tree, separate_branches
 
 Scorer = Callable[[Tensor, Sequence[str]], Tensor]  # codes [B,N], texts → scores [B], high is good
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from mavilt_pl.language.cached_forward import check_finite
 from mavilt_pl.language.model import VisualLanguageModel
 from mavilt_pl.language.prompt_builder import PromptBuilder
-from mavilt_pl.language.sequences import Branch, PackedBatch, Tree, split_by_mask_size
+from mavilt_pl.language.sequences import PackedBatch
+from mavilt_pl.language.trees import Branch, Tree, split_by_mask_size
 
 Candidates = Sequence[str]  # possible answers; empty for an open question
 Pack = Callable[[Sequence[Tree]], PackedBatch]  # lays out trees on the model's device

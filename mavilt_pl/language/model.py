@@ -26,8 +26,9 @@ from mavilt_pl.language.adapters import NewRows, add_adapters, freeze
 from mavilt_pl.language.backbone import UnsupportedAttentionError, load_backbone
 from mavilt_pl.language.chunked_cross_entropy import HeadRows, head_logits, linear_cross_entropy
 from mavilt_pl.language.options import ModelOptions, TuningOptions, as_options
-from mavilt_pl.language.sequences import Branch, PackedBatch, Tree, pack
+from mavilt_pl.language.sequences import PackedBatch, pack
 from mavilt_pl.language.stage_checkpoint import stage_settings, trained_vocabulary
+from mavilt_pl.language.trees import Branch, Tree
 from mavilt_pl.language.vocabulary import VisualVocabulary, grow_model
 
 # Names of a config's attention window.

@@ -29,7 +29,7 @@ from mavilt_pl.errors import MaviltWarning, UserError
 from mavilt_pl.language.options import TASKS, ModelOptions, RegularizationOptions, TuningOptions
 from mavilt_pl.language.prompts import REPORT_INSTRUCTIONS, SYNTHESIS_INSTRUCTIONS
 from mavilt_pl.language.random_views import Views, choose_view, drop_views, study_random
-from mavilt_pl.language.sequences import Branch, Tree
+from mavilt_pl.language.trees import Branch, Tree
 from mavilt_pl.language.vocabulary import VIEW_TOKENS, VisualVocabulary
 
 Images = Tensor | Sequence[Views]  # of B studies: codes int64 [B,N], or views

@@ -10,7 +10,8 @@ from torch.utils.data import get_worker_info
 
 from mavilt_pl.data.collate import collate
 from mavilt_pl.language.prompt_builder import PromptBuilder
-from mavilt_pl.language.sequences import PackedBatch, group_by_length, pack, separate_branches
+from mavilt_pl.language.sequences import PackedBatch, pack
+from mavilt_pl.language.trees import group_by_length, separate_branches
 
 
 class PromptCollate:

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from mavilt_pl.data.records import Question
 from mavilt_pl.language import Stage1, Stage2
-from mavilt_pl.language.sequences import Branch, Tree, group_by_length
+from mavilt_pl.language.trees import Branch, Tree, group_by_length
 
 CODES = torch.randint(0, 20, (6, 9), generator=torch.Generator().manual_seed(0))
 REPORTS = [

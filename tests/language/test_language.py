@@ -26,8 +26,9 @@ from mavilt_pl.data.records import Question
 from mavilt_pl.errors import UserError
 from mavilt_pl.language import ImageSampling, SamplingOptions, Stage2
 from mavilt_pl.language.l2_regularization import L2SPRegularizer
-from mavilt_pl.language.sequences import Branch, Tree, pack
+from mavilt_pl.language.sequences import pack
 from mavilt_pl.language.text_pretraining import train_tokenizer
+from mavilt_pl.language.trees import Branch, Tree
 
 TEXTS = [
     "The heart is enlarged. No pleural effusion or pneumothorax.",

@@ -13,8 +13,8 @@ import transformers
 from stages import build_stage
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from mavilt_pl.language.sequences import Branch, Tree, split_by_mask_size
 from mavilt_pl.language.stage2 import Stage2
+from mavilt_pl.language.trees import Branch, Tree, split_by_mask_size
 
 CODES = [1, 2, 3, 4, 5, 6, 7, 8, 9]
 USUAL = {
@@ -84,14 +84,38 @@ def test_a_branch_is_read_as_it_is_alone(
 
 
 def test_many_questions_are_answered_in_parts_of_bounded_size() -> None:
-    branches = [Branch([1] * 5, [2] * (1 + k % 3)) for k in range(300)]
-    trees = [Tree([3] * 60, branches), Tree([4] * 30, branches[:2])]
-    groups = [*split_by_mask_size(trees, 2**18)]
-    found = [branch for group in groups for part in group for branch in part.branches]
-    assert found == [*branches, *branches[:2]]
-    assert all(part.prefix in ([3] * 60, [4] * 30) for group in groups for part in group)
-    assert all(len(group) * max([tree.length for tree in group]) ** 2 <= 2**18 for group in groups)
-    assert len(groups) == 6  # of five parts, the last with the other tree
+    """Of 300 questions, and of one with 3,000 candidate answers."""
+    questions = [Branch([k] * 5, [2] * (1 + k % 3)) for k in range(300)]
+    candidates = [Branch([1] * 5, [k, k]) for k in range(3000)]
+    for branches, parts in ((questions, 3), (candidates, 4)):
+        trees = [Tree([3] * 60, branches), Tree([4] * 30, branches[:2])]
+        groups = [*split_by_mask_size(trees, 2**20)]
+        found = [branch for group in groups for part in group for branch in part.branches]
+        assert found == [*branches, *branches[:2]]
+        assert all(part.prefix in ([3] * 60, [4] * 30) for group in groups for part in group)
+        for group in groups:
+            assert len(group) * max([tree.length for tree in group]) ** 2 <= 2**20
+        assert sum(map(len, groups)) == parts + 1
+
+
+def test_candidates_share_their_question(llama: Path, tokens: Path) -> None:
+    """Each candidate's likelihood is that of its own sequence, and the question is read once."""
+    module = build_stage(llama, tokens, Stage2, max_text_tokens=12).eval()
+    prefix = module.prompts.image_prefix(CODES)
+    shared = [Branch([5, 6], [7, 8, 9]), Branch([5, 6], [11]), Branch([5, 6], [12, 9])]
+    branches = [Branch([10], [11, 12]), *shared, Branch([13, 14], [15]), *shared[:2]]
+    tree = Tree(prefix, branches)
+    packed = module.generator.pack([tree])
+    # Prompts once, and of a shared one all ids of a target but the last.
+    assert tree.length == len(prefix) + 3 + (2 + 2 + 0 + 1) + 3 + (2 + 2 + 0)
+    assert packed.num_branches == len(branches)
+    with torch.no_grad():
+        together = module.model.token_losses(packed)
+        alone = [
+            module.model.token_losses(module.generator.pack([Tree(prefix, [branch])]))
+            for branch in branches
+        ]
+    torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=1e-4)
 
 
 def test_a_hundred_answers_are_those_of_each_question_alone(llama: Path, tokens: Path) -> None:
