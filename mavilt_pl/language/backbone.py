@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, masking_utils
 
 from mavilt_pl.errors import MaviltWarning, UserError
 from mavilt_pl.language.hub import cached_folder, hub_answers, is_hub_name
@@ -71,6 +72,26 @@ def load_backbone(
     _check_rows(name, model, tokenizer)
     _check_forward(name, model)
     return model, tokenizer
+
+
+@contextmanager
+def whole_rows() -> Iterator[None]:
+    """Rows in it hold one sequence each, and transformers need not ask the device.
+
+    Without a mask it looks in each forward pass whether position ids restart within a row, and the
+    host waits for the answer. It has no argument for it (`transformers.masking_utils`, read in
+    version 5.24).
+    """
+    name = "find_packed_sequence_indices"
+    asked = getattr(masking_utils, name, None)
+    if asked is None:
+        yield
+        return
+    setattr(masking_utils, name, lambda position_ids: None)
+    try:
+        yield
+    finally:
+        setattr(masking_utils, name, asked)
 
 
 def _load_model(name: str, attention: str, pretrained: bool, source: dict[str, bool]) -> Any:

@@ -27,6 +27,8 @@ from mavilt_pl.parallel.distributed import all_reduce_sum
 # 1 MB in float32, so a piece and its difference stay in the cache (0.85 % of a step and 1 MB more
 # memory than without the term, benchmarks/README.md).
 PIECE = 2**18  # weights at a time
+# A GPU has no such cache, and thousands of small kernels would take longer than their work.
+ACCELERATOR_PIECE = 2**26
 # Names of layer lists in Llama and others (layers), GPT-2 and others (h), MPT and others (blocks).
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 _EMBEDDING = re.compile(r"embed|wte|wpe")
@@ -115,8 +117,9 @@ class L2SPRegularizer:
         if self.device == "device":
             self.reference[index] = self.reference[index].to(weights.device)
         reference = self.reference[index]
-        for start in range(0, len(weights), PIECE):
-            piece = slice(start, start + PIECE)
+        size = PIECE if weights.device.type == "cpu" else ACCELERATOR_PIECE
+        for start in range(0, len(weights), size):
+            piece = slice(start, start + size)
             # In float32: θ − θ₀ is small, and in bfloat16 it would be rounded to nothing.
             yield piece, weights[piece].float() - reference[piece].to(weights.device)
 

@@ -23,7 +23,11 @@ from torch import Tensor, nn
 from mavilt_pl.checkpoint import check_format_version, load_strict, read_weights
 from mavilt_pl.errors import UserError
 from mavilt_pl.language.adapters import NewRows, add_adapters, freeze
-from mavilt_pl.language.backbone import UnsupportedAttentionError, load_backbone
+from mavilt_pl.language.backbone import (
+    UnsupportedAttentionError,
+    load_backbone,
+    whole_rows,
+)
 from mavilt_pl.language.chunked_cross_entropy import HeadRows, head_logits, linear_cross_entropy
 from mavilt_pl.language.options import ModelOptions, TuningOptions, as_options
 from mavilt_pl.language.sequences import PackedBatch, pack
@@ -248,12 +252,13 @@ class VisualLanguageModel(nn.Module):
         dtype = next(self.backbone.parameters()).dtype
         # The body without its head: [B,T,V] logits of a 50,000-row head would take most of the
         # memory (0.14 × the step's memory without them, benchmarks/README.md).
-        out = self.transformer(
-            inputs_embeds=self.embed(packed.ids_BT),
-            attention_mask=packed.mask(dtype),
-            position_ids=packed.positions_BT,
-            use_cache=False,
-        )
+        with whole_rows():
+            out = self.transformer(
+                inputs_embeds=self.embed(packed.ids_BT),
+                attention_mask=packed.mask(dtype),
+                position_ids=packed.positions_BT,
+                use_cache=False,
+            )
         return out.last_hidden_state[packed.row_M, packed.column_M]
 
     def token_losses(self, packed: PackedBatch) -> Tensor:

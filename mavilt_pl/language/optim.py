@@ -55,6 +55,7 @@ class Muon(torch.optim.AdamW):
         learning_rate: of AdamW.
         momentum: Nesterov momentum; 0.95 as published.
         weight_decay: of both.
+        fused: step AdamW's weights in one kernel.
     """
 
     def __init__(
@@ -65,15 +66,14 @@ class Muon(torch.optim.AdamW):
         learning_rate: float = 2e-3,
         momentum: float = 0.95,
         weight_decay: float = WEIGHT_DECAY,
+        fused: bool = True,
     ):
         # AdamW first: schedulers and loaded states go by the order of groups.
         groups = [
             {"params": list(others), "lr": learning_rate, "momentum": None},
             {"params": list(matrices), "lr": matrix_learning_rate, "momentum": momentum},
         ]
-        super().__init__(
-            groups, learning_rate, betas=BETAS, weight_decay=weight_decay, foreach=True
-        )
+        super().__init__(groups, learning_rate, betas=BETAS, weight_decay=weight_decay, fused=fused)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -143,17 +143,24 @@ def configure_optimizer(
             lr=tuning.learning_rate,
             betas=BETAS,
             weight_decay=WEIGHT_DECAY,
-            foreach=True,
+            fused=_may_fuse(module),
         )
     else:
         matrices = _trained_matrices(transformer)
         ids = {id(matrix) for matrix in matrices}
         others = [parameter for parameter in trained if id(parameter) not in ids]
-        optimizer = Muon(matrices, others, tuning.matrix_learning_rate, tuning.learning_rate)
+        rates = (tuning.matrix_learning_rate, tuning.learning_rate)
+        optimizer = Muon(matrices, others, *rates, fused=_may_fuse(module))
     # Lightning's count of optimizer steps, accumulation and epochs included.
     steps = int(module.trainer.estimated_stepping_batches)
     schedule = warm_cosine(optimizer, tuning.warmup_steps, steps)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def _may_fuse(module: LightningModule) -> bool:
+    """Whether the optimizer may step all weights in one kernel."""
+    # With 16-mixed it would unscale the gradients itself, after Lightning has clipped them.
+    return module.trainer.precision != "16-mixed"
 
 
 def _trained_matrices(transformer: nn.Module) -> list[nn.Parameter]:

@@ -1,8 +1,9 @@
-"""Choose the device that a command computes on."""
+"""The device that a command computes on, and copies to it."""
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from mavilt_pl.errors import UserError
 
@@ -24,3 +25,10 @@ def resolve_device(name: str) -> str:
             "cpu, or leave it out"
         ) from error
     return name
+
+
+def copy_to(tensor: Tensor, device: torch.device) -> Tensor:
+    """A copy on a device, without waiting for it: from page-locked memory if it is a GPU."""
+    if device.type == "cuda" and not tensor.is_pinned():
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

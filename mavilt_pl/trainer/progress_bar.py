@@ -17,6 +17,8 @@ class StepProgressBar(RichProgressBar):
     It overrides private methods of Lightning 2.6.
     """
 
+    _shown: dict[str, Any] | None = None
+
     def _initialize_train_progress_bar_id(self) -> None:
         if self.trainer.max_steps < 1:
             super()._initialize_train_progress_bar_id()
@@ -41,7 +43,13 @@ class StepProgressBar(RichProgressBar):
         super()._update(progress_bar_id, current, visible, hard)
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """All metrics but the logger's version: a run has one folder and one history."""
-        metrics = {**super().get_metrics(trainer, pl_module)}
-        metrics.pop("v_num", None)
-        return metrics
+        """All metrics but the logger's version: a run has one folder and one history.
+
+        In a training they are read at steps that are logged: the host waits for the device for each
+        of them.
+        """
+        due = trainer.global_step % max(trainer.log_every_n_steps, 1) == 0
+        if due or not trainer.training or self._shown is None:
+            self._shown = {**super().get_metrics(trainer, pl_module)}
+            self._shown.pop("v_num", None)
+        return self._shown

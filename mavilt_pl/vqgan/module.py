@@ -217,34 +217,39 @@ class VQGAN(LightningModule):
             gradient.add_reconstruction(per_term=logs_now)
             if adversarial:
                 gradient.add_adversarial(self.discriminator, self.hparams["gan_weight"])
-            # Before the backward pass, so no weight has been touched when a run stops here.
-            check_finite(terms, batch, self.global_step)
             logged = {"loss": torch.stack(list(terms.values())).sum(), **terms}
             if logs_now:
                 logged |= gradient.shares()
             surrogate = gradient.surrogate()
             self.manual_backward(surrogate / self.hparams["accumulate_grad_batches"])
-            if stepping:
-                logged["gradient_norm/generator"] = self._clip(optimizers[0], "generator", batch)
-                optimizers[0].step()
-                optimizers[0].zero_grad()
-                schedules[0].step()
+        checked = dict(terms)
         if adversarial:
-            opt_disc = optimizers[1]
-            with opt_disc.toggle_model(sync_grad=stepping):
+            with optimizers[1].toggle_model(sync_grad=stepping):
                 # The reconstruction from before the generator's step: no second pass.
                 images = (pixels_BCHW, recon_BCHW.detach())
-                logged |= self._discriminator_step(opt_disc, images, stepping, batch)
-            if stepping:
-                schedules[1].step()
+                logged |= self._discriminator_loss(images)
+            checked["discriminator"] = logged["discriminator"]
+        # The second optimizer without Lightning's counter, see the class's text.
+        stepped = {"generator": optimizers[0]}
+        if adversarial:
+            stepped["discriminator"] = optimizers[1].optimizer
+        if stepping:
+            for name, optimizer in stepped.items():
+                logged[f"gradient_norm/{name}"] = self._clip(optimizer)
+                checked[f"gradient of the {name}"] = logged[f"gradient_norm/{name}"]
+        # Once for both, and before any weight is touched: the host waits for the device here.
+        check_finite(checked, batch, self.global_step)
+        if stepping:
+            for optimizer, schedule in zip(stepped.values(), schedules):
+                optimizer.step()
+                optimizer.zero_grad()
+                schedule.step()
         if logs_now:
             self._log_means(logged)
         return {"codes": codes_BN, "reconstruction": recon_BCHW.detach()}
 
-    def _discriminator_step(
-        self, opt_disc: Any, images: tuple[Tensor, Tensor], stepping: bool, batch: dict
-    ) -> Scalars:
-        """Train the discriminator on originals and reconstructions, [B,1,H,W] each."""
+    def _discriminator_loss(self, images: tuple[Tensor, Tensor]) -> Scalars:
+        """Loss of the discriminator on originals and reconstructions, [B,1,H,W] each; backward."""
         # Not one batch of both halves: two ranks then differed from one by 3e-4 after ten steps.
         real_logits = self.discriminator(images[0]).float()
         recon_logits = self.discriminator(images[1]).float()
@@ -254,13 +259,7 @@ class VQGAN(LightningModule):
         # discriminator is guessing.
         on_real, on_recon = (real_logits > 0).float(), (recon_logits < 0).float()
         right = 0.5 * (on_real.mean() + on_recon.mean())
-        logged = {"discriminator": loss, "discriminator_right": right}
-        if stepping:
-            optimizer = opt_disc.optimizer  # without Lightning's counter, see the class's text
-            logged["gradient_norm/discriminator"] = self._clip(optimizer, "discriminator", batch)
-            optimizer.step()
-            optimizer.zero_grad()
-        return logged
+        return {"discriminator": loss, "discriminator_right": right}
 
     def _log_means(self, values: Scalars) -> None:
         """Log means over the ranks at the number of generator steps; Lightning counts batches."""
@@ -276,15 +275,13 @@ class VQGAN(LightningModule):
         for logger in self.loggers:
             logger.log_metrics(numbers, self.global_step)
 
-    def _clip(self, optimizer: Any, name: str, batch: dict) -> Tensor:
+    def _clip(self, optimizer: Any) -> Tensor:
         """Clip the gradient's norm to `gradient_clip_norm`; return the norm before clipping."""
         # By optimizer groups: the module's own list has the frozen φ.
         weights = []
         for group in optimizer.param_groups:
             weights += group["params"]
-        norm = torch.nn.utils.clip_grad_norm_(weights, self.hparams["gradient_clip_norm"])
-        check_finite({f"gradient of the {name}": norm}, batch, self.global_step)
-        return norm
+        return torch.nn.utils.clip_grad_norm_(weights, self.hparams["gradient_clip_norm"])
 
     @staticmethod
     def _as_list(value: Any) -> list[Any]:

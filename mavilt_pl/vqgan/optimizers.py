@@ -25,12 +25,15 @@ def build_optimizers(
     """
     trained = [weight for weight in tokenizer.parameters() if weight.requires_grad]
     rate, warmup = settings["learning_rate"], settings["warmup"]
-    generator = torch.optim.AdamW(trained, rate, betas=settings["betas"], weight_decay=1e-4)
+    # One kernel for all weights and operations.
+    generator = torch.optim.AdamW(
+        trained, rate, betas=settings["betas"], weight_decay=1e-4, fused=True
+    )
     optimizers: list[torch.optim.Optimizer] = [generator]
     schedules = [warm_cosine(generator, warmup, steps)]
     if discriminator is not None:
         # β₁ of 0.5 as pix2pix and taming: less momentum, since its target moves.
-        opt_disc = torch.optim.AdamW(discriminator.parameters(), rate, betas=(0.5, 0.9))
+        opt_disc = torch.optim.AdamW(discriminator.parameters(), rate, betas=(0.5, 0.9), fused=True)
         optimizers.append(opt_disc)
         # It takes its first step at `gan_start`, so its schedule is shorter.
         schedules.append(warm_cosine(opt_disc, warmup, steps - settings["gan_start"]))

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mavilt_pl.parallel.device import copy_to
 from mavilt_pl.parallel.distributed import all_reduce_sum, gather_interleaved, rank_and_size
 from mavilt_pl.ranges import NonNegativeFloat, Probability, Size
 
@@ -242,7 +243,7 @@ class Quantizer(nn.Module):
         """
         rank, size = rank_and_size()
         batch, positions, _ = z_BNd.shape
-        picks_K = self._random_rows(batch * size * positions).to(z_BNd.device)
+        picks_K = copy_to(self._random_rows(batch * size * positions), z_BNd.device)
         # The flat index counts through the images of all ranks.
         image_K, position_K = picks_K // positions, picks_K % positions
         is_here_K1 = (image_K % size == rank).unsqueeze(1)
@@ -252,9 +253,12 @@ class Quantizer(nn.Module):
 
     def _count_and_sum(self, z_Xd: Tensor, codes_X: Tensor) -> tuple[Tensor, Tensor]:
         """How many latents chose each code [K], and the sums of these latents [K,d]."""
-        # bincount and index_add_ instead of a one-hot matrix [X,K] and a product with it.
-        counts_K = torch.bincount(codes_X, minlength=self.codebook_size).to(z_Xd)
+        # index_add_ instead of a one-hot matrix [X,K] and a product with it, nor bincount, whose
+        # length the host would wait for.
         zeros_Kd = z_Xd.new_zeros(self.codebook_size, z_Xd.shape[1])
+        counts_K = z_Xd.new_zeros(self.codebook_size).index_add_(
+            0, codes_X, z_Xd.new_ones(len(codes_X))
+        )
         return counts_K, zeros_Kd.index_add_(0, codes_X, z_Xd)
 
     def set_codes(self, counts_K: Tensor, sums_Kd: Tensor, mask_K: Tensor) -> None:
