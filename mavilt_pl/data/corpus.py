@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ TEXT_COLUMNS = ("source", "patient", "study", "split", "findings", "impression",
 JSON_COLUMNS = ("labels", "questions", "images")
 SCHEMA = pa.schema([(name, pa.string()) for name in (*TEXT_COLUMNS, *JSON_COLUMNS)])
 BLOCK = 1 << 22  # bytes hashed at a time
+OPEN_SHARDS = 64  # of a corpus in a process; each holds a file descriptor
 LABEL_VALUES = {"present": 1.0, "absent": 0.0}
 
 
@@ -55,6 +58,55 @@ def corpus_files_sha256(path: Path, shards: int) -> str:
             while block := file.read(BLOCK):
                 digest.update(block)
     return digest.hexdigest()
+
+
+class _PixelShards:
+    """Pixels of a corpus by image row; shards are mapped when they are read, a few at a time.
+
+    A map holds a file descriptor, of which a process usually has 1,024 for everything.
+
+    Args:
+        corpus: folder of the corpus.
+        count: number of shards.
+
+    Raises:
+        OSError, ValueError: a shard is missing or damaged.
+    """
+
+    def __init__(self, corpus: Path, count: int):
+        self.corpus = corpus
+        # All headers are read here: a damaged corpus must not fail in the middle of an epoch.
+        lengths = [_shard_length(pixels_path(corpus, number)) for number in range(count)]
+        # Image row i is in the last shard that starts at or before i.
+        self.starts = np.cumsum([0, *lengths])
+        self._open: OrderedDict[int, np.ndarray] = OrderedDict()
+
+    def __getitem__(self, image: int) -> np.ndarray:
+        # `right`, because a row that starts a shard belongs to it and not to the one before.
+        number = int(np.searchsorted(self.starts, image, side="right")) - 1
+        if number not in self._open:
+            self._open[number] = np.load(pixels_path(self.corpus, number), mmap_mode="r")
+        # The shard that was not read for the longest time is closed.
+        self._open.move_to_end(number)
+        if len(self._open) > OPEN_SHARDS:
+            self._open.popitem(last=False)
+        return self._open[number][image - self.starts[number]]
+
+
+def _shard_length(path: Path) -> int:
+    """Images of a shard, from its header and its size.
+
+    Raises:
+        OSError, ValueError: the file is missing, cut short or no array.
+    """
+    with path.open("rb") as file:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0
+        shape, _, dtype = (read if version == (1, 0) else np.lib.format.read_array_header_2_0)(file)
+        missing = file.tell() + math.prod(shape) * dtype.itemsize - path.stat().st_size
+    if missing > 0:
+        raise ValueError(f"{path.name} lacks its last {missing:,} bytes")
+    return shape[0]
 
 
 class Corpus:
@@ -87,10 +139,7 @@ class Corpus:
         # All parts are opened here: a damaged corpus must not fail in the middle of an epoch.
         try:
             table = pa.ipc.open_file(pa.memory_map(str(self.path / "studies.arrow"))).read_all()
-            self._shards = [
-                np.load(pixels_path(self.path, number), mmap_mode="r")
-                for number in range(self.facts["shards"])
-            ]
+            self._pixels = _PixelShards(self.path, self.facts["shards"])
         except (OSError, ValueError, pa.ArrowInvalid) as error:
             raise UserError(
                 f"{self.path}: {error}: a part of the corpus is missing or damaged; prepare it "
@@ -98,11 +147,10 @@ class Corpus:
             ) from None
         self._rows = len(table)
         self._columns = {name: table[name] for name in SCHEMA.names}
-        # Row i of the pixel store is in the last shard that starts at or before i.
-        self._starts = np.cumsum([0, *(len(shard) for shard in self._shards)])
-        if self._rows != self.facts["studies"] or self._starts[-1] != self.n_images:
+        num_images = int(self._pixels.starts[-1])
+        if self._rows != self.facts["studies"] or num_images != self.n_images:
             raise UserError(
-                f"{self.path}: {self._rows} studies and {self._starts[-1]} images found; expected "
+                f"{self.path}: {self._rows} studies and {num_images} images found; expected "
                 f"{self.facts['studies']} and {self.n_images} by corpus.json: prepare it again"
             )
 
@@ -181,9 +229,7 @@ class Corpus:
 
     def pixels(self, image: int) -> np.ndarray:
         """Pixels of image row `image`, uint8 [S,S], memory-mapped."""
-        # `right`, because a row that starts a shard belongs to it and not to the one before.
-        shard = int(np.searchsorted(self._starts, image, side="right")) - 1
-        return self._shards[shard][image - self._starts[shard]]
+        return self._pixels[image]
 
     def labels(self, findings: Sequence[str], blank_is_absent: bool = False) -> np.ndarray:
         """Labels of all studies, float32 [studies, F].

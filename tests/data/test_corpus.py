@@ -22,6 +22,7 @@ from mavilt_pl.cli import main
 from mavilt_pl.data.corpus import Corpus
 from mavilt_pl.data.decode_journal import DecodeJournal
 from mavilt_pl.data.radiograph import read_radiograph, read_sized, resize
+from mavilt_pl.errors import UserError
 from mavilt_pl.parallel.process_pool import IsolatedMap
 
 
@@ -229,3 +230,39 @@ def test_blank_labels_are_unknown_or_absent(corpus_path: Path) -> None:
     np.testing.assert_array_equal(absent[:, 0], np.nan_to_num(unknown[:, 0]))
     # Phantoms do not have it: nothing is known.
     assert np.isnan(absent[:, 2]).all()
+
+
+MANY_SHARDS = """
+import resource, sys
+from mavilt_pl.data.corpus import Corpus
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128))
+corpus = Corpus(sys.argv[1])
+print([int(corpus.pixels(image)[0, 0]) for image in range(corpus.n_images)])
+"""
+
+
+def test_a_corpus_may_have_more_shards_than_a_process_may_open(
+    corpus_path: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "corpus"
+    shutil.copytree(corpus_path, out)
+    (pixels,) = [np.load(path) for path in out.glob("pixels-*.npy")]
+    # The images again and again, in shards of one and of two.
+    images = [np.full_like(pixels[0], number % 251) for number in range(300)]
+    shards = [images[start : start + 1 + start % 2] for start in range(0, 300, 1)]
+    for number, shard in enumerate(shards):
+        np.save(out / f"pixels-{number:05d}.npy", np.stack(shard))
+    facts = json.loads((out / "corpus.json").read_text())
+    facts |= {"shards": len(shards), "images": sum(map(len, shards))}
+    (out / "corpus.json").write_text(json.dumps(facts))
+    run = subprocess.run(
+        [sys.executable, "-c", MANY_SHARDS, str(out)], capture_output=True, text=True
+    )
+    expected = [int(image[0, 0]) for shard in shards for image in shard]
+    assert run.returncode == 0 and json.loads(run.stdout) == expected, run.stderr
+    # A shard that lost its end is found when the corpus is opened.
+    path = out / "pixels-00250.npy"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"pixels-00250.npy lacks its last 1 bytes"):
+        Corpus(out)
