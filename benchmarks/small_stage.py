@@ -121,10 +121,12 @@ def backward_by_pass(module: Any, packed: Sequence[Any]) -> None:
         pass_loss(module, packed, one).backward()
 
 
-def seconds_in_turns(ways: Mapping[str, Callable[[], Any]]) -> dict[str, list[float]]:
+def seconds_in_turns(
+    ways: Mapping[str, Callable[[], Any]], rounds: int = ROUNDS
+) -> dict[str, list[float]]:
     """Seconds of each way in each round, in turns, after one round to warm up."""
     times: dict[str, list[float]] = {name: [] for name in ways}
-    for round_number in range(ROUNDS + 1):
+    for round_number in range(rounds + 1):
         for name, way in ways.items():
             start = time.perf_counter()
             way()

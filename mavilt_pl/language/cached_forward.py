@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import StaticCache
 
 from mavilt_pl.errors import UserError
+from mavilt_pl.language.growing_cache import growing_cache
 from mavilt_pl.language.model import VisualLanguageModel
 
 # The last position of a model without a limit.
@@ -63,10 +64,15 @@ class CachedForward:
 
     def __init__(self, model: VisualLanguageModel, mask_BT: Tensor):
         self.model, self.mask_BT = model, mask_BT
-        self.cache: Any = None
+        # None: the model makes its own.
+        self.cache: Any = growing_cache(model.backbone.config.get_text_config())
+        self.is_first = True
         # transformers 5.24 renamed the argument; models that live outside it keep the older name.
         parameters = signature(model.transformer.forward).parameters
         self.cache_name = "cache" if "cache" in parameters else "past_key_values"
+        # Without padding no mask is needed, and transformers may use its fast causal kernel. Looked
+        # up once: what is fed later is never padding.
+        self.is_whole = bool(mask_BT.all())
         # Finished rows are fed too, past the context if others are longer; nothing of them is read.
         self.last_position = UNLIMITED if model.max_context is None else model.max_context - 1
         # Positions count from the first real token, so padding does not change a row's output.
@@ -75,12 +81,12 @@ class CachedForward:
     def __call__(self, ids_BT: Tensor, grid_index_BT: Tensor | None = None) -> Tensor:
         """Feed ids; the hidden state [B,D] at the last of them."""
         # The mask covers the cache and the new ids; positions are those of the new ids alone.
-        if self.cache is not None:
+        if not self.is_first:
             new = self.mask_BT.new_ones(len(self.mask_BT), ids_BT.shape[1])
             self.mask_BT = torch.cat([self.mask_BT, new], 1)
             self.position_BT = (self.position_BT[:, -1:] + 1).clamp(max=self.last_position)
-        # Without padding no mask is needed, and transformers may use its fast causal kernel.
-        mask_BT = None if bool(self.mask_BT.all()) else self.mask_BT
+        self.is_first = False
+        mask_BT = None if self.is_whole else self.mask_BT
         out = self._forward(self.model.transformer, ids_BT, grid_index_BT, mask_BT)
         self.cache = out[self.cache_name]
         return out.last_hidden_state[:, -1]
@@ -133,7 +139,6 @@ class StaticCacheForward(CachedForward):
         self.uses_graph = mask_BT.device.type == "cuda"
         mode = "reduce-overhead" if self.uses_graph else "default"
         self.compiled = torch.compile(model.transformer, mode=mode, dynamic=False)
-        self.is_first = True
 
     def __call__(self, ids_BT: Tensor, grid_index_BT: Tensor | None = None) -> Tensor:
         """Feed ids; the hidden state [B,D] at the last of them."""

@@ -29,6 +29,9 @@ from mavilt_pl.language.options import ImageSampling, TextSampling
 # ratio of two tiny probabilities means nothing, and guidance raises it to a power: without the
 # constraint, frontal images were generated for lateral ones.
 PLAUSIBLE = 0.1
+# Finished texts leave the batch when at most this share of its rows is open: a smaller batch costs
+# less, and the copy of the cache for it is paid once.
+LEAVING = 0.7
 
 
 def noise_streams(
@@ -89,15 +92,20 @@ def sample_from_logits(
     return (logits_BK + gumbel).argmax(-1)
 
 
-def text_log_probs(model: VisualLanguageModel, hidden: Tensor) -> Tensor:
-    """Log-probabilities of text rows and `<end>`, float32 [B,V].
+def text_logits(model: VisualLanguageModel, hidden: Tensor) -> Tensor:
+    """Logits of text rows and `<end>`, float32 [B,V].
 
     Rows that the tokenizer never uses are impossible.
     """
     vocabulary = model.vocabulary
     logits = model.text_logits(hidden).float()
     logits[:, vocabulary.num_used_rows : vocabulary.num_text_rows] = -torch.inf
-    return logits.log_softmax(-1)
+    return logits
+
+
+def text_log_probs(model: VisualLanguageModel, hidden: Tensor) -> Tensor:
+    """Log-probabilities of text rows and `<end>`, float32 [B,V]."""
+    return text_logits(model, hidden).log_softmax(-1)
 
 
 def sample_text(
@@ -119,40 +127,56 @@ def sample_text(
     end, device = model.vocabulary.end, model.device
     ids_BT, mask_BT = left_pad(prompts, end, device)
     forward = CachedForward(model, mask_BT)
-    steps: list[Tensor] = []
-    is_open_B = torch.ones(len(ids_BT), dtype=torch.bool, device=device)
-    limit_B = torch.tensor(limits, device=device)
-    # All rows take the same steps; a finished one is fed `<end>` until the last is done.
+    texts: list[list[int]] = [[] for _ in prompts]
+    rows = list(range(len(prompts)))  # that are still in the batch
     for length in range(1, max(limits) + 1):
         hidden_BD = forward(ids_BT)
-        # Once is enough: NaN weights show in the first step, and the check waits for the device.
-        if not steps:
+        # Once is enough: NaN weights show in the first step.
+        if length == 1:
             check_finite(hidden_BD)
-        log_probs_BV = text_log_probs(model, hidden_BD)
-        if sampling.temperature > 0:
-            width = log_probs_BV.shape[1]
-            # A stream for each row, so a text does not depend on its batch. On the CPU, since a
-            # GPU's generator would give other texts.
-            noise_BV = torch.stack([torch.rand(width, generator=stream) for stream in streams])
-            chosen_B = sample_from_logits(
-                log_probs_BV,
-                noise_BV.to(device),
-                sampling.temperature,
-                sampling.top_k,
-                sampling.top_p,
-            )
-        else:
-            chosen_B = log_probs_BV.argmax(-1)
-        # Only the new token is fed: the cache holds everything before it.
-        ids_BT = torch.where(is_open_B, chosen_B, end)[:, None]
-        steps.append(ids_BT[:, 0])
-        is_open_B &= (ids_BT[:, 0] != end) & (length < limit_B)
-        if not bool(is_open_B.any()):
+        chosen_B = _choose_token(model, hidden_BD, sampling, [streams[row] for row in rows])
+        is_open = []
+        for row, chosen in zip(rows, chosen_B.tolist()):
+            # A finished row is fed on until it leaves; nothing of it is read.
+            continues = length <= limits[row] and not (texts[row] and texts[row][-1] == end)
+            if continues:
+                texts[row].append(chosen)
+            is_open.append(continues and chosen != end and length < limits[row])
+        if not any(is_open):
             break
-    texts = []
-    for row in torch.stack(steps, 1).tolist():
-        texts.append(row[: row.index(end)] if end in row else row)
-    return texts
+        # Only the new token is fed: the cache holds everything before it.
+        ids_BT = chosen_B[:, None]
+        if sum(is_open) <= LEAVING * len(rows):
+            kept = [index for index, stays in enumerate(is_open) if stays]
+            rows = [rows[index] for index in kept]
+            kept_B = torch.tensor(kept, device=device)
+            forward.reorder(kept_B)
+            ids_BT = ids_BT[kept_B]
+    return [text[:-1] if text and text[-1] == end else text for text in texts]
+
+
+def _choose_token(
+    model: VisualLanguageModel,
+    hidden_BD: Tensor,
+    sampling: TextSampling,
+    streams: Sequence[torch.Generator],
+) -> Tensor:
+    """The next token of each row, int64 [B]."""
+    # The normaliser changes no maximum.
+    if sampling.temperature == 0:
+        return text_logits(model, hidden_BD).argmax(-1)
+    log_probs_BV = text_log_probs(model, hidden_BD)
+    width = log_probs_BV.shape[1]
+    # A stream for each row, so a text does not depend on its batch. On the CPU, since a GPU's
+    # generator would give other texts.
+    noise_BV = torch.stack([torch.rand(width, generator=stream) for stream in streams])
+    return sample_from_logits(
+        log_probs_BV,
+        noise_BV.to(hidden_BD.device),
+        sampling.temperature,
+        sampling.top_k,
+        sampling.top_p,
+    )
 
 
 @torch.inference_mode()
