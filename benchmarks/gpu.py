@@ -29,6 +29,7 @@ import transformers
 from small_stage import TEXT, build_stage, long_reports, pass_loss, write_inputs
 
 from mavilt_pl.language import Stage1, TuningOptions
+from mavilt_pl.language.flops import step_flops
 
 WARM_UP = 3
 
@@ -55,27 +56,6 @@ def matrix_product_rate(device: torch.device) -> float:
     return 2 * side**3 / median_seconds(lambda: a @ b, device, 10)
 
 
-def count_flops(module: Any, packed: list[Any]) -> tuple[float, int, int]:
-    """FLOPs of a step forward and backward, the positions without padding, and the targets."""
-    model, vocabulary = module.model, module.model.vocabulary
-    config = model.backbone.config
-    layers, width = config.num_hidden_layers, config.hidden_size
-    body = sum(parameter.numel() for parameter in model.transformer.parameters())
-    body -= model.backbone.get_input_embeddings().weight.numel()
-    total, positions, targets = 0.0, 0, 0
-    for group in packed:
-        for row in range(len(group.ids_BT)):
-            length = int(group.column_M[group.row_M == row].max()) + 2
-            positions += length
-            total += 6 * body * length + 12 * layers * width * length**2
-        texts = group.num_text_targets
-        images = len(group.target_M) - texts
-        head_rows = images * vocabulary.codebook_size + texts * (vocabulary.end + 1)
-        total += 6 * width * head_rows
-        targets += len(group.target_M)
-    return total, positions, targets
-
-
 def main(args: argparse.Namespace) -> None:
     """Print the rates of a step and of generation."""
     device = torch.device(args.device)
@@ -86,7 +66,9 @@ def main(args: argparse.Namespace) -> None:
     weights = sum(parameter.numel() for parameter in module.parameters())
     module.to(device)
     packed = module.collate.pack(long_reports(args.batch), training=True)
-    work, positions, targets = count_flops(module, packed)
+    work = step_flops(module.model, packed)
+    positions = sum(sum(group.lengths) for group in packed)
+    targets = sum(len(group.target_M) for group in packed)
     groups = [group.to(device) for group in packed]
     optimizer = torch.optim.AdamW(module.parameters(), lr=5e-6, fused=device.type == "cuda")
 

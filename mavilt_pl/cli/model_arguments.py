@@ -40,6 +40,12 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", default="auto", help="cpu, cuda, … (default: a GPU if there is one)"
     )
+    parser.add_argument(
+        "--dtype",
+        choices=["float32", "bfloat16"],
+        default="float32",
+        help="of the language model's weights (default float32)",
+    )
 
 
 def add_images(parser: argparse.ArgumentParser) -> None:
@@ -147,4 +153,4 @@ def load_model(args: argparse.Namespace) -> Any:
     print("Research software, no medical device.", file=sys.stderr)
     # `draw` and `export` have no --fit.
     fit: Fit = getattr(args, "fit", "pad")
-    return MAViLT.from_runs(args.model, args.tokenizer, args.backbone, args.device, fit)
+    return MAViLT.from_runs(args.model, args.tokenizer, args.backbone, args.device, fit, args.dtype)

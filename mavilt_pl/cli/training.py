@@ -52,6 +52,7 @@ from mavilt_pl.trainer.resume_settings import ResumeSettings
 from mavilt_pl.trainer.rng_state import RNGStates
 from mavilt_pl.trainer.run_lock import run_lock
 from mavilt_pl.trainer.slurm import PreemptedExit
+from mavilt_pl.trainer.speed import Speed
 from mavilt_pl.trainer.tensorboard_resume import TensorBoardResume
 
 # Warnings and tips of libraries that a user of these commands cannot act on.
@@ -192,7 +193,7 @@ class MaviltCLI(LightningCLI):
     ) -> list[Callback]:
         """Callbacks that let a run be interrupted at any moment and continue."""
         options = self.config[self.subcommand]
-        callbacks: list[Callback] = [ResumeSettings(), RNGStates(), ResumePosition()]
+        callbacks: list[Callback] = [ResumeSettings(), RNGStates(), ResumePosition(), Speed()]
         if not sys.stderr.isatty():
             callbacks.append(ProgressLog())
         if config["logger"]:

@@ -180,6 +180,9 @@ class ResultsWriter(Callback):
                 "the test computed no figure: add metric callbacks (mavilt_pl.callbacks) to "
                 "trainer.callbacks"
             )
+        precision = _weights_dtype(pl_module)
+        if precision != "float32":
+            figures = [{**one, "protocol": f"{one['protocol']}; {precision}"} for one in figures]
         samples: dict[str, Any] = {"notice": NOTICE}
         for callback in sources:
             if callback.examples:
@@ -250,6 +253,7 @@ def _provenance(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
             "data": _without_paths(data.hparams),
         },
         "decoding": dict(module.hparams.get("sampling", {})),
+        "precision": _weights_dtype(module),
         # Of the test. Lightning's `seed_everything` leaves it in the environment.
         "seed": int(os.environ.get("PL_GLOBAL_SEED", 0)),
         "versions": versions(),
@@ -258,6 +262,12 @@ def _provenance(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
         # `ru_maxrss` is in KiB on Linux.
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
+
+
+def _weights_dtype(module: LightningModule) -> str:
+    """Type of the module's weights, such as float32."""
+    weight = next(module.parameters(), None)
+    return "float32" if weight is None else str(weight.dtype).removeprefix("torch.")
 
 
 def _training(checkpoint: Path | None) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -70,6 +70,7 @@ class MAViLT:
         backbone: str | Path | None = None,
         device: str = "auto",
         fit: Fit = "pad",
+        dtype: Literal["float32", "bfloat16"] = "float32",
     ) -> MAViLT:
         """Load the runs of a training.
 
@@ -81,6 +82,7 @@ class MAViLT:
                 config and tokenizer are read there.
             device: cpu, cuda, …; auto for a GPU if there is one.
             fit: framing of images, `pad` or `crop`.
+            dtype: of the language model's weights.
 
         Raises:
             UserError: the two do not belong together, or a file is not what it should be.
@@ -121,7 +123,9 @@ class MAViLT:
         shares_prefix = language_model.can_share_prefix(
             prompts.longest_pair() + prompts.max_text_tokens
         )
-        generator = Generator(language_model.to(target), prompts, sampling, shares_prefix)
+        generator = Generator(
+            language_model.to(target, getattr(torch, dtype)), prompts, sampling, shares_prefix
+        )
         return cls(generator, vqgan.to(target), fit)
 
     @torch.inference_mode()

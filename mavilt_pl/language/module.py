@@ -6,8 +6,9 @@ Shape legend: B studies, M target positions, S tasks.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from mavilt_pl.checkpoint import FORMAT_KEY, FORMAT_VERSION
 from mavilt_pl.data.token_cache import TokenCache
 from mavilt_pl.errors import UserError
+from mavilt_pl.language.flops import peak_flops, step_flops
 from mavilt_pl.language.fsdp import FSDPMixin
 from mavilt_pl.language.generation import Generator
 from mavilt_pl.language.l2_regularization import (
@@ -36,16 +38,17 @@ from mavilt_pl.language.options import (
     as_options,
     check_options,
 )
-from mavilt_pl.language.pass_backward import PassBackwardMixin
 from mavilt_pl.language.prompt_builder import PromptBuilder
 from mavilt_pl.language.prompt_collate import PromptCollate
-from mavilt_pl.language.sequences import PackedBatch
 from mavilt_pl.language.stage_checkpoint import check_stage_checkpoint, read_earlier_stage
-from mavilt_pl.language.task_loss import count_targets, span_sums, task_shares, weighted_pass
-from mavilt_pl.parallel.distributed import all_reduce_sum, rank_and_size
+from mavilt_pl.language.task_loss import count_targets, span_sums, task_shares
+from mavilt_pl.language.training_step import TrainingStep
+from mavilt_pl.parallel.distributed import all_reduce_sum
+
+HALF_PRECISIONS = ("bf16-mixed", "bf16-true")
 
 
-class LanguageModule(PassBackwardMixin, FSDPMixin, LightningModule):
+class LanguageModule(TrainingStep, FSDPMixin, LightningModule):
     """Trains a `VisualLanguageModel` on image → text and text → image sequences.
 
     The prompts are built in the loader's workers (`PromptCollate`); `generator` decodes.
@@ -178,7 +181,7 @@ class LanguageModule(PassBackwardMixin, FSDPMixin, LightningModule):
         # would take it for the whole training. Its new rows are the same, since their noise has a
         # fixed seed.
         model = self._load_model(cache, self.model.options)
-        model = model.to(self.device).eval()
+        model = model.to(self.device, next(self.model.parameters()).dtype).eval()
         mine = self.generator
         return Generator(model, self.prompts, mine.sampling, mine.shares_prefix)
 
@@ -226,77 +229,7 @@ class LanguageModule(PassBackwardMixin, FSDPMixin, LightningModule):
             moved["packed"] = [group.to(device) for group in batch["packed"]]
         return moved
 
-    def _packed(self, batch: Mapping[str, Any]) -> Sequence[PackedBatch]:
-        if "packed" not in batch:
-            raise UserError(
-                "the batch has no codes: name a token cache for each corpus (data.tokens), as "
-                "`mavilt tokenize` writes it"
-            )
-        return batch["packed"]
-
     # Losses.
-
-    def training_step(self, batch: Any, index: int) -> Tensor:
-        """The weighted loss of the tasks, over the targets of all ranks.
-
-        All passes but the last go backward here, each before the next one is read: their
-        activations are never held together. The value returned is that of all, its gradient that of
-        the last.
-        """
-        self._log_events(batch)
-        passes = self._packed(batch)
-        means = self._mean_counts(passes)
-        shares = task_shares(means, self.tuning)
-        factors = {task: share / means[task] for task, share in shares.items()}
-        nats = {task: torch.zeros((), device=self.device) for task in means}
-
-        def pass_loss(packed: PackedBatch) -> Tensor:
-            sums = span_sums(self.model.token_losses(packed), packed)
-            for task, value in sums:
-                nats[task] += value.detach()
-            return weighted_pass(sums, factors)
-
-        loss = self.sum_of_passes(passes, pass_loss, index)
-        if shares and self.logs_this_step:
-            self._log_losses(nats, means, shares, len(batch["studies"]))
-        return loss
-
-    def _mean_counts(self, passes: Sequence[PackedBatch]) -> dict[str, float]:
-        """Targets of each task that has any, as a mean over the ranks.
-
-        Each rank divides its sums by them. The mean over ranks, of values and of gradients, is then
-        that of one rank with the whole batch.
-        """
-        counts: list[float] = [*count_targets(passes)]
-        world = rank_and_size()[1]
-        # The only number of a step that the host must wait for.
-        if world > 1:
-            totals = torch.tensor(counts, device=self.device)
-            counts = (all_reduce_sum(totals) / world).tolist()
-        return {task: count for task, count in zip(TASKS, counts) if count}
-
-    def _log_losses(
-        self,
-        nats: Mapping[str, Tensor],
-        means: Mapping[str, float],
-        shares: Mapping[str, float],
-        num_studies: int,
-    ) -> None:
-        """Log mean nats of each task and the loss, of all ranks."""
-        logged = {f"train/{task}_nats": value / means[task] for task, value in nats.items()}
-        weighted = [share * logged[f"train/{task}_nats"] for task, share in shares.items()]
-        logged["train/loss"] = torch.stack(weighted).sum()
-        # One collective for all logged values; `sync_dist` would make one for each.
-        values = all_reduce_sum(torch.stack([*logged.values()])) / rank_and_size()[1]
-        self.log_dict(dict(zip(logged, values)), batch_size=num_studies)
-        self.log("loss", values[-1], prog_bar=True, logger=False)
-
-    def _log_events(self, batch: Mapping[str, Any]) -> None:
-        """Log how many texts were truncated or empty since the start."""
-        self.event_counts.update(batch.get("prompt_counts", {}))
-        if self.event_counts and self.logs_this_step:
-            counts = {f"train/{name}": float(n) for name, n in self.event_counts.items()}
-            self.log_dict(counts, batch_size=1)
 
     def on_validation_epoch_start(self) -> None:
         """Start the sums of each source at zero."""
@@ -306,7 +239,7 @@ class LanguageModule(PassBackwardMixin, FSDPMixin, LightningModule):
     def validation_step(self, batch: Any, index: int, dataloader_idx: int = 0) -> None:
         """Add a batch to the sums of its source."""
         sums_2S = self._validation_sums[dataloader_idx]
-        passes = self._packed(batch)
+        passes = self.packed_passes(batch)
         # Only summed here; ranks meet once per epoch, not once per batch.
         for packed in passes:
             for task, nats in span_sums(self.model.token_losses(packed), packed):
@@ -330,10 +263,33 @@ class LanguageModule(PassBackwardMixin, FSDPMixin, LightningModule):
                 loss = sum(share * means[task] for task, share in shares.items())
                 self.log(f"val/{name}/loss", loss, prog_bar=True, sync_dist=True)
 
+    def on_test_start(self) -> None:
+        """Decode in the precision that is asked for: with bf16, weights of bfloat16."""
+        # Callbacks decode outside the context in which Lightning casts a step.
+        self._weights_before_test = None
+        if self.trainer.precision in HALF_PRECISIONS:
+            self._weights_before_test = [weight.data.cpu() for weight in self.model.parameters()]
+            self.model.to(torch.bfloat16)
+
+    def on_test_end(self) -> None:
+        """Take the trained weights again, to the bit."""
+        if self._weights_before_test is not None:
+            for weight, before in zip(self.model.parameters(), self._weights_before_test):
+                weight.data = before.to(weight.device)
+
     def test_step(self, batch: Any, index: int, dataloader_idx: int = 0) -> None:
         """Do nothing: metric callbacks ask for reports, images and answers."""
 
     # Optimization.
+
+    def batch_flops(self, batch: Mapping[str, Any]) -> float:
+        """Model FLOPs of a batch of this rank, forward and backward; see `flops`."""
+        return step_flops(self.model, self.packed_passes(batch))
+
+    @cached_property
+    def peak_flops(self) -> float | None:
+        """Peak FLOP/s of the device; None if it is not known."""
+        return peak_flops(self.device)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Add the gradient of L2-SP, once a step and before clipping; log the distances."""

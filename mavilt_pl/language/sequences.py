@@ -49,6 +49,7 @@ class PackedBatch:
     branch_M: Tensor
     spans: tuple[TargetSpan, ...]
     num_branches: int
+    lengths: tuple[int, ...]  # of the rows, without padding
 
     @property
     def num_text_targets(self) -> int:
@@ -177,6 +178,7 @@ def pack(trees: Sequence[Tree], pad_id: int = 0, context: int | None = None) -> 
         branch_M=branch_M,
         spans=_spans(targets),
         num_branches=num_branches,
+        lengths=tuple(tree.length for tree in trees),
     )
 
 

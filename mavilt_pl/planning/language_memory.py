@@ -116,7 +116,7 @@ def plan_language(training: Training) -> Memory:
         activations=_activation_bytes(training),
         logits=_logit_bytes(training) + _head_gradient_bytes(training) // shards,
         whole=whole,
-        # With shards the passes of a step go backward together (`language.pass_backward`).
+        # With shards the passes of a step go backward together (`language.training_step`).
         accumulated=gradients if shards == 1 else 0,
         details={
             "reading_length": batch.reading_length,

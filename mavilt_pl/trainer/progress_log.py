@@ -13,8 +13,17 @@ from lightning import Callback, LightningModule, Trainer
 logger = logging.getLogger(__name__)
 
 
+# Of `Speed`, which comes before this callback.
+SPEEDS = {
+    "studies_per_s": "{:.3g} studies/s",
+    "positions_per_s": "{:,.0f} positions/s",
+    "mfu": "MFU {:.2f}",
+    "memory_gb": "{:.1f} GB",
+}
+
+
 class ProgressLog(Callback):
-    """Logs a line every `log_every_n_steps` steps: step, loss, learning rate, speed, time left.
+    """Logs a line every `log_every_n_steps` steps: step, loss, rate, speed, memory, time left.
 
     A progress bar writes nothing into a file, so the log of a job would be empty until its end.
     """
@@ -43,6 +52,9 @@ class ProgressLog(Callback):
             parts.append(f"loss {float(loss):.4g}")
         rate = trainer.optimizers[0].param_groups[0]["lr"]
         parts += [f"learning rate {rate:.3g}", f"{seconds:.2g} s a step"]
+        for name, words in SPEEDS.items():
+            if f"speed/{name}" in trainer.callback_metrics:
+                parts.append(words.format(float(trainer.callback_metrics[f"speed/{name}"])))
         if total != math.inf:
             parts.append(f"{timedelta(seconds=round(seconds * max(total - step, 0)))} left")
         logger.info("%s", ", ".join(parts))
