@@ -26,7 +26,8 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         type=Path,
-        help="run of Stage 1 or Stage 2, or its checkpoint (default in a project: runs/stage2)",
+        help="run of Stage 1 or Stage 2, its checkpoint, or an exported folder (default in a "
+        "project: runs/stage2)",
     )
     parser.add_argument(
         "--tokenizer",
@@ -143,6 +144,7 @@ def named_model(args: argparse.Namespace) -> Path:
 
 def load_model(args: argparse.Namespace) -> Any:
     """The model that the arguments name."""
+    from mavilt_pl.inference.exported import is_exported
     from mavilt_pl.inference.mavilt import MAViLT
 
     args.model = named_model(args)
@@ -153,4 +155,12 @@ def load_model(args: argparse.Namespace) -> Any:
     print("Research software, no medical device.", file=sys.stderr)
     # `draw` and `export` have no --fit.
     fit: Fit = getattr(args, "fit", "pad")
+    # An exported folder has everything in it.
+    if is_exported(args.model):
+        for option in ("tokenizer", "backbone"):
+            if getattr(args, option):
+                raise UserError(
+                    f"--{option}: {args.model} is an exported model, which has its own: drop it"
+                )
+        return MAViLT.from_pretrained(args.model, args.device, fit, args.dtype)
     return MAViLT.from_runs(args.model, args.tokenizer, args.backbone, args.device, fit, args.dtype)

@@ -17,6 +17,7 @@ from transformers.tokenization_utils_base import AddedToken
 
 from mavilt_pl import __version__
 from mavilt_pl.checkpoint import FORMAT_KEY, FORMAT_VERSION
+from mavilt_pl.inference.exported import FACTS, POSITIONS, VQGAN, settings_of
 from mavilt_pl.inference.mavilt import MAViLT
 from mavilt_pl.language.adapters import merge_adapters
 from mavilt_pl.language.model import VisualLanguageModel
@@ -44,10 +45,11 @@ def export(
     generator = model.generator
     # The weights first: it is the step that a full disk stops.
     save_language_model(generator.model, out)
-    facts = json.loads((out / "visual.json").read_text(encoding="utf-8"))
+    facts = json.loads((out / FACTS).read_text(encoding="utf-8"))
     facts |= _prompts(generator.prompts)
-    atomic_write_text(out / "visual.json", json.dumps(facts, indent=1))
-    save_vqgan(model.vqgan, out / "vqgan.ckpt")
+    facts["settings"] = settings_of(generator)
+    atomic_write_text(out / FACTS, json.dumps(facts, indent=1))
+    save_vqgan(model.vqgan, out / VQGAN)
     example = EXAMPLE.read_text(encoding="utf-8")
     (out / "example.py").write_text(example, encoding="utf-8")
     # Settings as the training had them, not as this machine uses them.
@@ -95,10 +97,10 @@ def save_language_model(model: VisualLanguageModel, out: Path) -> None:
         "codes_per_image": vocabulary.codes_per_image,
         "num_used_rows": vocabulary.num_used_rows,
     }
-    atomic_write_text(out / "visual.json", json.dumps(facts, indent=1))
+    atomic_write_text(out / FACTS, json.dumps(facts, indent=1))
     if model.grid_positions is not None:
         positions = model.grid_positions.detach().cpu().contiguous()
-        save_file({"grid_positions": positions}, out / "grid_positions.safetensors")
+        save_file({"grid_positions": positions}, out / POSITIONS)
 
 
 def save_vqgan(vqgan: Tokenizer, path: Path) -> None:

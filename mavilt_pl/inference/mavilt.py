@@ -22,6 +22,7 @@ from mavilt_pl.data.pixels import to_float, to_uint8
 from mavilt_pl.data.radiograph import Fit, read_sized
 from mavilt_pl.data.records import OTHER, Side
 from mavilt_pl.errors import MaviltWarning, UserError
+from mavilt_pl.inference.exported import is_exported, load_exported
 from mavilt_pl.inference.judge import Judge
 from mavilt_pl.language.generation import Generator
 from mavilt_pl.language.model import VisualLanguageModel
@@ -61,6 +62,32 @@ class MAViLT:
     def __init__(self, generator: Generator, vqgan: Tokenizer, fit: Fit = "pad"):
         self.generator, self.vqgan, self.fit = generator, vqgan, fit
         self.multi_view = generator.model.vocabulary.multi_view
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        device: str = "auto",
+        fit: Fit = "pad",
+        dtype: Literal["float32", "bfloat16"] = "float32",
+    ) -> MAViLT:
+        """Load a folder that `mavilt export` wrote, or a run of a training.
+
+        Args:
+            path: the folder.
+            device: cpu, cuda, …; auto for a GPU if there is one.
+            fit: framing of images, `pad` or `crop`.
+            dtype: of the language model's weights.
+
+        Raises:
+            UserError: it is neither, or a file is damaged.
+        """
+        if not is_exported(Path(path)):
+            return cls.from_runs(path, device=device, fit=fit, dtype=dtype)
+        target = resolve_device(device)
+        generator, vqgan = load_exported(Path(path))
+        generator.model.to(target, getattr(torch, dtype))
+        return cls(generator, vqgan.to(target), fit)
 
     @classmethod
     def from_runs(

@@ -51,6 +51,7 @@ class VisualLanguageModel(nn.Module):
         codes_per_image: N.
         options: `grid_positions`, `multi_view`, `loss_vocabulary`, `attention`.
         tuning: `method`, `lora`, `gradient_checkpointing`.
+        grown: the vocabulary of a backbone that has been grown and exported.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class VisualLanguageModel(nn.Module):
         codes_per_image: int,
         options: ModelOptions | None = None,
         tuning: TuningOptions | None = None,
+        grown: VisualVocabulary | None = None,
     ):
         super().__init__()
         self.options, tuning = options or ModelOptions(), tuning or TuningOptions()
@@ -71,7 +73,7 @@ class VisualLanguageModel(nn.Module):
         # (`sampling.text_log_probs`).
         rows = backbone.get_input_embeddings().num_embeddings
         used = max(tokenizer.get_vocab().values()) + 1
-        self.vocabulary = VisualVocabulary(
+        self.vocabulary = grown or VisualVocabulary(
             num_text_rows=rows,
             num_used_rows=min(used, rows),
             codebook_size=len(codebook),
@@ -84,9 +86,9 @@ class VisualLanguageModel(nn.Module):
         self.new_rows: NewRows | None = None
         # Fixed old rows and trained new ones are separate weights: in one, weight decay would move
         # the old rows even without a gradient.
-        if tuning.method == "full":
+        if tuning.method == "full" and grown is None:
             grow_model(backbone, self.vocabulary, codebook)
-        else:
+        elif tuning.method != "full":
             freeze(backbone)
             self.new_rows = NewRows(backbone, self.vocabulary, codebook)
         if tuning.method == "lora":

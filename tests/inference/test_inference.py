@@ -507,3 +507,29 @@ def test_another_tokenizer_is_refused(
     torch.save({**checkpoint, "global_step": 99}, tmp_path / "other.ckpt")
     assert main(["report", str(images[0]), *runs, "--tokenizer", str(tmp_path / "other.ckpt")]) == 1
     assert "its codes mean different things" in capsys.readouterr().err
+
+
+def test_an_export_is_read_back_to_the_bit(
+    chain: Path, runs: list[str], images: list[Path], tmp_path: Path, capsys: Any
+) -> None:
+    """All three tasks, in Python and by the verbs; a damaged folder is one message."""
+    out = tmp_path / "exported"
+    assert main(["export", "--out", str(out), *runs]) == 0
+    ours = MAViLT.from_runs(chain / "stage2", chain / "vqgan", device="cpu")
+    back = MAViLT.from_pretrained(out, device="cpu")
+    asked = ["Is there edema?", "Is there <image> or <end>?"]
+    assert back.report(images) == ours.report(images)
+    assert back.ask(images[0], asked, ["yes", "no"]) == ours.ask(images[0], asked, ["yes", "no"])
+    assert back.ask(images[0], asked) == ours.ask(images[0], asked)
+    assert np.array_equal(back.draw(["Edema."], seed=3), ours.draw(["Edema."], seed=3))
+    # A run is taken under the same name.
+    assert MAViLT.from_pretrained(chain / "stage2", device="cpu").report(images[0])
+    capsys.readouterr()
+    assert main(["report", str(images[0]), "--model", str(out), "--device", "cpu"]) == 0
+    assert escape(ours.report(images[0])[0]) in capsys.readouterr().out
+    assert main(["report", str(images[0]), "--model", str(out), "--tokenizer", "x"]) == 1
+    assert "has its own: drop it" in capsys.readouterr().err
+    facts = json.loads((out / "visual.json").read_text())
+    (out / "visual.json").write_text(json.dumps({**facts, "settings": {}}))
+    assert main(["report", str(images[0]), "--model", str(out)]) == 1
+    assert "export the run again" in capsys.readouterr().err

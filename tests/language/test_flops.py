@@ -26,7 +26,9 @@ def test_flops_are_those_that_torch_counts(
     tmp_path: Path,
 ) -> None:
     backbone = make_backbone(f"llama-{head}", tmp_path)
-    module = build_stage(backbone, tokens, Stage2, max_text_tokens=40, method=method, attention="eager")
+    module = build_stage(
+        backbone, tokens, Stage2, max_text_tokens=40, method=method, attention="eager"
+    )
     asked = [Question("Is there an effusion?", "yes", "pleural effusion", ("yes", "no"))]
     # Texts of one length, so that nothing is padding but the multiple of 8.
     studies = [{"text": "No edema. " * 6, "study": str(n), "questions": asked} for n in range(3)]
