@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from inspect import signature
-from typing import Any
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -112,10 +113,39 @@ class CachedForward:
         self.cache.reorder_cache(rows)
 
 
+class _Kept(NamedTuple):
+    """A static cache and the step that was compiled for it."""
+
+    key: tuple[Any, ...]  # rows, positions, and where and what the weights are
+    cache: StaticCache
+    step: Any
+
+
+# The last one of each model. A CUDA graph is recorded for the addresses of one cache, so a batch of
+# the same shape takes that cache again.
+_KEPT: WeakKeyDictionary[VisualLanguageModel, _Kept] = WeakKeyDictionary()
+
+
+def _static_cache(model: VisualLanguageModel, shape: tuple[int, int], mode: str) -> _Kept:
+    """A static cache of this many rows and positions, empty, with its compiled step."""
+    key = (*shape, model.device, next(model.parameters()).dtype)
+    kept = _KEPT.get(model)
+    if kept is None or kept.key != key:
+        # The old one goes first: two would not fit where one does.
+        _KEPT.pop(model, None)
+        config = model.backbone.config.get_text_config()
+        step = torch.compile(model.transformer, mode=mode, dynamic=False)
+        kept = _Kept(key, StaticCache(config, max_cache_len=shape[1]), step)
+        _KEPT[model] = kept
+    kept.cache.reset()
+    return kept
+
+
 class StaticCacheForward(CachedForward):
     """A cache of fixed size, and steps of one token compiled; on a GPU they are a CUDA graph.
 
-    A new batch size, or another multiple of `BLOCK` positions, is compiled again.
+    A new batch size, or another multiple of `BLOCK` positions, is compiled again; cache and graph
+    of the last shape are kept.
 
     Args:
         model: in evaluation mode.
@@ -129,8 +159,6 @@ class StaticCacheForward(CachedForward):
         super().__init__(model, mask_BT)
         # Rounded up to a multiple of BLOCK, so prompts of similar length share one compiled step.
         length = -(-(mask_BT.shape[1] + new_positions) // self.BLOCK) * self.BLOCK
-        config = model.backbone.config.get_text_config()
-        self.cache = StaticCache(config, max_cache_len=length)
         # Future positions count as visible, so the mask keeps its shape; causality hides them.
         future = mask_BT.new_ones(len(mask_BT), length - mask_BT.shape[1])
         self.mask_BT = torch.cat([mask_BT, future], 1)
@@ -138,7 +166,8 @@ class StaticCacheForward(CachedForward):
         # clearer.
         self.uses_graph = mask_BT.device.type == "cuda"
         mode = "reduce-overhead" if self.uses_graph else "default"
-        self.compiled = torch.compile(model.transformer, mode=mode, dynamic=False)
+        kept = _static_cache(model, (len(mask_BT), length), mode)
+        self.cache, self.compiled = kept.cache, kept.step
 
     def __call__(self, ids_BT: Tensor, grid_index_BT: Tensor | None = None) -> Tensor:
         """Feed ids; the hidden state [B,D] at the last of them."""

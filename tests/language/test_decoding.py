@@ -21,7 +21,14 @@ from transformers.generation.logits_process import (
 )
 
 from mavilt_pl.errors import UserError
-from mavilt_pl.language import SamplingOptions, Stage1, Stage2, TextSampling, sampling
+from mavilt_pl.language import (
+    SamplingOptions,
+    Stage1,
+    Stage2,
+    TextSampling,
+    cached_forward,
+    sampling,
+)
 from mavilt_pl.language.cached_forward import StaticCacheForward
 from mavilt_pl.language.sampling import sample_from_logits
 
@@ -227,9 +234,13 @@ def test_compiled_synthesis_gives_the_same_images(
         build(backbone, tokens, 4.0, guidance_scale=2.0, compile=yes) for yes in (False, True)
     )
     monkeypatch.setattr(StaticCacheForward, "BLOCK", 1)
-    for some in (texts, texts[:2]):
+    caches = []
+    for some in (texts, texts[:2], texts[:2]):
         found = compiled.generator.generate_images(some, seed=3)
         assert torch.equal(found, plain.generator.generate_images(some, seed=3))
+        caches.append(cached_forward._KEPT[compiled.model].cache)
+    # A batch of the same shape takes the same cache, so that a graph is recorded once.
+    assert caches[2] is caches[1] is not caches[0]
     images = plain.generator.generate_images(texts, seed=3)
     assert len(images.unique(dim=0)) == 3
 
