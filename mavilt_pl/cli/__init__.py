@@ -32,6 +32,7 @@ VERBS = {
     "submit": "submit the steps of a recipe as SLURM jobs",
     "plan": "estimate the GPU memory of a training before you start it",
     "score": "compute the figures of generated reports and answers, of any program",
+    "reader-study": "let people compare reports and drawings with the real ones, blinded",
     "results": "collect the metrics of a run into results.json and report.html",
 }
 # Verbs of Lightning's own command line, all in cli/training.py.
@@ -82,7 +83,7 @@ def execute(argv: Sequence[str]) -> int:
         return run(list(argv))
     if argv and argv[0] in VERBS:
         # Only this verb's file is imported, and with it only what the verb needs.
-        verb = importlib.import_module(f"mavilt_pl.cli.{argv[0]}")
+        verb = importlib.import_module(f"mavilt_pl.cli.{argv[0].replace('-', '_')}")
         parser = argparse.ArgumentParser(prog=f"mavilt {argv[0]}", description=VERBS[argv[0]])
         verb.add_arguments(parser)
         # `plan` takes those of `fit`, which Lightning's parser checks.

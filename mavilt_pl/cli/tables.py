@@ -43,7 +43,7 @@ def print_figures(figures: Sequence[dict[str, Any]]) -> None:
         for (task, metric, control), figure in by_key.items():
             if control is not None:
                 continue
-            cells = [_with_interval(figure["value"], figure["low"], figure["high"])]
+            cells = [with_interval(figure["value"], figure["low"], figure["high"])]
             for name in controls:
                 of_control = by_key.get((task, metric, name))
                 cells.append(f"{of_control['value']:.4g}" if of_control else "")
@@ -71,15 +71,15 @@ def print_comparison(comparison: Any) -> None:
     for row in comparison.headlines:
         texts = [plain(f"{row['task']} {row['source']} {row['metric']}")]
         for cell in (*row["cells"], *row["differences"]):
-            texts.append(_with_interval(cell["mean"], cell["low"], cell["high"]))
+            texts.append(with_interval(cell["mean"], cell["low"], cell["high"]))
         table.add_row(*texts)
     Console().print(table)
 
 
-def _with_interval(value: float, low: float | None, high: float | None) -> str:
+def with_interval(value: float, low: float | None, high: float | None) -> str:
     """A value with its interval if it has one.
 
-    >>> _with_interval(0.51234, 0.4, 0.6), _with_interval(3.0, None, None)
+    >>> with_interval(0.51234, 0.4, 0.6), with_interval(3.0, None, None)
     ('0.5123 (0.4 to 0.6)', '3')
     """
     if low is None or high is None:

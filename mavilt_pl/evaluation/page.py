@@ -24,10 +24,12 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 GENERATOR = '<meta name="generator" content="mavilt">'  # in every page of ours
 
 
-def write_page(page: Path, template: str, **content: Any) -> Path:
-    """Render a template of this folder into a page, whole or not at all; return the page's path."""
+def write_page(
+    page: Path, template: str, package: str = "mavilt_pl.evaluation", **content: Any
+) -> Path:
+    """Render a template of a package into a page, whole or not at all; return the page's path."""
     environment = Environment(
-        loader=PackageLoader("mavilt_pl.evaluation", "."),
+        loader=PackageLoader(package, "."),
         # Reports are text of others and must not become HTML. An undefined name is an error, since
         # a missing figure would otherwise be an empty cell.
         autoescape=True,

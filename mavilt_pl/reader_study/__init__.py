@@ -1,0 +1,1 @@
+"""A blinded study of generated reports and drawings by human readers."""
