@@ -233,12 +233,13 @@ class VQGAN(LightningModule):
         stepped = {"generator": optimizers[0]}
         if adversarial:
             stepped["discriminator"] = optimizers[1].optimizer
+        norms: Scalars = {}
         if stepping:
             for name, optimizer in stepped.items():
-                logged[f"gradient_norm/{name}"] = self._clip(optimizer)
-                checked[f"gradient of the {name}"] = logged[f"gradient_norm/{name}"]
-        # Once for both, and before any weight is touched: the host waits for the device here.
-        check_finite(checked, batch, self.global_step)
+                norms[f"gradient of the {name}"] = self._clip(optimizer)
+                logged[f"gradient_norm/{name}"] = norms[f"gradient of the {name}"]
+        # Once for all, and before any weight is touched: the host waits for the device here.
+        check_finite(checked, norms, batch, self.global_step)
         if stepping:
             for optimizer, schedule in zip(stepped.values(), schedules):
                 optimizer.step()

@@ -211,7 +211,8 @@ def test_lengths_are_those_of_the_sequences(
         model=ModelOptions(max_text_tokens=20),
         regularization=RegularizationOptions(condition_dropout=0.0, view_dropout=0.0),
     )
-    questions = [Question("6", "3", ())] * 2
+    # Of nine tokens each, and not the same question, which would be read once.
+    questions = [Question("6", "3", ()), Question("5", "4", ())]
     studies = [{"study": str(n), "text": "12", "questions": questions} for n in range(3)]
     codes = torch.zeros(3, 16, dtype=torch.long)
     batch: dict[str, Any] = {"codes": codes, "studies": studies, "replay": ["12", "12"]}

@@ -217,7 +217,7 @@ def test_configs_extend_shipped_ones(
     assert merged["model"]["class_path"] == base["model"]["class_path"]
     assert merged["model"]["init_args"]["init_from"] == "runs/stage1/checkpoints/last.ckpt"
     assert os.path.isdir(merged["model"]["init_args"]["backbone"])
-    assert merged["trainer"]["callbacks"][-1]["class_path"].endswith("ResultsWriter")
+    assert merged["trainer"]["callbacks"][-1]["class_path"].endswith("SynthesisMetrics")
     # A config that stands alone is left to Lightning's parser.
     alone = project / "alone.yaml"
     alone.write_text("trainer: {max_steps: 1}\n")
