@@ -15,6 +15,7 @@ from torchmetrics.functional.classification import binary_auroc
 
 from mavilt_pl.checkpoint import check_compatible
 from mavilt_pl.encoders.findings import FindingsNet
+from mavilt_pl.parallel.distributed import gather_lists
 from mavilt_pl.ranges import NonNegativeFloat, PositiveFloat, Size, Sizes
 from mavilt_pl.trainer.lr_schedule import OneCycle
 
@@ -44,7 +45,8 @@ class CXRClassifier(LightningModule):
         super().__init__()
         self.save_hyperparameters()
         self.net = FindingsNet(findings, widths)
-        self.validated: list[tuple[Tensor, Tensor]] = []  # logits and labels of this validation
+        # Of this validation, by image: logits and labels [F].
+        self.validated: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         """Refuse weights of another network."""
@@ -56,8 +58,12 @@ class CXRClassifier(LightningModule):
         # Treating "not mentioned" as absent would teach the network what reports leave out.
         known_BF = ~labels_BF.isnan()
         logits_BF = self.net(batch["pixels"])
-        loss = F.binary_cross_entropy_with_logits(logits_BF[known_BF], labels_BF[known_BF])
-        return loss, logits_BF
+        # By a weight, not by a selection, whose size the host would wait for; and 0 for a batch
+        # without a known label, where the mean of nothing is NaN.
+        losses_BF = F.binary_cross_entropy_with_logits(
+            logits_BF, labels_BF.nan_to_num(), reduction="none"
+        )
+        return (losses_BF * known_BF).sum() / known_BF.sum().clamp(min=1), logits_BF
 
     def training_step(self, batch: dict, index: int) -> Tensor:
         """The loss of a batch."""
@@ -71,7 +77,9 @@ class CXRClassifier(LightningModule):
         loss, logits_BF = self.loss(batch)
         # AUROC is not a mean over batches, so the logits of the whole validation are kept: F
         # numbers a study.
-        self.validated.append((logits_BF, batch["labels"]))
+        for study, *pair in zip(batch["studies"], logits_BF.cpu(), batch["labels"].cpu()):
+            # By image: samplers repeat some, so that all ranks have the same number.
+            self.validated[dataloader_idx, study["image_row"]] = (pair[0], pair[1])
         source = self.trainer.datamodule.names[dataloader_idx]
         self.log(
             f"val/{source}/loss",
@@ -83,11 +91,12 @@ class CXRClassifier(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the AUROC of each finding and their mean."""
-        logits_BF = torch.cat([logits for logits, _ in self.validated])
-        labels_BF = torch.cat([labels for _, labels in self.validated])
+        # Of all ranks, on all ranks: a rank may have no case of a rare finding, and would wait
+        # forever for the others if it did not log what they log.
+        validated = dict(gather_lists([*self.validated.items()]))
         self.validated.clear()
-        # Each rank computes the AUROC of its own studies, and `sync_dist` averages them: an
-        # estimate for monitoring, not a result.
+        logits_BF = torch.stack([logits for logits, _ in validated.values()]).to(self.device)
+        labels_BF = torch.stack([labels for _, labels in validated.values()]).to(self.device)
         areas = []
         for column, name in enumerate(self.net.findings):
             # Each finding has its own known studies.
