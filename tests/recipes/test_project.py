@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from one_node import missing, slurm
 from words import mavilt
 
 from mavilt_pl.cli import main
@@ -288,3 +289,30 @@ def test_what_no_gpu_can_hold_is_not_submitted(
     config.write_text(config.read_text().replace("trainer:", "trainer:\n  strategy: fsdp2"))
     assert main([*command, "--gpu-memory=81", "--until=stage1"]) == 0
     assert "--trainer.strategy=fsdp2" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(bool(missing()), reason=f"needs {', '.join(missing())}")
+def test_a_project_runs_as_jobs_of_two_tasks(
+    project: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """On a real SLURM of one node: twelve jobs, each after what it reads, to the page."""
+    with slurm(tmp_path_factory.mktemp("slurm")) as cluster:
+        for name, value in cluster.environment.items():
+            monkeypatch.setenv(name, value)
+        capsys.readouterr()
+        words = ["submit", "--partition=cpu", "--time=20", "--tasks=2", "--cpus=1"]
+        assert main(words) == 0
+        jobs = [line.split()[:2] for line in capsys.readouterr().out.splitlines()]
+        assert len(jobs) == 12
+        for job, step in jobs:
+            state = cluster.wait(job, "COMPLETED", "FAILED", "CANCELLED", seconds=600)
+            logs = [path.read_text()[-2000:] for path in (project / "slurm").glob(f"{step}-*.log")]
+            assert state == "COMPLETED", f"{step}: {logs}"
+    assert (project / "report.html").is_file()
+    (log,) = (project / "slurm").glob("stage1-*.log")
+    assert "MEMBER: 2/2" in log.read_text()

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -17,6 +18,7 @@ from pathlib import Path
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel")
 CONF = """
 ClusterName=tests
+FirstJobId={first}
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ports[0]}
 SlurmdPort={ports[1]}
@@ -117,7 +119,14 @@ def slurm(folder: Path) -> Iterator[Slurm]:
     folder.chmod(0o711)
     host = socket.gethostname().partition(".")[0]
     (folder / "slurm.conf").write_text(
-        CONF.format(host=host, ports=_free_ports(2), folder=folder, user=getpass.getuser())
+        CONF.format(
+            host=host,
+            ports=_free_ports(2),
+            folder=folder,
+            user=getpass.getuser(),
+            # Lightning takes a job's port from its number; two clusters of two workers would clash.
+            first=random.randrange(1, 9000),
+        )
     )
     key = folder / "munge.key"
     key.write_bytes(os.urandom(128))
