@@ -75,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
         named.append((recognise_source(folder), folder))
     if not named:
         raise UserError("no download is named: add --data FOLDER, once for each")
+    # A short name stands for a name on the hub and the tuning that its size wants.
     shipped = ""
     tuning: dict[str, Any] = {}
     if f"backbones/{args.backbone}.yaml" in list_configs():

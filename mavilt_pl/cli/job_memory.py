@@ -73,6 +73,7 @@ def _plan(words: Sequence[str], gpus: int) -> tuple[str, Training | None, int] |
 
     parser = argparse.ArgumentParser(allow_abbrev=False)
     add_arguments(parser)
+    # As `mavilt plan` reads them; what it does not know is of `fit`.
     args, fit_arguments = parser.parse_known_args([*words[1:], f"--gpus={gpus}"])
     args.fit_arguments = fit_arguments
     settings, hardware = read_settings(args)
@@ -87,6 +88,7 @@ def _plan(words: Sequence[str], gpus: int) -> tuple[str, Training | None, int] |
 
 def _sharded(training: Training) -> Training | None:
     """The same training under FSDP2; None where that is refused (`trainer.fsdp_strategy`)."""
+    # One GPU has nothing to share, and adapters have little.
     tuning = training.tuning
     if training.hardware.gpus == 1 or tuning.method != "full" or tuning.optimizer != "adamw":
         return None
@@ -99,6 +101,7 @@ def _what_fits(training: Training | None, gpu_memory: int) -> str:
 
     if training is None:
         return " Take a smaller data.batch_size."
+    # In the order in which a user would try them.
     fitting = []
     for name, plan in plan_alternatives(training).items():
         size = _with_margin(plan.peak)

@@ -170,6 +170,7 @@ def plan_vqgan_settings(args: argparse.Namespace, settings: Any, hardware: Hardw
 def _batch_size(args: argparse.Namespace, settings: Any) -> int:
     from mavilt_pl.planning.settings import at_least_one
 
+    # The verb's own argument takes precedence.
     return args.batch_size or at_least_one(settings, "data.batch_size")
 
 

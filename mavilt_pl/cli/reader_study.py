@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Make a study, or score it."""
+    # Each half imports only what it needs.
     return _make(args) if args.action == "make" else _score(args)
 
 
@@ -44,11 +45,13 @@ def _make(args: argparse.Namespace) -> int:
     from mavilt_pl.project import here
     from mavilt_pl.reader_study.cases import FORM, KEY, make_study
 
+    # Before anything is read.
     if args.reports < 0 or args.drawings < 0:
         raise UserError(
             f"--reports {args.reports} --drawings {args.drawings}: expected 0 or more of each"
         )
     paths = args.corpus
+    # In a project folder its corpora are those of its tests.
     if not paths:
         project = here("reader-study make without --corpus")
         paths = [project.folder / "corpora" / name for name in project.sources]
@@ -71,9 +74,11 @@ def _score(args: argparse.Namespace) -> int:
     from mavilt_pl.reader_study.cases import read_key
     from mavilt_pl.reader_study.scoring import score_study
 
+    # The key first: without it no file of answers means anything.
     key = read_key(args.study)
     readers = read_answers(args.answers, key)
     for reader in readers:
+        # Who read, and how much of it: a result is worth what its readers are.
         about = ", ".join(filter(None, (reader.profession, f"{reader.years or '?'} years")))
         said = f"{reader.name} ({about}): {len(reader.answers)} cases"
         say(said + (f", {reader.missing} not answered" if reader.missing else ""))
@@ -85,6 +90,7 @@ def _score(args: argparse.Namespace) -> int:
         value = with_interval(figure["value"], figure["low"], figure["high"])
         table.add_row(figure["metric"], value, str(figure["n"]))
     Console().print(table)
+    # Answers stay in the readers' files.
     known = ("name", "profession", "years", "missing")
     content = {
         "study": key["study"],

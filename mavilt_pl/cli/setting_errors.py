@@ -27,6 +27,7 @@ def first_reason(message: str) -> str:
     A setting of a module is refused by each type that `--model` may have. The reasons are nested by
     indentation; the first is the module's, the others only say that it is not None.
     """
+    # Everything before it is the whole configuration, several screens long.
     _, _, reasons = message.partition("Problem with given class_path ")
     prefix = ""
     if reasons:
@@ -37,6 +38,7 @@ def first_reason(message: str) -> str:
     found = _WRONG_TYPE.search(message)
     if not found:
         return message
+    # In the words of this package's own messages.
     key, expected, value = found.groups()
     choices = re.fullmatch(r"typing\.Literal\[(.*)\]", expected)
     if choices:

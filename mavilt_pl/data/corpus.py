@@ -99,6 +99,7 @@ def _shard_length(path: Path) -> int:
     Raises:
         OSError, ValueError: the file is missing, cut short or no array.
     """
+    # A header is 128 bytes; mapping every file would hold its descriptor.
     with path.open("rb") as file:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0

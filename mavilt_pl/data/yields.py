@@ -85,7 +85,7 @@ class Yields:
             UserError: they do not.
         """
         size = self.settings["size"]
-        # One byte a pixel; rows and journals are small beside them.
+        # One byte a pixel; rows and journals are small.
         needed, free = self.num_images * size**2, shutil.disk_usage(out).free
         if needed > free:
             raise UserError(

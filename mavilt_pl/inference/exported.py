@@ -58,10 +58,12 @@ def load_exported(folder: Path) -> tuple[Generator, Tokenizer]:
         backbone, tokenizer = load_backbone(str(folder), "sdpa", local_files_only=True)
     except UnsupportedAttentionError:
         backbone, tokenizer = load_backbone(str(folder), "eager", local_files_only=True)
+    # Rows of codes are in the embedding; nothing starts from a codebook.
     codebook = torch.zeros(vocabulary.codebook_size, 1)
     model = VisualLanguageModel(
         backbone, tokenizer, codebook, vocabulary.codes_per_image, options, grown=vocabulary
     )
+    # Added to the embeddings of codes, which plain transformers does not know.
     if model.grid_positions is not None:
         positions = _read_positions(folder / POSITIONS)
         if positions.shape != model.grid_positions.shape:
@@ -74,11 +76,13 @@ def load_exported(folder: Path) -> tuple[Generator, Tokenizer]:
         vocabulary, tokenizer, model.max_context, settings["instructed"], options
     )
     sampling = as_options(SamplingOptions, settings["sampling"], f"{folder / FACTS}: sampling")
+    # Found out on this machine: attention kernels differ.
     shares = model.can_share_prefix(prompts.longest_pair() + prompts.max_text_tokens)
     return Generator(model.eval(), prompts, sampling, shares), load_tokenizer(folder / VQGAN)
 
 
 def _read_facts(folder: Path) -> dict[str, Any]:
+    # Written by another version, or by hand.
     try:
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
         known = {"vocabulary", "model", "sampling", "instructed"} <= facts["settings"].keys()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mavilt_pl.checkpoint import resolve_checkpoint, sha256
 from mavilt_pl.data.collate import sample_key
 from mavilt_pl.data.pixels import to_float, to_uint8
 from mavilt_pl.data.radiograph import Fit, read_sized
@@ -24,19 +22,15 @@ from mavilt_pl.data.records import OTHER, Side
 from mavilt_pl.errors import MaviltWarning, UserError
 from mavilt_pl.inference.exported import is_exported, load_exported
 from mavilt_pl.inference.judge import Judge
+from mavilt_pl.inference.trained import load_trained
 from mavilt_pl.language.generation import Generator
-from mavilt_pl.language.model import VisualLanguageModel
-from mavilt_pl.language.options import SamplingOptions, as_options
-from mavilt_pl.language.prompt_builder import PromptBuilder
 from mavilt_pl.language.vocabulary import VIEW_TOKENS
 from mavilt_pl.parallel.device import resolve_device
-from mavilt_pl.vqgan.loading import find_tokenizer, load_tokenizer
 from mavilt_pl.vqgan.tokenizer import Tokenizer
 
 BATCH = 16  # studies at a time
 Radiograph = str | Path
 StudyImages = Radiograph | Mapping[Side, Radiograph]  # the image of a study, or each view's
-INSTRUCTED_STAGES = ("Stage2",)
 NO_VIEWS = (
     "a view is named, and this model was trained on one image of a study without a name: give that "
     "image alone, or use a model trained with views (model.init_args.model.multi_view, "
@@ -85,9 +79,7 @@ class MAViLT:
         if not is_exported(Path(path)):
             return cls.from_runs(path, device=device, fit=fit, dtype=dtype)
         target = resolve_device(device)
-        generator, vqgan = load_exported(Path(path))
-        generator.model.to(target, getattr(torch, dtype))
-        return cls(generator, vqgan.to(target), fit)
+        return cls._placed(load_exported(Path(path)), target, fit, dtype)
 
     @classmethod
     def from_runs(
@@ -114,46 +106,18 @@ class MAViLT:
         Raises:
             UserError: the two do not belong together, or a file is not what it should be.
         """
+        # Before the weights are read: a wrong device is a typing mistake.
         target = resolve_device(device)
-        model_path = resolve_checkpoint(Path(model))
-        name = None if backbone is None else str(backbone)
-        language_model, checkpoint = VisualLanguageModel.from_checkpoint(model_path, name)
-        trained_with = checkpoint["visual_tokenizer"]
-        if tokenizer is None:
-            recorded = checkpoint.get("visual_tokenizer_path")
-            vqgan = load_tokenizer(find_tokenizer(recorded, trained_with, model_path))
-        else:
-            tokenizer_path = resolve_checkpoint(Path(tokenizer))
-            vqgan = load_tokenizer(tokenizer_path)
-            # The file's bytes are its name: a path says nothing about what it holds.
-            given = sha256(tokenizer_path)
-            # Nothing else would notice: any code is a valid code of a tokenizer of the same size.
-            if trained_with != given:
-                raise UserError(
-                    f"{model_path} was trained on the codes of tokenizer {trained_with[:12]} and "
-                    f"{tokenizer_path} is {given[:12]}: its codes mean different things. Name the "
-                    "tokenizer of that training"
-                )
-        settings = checkpoint["hyper_parameters"]
-        prompts = PromptBuilder(
-            language_model.vocabulary,
-            language_model.tokenizer,
-            language_model.max_context,
-            instructed=settings["_class_path"].rpartition(".")[2] in INSTRUCTED_STAGES,
-            model=language_model.options,
-            # Dropped conditions and views are for training, so `regularization` is not needed.
-        )
-        sampling = as_options(SamplingOptions, settings["sampling"], "sampling")
-        # One image is not worth a compilation.
-        sampling = replace(sampling, image=replace(sampling.image, compile=False))
-        # Several questions about one image are branches of one sequence, if attention masks.
-        shares_prefix = language_model.can_share_prefix(
-            prompts.longest_pair() + prompts.max_text_tokens
-        )
-        generator = Generator(
-            language_model.to(target, getattr(torch, dtype)), prompts, sampling, shares_prefix
-        )
-        return cls(generator, vqgan.to(target), fit)
+        return cls._placed(load_trained(model, tokenizer, backbone), target, fit, dtype)
+
+    @classmethod
+    def _placed(
+        cls, parts: tuple[Generator, Tokenizer], device: str, fit: Fit, dtype: str
+    ) -> MAViLT:
+        """Generator and VQ-GAN on a device; only the language model's weights are rounded."""
+        generator, vqgan = parts
+        generator.model.to(device, getattr(torch, dtype))
+        return cls(generator, vqgan.to(device), fit)
 
     @torch.inference_mode()
     def codes(self, images: Sequence[Radiograph]) -> Tensor:

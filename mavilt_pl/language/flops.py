@@ -29,12 +29,14 @@ def step_flops(model: Any, passes: Sequence[PackedBatch]) -> float:
     layers, width = config.num_hidden_layers, config.hidden_size
     embedding = model.backbone.get_input_embeddings().weight
     head = model.backbone.get_output_embeddings().weight
+    # All weights that a position is multiplied by.
     per_position = 0
     for parameter in model.transformer.parameters():
         # Looking a row up is no product. A tied head counts by its targets.
         if parameter is not embedding and parameter is not head:
             per_position += (6 if parameter.requires_grad else 4) * parameter.numel()
     vocabulary = model.vocabulary
+    # Rows by their own lengths: padding is no work of the model.
     total = 0.0
     for packed in passes:
         for length in packed.lengths:
@@ -62,6 +64,7 @@ def peak_flops(device: torch.device) -> float | None:
     """Peak FLOP/s of a GPU in half precision; None if it is not known."""
     if device.type != "cuda":
         return None
+    # Names such as "NVIDIA H100 80GB HBM3".
     name = torch.cuda.get_device_name(device)
     for part, peak in PEAKS.items():
         if part in name:

@@ -30,6 +30,7 @@ class GrowingLayer(DynamicLayer):
         """Write new positions; all keys and values so far."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+        # The filled part is what all other methods of a layer look at.
         start = self.get_seq_length()
         stop = start + key_states.shape[-2]
         if self._buffers is None or stop > self._buffers[0].shape[-2]:
@@ -38,6 +39,7 @@ class GrowingLayer(DynamicLayer):
                 _with_room(self.keys, key_states, start, length),
                 _with_room(self.values, value_states, start, length),
             )
+        # In place: everything before `start` stays where it is.
         keys, values = self._buffers
         keys[..., start:stop, :] = key_states
         values[..., start:stop, :] = value_states
@@ -48,6 +50,7 @@ class GrowingLayer(DynamicLayer):
         """Continue with these rows, in this order; a row may repeat."""
         if self._buffers is None:
             return
+        # With their room, so that the next step does not copy again.
         length = self.get_seq_length()
         keys, values = (buffer.index_select(0, beam_idx) for buffer in self._buffers)
         self._buffers = keys, values

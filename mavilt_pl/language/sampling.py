@@ -127,6 +127,7 @@ def sample_text(
     end, device = model.vocabulary.end, model.device
     ids_BT, mask_BT = left_pad(prompts, end, device)
     forward = CachedForward(model, mask_BT)
+    # By prompt: rows leave the batch, prompts keep their place.
     texts: list[list[int]] = [[] for _ in prompts]
     rows = list(range(len(prompts)))  # that are still in the batch
     for length in range(1, max(limits) + 1):

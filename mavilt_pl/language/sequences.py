@@ -65,6 +65,7 @@ class PackedBatch:
         return self._map(Tensor.pin_memory)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> PackedBatch:
+        # Counts and spans are the host's and stay.
         changed: dict[str, Any] = {}
         for name, value in vars(self).items():
             if isinstance(value, Tensor):
@@ -184,6 +185,7 @@ def pack(trees: Sequence[Tree], pad_id: int = 0, context: int | None = None) -> 
 
 def _spans(targets: Sequence[_Target]) -> tuple[TargetSpan, ...]:
     """Where each kind and task begins and ends among sorted targets."""
+    # Sorted targets of one kind and task are neighbours.
     spans = []
     start = 0
     for (is_image, task), members in groupby(targets, key=lambda target: target[:2]):
@@ -197,6 +199,7 @@ def _lay_out(tree: Tree, number: int, first_branch: int, targets: list[_Target])
     """A tree as row `number` of the batch; its targets are appended to `targets`."""
     row = _Row()
     row.append(tree.prefix, first_position=0)
+    # Numbered through the batch, as likelihoods are summed.
     branch_number = first_branch
     # Positions of each branch continue the prefix's, as if it were the only branch.
     depth = len(tree.prefix)

@@ -19,6 +19,7 @@ from mavilt_pl.language.sequences import PackedBatch
 
 def count_targets(passes: Sequence[PackedBatch]) -> list[int]:
     """Number of targets of each of `TASKS`, on the host."""
+    # From sizes alone: nothing is read from a device.
     counts = [0] * len(TASKS)
     for packed in passes:
         for span in packed.spans:
@@ -36,6 +37,7 @@ def task_shares(counts: Mapping[str, float], tuning: TuningOptions) -> dict[str,
         counts: targets of each task.
         tuning: `task_weights`.
     """
+    # A weight of 0 trains nothing, and its task is only logged.
     weights = {}
     for task, count in counts.items():
         if count and tuning.task_weight(task) > 0:
@@ -46,6 +48,7 @@ def task_shares(counts: Mapping[str, float], tuning: TuningOptions) -> dict[str,
 
 def span_sums(losses_M: Tensor, packed: PackedBatch) -> list[tuple[str, Tensor]]:
     """Summed nats of each span of a pass, with its task."""
+    # Slices, since a pack sorts its targets by task.
     sums = []
     for span in packed.spans:
         sums.append((TASKS[span.task], losses_M[span.start : span.stop].sum()))

@@ -63,6 +63,7 @@ class TrainingStep:
         means = self._mean_counts(passes)
         shares = task_shares(means, self.tuning)
         factors = {task: share / means[task] for task, share in shares.items()}
+        # For the log alone, on the device: adding waits for nothing.
         nats = {task: torch.zeros((), device=self.device) for task in means}
 
         def pass_loss(packed: PackedBatch) -> Tensor:
@@ -125,6 +126,7 @@ class TrainingStep:
 
         Values of other steps are thrown away, and their collectives with them.
         """
+        # A caller without a trainer looks at every step.
         if self._trainer is None:
             return True
         interval = max(self._trainer.log_every_n_steps, 1)
@@ -148,11 +150,13 @@ class TrainingStep:
         # step must share one. Without a trainer the caller goes backward.
         if self.is_sharded or self._trainer is None:
             return sum([pass_loss(packed) for packed in passes], start=zero)
+        # At the first of the batches that make one step, as Lightning does it.
         if batch_index % self._trainer.accumulate_grad_batches == 0:
             self._trainer.optimizers[0].zero_grad()
         # DDP waits for gradients even of a rank without sequences.
         if not passes:
             return zero
+        # A value without a graph: what went backward is freed.
         earlier = torch.zeros((), device=self.device)
         for packed in passes[:-1]:
             loss = pass_loss(packed)

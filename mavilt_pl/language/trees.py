@@ -56,6 +56,7 @@ def prompt_runs(branches: Sequence[Branch]) -> Iterator[list[Branch]]:
     run: list[Branch] = []
     for branch in branches:
         # An empty prompt is the prefix, which is shared anyway.
+        # Only neighbours: the order of branches is that of the answers.
         if run and not (branch.prompt and branch.prompt == run[0].prompt):
             yield run
             run = []

@@ -152,6 +152,7 @@ def _reference_bytes(training: Training) -> int:
 def _activation_bytes(training: Training) -> int:
     """What autograd saves in the largest forward pass, and autocast's copies of weights."""
     transformer, tuning = training.transformer, training.tuning
+    # The largest counts: the others are freed before it, or come after.
     passes = []
     for number, positions in enumerate(training.batch.passes):
         # Questions are branches of one prefix, which need a mask; they are in the first pass.

@@ -108,6 +108,7 @@ def grid_and_codebook(settings: Namespace) -> tuple[int, int]:
     # A plan is often made before the tokenizer is trained; these are vqgan.yaml's.
     if not tokens or not (Path(tokens) / "tokens.json").is_file():
         return 16, 1024
+    # A finished cache knows what its tokenizer makes of an image.
     cache = TokenCache(tokens)
     return cache.grid, cache.codebook_size
 

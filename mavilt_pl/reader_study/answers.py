@@ -49,6 +49,7 @@ def read_answers(files: Sequence[Path], key: Mapping[str, Any]) -> list[Reader]:
     Raises:
         UserError: a file is of another study, damaged, or of a reader who is there already.
     """
+    # By file, so that a message can name it.
     readers: list[Reader] = []
     for path in files:
         reader = _read(path, key)
@@ -62,6 +63,7 @@ def read_answers(files: Sequence[Path], key: Mapping[str, Any]) -> list[Reader]:
 
 
 def _read(path: Path, key: Mapping[str, Any]) -> Reader:
+    # Sent by others and possibly edited: any part may be missing or of another type.
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         known = content["about"] == MARK
@@ -71,12 +73,14 @@ def _read(path: Path, key: Mapping[str, Any]) -> Reader:
         known = False
     if not known or not isinstance(answers, dict) or not name:
         raise UserError(f"{path} is no file of answers; expected what the form's Save wrote")
+    # Cases of two studies have the same names.
     if content.get("study") != key["study"]:
         raise UserError(
             f"{path} answers study {content.get('study')}, and the key is of {key['study']}: name "
             "the files of this study"
         )
     kinds = {case["id"]: case["kind"] for case in key["cases"]}
+    # An unfinished case is left out as a whole: half of a comparison is none.
     complete: dict[str, Mapping[str, Any]] = {}
     for case, answer in answers.items():
         if case not in kinds:
@@ -96,6 +100,7 @@ def _check(answer: Any, kind: str, where: str) -> bool:
     if not isinstance(answer, dict):
         raise UserError(f"{where}: found {str(answer)[:60]!r}; expected an object")
     complete = True
+    # Impossible values are refused, missing ones only noted.
     for name, options in CHOICES[kind].items():
         if name in answer and answer[name] not in options:
             raise UserError(

@@ -112,6 +112,7 @@ def read_key(folder: Path) -> dict[str, Any]:
 
 def _predictions(run: Path) -> list[dict[str, Any]]:
     """Records of every test below a run, with the folder of their pictures."""
+    # A run may hold several tests, such as those of a recipe.
     records = []
     for path in sorted(run.rglob(f"test/{FILE}")):
         for record in read_predictions(path):
@@ -125,6 +126,7 @@ def _usable(
     records: Sequence[Mapping[str, Any]], run: Path, corpora: Sequence[Corpus]
 ) -> list[dict[str, Any]]:
     """Records that a case can be made of, with the real image."""
+    # Predictions name studies by their hidden names; only the corpus knows whose they are.
     rows: dict[tuple[str, str], tuple[Corpus, int]] = {}
     for corpus in corpora:
         for row in corpus.rows("test"):
@@ -134,6 +136,7 @@ def _usable(
     for record in records:
         kind = "drawing" if record.get("image") else "report"
         found = rows.get((record["source"], str(record.get("study"))))
+        # A reader cannot compare a report with nothing.
         complete = record["reference"] and (record.get("generated") or kind == "drawing")
         if record["task"] in ("report", "synthesis") and complete and found is not None:
             usable.append({"generated": "", **record, "kind": kind, "real": found})
@@ -149,6 +152,7 @@ def _usable(
 def _shown(record: Mapping[str, Any], model: str) -> dict[str, Any]:
     """What a reader sees of a case; `model` is the place of the model's."""
     corpus, row = record["real"]
+    # The image that the report was written from; the first of several views.
     number, _ = corpus.image_rows(row)[0]
     real = _data_uri(Image.fromarray(corpus.pixels(number)))
     if record["kind"] == "report":
@@ -164,6 +168,7 @@ def _shown(record: Mapping[str, Any], model: str) -> dict[str, Any]:
 
 def _data_uri(image: Image.Image) -> str:
     """A picture as part of a page."""
+    # Without metadata, which could tell one source from the other.
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

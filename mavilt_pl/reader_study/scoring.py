@@ -33,6 +33,7 @@ def score_study(key: Mapping[str, Any], readers: Sequence[Reader]) -> list[Figur
         readers: at least one.
     """
     figures: list[Figure] = []
+    # A study may have only one of the two.
     reports = [case for case in key["cases"] if case["kind"] == "report"]
     drawings = [case for case in key["cases"] if case["kind"] == "drawing"]
     if reports:
@@ -56,6 +57,7 @@ def _report_figures(cases: Sequence[Mapping[str, Any]], readers: Sequence[Reader
         ]
     better_RC = _choices(cases, readers, "better")
     figures.append(_mean("prefers_model", better_RC, patients))
+    # Readers are compared on every report that they judged, whoever wrote it.
     both = {
         name: np.concatenate([errors["model"][name], errors["reference"][name]], 1)
         for name in ("all", "significant")
@@ -67,6 +69,7 @@ def _report_figures(cases: Sequence[Mapping[str, Any]], readers: Sequence[Reader
         _alpha("alpha_preference", better_RC, "nominal", patients),
         _tau(cases, errors["model"]["all"], patients),
     ]
+    # For example the alpha of a single reader.
     return [figure for figure in figures if np.isfinite(figure["value"])]
 
 
@@ -84,6 +87,7 @@ def _drawing_figures(cases: Sequence[Mapping[str, Any]], readers: Sequence[Reade
 
 
 def _patients(cases: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    # With the source: two datasets may use one number for two people.
     names = [f"{case['source']}:{case['patient']}" for case in cases]
     return np.unique(names, return_inverse=True)[1]
 
@@ -122,6 +126,7 @@ def _choices(
 def _mean(metric: str, values_RC: np.ndarray, patients: np.ndarray) -> Figure:
     """The mean of all judgements with its interval."""
     known_RC = ~np.isnan(values_RC)
+    # nan times 0 would be nan.
     filled_RC = np.where(known_RC, values_RC, 0.0)
 
     def statistic(readers_R: np.ndarray, cases_C: np.ndarray) -> float:
@@ -182,6 +187,7 @@ def _figure(
     num_readers, num_cases = values_RC.shape
     unique = np.unique(patients)
     value = statistic(np.ones(num_readers), np.ones(num_cases))
+    # A seed of its own for each figure, so that none depends on the others.
     random = np.random.default_rng(0)
     resampled = []
     # Of a single patient nothing is known about the next.

@@ -67,6 +67,7 @@ def shipped_backbone(name: str) -> tuple[str, dict[str, Any]]:
     >>> shipped_backbone("phi-4-mini")[0]
     'microsoft/Phi-4-mini-instruct'
     """
+    # The config is an overlay of `fit`; a project takes what it says apart.
     path = CONFIGS / "backbones" / f"{name}.yaml"
     settings = yaml.safe_load(path.read_text(encoding="utf-8"))["model"]["init_args"]
     return settings["backbone"], settings.get("tuning", {})

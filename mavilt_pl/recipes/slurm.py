@@ -91,6 +91,7 @@ def _configured_strategy(words: Sequence[str]) -> str:
 
 def _key(content: object, group: str, key: str) -> str:
     """A text of a config, empty if it is not there."""
+    # A config of another shape is refused by the parser of `fit`, in its words.
     found = content.get(group) if isinstance(content, dict) else None
     value = found.get(key) if isinstance(found, dict) else None
     return value if isinstance(value, str) else ""

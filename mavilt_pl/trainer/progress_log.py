@@ -52,6 +52,7 @@ class ProgressLog(Callback):
             parts.append(f"loss {float(loss):.4g}")
         rate = trainer.optimizers[0].param_groups[0]["lr"]
         parts += [f"learning rate {rate:.3g}", f"{seconds:.2g} s a step"]
+        # What this training has: an encoder has no positions, a CPU no MFU.
         for name, words in SPEEDS.items():
             if f"speed/{name}" in trainer.callback_metrics:
                 parts.append(words.format(float(trainer.callback_metrics[f"speed/{name}"])))

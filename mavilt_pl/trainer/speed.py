@@ -27,6 +27,7 @@ class Speed(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Start the clock, and count the batch."""
+        # Waiting for a batch is before this: the loader's time is not the step's.
         self.start = time.monotonic()
         self.studies += len(batch.get("studies", batch.get("texts", ())))
         for packed in batch.get("packed", ()):
@@ -50,6 +51,7 @@ class Speed(Callback):
         if peak and self.flops:
             rates["mfu"] = self.flops / self.seconds / peak
         rates["memory_gb"] = _peak_memory(pl_module.device) / GB
+        # One number for the bar, all for the loggers.
         named = {f"speed/{name}": value for name, value in rates.items()}
         pl_module.log_dict(named, batch_size=1)
         pl_module.log("studies/s", rates["studies_per_s"], prog_bar=True, logger=False)

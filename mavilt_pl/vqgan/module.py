@@ -233,6 +233,7 @@ class VQGAN(LightningModule):
         stepped = {"generator": optimizers[0]}
         if adversarial:
             stepped["discriminator"] = optimizers[1].optimizer
+        # Clipped before the check, since the norm is what is checked.
         norms: Scalars = {}
         if stepping:
             for name, optimizer in stepped.items():
