@@ -104,6 +104,7 @@ def plan_language(training: Training) -> Memory:
         # (`language.fsdp`).
         whole = FLOAT32 * parameters
     gradients = (FLOAT32 * trained + hardware.bucket_bytes(trained)) // shards
+    activations, following = _activation_bytes(training)
     return Memory(
         parameters=parameters,
         trained=trained,
@@ -113,11 +114,11 @@ def plan_language(training: Training) -> Memory:
         reference=_reference_bytes(training) // shards,
         scratch=FLOAT32 * trained // shards,
         gathered=gathered,
-        activations=_activation_bytes(training),
+        activations=activations,
         logits=_logit_bytes(training) + _head_gradient_bytes(training) // shards,
         whole=whole,
         # With shards the passes of a step go backward together (`language.training_step`).
-        accumulated=gradients if shards == 1 else 0,
+        following=following + gradients if shards == 1 else 0,
         details={
             "reading_length": batch.reading_length,
             "synthesis_length": batch.synthesis_length,
@@ -149,10 +150,13 @@ def _reference_bytes(training: Training) -> int:
     return bytes_each * training.transformer.weights
 
 
-def _activation_bytes(training: Training) -> int:
-    """What autograd saves in the largest forward pass, and autocast's copies of weights."""
+def _activation_bytes(training: Training) -> tuple[int, int]:
+    """What autograd saves in the largest pass and in the next one, with autocast's copies.
+
+    With shards the passes of a step are one, and there is no next one.
+    """
     transformer, tuning = training.transformer, training.tuning
-    # The largest counts: the others are freed before it, or come after.
+    # The largest goes first, and meets no gradients; the next one meets those of all weights.
     passes = []
     for number, positions in enumerate(training.batch.passes):
         # Questions are branches of one prefix, which need a mask; they are in the first pass.
@@ -164,7 +168,10 @@ def _activation_bytes(training: Training) -> int:
     mixed = training.hardware.precision == "bf16-mixed"
     if mixed and (tuning.method == "full" or not tuning.gradient_checkpointing):
         copies = training.hardware.matmul_bytes * transformer.matrix_weights
-    return (sum(passes) if training.hardware.shards > 1 else max(passes)) + copies
+    if training.hardware.shards > 1:
+        return sum(passes) + copies, 0
+    largest, following, *_ = sorted(passes, reverse=True)
+    return largest + copies, following + copies
 
 
 def _pass_bytes(training: Training, positions: int, masked: bool) -> int:

@@ -74,7 +74,8 @@ class Memory:
         activations: tensors saved for the backward pass, of the largest pass of a step.
         logits: of the loss, with the gradient of the head.
         whole: under FSDP2, the unsharded weights that a validation holds.
-        accumulated: gradients that earlier passes of a step have left when the last one ends.
+        following: of the second largest pass, what is saved for the backward pass, and the
+            gradients that the largest one has left.
         details: lengths and settings that the numbers follow from.
     """
 
@@ -89,15 +90,16 @@ class Memory:
     activations: int
     logits: int
     whole: int = 0
-    accumulated: int = 0
+    following: int = 0
     details: dict[str, Any] = field(default_factory=dict)
 
     @property
     def forward(self) -> int:
-        """Bytes at the end of the last forward pass."""
+        """Bytes at the end of the forward pass that needs most."""
         # Gradients of the step before are freed by then (`zero_grad` sets them to None).
-        persistent = self.weights + self.optimizer + self.reference + self.accumulated
-        return persistent + self.gathered + self.activations + self.logits
+        persistent = self.weights + self.optimizer + self.reference
+        held = max(self.activations, self.following)
+        return persistent + self.gathered + held + self.logits
 
     @property
     def step(self) -> int:
