@@ -19,14 +19,18 @@ from mavilt_pl.language.sequences import PackedBatch
 
 
 def step_flops(model: Any, passes: Sequence[PackedBatch]) -> float:
-    """FLOPs of a step that reads these passes forward and backward.
+    """FLOPs of a step that reads these passes forward and backward; 0 for an unknown architecture.
 
     Args:
         model: a `VisualLanguageModel`.
         passes: of one batch; on any device, their sizes alone are read.
     """
     config = model.backbone.config.get_text_config()
-    layers, width = config.num_hidden_layers, config.hidden_size
+    layers = getattr(config, "num_hidden_layers", None)
+    width = getattr(config, "hidden_size", None)
+    # A rate in a log is no reason to end a training.
+    if layers is None or width is None:
+        return 0.0
     embedding = model.backbone.get_input_embeddings().weight
     head = model.backbone.get_output_embeddings().weight
     # All weights that a position is multiplied by.

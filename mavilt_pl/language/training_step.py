@@ -59,7 +59,10 @@ class TrainingStep:
         the last.
         """
         self._log_events(batch)
-        passes = self.packed_passes(batch)
+        # The largest first: its activations then meet no gradients of other passes.
+        passes = sorted(
+            self.packed_passes(batch), key=lambda packed: packed.ids_BT.numel(), reverse=True
+        )
         means = self._mean_counts(passes)
         shares = task_shares(means, self.tuning)
         factors = {task: share / means[task] for task, share in shares.items()}
