@@ -37,7 +37,7 @@ def complete_arguments(argv: Sequence[str]) -> list[str]:
     # A checkpoint is read as tensors, so that loading one runs no code from it.
     if not given("--weights_only") and not asks_for_help:
         words.append("--weights_only=true")
-    # `ResultsWriter` has its own table of the metrics, with their whole names.
+    # A test has its own table of the metrics, with their whole names.
     if argv[0] == "test" and not given("--verbose") and not asks_for_help:
         words.append("--verbose=false")
     # Configs first, in their order: an option may stand anywhere and still counts.

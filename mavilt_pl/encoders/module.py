@@ -77,9 +77,10 @@ class CXRClassifier(LightningModule):
         loss, logits_BF = self.loss(batch)
         # AUROC is not a mean over batches, so the logits of the whole validation are kept: F
         # numbers a study.
-        for study, *pair in zip(batch["studies"], logits_BF.cpu(), batch["labels"].cpu()):
+        rows = zip(batch["studies"], logits_BF.cpu(), batch["labels"].cpu())
+        for study, logits_F, labels_F in rows:
             # By image: samplers repeat some, so that all ranks have the same number.
-            self.validated[dataloader_idx, study["image_row"]] = (pair[0], pair[1])
+            self.validated[dataloader_idx, study["image_row"]] = logits_F, labels_F
         source = self.trainer.datamodule.names[dataloader_idx]
         self.log(
             f"val/{source}/loss",

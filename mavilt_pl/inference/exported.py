@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 from transformers.utils.logging import disable_progress_bar
 
 from mavilt_pl.errors import UserError
+from mavilt_pl.inference.trained import build_generator
 from mavilt_pl.language.backbone import UnsupportedAttentionError, load_backbone
 from mavilt_pl.language.generation import Generator
 from mavilt_pl.language.model import VisualLanguageModel
 from mavilt_pl.language.options import ModelOptions, SamplingOptions, as_options
-from mavilt_pl.language.prompt_builder import PromptBuilder
 from mavilt_pl.language.vocabulary import VisualVocabulary
 from mavilt_pl.vqgan.loading import load_tokenizer
 from mavilt_pl.vqgan.tokenizer import Tokenizer
@@ -72,13 +72,9 @@ def load_exported(folder: Path) -> tuple[Generator, Tokenizer]:
                 f"{tuple(model.grid_positions.shape)} by {FACTS}: export the run again"
             )
         model.grid_positions.data.copy_(positions)
-    prompts = PromptBuilder(
-        vocabulary, tokenizer, model.max_context, settings["instructed"], options
-    )
     sampling = as_options(SamplingOptions, settings["sampling"], f"{folder / FACTS}: sampling")
-    # Found out on this machine: attention kernels differ.
-    shares = model.can_share_prefix(prompts.longest_pair() + prompts.max_text_tokens)
-    return Generator(model.eval(), prompts, sampling, shares), load_tokenizer(folder / VQGAN)
+    generator = build_generator(model.eval(), settings["instructed"], sampling)
+    return generator, load_tokenizer(folder / VQGAN)
 
 
 def _read_facts(folder: Path) -> dict[str, Any]:

@@ -38,21 +38,30 @@ def load_trained(
     # After the language model, whose checkpoint names its tokenizer.
     vqgan = _load_vqgan(tokenizer, checkpoint, model_path)
     settings = checkpoint["hyper_parameters"]
-    prompts = PromptBuilder(
-        language_model.vocabulary,
-        language_model.tokenizer,
-        language_model.max_context,
-        instructed=settings["_class_path"].rpartition(".")[2] in INSTRUCTED_STAGES,
-        model=language_model.options,
-        # Dropped conditions and views are for training, so `regularization` is not needed.
-    )
+    instructed = settings["_class_path"].rpartition(".")[2] in INSTRUCTED_STAGES
     sampling = as_options(SamplingOptions, settings["sampling"], "sampling")
+    return build_generator(language_model, instructed, sampling), vqgan
+
+
+def build_generator(
+    model: VisualLanguageModel, instructed: bool, sampling: SamplingOptions
+) -> Generator:
+    """A generator of a loaded model.
+
+    Args:
+        model: in evaluation mode.
+        instructed: whether it was trained with instructions (Stage 2).
+        sampling: as in its training.
+    """
+    # Dropped conditions and views are for training, so `regularization` is not needed.
+    prompts = PromptBuilder(
+        model.vocabulary, model.tokenizer, model.max_context, instructed, model.options
+    )
     # One image is not worth a compilation.
     sampling = replace(sampling, image=replace(sampling.image, compile=False))
     # Several questions about one image are branches of one sequence, if attention masks.
-    longest = prompts.longest_pair() + prompts.max_text_tokens
-    shares_prefix = language_model.can_share_prefix(longest)
-    return Generator(language_model, prompts, sampling, shares_prefix), vqgan
+    shares_prefix = model.can_share_prefix(prompts.longest_pair() + prompts.max_text_tokens)
+    return Generator(model, prompts, sampling, shares_prefix)
 
 
 def _load_vqgan(
