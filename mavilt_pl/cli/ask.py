@@ -1,30 +1,32 @@
-"""`mavilt ask IMAGE QUESTION…`: ask questions about a radiograph."""
+"""`mavilt ask IMAGE… QUESTION…`: ask questions about radiographs."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from mavilt_pl.cli.model_arguments import (
-    IMAGE_SUFFIXES,
     add_images,
     add_model,
-    image_record,
+    add_output,
     load_model,
     pair_views,
 )
-from mavilt_pl.cli.terminal import say
-from mavilt_pl.data.questions import YES_NO, asks_yes_or_no
+from mavilt_pl.cli.result_records import ResultRecords, check_output, error_record, shown_name
 from mavilt_pl.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `mavilt ask`."""
-    parser.add_argument("image", metavar="IMAGE", help="DICOM, PNG or JPEG")
-    parser.add_argument("questions", nargs="+", metavar="QUESTION")
+    parser.add_argument(
+        "words",
+        nargs="+",
+        metavar="IMAGE… QUESTION…",
+        help="images, folders or quoted patterns, then the questions about each of them",
+    )
     parser.add_argument(
         "--answers", help="such as left,right: print the probability of each instead of free text"
     )
@@ -34,52 +36,94 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="answer yes-or-no questions in free text too, not with probabilities",
     )
     parser.add_argument(
-        "--lateral", metavar="IMAGE", help="the lateral image, for a model of several views"
+        "--lateral",
+        nargs="+",
+        default=[],
+        metavar="IMAGE",
+        help="the lateral image of each study, for a model of several views",
     )
     add_model(parser)
     add_images(parser)
+    add_output(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print an answer for each question."""
-    for question in args.questions:
-        # A second image would be read as a question and answered with nonsense.
-        if Path(question).suffix.lower() in IMAGE_SUFFIXES or os.path.isfile(question):
+    """Print an answer for each image and question; status 1 if an image could not be read."""
+    from mavilt_pl.inference.outputs import to_record
+    from mavilt_pl.inference.studies import as_list
+
+    check_output(args.out)
+    answers = [] if args.free_text else _split_answers(args.answers)
+    images, questions = _split_words(args.words)
+    listed = as_list(images)[0]
+    studies = pair_views(listed, args.lateral)
+    model, records = load_model(args), ResultRecords(args)
+    failures = 0
+    # One study at a time: its questions share the image, and its answers appear at once.
+    for study in studies:
+        try:
+            replies = model.ask(study, questions, answers, args.seed)
+        except UserError as error:
+            if len(studies) == 1:
+                raise
+            failures += 1
+            records.add(error_record(study, error), "")
+            continue
+        for reply in replies:
+            text = str(reply)
+            if reply.probabilities is not None:
+                shares = [f"{answer} {share:.3f}" for answer, share in reply.probabilities.items()]
+                text = ", ".join(shares)
+            # With one image its name would say nothing.
+            name = f"{shown_name(reply.image)}: " if len(studies) > 1 else ""
+            records.add(to_record(reply), f"{name}{reply.question} {text}")
+    records.write()
+    if failures:
+        print(f"mavilt: {failures} of {len(studies)} without answers", file=sys.stderr)
+    return int(failures > 0)
+
+
+def _split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The images, and the questions behind them.
+
+    Raises:
+        UserError: there is no question, no image, or an image stands behind a question.
+    """
+    images: list[str] = []
+    questions: list[str] = []
+    for word in words:
+        if not _names_image(word):
+            questions.append(word)
+        elif questions:
+            # It would be read as a question and answered with nonsense.
             raise UserError(
-                f"{question}: found an image among the questions; expected one image and its "
-                "questions: run the command once for each image"
+                f"{word}: found an image behind the question {questions[-1]!r}; expected all "
+                "images first, then the questions"
             )
-    answers = _split_answers(args.answers)
-    (study,) = pair_views([args.image], [args.lateral] if args.lateral else [])
-    by_answers: dict[tuple[str, ...], list[str]] = {}
-    for question in args.questions:
-        expected = tuple(answers)
-        # A model that has learned closed questions only has no words of its own for them.
-        if not answers and not args.free_text and asks_yes_or_no(question):
-            expected = YES_NO
-        by_answers.setdefault(expected, []).append(question)
-    model = load_model(args)
-    replies: dict[str, Any] = {}
-    # One study a call: its questions share the image.
-    for expected, questions in by_answers.items():
-        replies |= zip(questions, model.ask(study, questions, expected, args.seed))
-    for question in args.questions:
-        reply = replies[question]
-        if args.json:
-            record = {**image_record(args.image, args.lateral), "question": question}
-            print(json.dumps({**record, "answer": reply}))
-        elif isinstance(reply, str):
-            say(f"{question} {reply}")
         else:
-            # With expected answers a reply is the probability of each.
-            shares = [f"{answer} {probability:.3f}" for answer, probability in reply.items()]
-            say(f"{question} {', '.join(shares)}")
-    return 0
+            images.append(word)
+    if not images or not questions:
+        missing = "QUESTION" if images else "IMAGE"
+        raise UserError(
+            f"found no {missing} among {', '.join(map(repr, words))}; expected one or more images, "
+            "then one or more questions"
+        )
+    return images, questions
 
 
-def _split_answers(text: str | None) -> list[str]:
+def _names_image(word: str) -> bool:
+    """Whether a word is a file, a folder or a pattern, rather than a question."""
+    from mavilt_pl.inference.studies import IMAGE_SUFFIXES
+
+    if os.path.exists(word) or Path(word).suffix.lower() in IMAGE_SUFFIXES:
+        return True
+    # A path that does not exist is a mistake, and no question either: questions have spaces.
+    return " " not in word and (os.sep in word or "*" in word)
+
+
+def _split_answers(text: str | None) -> list[str] | None:
     if not text:
-        return []
+        return None
     answers = [answer.strip() for answer in text.split(",")]
     # One answer alone would have probability 1 whatever the image shows.
     if len({*answers}) < max(2, len(answers)) or not all(answers):

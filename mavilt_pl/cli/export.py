@@ -15,12 +15,19 @@ from mavilt_pl.errors import UserError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `mavilt export`."""
     parser.add_argument("--out", type=Path, required=True, help="a new folder")
+    parser.add_argument(
+        "--license",
+        default="other",
+        metavar="ID",
+        help="for the model card, such as cc-by-nc-4.0 (default other)",
+    )
     add_model(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Write the folder whole or not at all."""
-    from mavilt_pl.checkpoint import load_tensors, resolve_checkpoint, sha256
+    from mavilt_pl.checkpoint import load_tensors, resolve_checkpoint
+    from mavilt_pl.evaluation.results import read_results
     from mavilt_pl.inference.export import export
 
     if os.path.lexists(args.out):
@@ -33,7 +40,10 @@ def run(args: argparse.Namespace) -> int:
         # It verifies the checkpoint; for the card, only its settings are read again.
         model = load_model(args)
         facts = load_tensors(checkpoint, mmap=True)
-        export(model, facts, sha256(checkpoint), args.out.name, part)
+        # The figures of the run that the checkpoint lies in, if it was tested.
+        results = checkpoint.parents[1] / "test" / "results.json"
+        figures = read_results(results)["figures"] if results.is_file() else []
+        export(model, facts, args.out.name, part, figures, args.license)
         # mkdtemp and safetensors create what only its owner can read, whatever the umask says.
         umask = os.umask(0)
         os.umask(umask)

@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from mavilt_pl.data.radiograph import Fit
 
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
-
-
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Arguments that name the model."""
     parser.add_argument(
@@ -54,38 +51,14 @@ def add_images(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fit",
         choices=["pad", "crop"],
-        default="pad",
-        help="as the corpus was prepared (default pad)",
+        help="framing of images (default: as in training)",
     )
     parser.add_argument(
         "--seed", type=int, default=0, help="of sampled text (sampling.text; default 0)"
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object a line")
 
 
-def expand_folders(images: Sequence[str]) -> list[str]:
-    """The images, with each folder replaced by the images in it, sorted by name.
-
-    Raises:
-        UserError: a folder holds no image.
-    """
-    # Images and folders may be mixed, as a shell expands them.
-    expanded: list[str] = []
-    for image in images:
-        if not Path(image).is_dir():
-            expanded.append(image)
-            continue
-        # By their names: a folder also holds reports and tables.
-        inside = sorted(str(p) for p in Path(image).iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
-        if not inside:
-            raise UserError(
-                f"{image}: found a folder without any {', '.join(IMAGE_SUFFIXES)}; name the images"
-            )
-        expanded += inside
-    return expanded
-
-
-def pair_views(images: Sequence[str], laterals: Sequence[str]) -> list[Any]:
+def pair_views(images: Sequence[Any], laterals: Sequence[str]) -> list[Any]:
     """Each study as `MAViLT` takes it.
 
     Raises:
@@ -105,12 +78,12 @@ def pair_views(images: Sequence[str], laterals: Sequence[str]) -> list[Any]:
     return studies
 
 
-def image_record(image: str, lateral: str | None) -> dict[str, str]:
-    """The files that were read, for a line of JSON."""
-    record = {"image": image}
-    if lateral:
-        record["lateral"] = lateral
-    return record
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """Arguments of verbs that write a record for each result."""
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument(
+        "--out", type=Path, help="write the results to this new file, .jsonl or .csv"
+    )
 
 
 def make_writable(folder: Path, out: Path) -> None:
@@ -154,7 +127,7 @@ def load_model(args: argparse.Namespace) -> Any:
     warnings.filterwarnings("ignore", message=".*later ones are only counted")
     print("Research software, no medical device.", file=sys.stderr)
     # `draw` and `export` have no --fit.
-    fit: Fit = getattr(args, "fit", "pad")
+    fit: Fit | None = getattr(args, "fit", None)
     # An exported folder has everything in it.
     if is_exported(args.model):
         for option in ("tokenizer", "backbone"):

@@ -123,6 +123,7 @@ class Corpus:
         size: pixels along each side of an image.
         fingerprint: SHA-256 of the table and the pixels.
         n_images: number of images.
+        fit: framing of its images; None if that is not recorded.
         facts: contents of corpus.json.
 
     Raises:
@@ -136,6 +137,7 @@ class Corpus:
         self.size: int = self.facts["size"]
         self.fingerprint: str = self.facts["fingerprint"]
         self.n_images: int = self.facts["images"]
+        self.fit: str | None = self._read_fit()
         self._secret = read_secret(self.path)
         # All parts are opened here: a damaged corpus must not fail in the middle of an epoch.
         try:
@@ -169,6 +171,13 @@ class Corpus:
                 "prepare it again"
             )
         return facts
+
+    def _read_fit(self) -> str | None:
+        # For information only: a corpus is whole without it.
+        try:
+            return json.loads((self.path / "prepare.json").read_text(encoding="utf-8"))["fit"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Each loader process maps the files itself. The secret goes with it: where a corpus has

@@ -178,6 +178,15 @@ class CXRDataModule(LightningDataModule):
         """Names of the corpora, in the order of the evaluation loaders."""
         return [corpus.name for corpus in self.corpora]
 
+    def training_data(self) -> list[dict[str, Any]]:
+        """Name, framing, studies and images of what each corpus trains, for a checkpoint."""
+        described = []
+        for corpus in self.corpora:
+            kept = corpus.facts["splits"].get("train", {})
+            counts = {unit: found["kept"] for unit, found in kept.items()}
+            described.append({"name": corpus.name, "fit": corpus.fit, **counts})
+        return described
+
     def setup(self, stage: str) -> None:
         """Open the corpora and their token caches, once in each process."""
         # Lightning calls `setup` again before a test in the same process.

@@ -46,7 +46,19 @@ def read_dicom(path: Path) -> GreyImage:
     """
     _reject_deflated(path)
     # `force`: old scanners and anonymisers write neither preamble nor file meta information.
-    data = pydicom.dcmread(path, force=True)
+    return grey_of_dataset(path, pydicom.dcmread(path, force=True))
+
+
+def grey_of_dataset(path: Path | str, data: pydicom.Dataset) -> GreyImage:
+    """The stored pixels of a DICOM data set with their window.
+
+    Args:
+        path: of its file, or a name of it, for messages.
+        data: missing tags of its encoding are filled in.
+
+    Raises:
+        Rejected: as `read_dicom`.
+    """
     if "PixelData" not in data:
         raise Rejected(f"{path}: no pixel data in it; expected a DICOM radiograph")
     _infer_transfer_syntax(path, data)
@@ -78,7 +90,7 @@ def _reject_deflated(path: Path) -> None:
         )
 
 
-def _infer_transfer_syntax(path: Path, data: pydicom.Dataset) -> None:
+def _infer_transfer_syntax(path: Path | str, data: pydicom.Dataset) -> None:
     """Fill in a transfer syntax that the file does not name, from how its tags are written."""
     if not isinstance(getattr(data, "file_meta", None), FileMetaDataset):
         data.file_meta = FileMetaDataset()
@@ -97,7 +109,7 @@ def _infer_transfer_syntax(path: Path, data: pydicom.Dataset) -> None:
     data.file_meta.TransferSyntaxUID = syntax
 
 
-def _check_kind(path: Path, data: pydicom.Dataset) -> None:
+def _check_kind(path: Path | str, data: pydicom.Dataset) -> None:
     """Refuse what is not one grey image of projection radiography."""
     modality = str(data.get("Modality") or "").strip().upper()
     if modality not in MODALITIES:
@@ -119,7 +131,7 @@ def _check_kind(path: Path, data: pydicom.Dataset) -> None:
         )
 
 
-def _check_bits(path: Path, data: pydicom.Dataset) -> None:
+def _check_bits(path: Path | str, data: pydicom.Dataset) -> None:
     """Refuse bits that do not fit into one another, or that a codec would put elsewhere."""
     allocated, used, highest = _bits(data)
     if allocated not in (8, 16, 32) or not 0 < used <= allocated or highest not in range(allocated):
@@ -142,7 +154,7 @@ def _bits(data: pydicom.Dataset) -> tuple[int, int, int]:
     return allocated, used, used - 1 if highest in (None, "") else int(highest)
 
 
-def _check_encoded_size(path: Path, data: pydicom.Dataset, rows: int, columns: int) -> None:
+def _check_encoded_size(path: Path | str, data: pydicom.Dataset, rows: int, columns: int) -> None:
     """Compare the header's size with that of a compressed stream, before it is decoded."""
     syntax = data.file_meta.TransferSyntaxUID
     # Uncompressed pixels and RLE streams do not state a size.

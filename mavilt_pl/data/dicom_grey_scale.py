@@ -21,7 +21,7 @@ from mavilt_pl.errors import Rejected
 LEAST_SHARE = 1 / 32
 
 
-def apply_grey_scale(path: Path, data: pydicom.Dataset, stored: np.ndarray) -> GreyImage:
+def apply_grey_scale(path: Path | str, data: pydicom.Dataset, stored: np.ndarray) -> GreyImage:
     """Apply the tables of a file; turn rescale and window into a window of stored values.
 
     A window that shows nothing of the image is left out: of no width, not a number, outside the
@@ -102,7 +102,7 @@ def _shows(window: list[float], range_: tuple[float, float]) -> bool:
 
 
 def _blacken_padding(
-    path: Path, data: pydicom.Dataset, stored: np.ndarray, air_is_high: bool
+    path: Path | str, data: pydicom.Dataset, stored: np.ndarray, air_is_high: bool
 ) -> np.ndarray:
     """Give padding the darkest value of the image itself.
 

@@ -28,7 +28,7 @@ def extremes(pixels: np.ndarray) -> tuple[float, float]:
     return float(pixels.min()), float(pixels.max())
 
 
-def check_size(path: Path, height: int, width: int) -> None:
+def check_size(path: Path | str, height: int, width: int) -> None:
     """Refuse an image whose sides cannot be those of a radiograph.
 
     Raises:
@@ -64,7 +64,7 @@ class GreyImage:
     inverted: bool = False
     exceeds_window: bool = False
 
-    def with_window(self, path: Path) -> GreyImage:
+    def with_window(self, path: Path | str) -> GreyImage:
         """The same image with its window filled in.
 
         Raises:

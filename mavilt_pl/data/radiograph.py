@@ -1,7 +1,7 @@
-"""Read one radiograph file as one float image: the only code that decodes pixels.
+"""Read one radiograph as one float image: the only code that decodes pixels.
 
-DICOM through pydicom (see `mavilt_pl.data.dicom`), PNG and JPEG through Pillow. Sizes are checked
-before anything is decoded.
+DICOM through pydicom (see `mavilt_pl.data.dicom`), PNG and JPEG through Pillow, and what is in
+memory already (see `mavilt_pl.data.image_objects`). Sizes are checked before anything is decoded.
 
 The grey scale: a window says what is black and white; an 8-bit picture has 0 and 255; everything
 else is stretched from its darkest to its brightest pixel.
@@ -16,44 +16,43 @@ from typing import Literal
 import cv2
 import numpy as np
 from PIL import Image as Pillow
-from PIL import ImageOps
 
 from mavilt_pl.data.dicom import read_dicom
 from mavilt_pl.data.grey_image import LARGEST_SIDE, SMALL_INTEGERS, GreyImage, check_size
+from mavilt_pl.data.image_objects import ImageObject, describe, grey_of_object, grey_of_picture
 from mavilt_pl.errors import Rejected
 
 DICOM_SUFFIXES = (".dcm", ".dicom", "")
 # 64 rows of 4,000 pixels of 16 bits are half a megabyte.
 STRIP_ROWS = 64  # rows reduced at a time, so that they stay in the processor's cache
-DEEP_MODES = ("I;16", "I;16B", "I", "F")  # Pillow's modes of more than 8 bits
 # A detector's 4,300 × 4,300 pixels of 16 bits are 37 MB.
 LARGEST_FILE = 2**29  # bytes
 Fit = Literal["pad", "crop"]
 Pillow.MAX_IMAGE_PIXELS = LARGEST_SIDE**2
 
 
-def read_radiograph(path: Path) -> np.ndarray:
-    """The image of a file, float32 [H,W] in [0, 1], air dark and bone bright.
+def read_radiograph(source: Path | ImageObject) -> np.ndarray:
+    """The image of a file or an object, float32 [H,W] in [0, 1], air dark and bone bright.
 
     Raises:
-        Rejected: the file is not one whole grey radiograph; the message names file and reason.
+        Rejected: it is not one whole grey radiograph; the message names it and the reason.
     """
-    grey = _read(path)
+    grey = _read(source)
     return grey.scale(grey.pixels)
 
 
-def read_sized(path: Path, size: int, fit: Fit = "pad") -> np.ndarray:
-    """The image of a file, uint8 [size,size].
+def read_sized(source: Path | ImageObject, size: int, fit: Fit = "pad") -> np.ndarray:
+    """The image of a file or an object, uint8 [size,size].
 
-    It is `resize(read_radiograph(path), size, fit)` to within a grey level or two, and faster: a
+    It is `resize(read_radiograph(source), size, fit)` to within a grey level or two, and faster: a
     large JPEG is decoded at no more than twice the size, and the grey scale is applied to the small
     image.
 
     Raises:
-        Rejected: the file is not one whole grey radiograph; the message names file and reason.
+        Rejected: it is not one whole grey radiograph; the message names it and the reason.
     """
     # Twice the size leaves the area resize enough pixels to average.
-    grey = _read(path, 2 * size)
+    grey = _read(source, 2 * size)
     return _frame(grey.scale(_resize(_reduce(grey, 2 * size), size, fit)), size)
 
 
@@ -74,38 +73,45 @@ def resize(image: np.ndarray, size: int, fit: Fit = "pad") -> np.ndarray:
     return _frame(_resize(image, size, fit), size)
 
 
-def _read(path: Path, min_side: int | None = None) -> GreyImage:
-    """Decode a file.
+def _read(source: Path | ImageObject, min_side: int | None = None) -> GreyImage:
+    """Decode a file, or take what is decoded already.
 
     Args:
-        path: of a DICOM, PNG or JPEG file.
+        source: path of a DICOM, PNG or JPEG file, or an object.
         min_side: pixels along the shorter side that are enough; None for the full size.
     """
+    name = source if isinstance(source, Path) else describe(source)
+    try:
+        # Warnings are of files that bend the standard: what matters is refused or read.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if isinstance(source, Path):
+                grey = _read_file(source, min_side)
+            else:
+                grey = grey_of_object(source)
+    except (Rejected, KeyboardInterrupt, SystemExit):
+        raise
+    except FileNotFoundError:
+        raise Rejected(f"{name}: the file is missing") from None
+    # Decoders raise anything on damaged files; the RLE one panics, which is no Exception.
+    except BaseException as error:
+        raise Rejected(
+            f"{name}: not readable ({type(error).__name__}: {str(error)[:120]})"
+        ) from None
+    return grey.with_window(name)
+
+
+def _read_file(path: Path, min_side: int | None) -> GreyImage:
     # A pipe would keep the reader waiting, and a device never ends.
     if path.exists() and not path.is_file():
         kind = "a folder" if path.is_dir() else "no regular file"
         raise Rejected(f"{path} is {kind}; expected a DICOM, PNG or JPEG file")
-    try:
-        num_bytes = path.stat().st_size
-        if num_bytes > LARGEST_FILE:
-            raise Rejected(f"{path}: {num_bytes:,} bytes; expected at most {LARGEST_FILE:,}")
-        # Warnings are of files that bend the standard: what matters is refused or read.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            if _is_dicom(path):
-                grey = read_dicom(path)
-            else:
-                grey = _read_picture(path, min_side)
-    except (Rejected, KeyboardInterrupt, SystemExit):
-        raise
-    except FileNotFoundError:
-        raise Rejected(f"{path}: the file is missing") from None
-    # Decoders raise anything on damaged files; the RLE one panics, which is no Exception.
-    except BaseException as error:
-        raise Rejected(
-            f"{path}: not readable ({type(error).__name__}: {str(error)[:120]})"
-        ) from None
-    return grey.with_window(path)
+    num_bytes = path.stat().st_size
+    if num_bytes > LARGEST_FILE:
+        raise Rejected(f"{path}: {num_bytes:,} bytes; expected at most {LARGEST_FILE:,}")
+    if _is_dicom(path):
+        return read_dicom(path)
+    return _read_picture(path, min_side)
 
 
 def _is_dicom(path: Path) -> bool:
@@ -127,13 +133,7 @@ def _read_picture(path: Path, min_side: int | None) -> GreyImage:
             # The JPEG decoder itself reduces by 2, 4 or 8, which skips most of the inverse
             # transform.
             opened.draft(None, (min_side, min_side))
-        # Photographs of films carry their rotation in EXIF.
-        ImageOps.exif_transpose(opened, in_place=True)
-        # No window is known, so these are stretched to their own extremes.
-        if opened.mode in DEEP_MODES:
-            return GreyImage(np.asarray(opened))
-        # Transparency is not radiology: the grey under it counts.
-        return GreyImage(np.asarray(opened.convert("L")), (0.0, 255.0))
+        return grey_of_picture(opened)
 
 
 def _reduction_factor(height: int, width: int, min_side: int) -> int:

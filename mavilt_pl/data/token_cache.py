@@ -3,6 +3,7 @@
     tokens.json   tokenizer, corpus, codebook size; written last, so a folder without it is no cache
     codes.npy     uint16 (or uint32) [images, N], in the order of the corpus's images
     codebook.npy  float32 [K, d]
+    ood.safetensors  what the corpus's images are like (`mavilt_pl.data.ood_reference`)
 
 A cache of another tokenizer or another corpus is refused.
 Shapes: b images of a batch, N codes per image, K codebook size, d width of a code.
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from mavilt_pl.data.ood_reference import REFERENCE_FILE, OODReference, read_references
 from mavilt_pl.errors import UserError
 from mavilt_pl.parallel.atomic_write import atomic_open, atomic_write_text
 
@@ -149,6 +151,14 @@ class TokenCache:
     def codebook(self) -> np.ndarray:
         """The tokenizer's codebook, float32 [K,d]."""
         return np.load(self.path / "codebook.npy")
+
+    def ood_references(self) -> list[OODReference]:
+        """What the corpus's images are like, by view; empty if it has too few to say.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        return read_references(self.path / REFERENCE_FILE)
 
     def same_tokenizer(self, other: TokenCache) -> None:
         """Check that another cache was encoded by the same tokenizer.

@@ -6,75 +6,75 @@ Shape legend: N codes an image, D width.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from transformers.tokenization_utils_base import AddedToken
 
-from mavilt_pl import __version__
-from mavilt_pl.checkpoint import FORMAT_KEY, FORMAT_VERSION
-from mavilt_pl.inference.exported import FACTS, POSITIONS, VQGAN, settings_of
+from mavilt_pl.checkpoint import sha256
+from mavilt_pl.data.ood_reference import REFERENCE_FILE, save_references
+from mavilt_pl.inference.card import EXAMPLE, write_card
+from mavilt_pl.inference.exported import FACTS, POSITIONS, VQGAN, settings_of, weight_files
 from mavilt_pl.inference.mavilt import MAViLT
 from mavilt_pl.language.adapters import merge_adapters
 from mavilt_pl.language.model import VisualLanguageModel
 from mavilt_pl.language.prompt_builder import PromptBuilder
 from mavilt_pl.language.vocabulary import SPECIAL_TOKENS, VIEW_TOKENS, VisualVocabulary
 from mavilt_pl.parallel.atomic_write import atomic_write_text
-from mavilt_pl.vqgan.tokenizer import Tokenizer
-
-# Not a module of this package: importing it loads a model.
-EXAMPLE = Path(__file__).with_name("example.py.jinja")
+from mavilt_pl.vqgan.loading import save_tokenizer
 
 
 def export(
-    model: MAViLT, checkpoint: dict[str, Any], checkpoint_sha256: str, name: str, out: Path
+    model: MAViLT,
+    checkpoint: Mapping[str, Any],
+    name: str,
+    out: Path,
+    figures: Sequence[Mapping[str, Any]] = (),
+    license_id: str = "other",
 ) -> None:
     """Write language model, VQ-GAN, an example that runs, and a card that describes them.
 
     Args:
         model: of a run.
         checkpoint: of that run, for the card.
-        checkpoint_sha256: of its file.
         name: of the model, on the card.
         out: an empty folder.
+        figures: of the run's test, for the card.
+        license_id: as Hugging Face's cards name licences.
     """
     generator = model.generator
     # The weights first: it is the step that a full disk stops.
     save_language_model(generator.model, out)
+    save_tokenizer(model.vqgan, out / VQGAN)
+    save_references(model.loaded.ood_references, out / REFERENCE_FILE)
     facts = json.loads((out / FACTS).read_text(encoding="utf-8"))
     facts |= _prompts(generator.prompts)
     facts["settings"] = settings_of(generator)
+    facts["checkpoint"] = model.sha256
+    facts["training_data"] = model.loaded.training_data
+    facts["sha256"] = {path.name: sha256(path) for path in weight_files(out)}
     atomic_write_text(out / FACTS, json.dumps(facts, indent=1))
-    save_vqgan(model.vqgan, out / VQGAN)
+    _save_preprocessing(model, out)
     example = EXAMPLE.read_text(encoding="utf-8")
     (out / "example.py").write_text(example, encoding="utf-8")
-    # Settings as the training had them, not as this machine uses them.
-    vocabulary, settings = generator.model.vocabulary, checkpoint["hyper_parameters"]
-    templates = Environment(
-        loader=PackageLoader("mavilt_pl.inference", "."), undefined=StrictUndefined
-    )
-    card = templates.get_template("card.md.jinja").render(
-        name=name,
-        instructed=generator.prompts.instructed,
-        stage=settings["_class_path"].rpartition(".")[2],
-        version=__version__,
-        steps=f"{checkpoint['global_step']:,}",
-        # A path of the training machine says nothing elsewhere.
-        backbone=Path(settings["backbone"]).name,
-        size=model.vqgan.autoencoder.image_size,
-        codes=vocabulary.codes_per_image,
-        codebook_size=vocabulary.codebook_size,
-        checkpoint=checkpoint_sha256,
-        tokenizer=checkpoint["visual_tokenizer"],
-        example=example.strip(),
-        marks=" and codes" if _knows_marks(out, vocabulary) else " of the base model only",
-        grid=generator.model.grid_positions is not None,
-    )
+    card = write_card(model, checkpoint, name, facts["sha256"], figures, license_id)
     (out / "README.md").write_text(card, encoding="utf-8")
+
+
+def _save_preprocessing(model: MAViLT, out: Path) -> None:
+    """How an image becomes the VQ-GAN's input, under Hugging Face's name for it."""
+    size = model.vqgan.autoencoder.image_size
+    preprocessing = {
+        "image_processor_type": "mavilt_pl.data.radiograph.read_sized",
+        "size": {"height": size, "width": size},
+        "fit": model.encoder.fit,
+        "grey": "MONOCHROME2: air dark, bone bright; 0 to 255 becomes -1 to 1",
+        "resample": "area",
+    }
+    atomic_write_text(out / "preprocessor_config.json", json.dumps(preprocessing, indent=1))
 
 
 def save_language_model(model: VisualLanguageModel, out: Path) -> None:
@@ -88,7 +88,7 @@ def save_language_model(model: VisualLanguageModel, out: Path) -> None:
     # Plain transformers knows neither our adapters nor rows that are kept apart from the embedding.
     merge_adapters(model.backbone, vocabulary, model.new_rows).save_pretrained(out)
     model.tokenizer.save_pretrained(out)
-    _save_tokenizer(vocabulary, out)
+    _save_text_tokenizer(vocabulary, out)
     _save_generation(vocabulary, out)
     facts = {
         "special_tokens": _special_tokens(vocabulary),
@@ -103,21 +103,6 @@ def save_language_model(model: VisualLanguageModel, out: Path) -> None:
         save_file({"grid_positions": positions}, out / POSITIONS)
 
 
-def save_vqgan(vqgan: Tokenizer, path: Path) -> None:
-    """Write a tokenizer as a checkpoint that `load_tokenizer` reads, without a training's state."""
-    # Under the names of a training, so that one function reads both.
-    weights = {f"tokenizer.{key}": value.cpu() for key, value in vqgan.state_dict().items()}
-    clinical = vqgan.clinical
-    settings = {"autoencoder": vqgan.autoencoder.config, "quantizer": vqgan.quantizer.config}
-    checkpoint = {
-        FORMAT_KEY: FORMAT_VERSION,
-        "state_dict": weights,
-        "hyper_parameters": settings,
-        "clinical": None if clinical is None else clinical.config,
-    }
-    torch.save(checkpoint, path)
-
-
 def _special_tokens(vocabulary: VisualVocabulary) -> dict[str, int]:
     """Ids of marks, and of views if the model has several."""
     special = {name: vocabulary.special_token_id(name) for name in SPECIAL_TOKENS}
@@ -127,7 +112,7 @@ def _special_tokens(vocabulary: VisualVocabulary) -> dict[str, int]:
     return special
 
 
-def _save_tokenizer(vocabulary: VisualVocabulary, out: Path) -> None:
+def _save_text_tokenizer(vocabulary: VisualVocabulary, out: Path) -> None:
     """Teach the exported tokenizer the new rows, in the order of their ids."""
     tokenizer = AutoTokenizer.from_pretrained(out)
     # A conversation's template is the base model's: this one is asked by marks.
@@ -146,10 +131,6 @@ def _save_tokenizer(vocabulary: VisualVocabulary, out: Path) -> None:
         return
     tokenizer.eos_token, tokenizer.bos_token = "<end>", "<begin>"
     tokenizer.save_pretrained(out)
-
-
-def _knows_marks(out: Path, vocabulary: VisualVocabulary) -> bool:
-    return AutoTokenizer.from_pretrained(out).convert_tokens_to_ids("<end>") == vocabulary.end
 
 
 def _save_generation(vocabulary: VisualVocabulary, out: Path) -> None:

@@ -1,4 +1,4 @@
-"""Read back what `mavilt export` wrote: generator and VQ-GAN of one folder."""
+"""Read back what `mavilt export` wrote: a model in one folder."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ import torch
 from safetensors.torch import load_file
 from transformers.utils.logging import disable_progress_bar
 
+from mavilt_pl.checkpoint import sha256
+from mavilt_pl.data.ood_reference import REFERENCE_FILE, read_references
 from mavilt_pl.errors import UserError
-from mavilt_pl.inference.trained import build_generator
+from mavilt_pl.inference.trained import LoadedModel, build_generator
 from mavilt_pl.language.backbone import UnsupportedAttentionError, load_backbone
 from mavilt_pl.language.generation import Generator
 from mavilt_pl.language.model import VisualLanguageModel
 from mavilt_pl.language.options import ModelOptions, SamplingOptions, as_options
 from mavilt_pl.language.vocabulary import VisualVocabulary
 from mavilt_pl.vqgan.loading import load_tokenizer
-from mavilt_pl.vqgan.tokenizer import Tokenizer
 
 FACTS = "visual.json"
 POSITIONS = "grid_positions.safetensors"
-VQGAN = "vqgan.ckpt"
+VQGAN = "vqgan.safetensors"
 
 
 def is_exported(folder: Path) -> bool:
@@ -41,13 +42,19 @@ def settings_of(generator: Generator) -> dict[str, Any]:
     }
 
 
-def load_exported(folder: Path) -> tuple[Generator, Tokenizer]:
-    """Generator and VQ-GAN of an exported folder, on the CPU in evaluation mode.
+def weight_files(folder: Path) -> list[Path]:
+    """All files of weights of an exported folder, sorted by name."""
+    return sorted(folder.glob("*.safetensors"))
+
+
+def load_exported(folder: Path) -> LoadedModel:
+    """The model of an exported folder, on the CPU in evaluation mode.
 
     Raises:
         UserError: a file is missing, damaged or of another version.
     """
     facts = _read_facts(folder)
+    _verify_files(folder, facts["sha256"])
     settings = facts["settings"]
     vocabulary = VisualVocabulary(**settings["vocabulary"])
     options = as_options(ModelOptions, settings["model"], f"{folder / FACTS}: model")
@@ -74,7 +81,26 @@ def load_exported(folder: Path) -> tuple[Generator, Tokenizer]:
         model.grid_positions.data.copy_(positions)
     sampling = as_options(SamplingOptions, settings["sampling"], f"{folder / FACTS}: sampling")
     generator = build_generator(model.eval(), settings["instructed"], sampling)
-    return generator, load_tokenizer(folder / VQGAN)
+    return LoadedModel(
+        generator,
+        load_tokenizer(folder / VQGAN),
+        facts["checkpoint"],
+        read_references(folder / REFERENCE_FILE),
+        facts["training_data"],
+    )
+
+
+def _verify_files(folder: Path, checksums: dict[str, str]) -> None:
+    """Compare all weights with what was exported: a download may have ended early."""
+    for name, checksum in checksums.items():
+        path = folder / name
+        if not path.is_file():
+            raise UserError(f"{path} is missing: copy or download the folder again")
+        if sha256(path) != checksum:
+            raise UserError(
+                f"{path} is damaged: its checksum is not that of {FACTS}; copy or download the "
+                "folder again"
+            )
 
 
 def _read_facts(folder: Path) -> dict[str, Any]:
@@ -82,6 +108,7 @@ def _read_facts(folder: Path) -> dict[str, Any]:
     try:
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
         known = {"vocabulary", "model", "sampling", "instructed"} <= facts["settings"].keys()
+        known = known and {"checkpoint", "sha256", "training_data"} <= facts.keys()
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         known = False
     if not known:

@@ -1,13 +1,15 @@
-"""Read the runs of a training: generator and VQ-GAN."""
+"""Read the runs of a training: generator, VQ-GAN, and what is known of them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from mavilt_pl.checkpoint import resolve_checkpoint, sha256
+from mavilt_pl.data.ood_reference import OODReference, from_plain
+from mavilt_pl.data.radiograph import Fit
 from mavilt_pl.errors import UserError
 from mavilt_pl.language.generation import Generator
 from mavilt_pl.language.model import VisualLanguageModel
@@ -19,10 +21,37 @@ from mavilt_pl.vqgan.tokenizer import Tokenizer
 INSTRUCTED_STAGES = ("Stage2",)
 
 
+@dataclass
+class LoadedModel:
+    """The parts of a trained model.
+
+    Args:
+        generator: decodes with the language model.
+        vqgan: the visual tokenizer that the language model was trained with.
+        sha256: of the checkpoint that was trained.
+        ood_references: what the training images are like; empty if that is not known.
+        training_data: name, framing and counts of each dataset; empty if that is not known.
+    """
+
+    generator: Generator
+    vqgan: Tokenizer
+    sha256: str
+    ood_references: list[OODReference] = field(default_factory=list)
+    training_data: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def fit(self) -> Fit:
+        """The framing of the training images."""
+        for dataset in self.training_data:
+            if dataset.get("fit") in get_args(Fit):
+                return dataset["fit"]
+        return "pad"
+
+
 def load_trained(
     model: str | Path, tokenizer: str | Path | None, backbone: str | Path | None
-) -> tuple[Generator, Tokenizer]:
-    """Generator and VQ-GAN of a training, on the CPU in evaluation mode.
+) -> LoadedModel:
+    """The model of a training, on the CPU in evaluation mode.
 
     Args:
         model: a run of Stage 1 or Stage 2, or its checkpoint.
@@ -40,7 +69,11 @@ def load_trained(
     settings = checkpoint["hyper_parameters"]
     instructed = settings["_class_path"].rpartition(".")[2] in INSTRUCTED_STAGES
     sampling = as_options(SamplingOptions, settings["sampling"], "sampling")
-    return build_generator(language_model, instructed, sampling), vqgan
+    generator = build_generator(language_model, instructed, sampling)
+    # Checkpoints of a Trainer of one's own, and of tokens without a reference, have none.
+    references = from_plain(checkpoint.get("ood_references") or [])
+    data = checkpoint.get("training_data") or []
+    return LoadedModel(generator, vqgan, sha256(model_path), references, data)
 
 
 def build_generator(

@@ -16,6 +16,7 @@ from lightning import LightningModule
 from torch import Tensor
 
 from mavilt_pl.checkpoint import FORMAT_KEY, FORMAT_VERSION
+from mavilt_pl.data.ood_reference import OODReference, to_plain
 from mavilt_pl.data.token_cache import TokenCache
 from mavilt_pl.errors import UserError
 from mavilt_pl.language.flops import peak_flops, step_flops
@@ -193,6 +194,24 @@ class LanguageModule(TrainingStep, FSDPMixin, LightningModule):
         checkpoint["visual_tokenizer"] = self.visual_tokenizer
         checkpoint["visual_tokenizer_path"] = self.visual_tokenizer_path
         checkpoint["visual_vocabulary"] = asdict(self.model.vocabulary)
+        # So that whoever uses the weights can see whether an image is like the training's.
+        checkpoint["ood_references"] = to_plain(self._ood_references())
+        # For the card of an exported model.
+        if hasattr(self._datamodule, "training_data"):
+            checkpoint["training_data"] = self._datamodule.training_data()
+
+    @property
+    def _datamodule(self) -> Any:
+        """The trainer's datamodule; None without one."""
+        return getattr(self._trainer, "datamodule", None)
+
+    def _ood_references(self) -> list[OODReference]:
+        """Of the datasets that are trained on; without a datamodule that of the settings."""
+        caches = getattr(self._datamodule, "token_caches", None)
+        references = []
+        for cache in caches or [TokenCache(self.hparams["tokens"])]:
+            references += cache.ood_references()
+        return references
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         """Refuse the checkpoint of another model, tokenizer or format."""
@@ -202,10 +221,9 @@ class LanguageModule(TrainingStep, FSDPMixin, LightningModule):
 
     def setup(self, stage: str) -> None:
         """Let the loader's workers build the prompts."""
-        datamodule = getattr(self.trainer, "datamodule", None)
-        if datamodule is not None:
+        if self._datamodule is not None:
             # Lightning calls `setup` before it asks for loaders.
-            datamodule.collate_fn = self.collate
+            self._datamodule.collate_fn = self.collate
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Build the prompts of a batch that came without them."""

@@ -20,6 +20,7 @@ from rich.markup import escape as escape_markup
 from rich.progress import Progress
 
 from mavilt_pl.data.corpus import Corpus
+from mavilt_pl.data.ood_reference import REFERENCE_FILE, save_references
 from mavilt_pl.data.pixels import to_float
 from mavilt_pl.data.token_cache import TokenCache, write_tokens
 from mavilt_pl.errors import UserError
@@ -27,12 +28,13 @@ from mavilt_pl.parallel.atomic_write import atomic_write_bytes, atomic_write_tex
 from mavilt_pl.parallel.file_lock import file_lock
 from mavilt_pl.parallel.own_files import check_folder
 from mavilt_pl.parallel.shards import claim_shards, list_names
+from mavilt_pl.vqgan.out_of_distribution import fit_references
 from mavilt_pl.vqgan.tokenizer import Tokenizer
 
 # A killed process loses one shard's work at most.
 SHARD = 1024  # images
 # Every name that `tokenize` gives to a file in OUT/parts.
-MARKS = ("tokens.json", "codebook.npy", "parts/encoder.json", "parts/.lock")
+MARKS = ("tokens.json", "codebook.npy", REFERENCE_FILE, "parts/encoder.json", "parts/.lock")
 PART_NAME = re.compile(r"\.lock|\d+\.(?:lock|npy)|encoder\.json|\..+\.part")
 # Measured on two x86 cores: 801 images/s with 16 at once for the demo's network, 22.0 with one at a
 # time for the published one (benchmarks/README.md).
@@ -181,6 +183,9 @@ class CorpusEncoder:
             return self.tokenizer.encode(pixels[:, None]).cpu().numpy()
 
     def _join_shards(self) -> None:
+        # Before the cache is whole: a killed run writes it again.
+        references = fit_references(self.corpus, self.tokenizer, self.batch_size)
+        save_references(references, self.out / REFERENCE_FILE)
         codebook = self.tokenizer.quantizer.codebook.detach().cpu().numpy()
         # Read one by one: the codes of a large corpus need not fit into memory.
         shards = (np.load(self._path(number)) for number in range(self.count))

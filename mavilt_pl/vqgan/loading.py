@@ -5,18 +5,29 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mavilt_pl.checkpoint import check_format_version, load_strict, read_weights, sha256
+from mavilt_pl.checkpoint import (
+    FORMAT_KEY,
+    FORMAT_VERSION,
+    check_format_version,
+    load_strict,
+    read_weights,
+    sha256,
+)
 from mavilt_pl.errors import UserError
 from mavilt_pl.vqgan.taming import CONVERT, OUR_MARK, PublishedVQGAN
 from mavilt_pl.vqgan.taming_weights import TamingConversion
 from mavilt_pl.vqgan.tokenizer import Tokenizer
 
+SETTINGS_KEY = "mavilt"  # of a safetensors file's metadata
 ENDING = 3  # parts of a checkpoint's path within its run: vqgan/checkpoints/last.ckpt
 
 
@@ -35,6 +46,8 @@ def load_tokenizer(
         UserError: the file is no tokenizer, is damaged or incomplete, or the image size is unknown.
     """
     checkpoint = read_weights(path, CONVERT)
+    if (settings := _safetensors_settings(Path(path))) is not None:
+        checkpoint = {**settings, "state_dict": checkpoint}
     state = checkpoint.get("state_dict", checkpoint)
     # By a key, not by the file's name: users rename checkpoints.
     if OUR_MARK in state:
@@ -44,6 +57,33 @@ def load_tokenizer(
         tokenizer = Tokenizer(*published.shape(image_size, default_image_size))
         load_strict(tokenizer, TamingConversion(published).state_dict(), path)
     return tokenizer.eval().requires_grad_(False)
+
+
+def save_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
+    """Write a tokenizer as safetensors that `load_tokenizer` reads, with its settings inside."""
+    clinical = tokenizer.clinical
+    settings = {
+        FORMAT_KEY: FORMAT_VERSION,
+        "hyper_parameters": {
+            "autoencoder": tokenizer.autoencoder.config,
+            "quantizer": tokenizer.quantizer.config,
+        },
+        "clinical": None if clinical is None else clinical.config,
+    }
+    # Under the names of a training's checkpoint, so that one function reads both.
+    weights = {}
+    for key, value in tokenizer.state_dict().items():
+        weights[f"tokenizer.{key}"] = value.cpu().contiguous()
+    save_file(weights, path, {SETTINGS_KEY: json.dumps(settings)})
+
+
+def _safetensors_settings(path: Path) -> dict[str, Any] | None:
+    """What `save_tokenizer` wrote about a tokenizer; None for any other file."""
+    if path.suffix != ".safetensors":
+        return None
+    with safe_open(path, "pt") as file:
+        text = (file.metadata() or {}).get(SETTINGS_KEY)
+    return None if text is None else json.loads(text)
 
 
 def tokenizer_of(stage: Any) -> Path:

@@ -97,7 +97,7 @@ def test_reports_and_answers(
         main(["ask", str(images[0]), question, "Where?", "--answers", "yes, no", "--json", *runs])
         == 0
     )
-    shares = [json.loads(line)["answer"] for line in capsys.readouterr().out.splitlines()]
+    shares = [json.loads(line)["probabilities"] for line in capsys.readouterr().out.splitlines()]
     assert len(shares) == 2 and all(
         set(row) == {"yes", "no"} and sum(row.values()) == pytest.approx(1) for row in shares
     )
@@ -131,15 +131,19 @@ def test_one_bad_file_costs_one_report(
     assert "1a.png" in rows[2]["error"] and "no regular file" in rows[3]["error"]
     assert "2 of 5 without a report" in printed.err
 
-    assert main(["ask", str(images[0]), str(images[1]), "Is there edema?", *runs]) == 1
-    assert "found an image among the questions" in capsys.readouterr().err
+    words = [str(images[0]), str(folder / "1a.png"), str(images[1]), "Is there edema?"]
+    assert main(["ask", *words, "--json", *runs]) == 1
+    printed = capsys.readouterr()
+    rows = [json.loads(line) for line in printed.out.splitlines()]
+    assert [row["image"] for row in rows] == words[:3]
+    assert "1a.png" in rows[1]["error"] and "1 of 3 without answers" in printed.err
 
 
 def test_what_is_drawn_says_so_and_depends_on_text_and_seed_alone(
     runs: list[str], tmp_path: Path
 ) -> None:
     def drawn(name: str, *words: str) -> list[np.ndarray]:
-        assert main(["draw", *words, "--out", str(tmp_path / name), *runs]) == 0
+        assert main(["draw", *words, "--no-banner", "--out", str(tmp_path / name), *runs]) == 0
         return [np.asarray(Image.open(path)) for path in sorted((tmp_path / name).glob("*.png"))]
 
     two, one, other = (
@@ -169,20 +173,15 @@ def test_what_is_sampled_depends_on_what_it_is_made_from_alone(
     )
     model = MAViLT.from_runs(sampling, chain / "vqgan", device="cpu")
     texts = ["Edema.", "Normal heart.", "Edema."]
-    drawn = model.draw(texts)
-    assert np.array_equal(drawn[1], model.draw(texts[1:2])[0]) and np.array_equal(
-        drawn[0], drawn[2]
-    )
+    drawn = [drawing.image for drawing in model.draw(texts)]
+    assert np.array_equal(drawn[1], model.draw(texts[1]).image)
+    assert np.array_equal(drawn[0], drawn[2])
     written = model.report(images)
     assert model.report(images[1:2]) == written[1:2] and model.report(images, seed=1) != written
     questions = ["Is there edema?", "Where?"]
     assert model.ask(images[0], questions[1:]) == model.ask(images[0], questions)[1:]
     assert model.ask(images[0], questions, seed=1) != model.ask(images[0], questions)
-    assert (
-        model.report([]) == []
-        and model.draw([]).shape == (0, 32, 32)
-        and model.draw([]).dtype == np.uint8
-    )
+    assert model.report([]) == model.draw([]) == model.ask([], "Where?") == []
 
     said = []
     for seed in ("0", "1"):
@@ -221,7 +220,7 @@ def test_the_best_of_several_is_the_judge_s_likeliest(
         "Possible effusion.",
         "No pneumothorax.",
     ]
-    words = ["--best-of", "4", "--judge", str(judge), "--out", str(tmp_path)]
+    words = ["--best-of", "4", "--judge", str(judge), "--out", str(tmp_path), "--no-banner"]
     assert main(["draw", *texts, *words, *runs]) == 0
     printed = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mavilt:")]
     assert printed == [
@@ -278,9 +277,8 @@ def test_a_model_is_used_as_this_machine_can_and_not_as_it_was_trained(
     model, plain = (
         MAViLT.from_runs(path, chain / "vqgan", device="cpu") for path in (fast, chain / "stage2")
     )
-    assert not model.generator.sampling.image.compile and np.array_equal(
-        model.draw(["Edema."]), plain.draw(["Edema."])
-    )
+    assert not model.generator.sampling.image.compile
+    assert np.array_equal(model.draw("Edema.").image, plain.draw("Edema.").image)
 
 
 def test_a_model_of_a_plain_trainer_without_sdpa(chain: Path, tmp_path: Path) -> None:
@@ -339,7 +337,7 @@ def test_the_card_of_an_export_runs(
     out = tmp_path / "exported"
     assert main(["export", "--out", str(out), *runs]) == 0
     card = (out / "README.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    _, code = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     assert code.strip() == (out / "example.py").read_text().strip()
     assert "no medical device" in card and "Stage2 of `mavilt_pl`" in card
     assert str(chain) not in card
@@ -349,7 +347,7 @@ def test_the_card_of_an_export_runs(
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
     model = MAViLT.from_runs(chain / "stage2", chain / "vqgan", device="cpu")
-    assert run(images[0]).removesuffix("\n") == model.report(images[0])[0]
+    assert run(images[0]).removesuffix("\n") == str(model.report(images[0]))
     run("--draw", "Edema.", tmp_path / "drawn.png")
     drawn = np.asarray(Image.open(tmp_path / "drawn.png"))
     assert drawn.shape == (32, 32) and drawn.std() > 0
@@ -450,8 +448,8 @@ def test_settings_of_a_checkpoint_are_checked(
 def test_a_question_that_is_not_utf8(chain: Path, images: list[Path]) -> None:
     """As the command line passes it: half of a surrogate pair for each byte."""
     model = MAViLT.from_runs(chain / "stage2", chain / "vqgan", device="cpu")
-    assert len(model.ask(images[0], "Is there \udcff edema?")) == 1
-    assert model.draw(["Edema \udcff."]).shape[0] == 1
+    assert model.ask(images[0], "Is there \udcff edema?").text
+    assert len(model.draw(["Edema \udcff."])) == 1
 
 
 def test_a_run_remembers_its_tokenizer(
@@ -486,8 +484,12 @@ def test_answers_are_different(chain: Path, images: list[Path]) -> None:
 def test_one_image_and_one_question(chain: Path, images: list[Path]) -> None:
     """A string is one of them, and not a list of letters."""
     model = MAViLT.from_runs(chain / "stage2", chain / "vqgan", device="cpu")
-    assert model.report(str(images[0])) == model.report([images[0]])
-    assert model.ask(images[0], "Is there edema?") == model.ask(images[0], ["Is there edema?"])
+    assert [model.report(str(images[0]))] == model.report([images[0]])
+    answer = model.ask(images[0], "Is there edema?")
+    assert [answer] == model.ask(images[0], ["Is there edema?"])
+    assert [[answer]] == model.ask(images[:1], ["Is there edema?"])
+    assert str(answer) == max(answer.probabilities, key=answer.probabilities.get)
+    assert model.ask(images[0], "Is there edema?", answers=[]).probabilities is None
 
 
 def test_stage1_has_learned_no_questions(chain: Path, images: list[Path]) -> None:
@@ -521,12 +523,13 @@ def test_an_export_is_read_back_to_the_bit(
     assert back.report(images) == ours.report(images)
     assert back.ask(images[0], asked, ["yes", "no"]) == ours.ask(images[0], asked, ["yes", "no"])
     assert back.ask(images[0], asked) == ours.ask(images[0], asked)
-    assert np.array_equal(back.draw(["Edema."], seed=3), ours.draw(["Edema."], seed=3))
+    drawn, expected = back.draw("Edema.", seed=3), ours.draw("Edema.", seed=3)
+    assert drawn == expected and np.array_equal(drawn.image, expected.image)
     # A run is taken under the same name.
     assert MAViLT.from_pretrained(chain / "stage2", device="cpu").report(images[0])
     capsys.readouterr()
     assert main(["report", str(images[0]), "--model", str(out), "--device", "cpu"]) == 0
-    assert escape(ours.report(images[0])[0]) in capsys.readouterr().out
+    assert escape(str(ours.report(images[0]))) in capsys.readouterr().out
     assert main(["report", str(images[0]), "--model", str(out), "--tokenizer", "x"]) == 1
     assert "has its own: drop it" in capsys.readouterr().err
     facts = json.loads((out / "visual.json").read_text())

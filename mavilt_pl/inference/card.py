@@ -1,0 +1,101 @@
+"""The model card of an exported folder, from what the training recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from mavilt_pl import __version__
+from mavilt_pl.evaluation.headlines import CONTROLS, HEADLINES, TITLES
+from mavilt_pl.inference.mavilt import MAViLT
+
+# Not a module of this package: importing it loads a model.
+EXAMPLE = Path(__file__).with_name("example.py.jinja")
+
+
+def write_card(
+    model: MAViLT,
+    checkpoint: Mapping[str, Any],
+    name: str,
+    checksums: Mapping[str, str],
+    figures: Sequence[Mapping[str, Any]],
+    license_id: str,
+) -> str:
+    """The card as Markdown, with the metadata that Hugging Face's hub reads.
+
+    Args:
+        model: that is exported.
+        checkpoint: of its training.
+        name: of the model.
+        checksums: SHA-256 of each file of weights.
+        figures: as in results.json.
+        license_id: as Hugging Face's cards name licences.
+    """
+    generator = model.generator
+    settings = checkpoint["hyper_parameters"]
+    templates = Environment(
+        loader=PackageLoader("mavilt_pl.inference", "."),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return templates.get_template("card.md.jinja").render(
+        name=name,
+        license=license_id,
+        instructed=generator.prompts.instructed,
+        stage=settings["_class_path"].rpartition(".")[2],
+        version=__version__,
+        steps=f"{checkpoint['global_step']:,}",
+        # A path of the training machine says nothing elsewhere.
+        backbone=Path(settings["backbone"]).name,
+        size=model.vqgan.autoencoder.image_size,
+        fit=model.encoder.fit,
+        codes=generator.model.vocabulary.codes_per_image,
+        codebook_size=generator.model.vocabulary.codebook_size,
+        checkpoint=model.sha256,
+        tokenizer=checkpoint["visual_tokenizer"],
+        data=model.loaded.training_data,
+        has_reference=bool(model.loaded.ood_references),
+        checksums=checksums,
+        tables=_tables(figures),
+        example=EXAMPLE.read_text(encoding="utf-8").strip(),
+    )
+
+
+def _tables(figures: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The headline figures by task, each with its controls and protocol."""
+    by_key: dict[Any, Mapping[str, Any]] = {}
+    for figure in figures:
+        by_key[figure["task"], figure["source"], figure["metric"], figure["control"]] = figure
+    tables = []
+    for task, title in TITLES.items():
+        rows = []
+        for metric in HEADLINES[task]:
+            for source in dict.fromkeys(figure["source"] for figure in figures):
+                if (task, source, metric, None) not in by_key:
+                    continue
+                figure = by_key[task, source, metric, None]
+                controls = _controls(by_key, task, source, metric)
+                rows.append({**figure, "interval": _interval(figure), "controls": controls})
+        if rows:
+            tables.append({"title": title, "rows": rows})
+    return tables
+
+
+def _controls(by_key: Mapping[Any, Any], task: str, source: str, metric: str) -> str:
+    found = []
+    for control, title in CONTROLS.items():
+        figure = by_key.get((task, source, metric, control))
+        if figure is not None:
+            found.append(f"{title} {figure['value']:.3g}")
+    return ", ".join(found)
+
+
+def _interval(figure: Mapping[str, Any]) -> str:
+    """The 95 % interval of a figure, if it has one."""
+    if figure["low"] is None or figure["high"] is None:
+        return ""
+    return f"{figure['low']:.3g} to {figure['high']:.3g}"
