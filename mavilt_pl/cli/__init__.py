@@ -28,6 +28,7 @@ VERBS = {
     "ask": "ask a trained model questions about a radiograph",
     "draw": "generate radiographs from texts with a trained model",
     "export": "write a trained model as a folder that Hugging Face transformers loads",
+    "serve": "open a local web page that reads, asks and draws with a trained model",
     "run": "run all steps of a recipe, such as `demo`; resumes an interrupted run",
     "submit": "submit the steps of a recipe as SLURM jobs",
     "plan": "estimate the GPU memory of a training before you start it",

@@ -40,10 +40,10 @@ def run(args: argparse.Namespace) -> int:
         # It verifies the checkpoint; for the card, only its settings are read again.
         model = load_model(args)
         facts = load_tensors(checkpoint, mmap=True)
-        # The figures of the run that the checkpoint lies in, if it was tested.
-        results = checkpoint.parents[1] / "test" / "results.json"
-        figures = read_results(results)["figures"] if results.is_file() else []
-        export(model, facts, args.out.name, part, figures, args.license)
+        # Of the run that the checkpoint lies in, if it was tested.
+        tested = checkpoint.resolve().parent.parent / "test" / "results.json"
+        results = read_results(tested) if tested.is_file() else None
+        export(model, facts, args.out.name, part, results, args.license)
         # mkdtemp and safetensors create what only its owner can read, whatever the umask says.
         umask = os.umask(0)
         os.umask(umask)

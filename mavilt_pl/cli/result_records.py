@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from mavilt_pl.cli.terminal import say
+from mavilt_pl.data.sources.tables import inert_cell
 from mavilt_pl.errors import UserError, escape
 from mavilt_pl.parallel.atomic_write import atomic_write_text
 
 SUFFIXES = (".jsonl", ".csv")
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 UNFAMILIAR = "unlike the training images"
 
 
@@ -91,9 +91,7 @@ def _cell(value: Any) -> Any:
     """A value as a cell that no spreadsheet takes for a formula."""
     if isinstance(value, dict):
         return json.dumps(value)
-    if isinstance(value, str) and value.startswith(FORMULA_STARTS):
-        return f"'{value}"
-    return escape(value) if isinstance(value, str) else value
+    return inert_cell(value) if isinstance(value, str) else value
 
 
 def error_record(study: Any, error: UserError) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mavilt_pl.data.sources.tables import inert_cell
 from mavilt_pl.evaluation.headlines import CONTROLS, HEADLINES, TITLES
@@ -52,6 +53,49 @@ def write_tables(run: Path, figures: Sequence[Figure]) -> list[Path]:
         atomic_write_text(path, text)
         written.append(path)
     return written
+
+
+def headline_tables(figures: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The headlines of each task in words, for a card or a page.
+
+    Returns:
+        For each task that has some, `title` and `rows`: of each figure its source, metric, value,
+        interval, n, controls and protocol as texts.
+    """
+    by_key: dict[Any, Mapping[str, Any]] = {}
+    for figure in figures:
+        by_key[figure["task"], figure["source"], figure["metric"], figure["control"]] = figure
+    sources = dict.fromkeys(figure["source"] for figure in figures)
+    tables = []
+    for task, title in TITLES.items():
+        rows = []
+        for metric in HEADLINES[task]:
+            for source in sources:
+                if (task, source, metric, None) not in by_key:
+                    continue
+                figure = by_key[task, source, metric, None]
+                controls = []
+                for control, heading in CONTROLS.items():
+                    of_control = by_key.get((task, source, metric, control))
+                    if of_control is not None:
+                        controls.append(f"{heading} {format_figure(of_control['value'])}")
+                interval = ""
+                if figure["low"] is not None:
+                    low, high = format_figure(figure["low"]), format_figure(figure["high"])
+                    interval = f"{low} to {high}"
+                row = {
+                    "source": source,
+                    "metric": metric,
+                    "value": format_figure(figure["value"]),
+                    "interval": interval,
+                    "n": f"{figure['n']:,}",
+                    "controls": ", ".join(controls),
+                    "protocol": figure["protocol"],
+                }
+                rows.append(row)
+        if rows:
+            tables.append({"title": title, "rows": rows})
+    return tables
 
 
 def _tex(figures: Sequence[Figure]) -> str:

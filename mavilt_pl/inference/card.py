@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from mavilt_pl import __version__
-from mavilt_pl.evaluation.headlines import CONTROLS, HEADLINES, TITLES
+from mavilt_pl.evaluation.figure_tables import headline_tables
 from mavilt_pl.inference.mavilt import MAViLT
 
 # Not a module of this package: importing it loads a model.
@@ -60,42 +60,6 @@ def write_card(
         data=model.loaded.training_data,
         has_reference=bool(model.loaded.ood_references),
         checksums=checksums,
-        tables=_tables(figures),
+        tables=headline_tables(figures),
         example=EXAMPLE.read_text(encoding="utf-8").strip(),
     )
-
-
-def _tables(figures: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The headline figures by task, each with its controls and protocol."""
-    by_key: dict[Any, Mapping[str, Any]] = {}
-    for figure in figures:
-        by_key[figure["task"], figure["source"], figure["metric"], figure["control"]] = figure
-    tables = []
-    for task, title in TITLES.items():
-        rows = []
-        for metric in HEADLINES[task]:
-            for source in dict.fromkeys(figure["source"] for figure in figures):
-                if (task, source, metric, None) not in by_key:
-                    continue
-                figure = by_key[task, source, metric, None]
-                controls = _controls(by_key, task, source, metric)
-                rows.append({**figure, "interval": _interval(figure), "controls": controls})
-        if rows:
-            tables.append({"title": title, "rows": rows})
-    return tables
-
-
-def _controls(by_key: Mapping[Any, Any], task: str, source: str, metric: str) -> str:
-    found = []
-    for control, title in CONTROLS.items():
-        figure = by_key.get((task, source, metric, control))
-        if figure is not None:
-            found.append(f"{title} {figure['value']:.3g}")
-    return ", ".join(found)
-
-
-def _interval(figure: Mapping[str, Any]) -> str:
-    """The 95 % interval of a figure, if it has one."""
-    if figure["low"] is None or figure["high"] is None:
-        return ""
-    return f"{figure['low']:.3g} to {figure['high']:.3g}"

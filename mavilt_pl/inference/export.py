@@ -6,7 +6,7 @@ Shape legend: N codes an image, D width.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from transformers.tokenization_utils_base import AddedToken
 
 from mavilt_pl.checkpoint import sha256
 from mavilt_pl.data.ood_reference import REFERENCE_FILE, save_references
+from mavilt_pl.evaluation.results import write_json
 from mavilt_pl.inference.card import EXAMPLE, write_card
 from mavilt_pl.inference.exported import FACTS, POSITIONS, VQGAN, settings_of, weight_files
 from mavilt_pl.inference.mavilt import MAViLT
@@ -32,7 +33,7 @@ def export(
     checkpoint: Mapping[str, Any],
     name: str,
     out: Path,
-    figures: Sequence[Mapping[str, Any]] = (),
+    results: Mapping[str, Any] | None = None,
     license_id: str = "other",
 ) -> None:
     """Write language model, VQ-GAN, an example that runs, and a card that describes them.
@@ -42,7 +43,7 @@ def export(
         checkpoint: of that run, for the card.
         name: of the model, on the card.
         out: an empty folder.
-        figures: of the run's test, for the card.
+        results: results.json of the run's test, if it was tested.
         license_id: as Hugging Face's cards name licences.
     """
     generator = model.generator
@@ -60,6 +61,9 @@ def export(
     _save_preprocessing(model, out)
     example = EXAMPLE.read_text(encoding="utf-8")
     (out / "example.py").write_text(example, encoding="utf-8")
+    if results is not None:
+        write_json(out / "results.json", dict(results))
+    figures = results["figures"] if results is not None else []
     card = write_card(model, checkpoint, name, facts["sha256"], figures, license_id)
     (out / "README.md").write_text(card, encoding="utf-8")
 

@@ -129,7 +129,7 @@ class StudyEncoder:
             for study in studies:
                 by_view.append({view: codes.tolist() for view, codes in study.codes.items()})
             return by_view
-        codes = np.stack([study.codes for study in studies])
+        codes = np.stack([np.asarray(study.codes) for study in studies])
         return torch.from_numpy(codes).to(self._device)
 
     def _read(self, image: Radiograph) -> np.ndarray:

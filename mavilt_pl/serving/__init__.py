@@ -1,0 +1,1 @@
+"""A local web page for a trained model: report, ask, draw, and its results."""
