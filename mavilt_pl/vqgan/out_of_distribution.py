@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mavilt_pl.data.corpus import Corpus
@@ -38,14 +39,14 @@ def measure(tokenizer: Tokenizer, pixels_BCHW: Tensor) -> Measured:
 def _features(tokenizer: Tokenizer, pixels_BCHW: Tensor) -> tuple[Tensor, np.ndarray]:
     """Latents before quantisation [B,D,h,w], and features [B,D] of the images.
 
-    Features are means over the image: of the latents, and of the frozen classifier's last map if
-    the tokenizer has one.
+    Features are the means of the latents over each quarter of the image, so that an image that is
+    turned over has others, and of the frozen classifier's last map if the tokenizer has one.
     """
     maps = None
     if tokenizer.clinical is not None:
         maps = tokenizer.clinical.maps(pixels_BCHW)
     latents_BDhw = tokenizer.latents(pixels_BCHW, maps)
-    means = [latents_BDhw.mean((2, 3))]
+    means = [F.adaptive_avg_pool2d(latents_BDhw, 2).flatten(1)]
     if maps is not None:
         means.append(maps[-1].mean((2, 3)))
     return latents_BDhw, torch.cat(means, 1).double().cpu().numpy()
