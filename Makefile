@@ -6,7 +6,7 @@ OUT ?= runs/demo
 SEED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-unit lint types check clean
+.PHONY: help docs install demo test test-unit lint types check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -14,7 +14,7 @@ help: ## list the targets
 $(BIN)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet -e '.[demo,dev]'
+	$(BIN)/pip install --quiet -e '.[dev]'
 	@touch $@
 
 install: $(BIN)/.installed ## install everything into .venv
@@ -32,16 +32,20 @@ test: install ## all tests, one worker a core
 test-unit: install ## the tests that train nothing, under 90 seconds
 	$(PYTEST) -m "not slow"
 
-lint: install ## style, imports that run upwards or in circles, the table of config keys
+lint: install ## style, imports that run upwards or in circles, the tables of config keys and commands
 	$(BIN)/ruff check mavilt_pl tests benchmarks docs
 	$(BIN)/ruff format --check mavilt_pl tests benchmarks docs
 	$(BIN)/lint-imports
 	$(BIN)/python docs/config_keys.py --check
+	$(BIN)/python docs/commands.py --check
+
+docs: install ## the documentation as a site, build/site; fails on a broken link
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 types: install ## mypy
 	$(BIN)/mypy
 
-check: lint types test ## what CI runs
+check: lint types docs test ## what CI runs
 
 clean: ## remove caches (never runs or data)
 	rm -rf .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info

@@ -21,6 +21,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ID",
         help="for the model card, such as cc-by-nc-4.0 (default other)",
     )
+    parser.add_argument(
+        "--adapters-only",
+        action="store_true",
+        help="write adapters and new rows without the base model, which is named to load them",
+    )
     add_model(parser)
 
 
@@ -43,7 +48,10 @@ def run(args: argparse.Namespace) -> int:
         # Of the run that the checkpoint lies in, if it was tested.
         tested = checkpoint.resolve().parent.parent / "test" / "results.json"
         results = read_results(tested) if tested.is_file() else None
-        export(model, facts, args.out.name, part, results, args.license)
+        base = None
+        if args.adapters_only:
+            base = args.backbone or facts["hyper_parameters"]["backbone"]
+        export(model, facts, args.out.name, part, results, args.license, base)
         # mkdtemp and safetensors create what only its owner can read, whatever the umask says.
         umask = os.umask(0)
         os.umask(umask)
@@ -53,8 +61,11 @@ def run(args: argparse.Namespace) -> int:
         os.replace(part, args.out)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    print(
-        f"{args.out}: AutoModelForCausalLM and AutoTokenizer load it; README.md describes it, and "
-        f"`python {args.out}/example.py IMAGE` uses it"
-    )
+    if args.adapters_only:
+        print(f"{args.out}: `--model {args.out} --backbone BASE_MODEL` uses it; see README.md")
+    else:
+        print(
+            f"{args.out}: AutoModelForCausalLM and AutoTokenizer load it; README.md describes it, "
+            f"and `python {args.out}/example.py IMAGE` uses it"
+        )
     return 0

@@ -117,7 +117,7 @@ def named_model(args: argparse.Namespace) -> Path:
 
 def load_model(args: argparse.Namespace) -> Any:
     """The model that the arguments name."""
-    from mavilt_pl.inference.exported import is_exported
+    from mavilt_pl.inference.exported import is_apart, is_exported
     from mavilt_pl.inference.mavilt import MAViLT
 
     args.model = named_model(args)
@@ -130,10 +130,11 @@ def load_model(args: argparse.Namespace) -> Any:
     fit: Fit | None = getattr(args, "fit", None)
     # An exported folder has everything in it.
     if is_exported(args.model):
-        for option in ("tokenizer", "backbone"):
+        options = ["tokenizer"] if is_apart(args.model) else ["tokenizer", "backbone"]
+        for option in options:
             if getattr(args, option):
                 raise UserError(
                     f"--{option}: {args.model} is an exported model, which has its own: drop it"
                 )
-        return MAViLT.from_pretrained(args.model, args.device, fit, args.dtype)
+        return MAViLT.from_pretrained(args.model, args.device, fit, args.dtype, args.backbone)
     return MAViLT.from_runs(args.model, args.tokenizer, args.backbone, args.device, fit, args.dtype)

@@ -23,6 +23,7 @@ def write_card(
     checksums: Mapping[str, str],
     figures: Sequence[Mapping[str, Any]],
     license_id: str,
+    is_whole: bool,
 ) -> str:
     """The card as Markdown, with the metadata that Hugging Face's hub reads.
 
@@ -33,6 +34,7 @@ def write_card(
         checksums: SHA-256 of each file of weights.
         figures: as in results.json.
         license_id: as Hugging Face's cards name licences.
+        is_whole: whether the base model's weights are in the folder.
     """
     generator = model.generator
     settings = checkpoint["hyper_parameters"]
@@ -44,6 +46,7 @@ def write_card(
     )
     return templates.get_template("card.md.jinja").render(
         name=name,
+        is_whole=is_whole,
         license=license_id,
         instructed=generator.prompts.instructed,
         stage=settings["_class_path"].rpartition(".")[2],

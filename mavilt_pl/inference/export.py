@@ -17,6 +17,7 @@ from transformers.tokenization_utils_base import AddedToken
 from mavilt_pl.checkpoint import sha256
 from mavilt_pl.data.ood_reference import REFERENCE_FILE, save_references
 from mavilt_pl.evaluation.results import write_json
+from mavilt_pl.inference.adapter_files import save_adapters
 from mavilt_pl.inference.card import EXAMPLE, write_card
 from mavilt_pl.inference.exported import FACTS, POSITIONS, VQGAN, settings_of, weight_files
 from mavilt_pl.inference.mavilt import MAViLT
@@ -35,6 +36,7 @@ def export(
     out: Path,
     results: Mapping[str, Any] | None = None,
     license_id: str = "other",
+    base: str | None = None,
 ) -> None:
     """Write language model, VQ-GAN, an example that runs, and a card that describes them.
 
@@ -45,26 +47,36 @@ def export(
         out: an empty folder.
         results: results.json of the run's test, if it was tested.
         license_id: as Hugging Face's cards name licences.
+        base: write adapters and new rows only, trained on this base model.
     """
     generator = model.generator
     # The weights first: it is the step that a full disk stops.
-    save_language_model(generator.model, out)
+    if base is None:
+        save_language_model(generator.model, out)
+    else:
+        save_adapters(generator.model, base, out)
+        atomic_write_text(out / FACTS, "{}")
     save_tokenizer(model.vqgan, out / VQGAN)
     save_references(model.loaded.ood_references, out / REFERENCE_FILE)
     facts = json.loads((out / FACTS).read_text(encoding="utf-8"))
     facts |= _prompts(generator.prompts)
     facts["settings"] = settings_of(generator)
+    if base is not None:
+        tuning = checkpoint["hyper_parameters"]["tuning"]
+        facts["settings"] |= {"base": base, "tuning": tuning}
     facts["checkpoint"] = model.sha256
     facts["training_data"] = model.loaded.training_data
     facts["sha256"] = {path.name: sha256(path) for path in weight_files(out)}
     atomic_write_text(out / FACTS, json.dumps(facts, indent=1))
     _save_preprocessing(model, out)
-    example = EXAMPLE.read_text(encoding="utf-8")
-    (out / "example.py").write_text(example, encoding="utf-8")
+    # It needs the whole language model.
+    if base is None:
+        example = EXAMPLE.read_text(encoding="utf-8")
+        (out / "example.py").write_text(example, encoding="utf-8")
     if results is not None:
         write_json(out / "results.json", dict(results))
     figures = results["figures"] if results is not None else []
-    card = write_card(model, checkpoint, name, facts["sha256"], figures, license_id)
+    card = write_card(model, checkpoint, name, facts["sha256"], figures, license_id, base is None)
     (out / "README.md").write_text(card, encoding="utf-8")
 
 

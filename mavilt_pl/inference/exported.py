@@ -14,8 +14,8 @@ from transformers.utils.logging import disable_progress_bar
 from mavilt_pl.checkpoint import sha256
 from mavilt_pl.data.ood_reference import REFERENCE_FILE, read_references
 from mavilt_pl.errors import UserError
+from mavilt_pl.inference.adapter_files import ADAPTERS, load_adapters, load_base
 from mavilt_pl.inference.trained import LoadedModel, build_generator
-from mavilt_pl.language.backbone import UnsupportedAttentionError, load_backbone
 from mavilt_pl.language.generation import Generator
 from mavilt_pl.language.model import VisualLanguageModel
 from mavilt_pl.language.options import ModelOptions, SamplingOptions, as_options
@@ -30,6 +30,11 @@ VQGAN = "vqgan.safetensors"
 def is_exported(folder: Path) -> bool:
     """Whether a folder is an exported model."""
     return (folder / FACTS).is_file()
+
+
+def is_apart(folder: Path) -> bool:
+    """Whether an exported folder needs its base model from elsewhere."""
+    return (folder / ADAPTERS).is_file()
 
 
 def settings_of(generator: Generator) -> dict[str, Any]:
@@ -47,8 +52,13 @@ def weight_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.safetensors"))
 
 
-def load_exported(folder: Path) -> LoadedModel:
+def load_exported(folder: Path, base: str | None = None) -> LoadedModel:
     """The model of an exported folder, on the CPU in evaluation mode.
+
+    Args:
+        folder: that `export` wrote.
+        base: path of the base language model, if the folder has adapters only (default: as in
+            training).
 
     Raises:
         UserError: a file is missing, damaged or of another version.
@@ -56,15 +66,27 @@ def load_exported(folder: Path) -> LoadedModel:
     facts = _read_facts(folder)
     _verify_files(folder, facts["sha256"])
     settings = facts["settings"]
-    vocabulary = VisualVocabulary(**settings["vocabulary"])
-    options = as_options(ModelOptions, settings["model"], f"{folder / FACTS}: model")
     # Somebody waits for an answer, not for weights.
     disable_progress_bar()
-    # "sdpa" exists on every device, and some architectures have only the plain kernel.
-    try:
-        backbone, tokenizer = load_backbone(str(folder), "sdpa", local_files_only=True)
-    except UnsupportedAttentionError:
-        backbone, tokenizer = load_backbone(str(folder), "eager", local_files_only=True)
+    if is_apart(folder):
+        model = load_adapters(folder, settings, base)
+    else:
+        model = _load_whole(folder, settings)
+    sampling = as_options(SamplingOptions, settings["sampling"], f"{folder / FACTS}: sampling")
+    return LoadedModel(
+        build_generator(model, settings["instructed"], sampling),
+        load_tokenizer(folder / VQGAN),
+        facts["checkpoint"],
+        read_references(folder / REFERENCE_FILE),
+        facts["training_data"],
+    )
+
+
+def _load_whole(folder: Path, settings: dict[str, Any]) -> VisualLanguageModel:
+    """The language model of a folder that holds all of it."""
+    vocabulary = VisualVocabulary(**settings["vocabulary"])
+    options = as_options(ModelOptions, settings["model"], f"{folder / FACTS}: model")
+    backbone, tokenizer = load_base(str(folder))
     # Rows of codes are in the embedding; nothing starts from a codebook.
     codebook = torch.zeros(vocabulary.codebook_size, 1)
     model = VisualLanguageModel(
@@ -79,15 +101,7 @@ def load_exported(folder: Path) -> LoadedModel:
                 f"{tuple(model.grid_positions.shape)} by {FACTS}: export the run again"
             )
         model.grid_positions.data.copy_(positions)
-    sampling = as_options(SamplingOptions, settings["sampling"], f"{folder / FACTS}: sampling")
-    generator = build_generator(model.eval(), settings["instructed"], sampling)
-    return LoadedModel(
-        generator,
-        load_tokenizer(folder / VQGAN),
-        facts["checkpoint"],
-        read_references(folder / REFERENCE_FILE),
-        facts["training_data"],
-    )
+    return model.eval()
 
 
 def _verify_files(folder: Path, checksums: dict[str, str]) -> None:

@@ -63,6 +63,7 @@ class MAViLT:
         device: str = "auto",
         fit: Fit | None = None,
         dtype: Literal["float32", "bfloat16"] = "float32",
+        backbone: str | Path | None = None,
     ) -> MAViLT:
         """Load a folder that `mavilt export` wrote, or a run of a training.
 
@@ -71,14 +72,17 @@ class MAViLT:
             device: cpu, cuda, …; auto for a GPU if there is one.
             fit: framing of images, `pad` or `crop` (default: as in training).
             dtype: of the language model's weights.
+            backbone: path of the base language model (default: the path used in training); an
+                export of the whole model has its own.
 
         Raises:
             UserError: it is neither, or a file is damaged.
         """
         if not is_exported(Path(path)):
-            return cls.from_runs(path, device=device, fit=fit, dtype=dtype)
+            return cls.from_runs(path, None, backbone, device, fit, dtype)
         target = resolve_device(device)
-        return cls._placed(load_exported(Path(path)), target, fit, dtype)
+        base = None if backbone is None else str(backbone)
+        return cls._placed(load_exported(Path(path), base), target, fit, dtype)
 
     @classmethod
     def from_runs(
