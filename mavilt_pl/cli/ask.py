@@ -52,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
     from mavilt_pl.inference.outputs import to_record
     from mavilt_pl.inference.studies import as_list
 
+    # All that may be refused is refused before the model is read.
     check_output(args.out)
     answers = [] if args.free_text else _split_answers(args.answers)
     images, questions = _split_words(args.words)
@@ -70,6 +71,7 @@ def run(args: argparse.Namespace) -> int:
             records.add(error_record(study, error), "")
             continue
         for reply in replies:
+            # Of expected answers all shares, since a likeliest answer may be no likely one.
             text = str(reply)
             if reply.probabilities is not None:
                 shares = [f"{answer} {share:.3f}" for answer, share in reply.probabilities.items()]

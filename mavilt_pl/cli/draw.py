@@ -94,10 +94,12 @@ def run(args: argparse.Namespace) -> int:
     other = OTHER[args.view or "frontal"]
     # What is given is the other view of what is generated.
     given = [{other: image} for image in args.given] or None
+    # Read before the model: a wrong judge is refused in a second.
     judge = None
     if args.judge:
         judge = load_encoder(resolve_checkpoint(args.judge), args.judge_kind)
     model = load_model(args)
+    # All at once: texts share the batch.
     drawings = model.draw(args.texts, args.seed, args.best_of, judge, args.view, given)
     for path, drawing in zip(paths, drawings):
         drawing.save(path, banner=not args.no_banner, keep_text=args.keep_text)

@@ -48,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
         # Of the run that the checkpoint lies in, if it was tested.
         tested = checkpoint.resolve().parent.parent / "test" / "results.json"
         results = read_results(tested) if tested.is_file() else None
+        # Named now, for whoever loads the adapters.
         base = None
         if args.adapters_only:
             base = args.backbone or facts["hyper_parameters"]["backbone"]

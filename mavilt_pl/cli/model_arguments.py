@@ -64,6 +64,7 @@ def pair_views(images: Sequence[Any], laterals: Sequence[str]) -> list[Any]:
     Raises:
         UserError: frontal and lateral images differ in number.
     """
+    # An image without a view's name is frontal to a model that knows views.
     if not laterals:
         return [*images]
     if len(laterals) != len(images):
@@ -125,10 +126,11 @@ def load_model(args: argparse.Namespace) -> Any:
     warnings.showwarning = _print_warning
     # MAViLT names each text that is truncated.
     warnings.filterwarnings("ignore", message=".*later ones are only counted")
+    # Not on standard output, which scripts read.
     print("Research software, no medical device.", file=sys.stderr)
     # `draw` and `export` have no --fit.
     fit: Fit | None = getattr(args, "fit", None)
-    # An exported folder has everything in it.
+    # An exported folder has everything in it, but perhaps not the base model.
     if is_exported(args.model):
         options = ["tokenizer"] if is_apart(args.model) else ["tokenizer", "backbone"]
         for option in options:

@@ -46,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
     studies = pair_views(as_list(args.images)[0], args.lateral)
     model, records = load_model(args), ResultRecords(args)
     failures = 0
+    # Written as they come: a thousand images take a while.
     for study, report in zip(studies, model.iterate_reports(studies, args.seed, True)):
         if isinstance(report, UserError):
             failures += 1

@@ -30,6 +30,7 @@ def check_output(out: Path | None) -> None:
         return
     if out.suffix not in SUFFIXES:
         raise UserError(f"--out {out}: found the suffix {out.suffix!r}; expected .jsonl or .csv")
+    # Links that lead nowhere count: following one would write somewhere else.
     if os.path.lexists(out):
         raise UserError(f"--out {out} exists; name a new file")
     if not out.parent.is_dir():
@@ -54,6 +55,7 @@ class ResultRecords:
             record: plain values.
             text: how a person reads it; an error goes to standard error.
         """
+        # Kept for the file as well, which is written at the end.
         self.records.append(record)
         if "error" in record:
             say(f"mavilt: {record['error']}", sys.stderr)
@@ -68,6 +70,7 @@ class ResultRecords:
 
     def write(self) -> None:
         """Write the file that was asked for, whole or not at all."""
+        # Printed results are enough for most.
         if self.out is None:
             return
         if self.out.suffix == ".jsonl":
@@ -78,6 +81,7 @@ class ResultRecords:
         say(f"{len(self.records):,} results: {self.out}")
 
     def _table(self) -> str:
+        # Records differ in their keys: an error has no report.
         columns = dict.fromkeys(key for record in self.records for key in record)
         text = io.StringIO()
         writer = csv.DictWriter(text, [*columns], lineterminator="\n")

@@ -30,6 +30,7 @@ def run(args: argparse.Namespace) -> int:
 
     # Before the model is read, which takes longer.
     import_gradio()
+    # The operating system's message would name no option.
     if not 0 <= args.port <= HIGHEST_PORT:
         raise UserError(f"--port: found {args.port}; expected 0 to {HIGHEST_PORT}")
     model = load_model(args)
@@ -40,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
         if path.is_file():
             tables = headline_tables(read_results(path)["figures"])
             break
+    # Its decoder is a process, which must end with this one.
     served = ServedModel(model)
     try:
         page = build_page(served, f"mavilt: {folder.resolve().name}", tables)

@@ -51,6 +51,7 @@ def grey_of_object(image: ImageObject) -> GreyImage:
         # Missing tags are filled in, and the caller's dataset must stay as it is.
         return grey_of_dataset(describe(image), copy.copy(image))
     if isinstance(image, Pillow.Image):
+        # A lazily opened file is decoded only below.
         check_size(describe(image), image.height, image.width)
         return grey_of_picture(image)
     return _grey_of_array(image)
@@ -68,20 +69,25 @@ def grey_of_picture(picture: Pillow.Image) -> GreyImage:
 
 
 def _grey_of_array(image: np.ndarray) -> GreyImage:
+    # Before anything is changed: messages name what the caller gave.
     name = describe(image)
     if image.ndim == 3 and image.shape[2] == 1:
         image = image[..., 0]
+    # Colours are weighted as Pillow does for files, so both give the same grey.
     if image.ndim == 3 and image.shape[2] in CHANNELS and image.dtype == np.uint8:
         check_size(name, *image.shape[:2])
         return grey_of_picture(Pillow.fromarray(np.ascontiguousarray(image)))
+    # [B,H,W] could be meant as a batch or as channels; guessing would mix patients.
     if image.ndim != 2 or image.dtype.kind not in "uif":
         raise Rejected(f"{name}; {EXPECTED}; several images go into a list")
     check_size(name, *image.shape)
     # OpenCV takes neither negative strides nor the byte order of other machines.
     pixels = np.ascontiguousarray(image, image.dtype.newbyteorder("="))
+    # As an 8-bit picture: its black and white are known.
     if pixels.dtype == np.uint8:
         return GreyImage(pixels, (0.0, 255.0))
     if pixels.dtype.kind == "f":
+        # OpenCV resizes no float16.
         pixels = pixels.astype(np.float32)
         # The range of images in most libraries; any other has no known black and white.
         if pixels.min() >= 0 and pixels.max() <= 1:

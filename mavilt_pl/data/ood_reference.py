@@ -32,6 +32,8 @@ from mavilt_pl.parallel.atomic_write import atomic_write_bytes
 
 REFERENCE_FILE = "ood.safetensors"
 FALSE_ALARMS = 0.05
+LEAST_DEVIATION = 1e-3  # of a feature, of the largest one's
+TINY = 1e-12  # keeps the scale above 0 if no feature varies at all
 MEASUREMENTS = 2  # each has its part of the false alarms
 # With fewer, no limit keeps the promise: the largest of n values is exceeded once in n + 1.
 FEWEST_CALIBRATION = math.ceil(MEASUREMENTS / FALSE_ALARMS) - 1
@@ -77,14 +79,17 @@ class OODReference:
         """
         mean, deviation = features.mean(0), features.std(0)
         # A feature that never varies would make any other value infinitely far.
-        scaled = (features - mean) / np.maximum(deviation, deviation.max() * 1e-3 + 1e-12)
-        eigenvalues, vectors = np.linalg.eigh(shrunk_covariance(scaled))
-        inverse_root = vectors / np.sqrt(eigenvalues)
-        whitening = inverse_root / np.maximum(deviation, deviation.max() * 1e-3 + 1e-12)[:, None]
+        scale = np.maximum(deviation, deviation.max() * LEAST_DEVIATION + TINY)
+        # Scaled first: the identity that the covariance is shrunk towards knows no units.
+        eigenvalues, vectors = np.linalg.eigh(shrunk_covariance((features - mean) / scale))
+        # Σ^(−1/2) up to a rotation, which no length depends on.
+        whitening = vectors / np.sqrt(eigenvalues) / scale[:, None]
+        # Of images that the tokenizer has not seen: distances of its own would be too short.
         distances = np.linalg.norm((calibration - mean) @ whitening, axis=1)
         level = FALSE_ALARMS / MEASUREMENTS
         return cls(
             side,
+            # Half the size of float64, and far more exact than the estimate.
             torch.from_numpy(mean.astype(np.float32)),
             torch.from_numpy(whitening.astype(np.float32)),
             conformal_limit(distances, level),
@@ -122,6 +127,7 @@ def conformal_limit(values: np.ndarray, level: float) -> float:
     >>> conformal_limit(np.arange(1.0, 100.0), 0.05)
     95.0
     """
+    # The n + 1 values are equally likely to be the new one, in any order of their sizes.
     rank = math.ceil((len(values) + 1) * (1 - level))
     return float(np.sort(values)[min(rank, len(values)) - 1])
 
@@ -137,6 +143,7 @@ def lowest_scores(
         sides: the view of each; a view without a reference is compared with all of them.
     """
     known = {reference.side for reference in references}
+    # Any reference that an image may be compared with lowers this.
     scores = np.full(len(sides), np.inf)
     for reference in references:
         comparable = [side == reference.side or side not in known for side in sides]
@@ -159,6 +166,7 @@ def save_references(references: Sequence[OODReference], path: Path) -> None:
     """Write references as safetensors."""
     from safetensors.torch import save
 
+    # safetensors holds no numbers of its own: limits are a tensor too.
     tensors = {}
     for number, reference in enumerate(references):
         key = f"{number}.{reference.side}"

@@ -65,6 +65,7 @@ def headline_tables(figures: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]
     by_key: dict[Any, Mapping[str, Any]] = {}
     for figure in figures:
         by_key[figure["task"], figure["source"], figure["metric"], figure["control"]] = figure
+    # In their order, each once.
     sources = dict.fromkeys(figure["source"] for figure in figures)
     tables = []
     for task, title in TITLES.items():
@@ -74,6 +75,7 @@ def headline_tables(figures: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]
                 if (task, source, metric, None) not in by_key:
                     continue
                 figure = by_key[task, source, metric, None]
+                # Next to the figure, since none means anything without them.
                 controls = []
                 for control, heading in CONTROLS.items():
                     of_control = by_key.get((task, source, metric, control))

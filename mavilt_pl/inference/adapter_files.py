@@ -38,6 +38,7 @@ def save_adapters(model: VisualLanguageModel, base: str, out: Path) -> None:
         raise UserError(
             "--adapters-only: the model was trained in full and has no adapters; export it whole"
         )
+    # Compared weight by weight: a path says nothing about what was trained on.
     pretrained, _ = load_base(base)
     own = model.backbone.state_dict()
     for name, value in pretrained.state_dict().items():
@@ -80,6 +81,7 @@ def load_adapters(
         as_options(ModelOptions, settings["model"], "model"),
         as_options(TuningOptions, settings["tuning"], "tuning"),
     )
+    # Compared by name and shape first: torch would load what fits and leave the rest random.
     weights = load_tensors(folder / ADAPTERS)
     expected = {key: value for key, value in model.state_dict().items() if _is_trained(key)}
     same = {key: value.shape for key, value in weights.items()} == {
@@ -90,6 +92,7 @@ def load_adapters(
             f"{name}: the adapters of {folder} do not fit it; name the base model that they were "
             f"trained on ({settings['base']}) with --backbone"
         )
+    # Not strict: the base model's own weights are in place already.
     model.load_state_dict(weights, strict=False)
     return model.eval()
 

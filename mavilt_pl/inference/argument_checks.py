@@ -22,6 +22,7 @@ def check_questions(
     Raises:
         UserError: an answer is given twice, or the model has learned no questions.
     """
+    # Its answers would be the continuation of a report.
     if not prompts.instructed:
         raise UserError(
             "the model has learned no questions: it is of Stage 1; expected a checkpoint of Stage 2"
@@ -75,6 +76,7 @@ def check_given(texts: Sequence[str], view: Side | None, given: Any, multi_view:
 
 
 def _warn_if_truncated(prompts: PromptBuilder, name: str, text: str) -> None:
+    # Counted as the prompt will be: in tokens of this model.
     found, limit = len(prompts.tokenize(text)), prompts.max_text_tokens
     if found > limit:
         _warn(f"{name}: its {found:,} tokens were truncated to max_text_tokens = {limit}")

@@ -38,6 +38,7 @@ def write_card(
     """
     generator = model.generator
     settings = checkpoint["hyper_parameters"]
+    # Markdown, not HTML: nothing is escaped, and no text of a dataset is on a card.
     templates = Environment(
         loader=PackageLoader("mavilt_pl.inference", "."),
         undefined=StrictUndefined,

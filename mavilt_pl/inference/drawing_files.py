@@ -40,6 +40,7 @@ def save_drawing(image: np.ndarray, comment: str, path: Path, banner: bool) -> N
     if path.exists():
         raise UserError(f"{path} exists, and drawings are never replaced: name another file")
     pixels = with_banner(image) if banner else image
+    # A half-written image without its mark must never lie about.
     with atomic_open(path, "wb") as file:
         if path.suffix.lower() == ".dcm":
             _dicom(pixels, comment, banner).save_as(file, enforce_file_format=True)
@@ -63,6 +64,7 @@ def with_banner(image: np.ndarray) -> np.ndarray:
     picture = Image.fromarray(image)
     draw = ImageDraw.Draw(picture)
     x, y = (width - (right - left)) / 2, height - (bottom - top) - 3
+    # On black, since bone and air leave no grey that letters stand out from everywhere.
     draw.rectangle((x - 2, y - 1, x + right - left + 2, height), fill=0)
     draw.text((x - left, y - top + 1), BANNER, fill=255, font=font)
     return np.asarray(picture)
@@ -80,12 +82,14 @@ def _dicom(pixels: np.ndarray, comment: str, banner: bool) -> FileDataset:
     data = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
     data.SOPClassUID = SecondaryCaptureImageStorage
     data.SOPInstanceUID = meta.MediaStorageSOPInstanceUID
+    # New ones for each file: viewers join what shares them.
     data.StudyInstanceUID, data.SeriesInstanceUID = generate_uid(), generate_uid()
     data.SpecificCharacterSet = "ISO_IR 192"
     _add_nobody(data)
     now = datetime.datetime.now()
     data.StudyDate = data.ContentDate = now.strftime("%Y%m%d")
     data.StudyTime = data.ContentTime = now.strftime("%H%M%S")
+    # Not CR or DX: no detector has seen it.
     data.Modality, data.ConversionType = "OT", "SYN"
     data.ImageType = ["DERIVED", "SECONDARY"]
     data.Manufacturer, data.SoftwareVersions = "mavilt", __version__

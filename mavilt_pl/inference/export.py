@@ -64,8 +64,10 @@ def export(
     if base is not None:
         tuning = checkpoint["hyper_parameters"]["tuning"]
         facts["settings"] |= {"base": base, "tuning": tuning}
+    # What an export was made from stays known wherever it goes.
     facts["checkpoint"] = model.sha256
     facts["training_data"] = model.loaded.training_data
+    # After all weights are there.
     facts["sha256"] = {path.name: sha256(path) for path in weight_files(out)}
     atomic_write_text(out / FACTS, json.dumps(facts, indent=1))
     _save_preprocessing(model, out)
@@ -73,6 +75,7 @@ def export(
     if base is None:
         example = EXAMPLE.read_text(encoding="utf-8")
         (out / "example.py").write_text(example, encoding="utf-8")
+    # Figures name no patient, so they may go with the weights.
     if results is not None:
         write_json(out / "results.json", dict(results))
     figures = results["figures"] if results is not None else []

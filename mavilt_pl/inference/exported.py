@@ -68,6 +68,7 @@ def load_exported(folder: Path, base: str | None = None) -> LoadedModel:
     settings = facts["settings"]
     # Somebody waits for an answer, not for weights.
     disable_progress_bar()
+    # Adapters alone are no model; the base model is read from elsewhere.
     if is_apart(folder):
         model = load_adapters(folder, settings, base)
     else:
@@ -110,6 +111,7 @@ def _verify_files(folder: Path, checksums: dict[str, str]) -> None:
         path = folder / name
         if not path.is_file():
             raise UserError(f"{path} is missing: copy or download the folder again")
+        # safetensors would load changed numbers without a word.
         if sha256(path) != checksum:
             raise UserError(
                 f"{path} is damaged: its checksum is not that of {FACTS}; copy or download the "

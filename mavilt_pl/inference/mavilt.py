@@ -30,6 +30,8 @@ from mavilt_pl.parallel.device import resolve_device
 
 # Texts that end leave their batch, so that more at once cost little and save much.
 BATCH = 64  # studies at a time
+# All of a drawing's codes are kept in the cache, with and without its text if there is guidance.
+DRAWN = 16  # images at a time
 Studies = Sequence[StudyImages] | StudyImages
 
 
@@ -78,6 +80,7 @@ class MAViLT:
         Raises:
             UserError: it is neither, or a file is damaged.
         """
+        # By a file of the export, not by its name: users rename folders.
         if not is_exported(Path(path)):
             return cls.from_runs(path, None, backbone, device, fit, dtype)
         target = resolve_device(device)
@@ -116,6 +119,7 @@ class MAViLT:
     @classmethod
     def _placed(cls, loaded: LoadedModel, device: str, fit: Fit | None, dtype: str) -> MAViLT:
         """A model on a device; only the language model's weights are rounded."""
+        # Codes of a rounded VQ-GAN would be others than those of the training.
         loaded.generator.model.to(device, getattr(torch, dtype))
         loaded.vqgan.to(device)
         return cls(loaded, fit)
@@ -151,6 +155,7 @@ class MAViLT:
             A `Report`, or a list of them for a folder, a pattern or a list.
         """
         listed, is_one = as_list(studies)
+        # The same code for one and for many, so that both are read alike.
         reports = list(self.iterate_reports(listed, seed, return_errors, progress))
         return reports[0] if is_one else reports
 
@@ -165,6 +170,7 @@ class MAViLT:
         starts = range(0, len(studies), BATCH)
         for start in track(starts, "Reading", disable=not progress, transient=True):
             encoded = self.encoder(studies[start : start + BATCH], return_errors)
+            # Texts come for those that could be read, in their order.
             texts = iter(self._write_reports(_readable(encoded), seed))
             for study in encoded:
                 if isinstance(study, UserError):
@@ -217,7 +223,9 @@ class MAViLT:
         """
         listed, is_one = as_list(studies)
         asked = [questions] if isinstance(questions, str) else [*questions]
+        # Before any image is read: a question may be refused whatever the image is.
         check_questions(self.generator.prompts, asked, answers)
+        # Any: an answer, its list, or the error of a study.
         results: list[Any] = []
         for start in range(0, len(listed), BATCH):
             encoded = self.encoder(listed[start : start + BATCH], return_errors)
@@ -248,6 +256,7 @@ class MAViLT:
             if answers is None and asks_yes_or_no(question):
                 expected = YES_NO
             asked.append((question, expected))
+        # Keyed by what the study shows, as reports are.
         keys = [sample_key(study.key) for study in studies]
         codes = self.encoder.collate(studies)
         replies = self.generator.answer_questions(codes, [asked] * len(studies), seed, keys)
@@ -291,6 +300,7 @@ class MAViLT:
         Returns:
             A `Drawing`, or a list of them for a list of texts.
         """
+        # A string is one text, and not a list of letters.
         listed = [texts] if isinstance(texts, str) else [*texts]
         # The judge works on the model's device: its candidates are decoded there.
         scorer = None
@@ -298,28 +308,36 @@ class MAViLT:
             scorer = Judge(judge.to(self.generator.device), self.vqgan)
         check_texts(self.generator.prompts, listed, scorer, best_of)
         check_given(listed, view, given, self.multi_view)
-        details = [f"{view} view"] if view else []
-        details += [f"from the {OTHER[view or 'frontal']} image"] if given else []
-        details += [f"best of {best_of} by a judge"] if scorer else []
+        # Whoever gets a drawing learns from its file how it was made.
+        details = []
+        if view:
+            details.append(f"{view} view")
+        if given:
+            details.append(f"from the {OTHER[view or 'frontal']} image")
+        if scorer:
+            details.append(f"best of {best_of} by a judge")
         drawings = []
-        for start in range(0, len(listed), BATCH):
-            part = listed[start : start + BATCH]
-            views = [view or "frontal"] * len(part) if self.multi_view else None
+        for start in range(0, len(listed), DRAWN):
+            part = listed[start : start + DRAWN]
             keys, other = [sample_key(text) for text in part], None
             if given is not None:
-                studies = self.encoder(given[start : start + BATCH])
+                studies = self.encoder(given[start : start + DRAWN])
                 other = self.encoder.collate(studies)
                 # The same text with another given view is another sample.
                 keys = [sample_key(f"{text} {study.key}") for text, study in zip(part, studies)]
+            # A model of one view knows no name for it.
+            views = [view or "frontal"] * len(part) if self.multi_view else None
             codes_BN = self.generator.generate_images(
                 part, seed, keys, best_of, scorer, views, other
             )
             for text, codes_N in zip(part, codes_BN):
-                # One at a time: within a batch, a pixel may round to the other side.
-                (pixels,) = to_uint8(self.vqgan.decode(codes_N[None]))
-                codes = codes_N.cpu().numpy()
-                drawings.append(Drawing(pixels, text, codes, seed, self.sha256, tuple(details)))
+                drawings.append(self._drawing(text, codes_N, seed, tuple(details)))
         return drawings[0] if isinstance(texts, str) else drawings
+
+    def _drawing(self, text: str, codes_N: Tensor, seed: int, details: tuple[str, ...]) -> Drawing:
+        # One at a time: within a batch, a pixel may round to the other side.
+        (pixels,) = to_uint8(self.vqgan.decode(codes_N[None]))
+        return Drawing(pixels, text, codes_N.cpu().numpy(), seed, self.sha256, details)
 
 
 def _readable(encoded: Sequence[EncodedStudy | UserError]) -> list[EncodedStudy]:

@@ -28,6 +28,7 @@ def as_list(studies: Sequence[StudyImages] | StudyImages) -> tuple[list[StudyIma
         if not isinstance(studies, (str, Path)) or not _is_collection(studies):
             return [studies], True  # type: ignore[list-item]
         studies = [studies]
+    # Files, folders and views may be mixed in one list.
     expanded: list[StudyImages] = []
     for study in studies:
         if isinstance(study, (str, Path)) and _is_collection(study):
@@ -46,6 +47,7 @@ def _is_collection(path: str | Path) -> bool:
 def _images_of(path: str | Path) -> list[StudyImages]:
     """The images of a folder, or the files of a pattern, sorted by name."""
     if not Path(path).is_dir():
+        # Sorted: the order of a folder differs from machine to machine.
         matches = sorted(glob.glob(str(path), recursive=True))
         files: list[StudyImages] = [name for name in matches if Path(name).is_file()]
         if not files:

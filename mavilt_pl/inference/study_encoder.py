@@ -50,6 +50,7 @@ class EncodedStudy:
     @property
     def key(self) -> str:
         """A text that is the same for the same codes, by which samples are drawn."""
+        # By plain numbers: the text of a long array is cut.
         if isinstance(self.codes, Mapping):
             return str({view: codes.tolist() for view, codes in self.codes.items()})
         return str(self.codes.tolist())
@@ -86,6 +87,7 @@ class StudyEncoder:
         views_of: list[list[Side]] = []
         pixels: list[np.ndarray] = []
         for study in studies:
+            # Its place in the results is kept, whatever becomes of it.
             results.append(study)
             try:
                 views = self._ordered_views(study)
@@ -108,6 +110,7 @@ class StudyEncoder:
             of_views: Codes = dict(zip(names, codes[rows]))
             if not self.multi_view:
                 (of_views,) = codes[rows]
+            # One view that the model does not know is enough to doubt the study.
             score = None if scores is None else float(scores[rows].max())
             results[position] = EncodedStudy(name_of(results[position]), of_views, score)
         return results
@@ -124,6 +127,7 @@ class StudyEncoder:
 
     def collate(self, studies: Sequence[EncodedStudy]) -> Any:
         """Codes as `Generator` takes them: [B,N], or each study's codes by view."""
+        # Studies of several views differ in their number, and make no array.
         if self.multi_view:
             by_view = []
             for study in studies:
@@ -144,6 +148,7 @@ class StudyEncoder:
         """Codes [B,N] of images, and their scores [B] if there is a reference."""
         num_codes = self.vqgan.grid**2
         batch = batch_size_for(self.vqgan.autoencoder.config, self._device.type)
+        # Begun with nothing, so that no image at all has the right shape too.
         codes, scores = [np.empty((0, num_codes), np.int64)], [np.empty(0)]
         for start in range(0, len(pixels), batch):
             part = slice(start, start + batch)
@@ -172,4 +177,5 @@ class StudyEncoder:
                 f"found the views {[*views]}; expected some of {', '.join(VIEW_TOKENS)}, each with "
                 "its image"
             )
+        # In the order of the training's prompts.
         return {view: views[view] for view in VIEW_TOKENS if view in views}

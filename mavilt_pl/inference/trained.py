@@ -72,6 +72,7 @@ def load_trained(
     generator = build_generator(language_model, instructed, sampling)
     # Checkpoints of a Trainer of one's own, and of tokens without a reference, have none.
     references = from_plain(checkpoint.get("ood_references") or [])
+    # Likewise: older checkpoints did not record it.
     data = checkpoint.get("training_data") or []
     return LoadedModel(generator, vqgan, sha256(model_path), references, data)
 

@@ -207,6 +207,7 @@ class LanguageModule(TrainingStep, FSDPMixin, LightningModule):
 
     def _ood_references(self) -> list[OODReference]:
         """Of the datasets that are trained on; without a datamodule that of the settings."""
+        # A datamodule of somebody else's has none.
         caches = getattr(self._datamodule, "token_caches", None)
         references = []
         for cache in caches or [TokenCache(self.hparams["tokens"])]:

@@ -97,6 +97,7 @@ def _check(answer: Any, kind: str, where: str) -> bool:
     Raises:
         UserError: a value is impossible.
     """
+    # Files come back by mail, and some were opened in an editor.
     if not isinstance(answer, dict):
         raise UserError(f"{where}: found {str(answer)[:60]!r}; expected an object")
     complete = True
@@ -107,6 +108,7 @@ def _check(answer: Any, kind: str, where: str) -> bool:
                 f"{where}: {name} is {answer[name]!r}; expected one of {', '.join(options)}"
             )
         complete &= name in answer
+    # Errors are counted in each of the two reports; drawings have none to count.
     if kind == "report":
         for side in SIDES:
             counts = answer.get(side, {})

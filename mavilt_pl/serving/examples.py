@@ -21,6 +21,7 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
 
 def example(title: str, size: int, fit: Fit) -> Upload:
     """The phantom of a title, as if it had been uploaded; the same one each time."""
+    # By its place in the table, so that a screenshot stays true.
     rng = np.random.default_rng([*EXAMPLES].index(title))
     findings = [make_finding(name, rng, side) for name, side in EXAMPLES[title]]
     image = render(sample_body(rng, findings), findings, PREVIEW, rng, "PA")

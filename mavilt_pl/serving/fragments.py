@@ -41,10 +41,12 @@ def drawings_html(drawings: Sequence[Drawing]) -> str:
     for drawing in drawings:
         files = {}
         with TemporaryDirectory() as folder:
+            # The files that `mavilt draw` writes, with their marks.
             for suffix in ("png", "dcm"):
                 path = Path(folder) / f"drawing.{suffix}"
                 drawing.save(path)
                 files[suffix] = _base64(path.read_bytes())
+        # Downloads lose their comments in some programs; the name stays.
         name = f"synthetic-{drawing.seed}"
         links = DOWNLOAD.format(f"{name}.png", "image/png", files["png"], "PNG")
         links += DOWNLOAD.format(f"{name}.dcm", "application/dicom", files["dcm"], "DICOM")
@@ -60,12 +62,14 @@ def figures_html(tables: Sequence[Mapping[str, Any]]) -> str:
     for table in tables:
         rows = Markup()
         for row in table["rows"]:
+            # Escaped by `format`: names of sources are a user's.
             name = Markup("{}<br><b>{}</b><br><small>{}</small>").format(
                 row["source"], row["metric"], row["protocol"]
             )
             cells = (name, row["value"], row["interval"], row["n"], row["controls"])
             texts = Markup().join(Markup("<td>{}</td>").format(cell) for cell in cells)
             rows += Markup("<tr>{}</tr>").format(texts)
+        # Joined as Markup, which escapes nothing twice.
         page += TABLE.format(table["title"], headings, rows)
     return str(page)
 

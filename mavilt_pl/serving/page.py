@@ -70,6 +70,7 @@ def build_page(served: ServedModel, title: str, tables: Sequence[dict[str, Any]]
         tables: of `headline_tables`, the figures of the model's test.
     """
     gr = import_gradio()
+    # A model of Stage 1 has learned no questions: it has no such tab.
     asks = served.model.generator.prompts.instructed
     with gr.Blocks(title=title, delete_cache=CLEAN) as page:
         gr.HTML(RESEARCH)
@@ -80,6 +81,7 @@ def build_page(served: ServedModel, title: str, tables: Sequence[dict[str, Any]]
             with gr.Column(scale=2):
                 _image_column(gr, served, opened)
             with gr.Column(scale=3), gr.Tabs():
+                # Created before the tabs that write to it, and shown in the last one.
                 table = gr.Dataframe(
                     headers=HISTORY, datatype="str", interactive=False, wrap=True, render=False
                 )
@@ -116,6 +118,7 @@ def _image_column(gr: Any, served: ServedModel, opened: Any) -> None:
     def show(image: Upload | None) -> Any:
         if image is None:
             return gr.skip(), gr.skip(), gr.skip(), gr.skip()
+        # In the queue: it needs the model.
         seen, reconstruction = served.open(image)
         sides = [
             (image.preview, "original"),
@@ -131,6 +134,7 @@ def _image_column(gr: Any, served: ServedModel, opened: Any) -> None:
         (upload, upload.upload, served.read_file, "upload"),
         (choice, choice.input, served.read_example, "example"),
     )
+    # Two events each: one reads at once, the other waits for the model.
     for component, event, source, name in sources:
         done = event(partial(read, source), component, outputs, api_name=name, **reading)
         done.then(show, pending, outputs, api_name=f"open_{name}", **MODEL)
@@ -147,6 +151,7 @@ def _report_tab(gr: Any, served: ServedModel, opened: Any, history: Any, table: 
     text = gr.Textbox(label="Report", lines=8, interactive=False, buttons=["copy"])
 
     def write(image: Opened | None, number: float, rows: list[Any]) -> tuple[Any, ...]:
+        # Refusals are shown as text: a pop-up would render what others wrote.
         try:
             report = served.report(image, number)
         except UserError as error:
@@ -185,6 +190,7 @@ def _ask_tab(gr: Any, served: ServedModel, opened: Any, history: Any, table: Any
         return answer.probabilities, shown, rows, rows
 
     inputs, outputs = [opened, question, answers, seed, history], [shares, text, history, table]
+    # Enter asks too.
     gr.on([button.click, question.submit], ask, inputs, outputs, api_name="ask", **MODEL)
 
 
@@ -216,6 +222,7 @@ def _draw_tab(gr: Any, served: ServedModel, history: Any, table: Any) -> None:
 
 
 def _results_tab(gr: Any, served: ServedModel, tables: Sequence[dict[str, Any]]) -> None:
+    # So that a screenshot can be traced to the weights.
     facts = [["checkpoint, sha256", served.model.sha256]]
     for dataset in served.model.loaded.training_data:
         counts = []
@@ -225,6 +232,7 @@ def _results_tab(gr: Any, served: ServedModel, tables: Sequence[dict[str, Any]])
         facts.append(["trained on", f"{dataset['name']}: {', '.join(counts)}"])
     for name, value in facts:
         gr.Textbox(value, label=name, interactive=False)
+    # Figures stand with their controls, or are said to be missing.
     if tables:
         gr.HTML(figures_html(tables))
     else:
@@ -279,6 +287,7 @@ def serve(page: Any, port: int, ready: Callable[[str], None]) -> None:
                 prevent_thread_lock=True,
                 max_file_size=LARGEST_UPLOAD,
                 state_session_capacity=SESSIONS,
+                # The API's page and Gradio's own settings are no use here.
                 footer_links=[],
                 theme=theme,
                 css_paths=[Path(__file__).with_name("page.css")],
@@ -298,6 +307,7 @@ def serve(page: Any, port: int, ready: Callable[[str], None]) -> None:
 def _remove_orphans() -> None:
     """Remove the folders of servers that were killed before they could."""
     for folder in Path(tempfile.gettempdir()).glob(f"{FOLDER}*"):
+        # Another user's folder, or a living server's, is not ours to remove.
         pid = folder.name.removeprefix(FOLDER).partition("-")[0]
         is_alive = pid.isdigit() and Path(f"/proc/{pid}").exists()
         if not is_alive and folder.stat().st_uid == os.getuid():
@@ -305,6 +315,7 @@ def _remove_orphans() -> None:
 
 
 def _free_port() -> int:
+    # Gradio would take 7860 and the next ones, and never say which was meant.
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -76,7 +76,9 @@ class ServedModel:
     @torch.inference_mode()
     def open(self, upload: Upload) -> tuple[Opened, np.ndarray]:
         """See an image as the model does; its reconstruction uint8 [H,W] from codes as well."""
+        # The pixels that `report` and `ask` will read, so that the score is theirs too.
         (study,) = self.model.encoder([upload.pixels])
+        # Models of earlier versions, and of few validation images, have no reference.
         note = "This model cannot tell whether an image is unlike its training images."
         if study.ood_score is not None:
             note = f"Like the training images (score {study.ood_score:.2f}, limit 1)."
@@ -110,6 +112,7 @@ class ServedModel:
             UserError: something is missing, too long, or given twice.
         """
         question = _text(question, "question", LONGEST_QUESTION)
+        # Commas at the ends and twice in a row are typing mistakes.
         expected = [part.strip() for part in answers.split(",") if part.strip()]
         if len(expected) == 1 or len(expected) > MOST_ANSWERS or len(answers) > LONGEST_TEXT:
             raise UserError(
@@ -127,6 +130,7 @@ class ServedModel:
         text = _text(text, "text", LONGEST_TEXT)
         number = _whole(count, "count", 1, MOST_DRAWINGS)
         first = _seed(seed)
+        # A seed of its own for each: the same text and seed are the same image.
         return [self.model.draw(text, seed=first + offset) for offset in range(number)]
 
 
@@ -137,6 +141,7 @@ def _pixels(opened: Opened | None) -> np.ndarray:
 
 
 def _text(text: str, name: str, longest: int) -> str:
+    # A browser may send null.
     text = (text or "").strip()
     if not text or len(text) > longest:
         raise UserError(f"{name}: found {len(text):,} characters; expected 1 to {longest:,}")
@@ -149,6 +154,7 @@ def _seed(seed: float) -> int:
 
 def _whole(value: float, name: str, lowest: int, highest: int) -> int:
     """A number from a browser, which may send anything."""
+    # NaN differs from itself.
     if not isinstance(value, (int, float)) or value != value or not lowest <= value <= highest:
         raise UserError(f"{name}: found {str(value)[:20]}; expected {lowest} to {highest}")
     return int(value)

@@ -69,6 +69,7 @@ class UploadReader:
         Raises:
             UserError: it is no radiograph; the message names the file without its folder.
         """
+        # A decoder that dies or stalls costs this upload, and not the server.
         (decoded,) = self.decoder([(str(path), self.size, self.fit)])
         if isinstance(decoded, str):
             # The folder is one of the server's own, and says nothing to whoever uploaded.

@@ -61,6 +61,7 @@ def load_tokenizer(
 
 def save_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
     """Write a tokenizer as safetensors that `load_tokenizer` reads, with its settings inside."""
+    # As a training writes them, for the same checks.
     clinical = tokenizer.clinical
     settings = {
         FORMAT_KEY: FORMAT_VERSION,
@@ -81,6 +82,7 @@ def _safetensors_settings(path: Path) -> dict[str, Any] | None:
     """What `save_tokenizer` wrote about a tokenizer; None for any other file."""
     if path.suffix != ".safetensors":
         return None
+    # The metadata alone; the tensors have been read.
     with safe_open(path, "pt") as file:
         text = (file.metadata() or {}).get(SETTINGS_KEY)
     return None if text is None else json.loads(text)

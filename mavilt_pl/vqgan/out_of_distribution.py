@@ -30,6 +30,7 @@ def measure(tokenizer: Tokenizer, pixels_BCHW: Tensor) -> Measured:
     """Codes, features and reconstruction errors of pixels [B,1,H,W] in [-1, 1]."""
     latents_BDhw, features_BD = _features(tokenizer, pixels_BCHW)
     _, codes_BN, _ = tokenizer.quantizer(latents_BDhw)
+    # From codes, not from latents: what the language model does not get counts as lost.
     differences = tokenizer.decode(codes_BN) - pixels_BCHW
     # From a range of 2 to grey levels.
     errors_B = differences.abs().mean((1, 2, 3)) * 127.5
@@ -42,6 +43,7 @@ def _features(tokenizer: Tokenizer, pixels_BCHW: Tensor) -> tuple[Tensor, np.nda
     Features are the means of the latents over each quarter of the image, so that an image that is
     turned over has others, and of the frozen classifier's last map if the tokenizer has one.
     """
+    # φ runs once for both, its map and the latents that it is added to.
     maps = None
     if tokenizer.clinical is not None:
         maps = tokenizer.clinical.maps(pixels_BCHW)
@@ -65,6 +67,7 @@ def fit_references(corpus: Corpus, tokenizer: Tokenizer, batch_size: int) -> lis
     for side in OTHER:
         training = _image_rows(corpus, "train", side, MOST_TRAINING)
         calibration = _image_rows(corpus, "val", side, MOST_CALIBRATION)
+        # No promise is better than one that is not kept.
         if len(training) < FEWEST_TRAINING or len(calibration) < FEWEST_CALIBRATION:
             continue
         # Decoding takes half of the time, and of training images it would say nothing.
@@ -93,6 +96,7 @@ def _image_rows(corpus: Corpus, split: Split, side: Side, most: int) -> list[int
             if SIDES.get(view, "frontal") == side:
                 rows.append(image)
                 break
+    # Spread evenly: tables are often in the order of years or scanners.
     step = max(len(rows) / most, 1)
     return [rows[int(number * step)] for number in range(min(len(rows), most))]
 
