@@ -5,6 +5,7 @@ Shape legend: B images, H W height and width in pixels, F findings of the judge.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,10 @@ from torchmetrics import Metric
 
 from mavilt_pl.callbacks.metric_callback import MetricCallback
 from mavilt_pl.callbacks.observation import Observation
+from mavilt_pl.data.ood_reference import OODReference, lowest_scores
 from mavilt_pl.data.pixels import to_uint8
+from mavilt_pl.data.records import Side
+from mavilt_pl.data.token_cache import TokenCache
 from mavilt_pl.encoders.loading import Kind, load_encoder
 from mavilt_pl.errors import UserError
 from mavilt_pl.metrics.feature_sets import FeatureSets, ImageKind
@@ -23,8 +27,11 @@ from mavilt_pl.metrics.image import (
     ReconstructionScores,
     lpips_distance,
 )
-from mavilt_pl.metrics.vqa import GroupedAUROC
+from mavilt_pl.metrics.vqa import GroupedAUROC, GroupedMean
 from mavilt_pl.ranges import NonNegativeInt
+from mavilt_pl.vqgan.out_of_distribution import measure
+
+OOD_PROTOCOL = "share of images whose score against the training images is above 1"
 
 
 class ReconstructionMetrics(MetricCallback):
@@ -41,6 +48,8 @@ class ReconstructionMetrics(MetricCallback):
         validate: number of studies of each source that a validation scores.
         samples: number of studies of each source that are kept as samples.
         lpips: a local file of torchvision's weights of AlexNet or VGG-16.
+        reference: token caches of the training data; adds the share of images unlike them
+            (`ood_share`).
     """
 
     task = "tokenizer"
@@ -52,11 +61,14 @@ class ReconstructionMetrics(MetricCallback):
         validate: NonNegativeInt = 0,
         samples: NonNegativeInt = 8,
         lpips: str | None = None,
+        reference: list[str] | None = None,
     ):
         super().__init__(validate, samples)
         self.judge_path, self.judge_kind, self.lpips_path = judge, judge_kind, lpips
+        self.reference_paths = [Path(path) for path in reference or ()]
         self.judge: Any = None
         self.lpips: Any = None
+        self.references: list[OODReference] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Load the judge and LPIPS, unless nothing will be scored."""
@@ -66,6 +78,9 @@ class ReconstructionMetrics(MetricCallback):
             return
         if self.judge_path:
             self.judge = load_encoder(self.judge_path, self.judge_kind)
+        # What a run tokenized by an earlier version lacks leaves the figure out.
+        for path in self.reference_paths:
+            self.references += TokenCache(path).ood_references()
         if self.lpips_path:
             try:
                 self.lpips = lpips_distance(self.lpips_path)
@@ -78,6 +93,8 @@ class ReconstructionMetrics(MetricCallback):
             "scores": ReconstructionScores(self.lpips),
             "codes": CodebookUse(module.tokenizer.codebook_size),
         }
+        if self.references:
+            metrics["ood"] = GroupedMean("ood_share", protocol=OOD_PROTOCOL)
         # The rest looks at findings and features.
         if self.judge is None:
             return metrics
@@ -101,6 +118,12 @@ class ReconstructionMetrics(MetricCallback):
         recon_BCHW = observation.outputs["reconstruction"]
         observation.metrics["scores"].update(real_BCHW, recon_BCHW, observation.patients)
         observation.metrics["codes"].update(observation.outputs["codes"])
+        if self.references:
+            measured = measure(observation.module.tokenizer, real_BCHW)
+            # Tests without `data.each_view` have one image a study, frontal if there is one.
+            sides: list[Side] = ["frontal"] * len(real_BCHW)
+            flagged = lowest_scores(self.references, measured, sides) > 1
+            observation.metrics["ood"].update(flagged, [0] * len(flagged), observation.patients)
         if self.judge is not None:
             self._judge(observation, real_BCHW, recon_BCHW)
         originals, reconstructions = to_uint8(real_BCHW), to_uint8(recon_BCHW)

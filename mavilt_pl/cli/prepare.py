@@ -43,6 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="MIMIC-CXR-VQA (JSON file or its folder) or Medical-Diff-VQA (CSV)",
     )
     add_reader_options(parser)
+    parser.add_argument(
+        "--split",
+        choices=["train", "val", "test"],
+        help="put every study into this split, such as test for a dataset that is never trained on",
+    )
     parser.add_argument("--limit", type=int, help="read only this number of studies")
     parser.add_argument("--workers", type=int, help="processes (default: all cores)")
 
@@ -120,6 +125,7 @@ def _prepare(args: argparse.Namespace, options: Mapping[str, str]) -> int:
         limit=args.limit,
         views=_checked_views(args),
         questions=args.questions,
+        split=args.split,
         # The reader refuses what it does not have, so that a misspelt one is not left out.
         options={**options, **reader_options(args)},
     )

@@ -13,7 +13,7 @@ import itertools
 import json
 from collections.abc import Container, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from mavilt_pl.data.decode_shard import ShardDecoder, decode_file, decoder_faile
 from mavilt_pl.data.join_shards import ShardJoiner
 from mavilt_pl.data.question_files import read_questions, with_questions
 from mavilt_pl.data.radiograph import Fit
-from mavilt_pl.data.records import Question, Study
+from mavilt_pl.data.records import Question, Split, Study
 from mavilt_pl.data.sources import SOURCES, check_options, read_source
 from mavilt_pl.data.yields import Yields
 from mavilt_pl.errors import UserError
@@ -62,6 +62,7 @@ def prepare(
     limit: int | None = None,
     views: Sequence[str] | None = None,
     questions: Path | None = None,
+    split: Split | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Prepare a dataset under `out` with a progress bar; return the contents of corpus.json.
@@ -80,6 +81,7 @@ def prepare(
         limit: read only this number of studies.
         views: keep images of these views only; FRONTAL stands for PA, AP and FRONTAL.
         questions: a file or folder that `questions.read_questions` knows.
+        split: of every study (default: the dataset's own).
         options: of the reader, and `follow_links`, as `read_source` takes them.
 
     Raises:
@@ -99,6 +101,7 @@ def prepare(
         "limit": limit,
         "views": list(views or []),
         "questions": str(questions.resolve()) if questions else None,
+        "split": split,
         **options,
     }
     return CorpusWriter(out, settings, options, workers).run()
@@ -232,6 +235,9 @@ class CorpusWriter:
         studies = read_source(self.settings["source"], root, reject, **self.options)
         # The limit comes before the questions, so that those about other studies are reported.
         studies = itertools.islice(studies, self.settings["limit"])
+        # A dataset that is never trained on is a test as a whole.
+        if self.settings["split"]:
+            studies = (replace(study, split=self.settings["split"]) for study in studies)
         questions: dict[str, tuple[Question, ...]] = {}
         if self.settings["questions"]:
             questions = read_questions(Path(self.settings["questions"]), reject)

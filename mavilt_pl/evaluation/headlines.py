@@ -16,6 +16,7 @@ HEADLINES = {
         "gradient_psnr",
         "lpips",
         "codebook_used",
+        "ood_share",
         "original_auroc_macro",
         "reconstructed_auroc_macro",
         "fid_cxr",

@@ -6,13 +6,14 @@ a report or a tag becomes HTML.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import signal
 import socket
 import sys
 import tempfile
-import threading
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -39,7 +40,9 @@ HISTORY = ["task", "image", "input", "output", "seed"]
 LONGEST_HISTORY = 50  # rows a session
 QUEUE = 256  # requests that wait; the next one is refused
 SESSIONS = 300  # whose open images are remembered
+THREADS = 4  # the model answers one at a time, and each thread keeps memory of its own
 FORGET = 1800  # seconds after which an open image is forgotten
+RELEASE = 10  # seconds between two times that unused memory is given back
 CLEAN = (30, 120)  # seconds: how often uploads are deleted, and how old they are then
 FOLDER = "mavilt-serve-"  # of uploads, followed by the server's process
 MODEL = {"concurrency_id": "model", "concurrency_limit": 1}
@@ -286,6 +289,7 @@ def serve(page: Any, port: int, ready: Callable[[str], None]) -> None:
                 quiet=True,
                 prevent_thread_lock=True,
                 max_file_size=LARGEST_UPLOAD,
+                max_threads=THREADS,
                 state_session_capacity=SESSIONS,
                 # The API's page and Gradio's own settings are no use here.
                 footer_links=[],
@@ -297,11 +301,21 @@ def serve(page: Any, port: int, ready: Callable[[str], None]) -> None:
         try:
             ready(address)
             # Until Ctrl-C; not `block_thread`, which prints a message of its own.
-            threading.Event().wait()
+            while True:
+                time.sleep(RELEASE)
+                _release_memory()
         except KeyboardInterrupt:
             pass
         finally:
             page.close(verbose=False)
+
+
+def _release_memory() -> None:
+    """Give memory that nothing uses back to the system, if the C library can."""
+    # Pages of pictures leave gaps that glibc keeps: some 90 kB for each session.
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _remove_orphans() -> None:

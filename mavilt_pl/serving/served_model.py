@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,10 +49,14 @@ class ServedModel:
         self.model = model
         size = model.vqgan.autoencoder.image_size
         self.read_upload = UploadReader(size, model.encoder.fit)
+        # One thread for the model: torch keeps pools and caches for each that calls it, and the
+        # server's threads come and go.
+        self.worker = ThreadPoolExecutor(1, "model")
 
     def close(self) -> None:
-        """Stop the decoder of uploads."""
+        """Stop the decoder of uploads and the model's thread."""
         self.read_upload.close()
+        self.worker.shutdown(cancel_futures=True)
 
     def read_file(self, path: str | None) -> Upload:
         """Read an uploaded file; needs no model, so that it need not wait for one.
@@ -73,9 +78,12 @@ class ServedModel:
             raise UserError(f"example: found {title!r}; expected one of {', '.join(EXAMPLES)}")
         return example(title, self.read_upload.size, self.read_upload.fit)
 
-    @torch.inference_mode()
     def open(self, upload: Upload) -> tuple[Opened, np.ndarray]:
         """See an image as the model does; its reconstruction uint8 [H,W] from codes as well."""
+        return self.worker.submit(self._open, upload).result()
+
+    @torch.inference_mode()
+    def _open(self, upload: Upload) -> tuple[Opened, np.ndarray]:
         # The pixels that `report` and `ask` will read, so that the score is theirs too.
         (study,) = self.model.encoder([upload.pixels])
         # Models of earlier versions, and of few validation images, have no reference.
@@ -97,7 +105,7 @@ class ServedModel:
         Raises:
             UserError: no image is open, or the seed is none.
         """
-        return self.model.report(_pixels(opened), seed=_seed(seed))
+        return self.worker.submit(self.model.report, _pixels(opened), _seed(seed)).result()
 
     def ask(self, opened: Opened | None, question: str, answers: str, seed: float) -> Answer:
         """An answer about the opened image.
@@ -119,7 +127,8 @@ class ServedModel:
                 f"answers: found {len(expected)}; expected none, or 2 to {MOST_ANSWERS} separated "
                 "by commas"
             )
-        return self.model.ask(_pixels(opened), question, expected or None, _seed(seed))
+        asked = (_pixels(opened), question, expected or None, _seed(seed))
+        return self.worker.submit(self.model.ask, *asked).result()
 
     def draw(self, text: str, seed: float, count: float) -> list[Drawing]:
         """Drawings of a text, of this seed and the following ones.
@@ -131,7 +140,8 @@ class ServedModel:
         number = _whole(count, "count", 1, MOST_DRAWINGS)
         first = _seed(seed)
         # A seed of its own for each: the same text and seed are the same image.
-        return [self.model.draw(text, seed=first + offset) for offset in range(number)]
+        seeds = range(first, first + number)
+        return [self.worker.submit(self.model.draw, text, seed).result() for seed in seeds]
 
 
 def _pixels(opened: Opened | None) -> np.ndarray:

@@ -144,6 +144,25 @@ def test_the_flag_stands_next_to_the_text(
     assert "out-of-distribution score" in card and "| phantom_mimic | 80 | 80 |" in card
 
 
+def test_a_test_tells_the_share(known: tuple[Path, Corpus], chain: Path, tmp_path: Path) -> None:
+    made, corpus = known
+    mavilt(
+        f"test --config {chain}/vqgan/config.yaml",
+        f"--data.corpora=[{made}/corpus]",
+        f"--trainer.default_root_dir={tmp_path}",
+        f"--ckpt_path={chain}/vqgan/checkpoints/last.ckpt",
+        "--trainer.callbacks=null",
+        "--trainer.callbacks+=mavilt_pl.callbacks.ReconstructionMetrics",
+        f"--trainer.callbacks.reference=[{made}/tokens]",
+    )
+    figures = json.loads((tmp_path / "test/results.json").read_text())["figures"]
+    (share,) = (figure for figure in figures if figure["metric"] == "ood_share")
+    model = MAViLT.from_pretrained(made / "stage2", device="cpu")
+    pixels = [corpus.pixels(corpus.image_rows(int(row))[0][0]) for row in corpus.rows("test")]
+    flagged = [report.unfamiliar for report in model.report(pixels)]
+    assert share["n"] == len(flagged) and share["value"] == pytest.approx(np.mean(flagged))
+
+
 def test_a_small_corpus_promises_nothing(chain: Path) -> None:
     """Seven validation studies set no limit that keeps its promise."""
     assert TokenCache(chain / "tokens").ood_references() == []
