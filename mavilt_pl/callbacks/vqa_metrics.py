@@ -68,7 +68,8 @@ class VQAMetrics(MetricCallback):
     """Answers every question of a study, and scores the answers.
 
     Controls: another patient's image, and the answer that most training questions on the same topic
-    have. Sensitivity and specificity are at thresholds chosen on validation studies.
+    have; a dataset without training studies takes those of the first that has some. Sensitivity and
+    specificity are at thresholds chosen on validation studies.
 
     Args:
         threshold_studies: how many validation studies of each source choose the thresholds; 0 for
@@ -101,6 +102,11 @@ class VQAMetrics(MetricCallback):
         data = trainer.datamodule
         for source, corpus in enumerate(data.corpora):
             self._majority[source] = majority_answers(corpus, data.options)
+        # A dataset without training studies is answered as the first one that was trained on.
+        trained = [answers for answers in self._majority.values() if answers]
+        for source, answers in self._majority.items():
+            if not answers and trained:
+                self._majority[source] = trained[0]
         for source, loader in enumerate(self._validation_loaders(trainer)):
             answered = self._validation_answers(trainer, pl_module, source, loader)
             self._thresholds[source] = choose_thresholds(gather_lists(answered))
