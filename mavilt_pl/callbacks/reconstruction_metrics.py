@@ -79,6 +79,8 @@ class ReconstructionMetrics(MetricCallback):
         if self.judge_path:
             self.judge = load_encoder(self.judge_path, self.judge_kind)
         # What a run tokenized by an earlier version lacks leaves the figure out.
+        # Lightning calls `setup` again before a test in the same process.
+        self.references = []
         for path in self.reference_paths:
             self.references += TokenCache(path).ood_references()
         if self.lpips_path:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from mavilt_pl.cli.terminal import say
-from mavilt_pl.data.sources.tables import inert_cell
 from mavilt_pl.errors import UserError, escape
 from mavilt_pl.parallel.atomic_write import atomic_write_text
 
@@ -93,6 +92,9 @@ class ResultRecords:
 
 def _cell(value: Any) -> Any:
     """A value as a cell that no spreadsheet takes for a formula."""
+    # Imports pandas, which only a table needs.
+    from mavilt_pl.data.sources.tables import inert_cell
+
     if isinstance(value, dict):
         return json.dumps(value)
     return inert_cell(value) if isinstance(value, str) else value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mavilt_pl.data.records import OTHER, Side
@@ -68,7 +68,7 @@ def check_given(texts: Sequence[str], view: Side | None, given: Any, multi_view:
     # What is generated cannot be given; so of the two views there is one to give.
     other = OTHER[generated]
     for study in given or ():
-        if not isinstance(study, dict) or set(study) != {other}:
+        if not isinstance(study, Mapping) or set(study) != {other}:
             raise UserError(
                 f"given: found {study!r}; expected {{{other!r}: FILE}}, the view that the "
                 f"{generated} one is generated from"

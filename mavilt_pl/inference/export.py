@@ -51,14 +51,14 @@ def export(
     """
     generator = model.generator
     # The weights first: it is the step that a full disk stops.
+    facts: dict[str, Any] = {}
     if base is None:
         save_language_model(generator.model, out)
+        facts = json.loads((out / FACTS).read_text(encoding="utf-8"))
     else:
         save_adapters(generator.model, base, out)
-        atomic_write_text(out / FACTS, "{}")
     save_tokenizer(model.vqgan, out / VQGAN)
     save_references(model.loaded.ood_references, out / REFERENCE_FILE)
-    facts = json.loads((out / FACTS).read_text(encoding="utf-8"))
     facts |= _prompts(generator.prompts)
     facts["settings"] = settings_of(generator)
     if base is not None:

@@ -95,8 +95,10 @@ class ServedModel:
                     f"UNLIKE THE TRAINING IMAGES (score {study.ood_score:.2f}, limit 1): do not "
                     "believe what the model says about it."
                 )
-        codes = self.model.codes([upload.pixels])
-        (reconstruction,) = to_uint8(self.model.vqgan.decode(codes))
+        # An image without a view's name is frontal to a model that knows views.
+        codes = study.codes["frontal"] if self.model.multi_view else study.codes
+        codes_1N = torch.from_numpy(codes[None]).to(self.model.generator.device)
+        (reconstruction,) = to_uint8(self.model.vqgan.decode(codes_1N))
         return Opened(upload.name, upload.pixels, f"{escape(upload.name)}. {note}"), reconstruction
 
     def report(self, opened: Opened | None, seed: float) -> Report:

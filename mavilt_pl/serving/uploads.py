@@ -7,16 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from mavilt_pl.data.radiograph import Fit, read_sized
-from mavilt_pl.errors import Rejected, UserError
+from mavilt_pl.data.decode_shard import decode_file, decoder_failed
+from mavilt_pl.data.radiograph import Fit
+from mavilt_pl.errors import UserError
 from mavilt_pl.parallel.process_pool import IsolatedMap
 
 LARGEST_UPLOAD = "128mb"  # four detectors' images of 4,300 × 4,300 pixels of 16 bits
 TIMEOUT = 60.0  # seconds; the slowest allowed image takes some
 PREVIEW = 512  # pixels along each side
-
-Task = tuple[str, int, Fit]  # path, side of the model's images, framing
-Decoded = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -34,19 +32,6 @@ class Upload:
     pixels: np.ndarray
 
 
-def decode_upload(task: Task) -> Decoded | str:
-    """Preview and pixels of a file, or the reason of its rejection."""
-    path, size, fit = task
-    try:
-        return read_sized(Path(path), PREVIEW, fit), read_sized(Path(path), size, fit)
-    except Rejected as reason:
-        return str(reason)
-
-
-def _decoder_failed(task: Task, reason: str) -> str:
-    return f"{task[0]}: {reason}"
-
-
 class UploadReader:
     """Reads uploads one after another, in a process that may die on them; for several threads.
 
@@ -57,7 +42,7 @@ class UploadReader:
 
     def __init__(self, size: int, fit: Fit):
         self.size, self.fit = size, fit
-        self.decoder = IsolatedMap(decode_upload, _decoder_failed, workers=1, timeout=TIMEOUT)
+        self.decoder = IsolatedMap(decode_file, decoder_failed, workers=1, timeout=TIMEOUT)
 
     def close(self) -> None:
         """Stop the decoder."""
@@ -70,8 +55,12 @@ class UploadReader:
             UserError: it is no radiograph; the message names the file without its folder.
         """
         # A decoder that dies or stalls costs this upload, and not the server.
-        (decoded,) = self.decoder([(str(path), self.size, self.fit)])
-        if isinstance(decoded, str):
-            # The folder is one of the server's own, and says nothing to whoever uploaded.
-            raise UserError(decoded.replace(str(path), path.name))
-        return Upload(path.name, *decoded)
+        tasks = [(str(path), size, self.fit, None) for size in (PREVIEW, self.size)]
+        images = []
+        for decoded in self.decoder(tasks):
+            if isinstance(decoded, str):
+                # The folder is one of the server's own, and says nothing to whoever uploaded.
+                raise UserError(decoded.replace(str(path), path.name))
+            images.append(decoded)
+        preview, pixels = images
+        return Upload(path.name, preview, pixels)
