@@ -40,7 +40,10 @@ def main() -> None:
         middle = time.perf_counter()
         alone = [model.report(image) for image in compared]
         ratios.append((time.perf_counter() - middle) / (middle - start))
-        assert together == alone
+        # Scores differ in their last digits from batch to batch; texts and codes must not.
+        for one, other in zip(together, alone, strict=True):
+            assert one.text == other.text and (one.codes == other.codes).all()
+            assert abs(one.ood_score - other.ood_score) < 1e-4
     print(f"one call an image / one call: {statistics.median(ratios):.1f} × {ratios}")
     for _ in range(3):
         model.report(images[:1000])
