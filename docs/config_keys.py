@@ -21,7 +21,7 @@ from jsonargparse import ArgumentParser
 from mavilt_pl import VQGAN, CXRDataModule, Stage1, Stage2, callbacks
 from mavilt_pl.cli.training import MaviltCLI
 from mavilt_pl.encoders.module import CXRClassifier
-from mavilt_pl.evaluation.results import ResultsWriter
+from mavilt_pl.evaluation.results_writer import ResultsWriter
 from mavilt_pl.language.text_pretraining import Backbone
 from mavilt_pl.vqgan.autoencoder import Autoencoder
 from mavilt_pl.vqgan.discriminator import Discriminator

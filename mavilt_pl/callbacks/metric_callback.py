@@ -191,6 +191,7 @@ class MetricCallback(Callback):
             "source": observation.source_name,
             "study": study["hidden_name"],
             "patient": study["hidden_patient"],
+            "attributes": study["attributes"],
         }
         self.predictions.append({**named, **content})
 

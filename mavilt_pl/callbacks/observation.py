@@ -81,6 +81,30 @@ def original_pixels(
     return to_float(np.stack([corpus.pixels(row) for row in rows]))[:, None]
 
 
+def judged_images(
+    findings: Sequence[str], logits: Mapping[str, Tensor], labels_BF: Tensor
+) -> list[dict[str, Any]]:
+    """What a judge made of each image, as predictions.jsonl keeps it.
+
+    Args:
+        findings: F names.
+        logits: [B,F] by kind of image.
+        labels_BF: 1, 0 or nan.
+
+    Returns:
+        Of each image its `logits` by kind and finding, and its `truths`, 1 or 0 by finding.
+    """
+    judged = []
+    for row, labels_F in enumerate(labels_BF.tolist()):
+        of_image = {}
+        for kind, logits_BF in logits.items():
+            of_image[kind] = dict(zip(findings, logits_BF[row].tolist()))
+        # nan is not known, and JSON has no nan.
+        truths = {name: label for name, label in zip(findings, labels_F) if label == label}
+        judged.append({"logits": of_image, "truths": truths})
+    return judged
+
+
 @dataclass(frozen=True)
 class Observation:
     """A batch of one source, to be scored under one control.

@@ -14,7 +14,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from mavilt_pl.callbacks.metric_callback import MetricCallback
-from mavilt_pl.callbacks.observation import Observation
+from mavilt_pl.callbacks.observation import Observation, judged_images
 from mavilt_pl.data.ood_reference import OODReference, lowest_scores
 from mavilt_pl.data.pixels import to_uint8
 from mavilt_pl.data.records import Side
@@ -118,7 +118,10 @@ class ReconstructionMetrics(MetricCallback):
         """Score the reconstructions of a batch."""
         real_BCHW = observation.batch["pixels"]
         recon_BCHW = observation.outputs["reconstruction"]
-        observation.metrics["scores"].update(real_BCHW, recon_BCHW, observation.patients)
+        scores: Any = observation.metrics["scores"]
+        scores.update(real_BCHW, recon_BCHW, observation.patients)
+        # What the update has just added, image by image.
+        by_image = [dict(zip(scores.names, row)) for row in scores.rows[-1].tolist()]
         observation.metrics["codes"].update(observation.outputs["codes"])
         if self.references:
             measured = measure(observation.module.tokenizer, real_BCHW)
@@ -126,8 +129,11 @@ class ReconstructionMetrics(MetricCallback):
             sides: list[Side] = ["frontal"] * len(real_BCHW)
             flagged = lowest_scores(self.references, measured, sides) > 1
             observation.metrics["ood"].update(flagged, [0] * len(flagged), observation.patients)
+        judged: list[dict[str, Any]] = [{} for _ in by_image]
         if self.judge is not None:
-            self._judge(observation, real_BCHW, recon_BCHW)
+            judged = self._judge(observation, real_BCHW, recon_BCHW)
+        for study, of_image, of_judge in zip(observation.studies, by_image, judged):
+            self.record(observation, study, scores=of_image, **of_judge)
         originals, reconstructions = to_uint8(real_BCHW), to_uint8(recon_BCHW)
         for row in self.sampled_rows(observation):
             # Grey where both agree, brighter where the reconstruction is; twice as strong.
@@ -139,17 +145,23 @@ class ReconstructionMetrics(MetricCallback):
             }
             self.add_sample(observation, observation.studies[row], **images)
 
-    def _judge(self, observation: Observation, real_BCHW: Tensor, recon_BCHW: Tensor) -> None:
+    def _judge(
+        self, observation: Observation, real_BCHW: Tensor, recon_BCHW: Tensor
+    ) -> list[dict[str, Any]]:
+        """Update the metrics of the judge; what it made of each image, for the predictions."""
         metrics, patients = observation.metrics, observation.patients
         self.judge.to(real_BCHW.device)
         labels_BF = self._labels_of_judge(observation)
+        logits: dict[str, Tensor] = {}
         with torch.inference_mode():
             for side, pixels_BCHW in (("original", real_BCHW), ("reconstructed", recon_BCHW)):
                 # One pass gives findings and features.
                 maps = self.judge.maps(pixels_BCHW)
-                metrics[side].update_columns(self.judge.logits(maps).cpu(), labels_BF, patients)
+                logits[side] = self.judge.logits(maps).cpu()
+                metrics[side].update_columns(logits[side], labels_BF, patients)
                 kind = ImageKind.REAL if side == "original" else ImageKind.DRAWN
                 metrics["features"].update(self.judge.features(maps), kind, patients)
+        return judged_images(self.judge.findings, logits, labels_BF)
 
     def _labels_of_judge(self, observation: Observation) -> Tensor:
         """Labels [B,F] of the judge's findings; nan for a finding that the data do not label."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from mavilt_pl.callbacks.metric_callback import MetricCallback
-from mavilt_pl.callbacks.observation import Observation
+from mavilt_pl.callbacks.observation import Observation, judged_images
 from mavilt_pl.callbacks.training_features import pooled, training_features
 from mavilt_pl.data.pixels import to_uint8
 from mavilt_pl.data.records import Side
@@ -175,7 +175,7 @@ class SynthesisMetrics(MetricCallback):
         all_views = requested.batch.get("views")  # of each study: name of a view → its codes
         first_views = requested.first_views
         generated_BCHW = self._generate(requested, first_views)
-        real_BCHW = self._score(requested, generated_BCHW, first_views, "")
+        real_BCHW, judged = self._score(requested, generated_BCHW, first_views, "")
         pictures: list[dict[str, Any]] = []
         for image, reference in zip(to_uint8(generated_BCHW), to_uint8(real_BCHW)):
             pictures.append({"image": image, "reference_image": reference})
@@ -185,22 +185,29 @@ class SynthesisMetrics(MetricCallback):
             rows = [row for row, views in enumerate(all_views) if len(views) > 1]
             if rows:
                 self._second_views(requested, rows, pictures)
-        if self.save_images:
-            self._save(requested, [of_study["image"] for of_study in pictures])
+        files = self._save(requested, [of_study["image"] for of_study in pictures])
+        texts = requested.batch["text"]
+        for study, text, file, of_judge in zip(requested.studies, texts, files, judged):
+            self.record(requested, study, generated="", reference=text, **file, **of_judge)
         for row in self.sampled_rows(requested):
             text = requested.batch["text"][row]
             self.add_sample(requested, requested.studies[row], text=text, **pictures[row])
 
-    def _save(self, requested: Observation, images: Sequence[Any]) -> None:
-        """Write the first views, and record the files."""
+    def _save(self, requested: Observation, images: Sequence[Any]) -> list[dict[str, str]]:
+        """Write the first views of a test, if they are to be saved; the file of each."""
         folder = Path(requested.trainer.default_root_dir) / "test"
-        for study, text, image in zip(requested.studies, requested.batch["text"], images):
+        files: list[dict[str, str]] = []
+        for study, image in zip(requested.studies, images):
+            if not self.save_images:
+                files.append({})
+                continue
             # Hidden names: a file's name is seen by whoever sees the folder.
             name = f"drawn/{requested.source_name}-{study['hidden_name']}.png"
             if requested.trainer.testing and not requested.is_filler:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(image).save(folder / name)
-            self.record(requested, study, generated="", reference=text, image=name)
+            files.append({"image": name})
+        return files
 
     def _second_views(
         self, requested: Observation, rows: list[int], pictures: list[dict[str, Any]]
@@ -214,7 +221,7 @@ class SynthesisMetrics(MetricCallback):
             second_views.append(second)
             given.append({first: views[first]})
         generated_BCHW = self._generate(both, second_views, given)
-        real_BCHW = self._score(both, generated_BCHW, second_views, MISSING)
+        real_BCHW, _ = self._score(both, generated_BCHW, second_views, MISSING)
         for row, image, reference in zip(rows, to_uint8(generated_BCHW), to_uint8(real_BCHW)):
             pictures[row] |= {"second_image": image, "second_reference_image": reference}
 
@@ -240,10 +247,15 @@ class SynthesisMetrics(MetricCallback):
         generated_BCHW: Tensor,
         views: Sequence[Side] | None,
         prefix: str,
-    ) -> Tensor:
-        """Update the metrics of a prefix; return the studies' own images [B,1,H,W]."""
+    ) -> tuple[Tensor, list[dict[str, Any]]]:
+        """Update the metrics of a prefix.
+
+        Returns:
+            The studies' own images [B,1,H,W], and what the judge made of each study.
+        """
         metrics, patients = requested.metrics, requested.patients
         device = requested.module.device
+        judged: list[dict[str, Any]] = [{} for _ in requested.studies]
         real_BCHW = requested.original_pixels(views).to(device)
         self.judge.to(device)
         with torch.inference_mode():
@@ -253,9 +265,12 @@ class SynthesisMetrics(MetricCallback):
             if self.judge.findings:
                 # The same labels for both: what the text requested, and what the original shows.
                 labels_BF = torch.tensor([self._labels(study) for study in requested.studies])
-                for name, maps in (("drawn_auroc", generated_maps), ("original_auroc", real_maps)):
-                    logits_BF = self.judge.logits(maps).cpu()
-                    metrics[prefix + name].update_columns(logits_BF, labels_BF, patients)
+                logits: dict[str, Tensor] = {}
+                for side, maps in (("drawn", generated_maps), ("original", real_maps)):
+                    logits[side] = self.judge.logits(maps).cpu()
+                    area = metrics[f"{prefix}{side}_auroc"]
+                    area.update_columns(logits[side], labels_BF, patients)
+                judged = judged_images(self.judge.findings, logits, labels_BF)
             images = (
                 (ImageKind.REAL, real_BCHW, real_maps),
                 (ImageKind.DRAWN, generated_BCHW, generated_maps),
@@ -268,7 +283,7 @@ class SynthesisMetrics(MetricCallback):
                         self.judge.features(maps) if is_judge else reader.features(pixels_BCHW)
                     )
                     metrics[f"{prefix}features_{name}"].update(features_BD, kind, patients)
-        return real_BCHW
+        return real_BCHW, judged
 
     def _labels(self, study: dict[str, Any]) -> list[float]:
         """1, 0 or nan for each of the judge's findings."""

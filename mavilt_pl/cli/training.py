@@ -40,7 +40,7 @@ from mavilt_pl.cli.tables import print_figures
 from mavilt_pl.cli.terminal import say
 from mavilt_pl.data.datamodule import CXRDataModule
 from mavilt_pl.errors import UserError
-from mavilt_pl.evaluation.results import ResultsWriter
+from mavilt_pl.evaluation.results_writer import ResultsWriter
 from mavilt_pl.trainer.checkpoint_callbacks import BestCheckpoint, StepCheckpoints
 from mavilt_pl.trainer.checkpoint_io import BackgroundCheckpointIO, VerifiedCheckpointIO
 from mavilt_pl.trainer.cpu_memory import keep_freed_memory

@@ -30,7 +30,7 @@ from mavilt_pl.errors import UserError
 
 FORMAT = 2
 TEXT_COLUMNS = ("source", "patient", "study", "split", "findings", "impression", "report")
-JSON_COLUMNS = ("labels", "questions", "images")
+JSON_COLUMNS = ("labels", "questions", "images", "attributes")
 SCHEMA = pa.schema([(name, pa.string()) for name in (*TEXT_COLUMNS, *JSON_COLUMNS)])
 BLOCK = 1 << 22  # bytes hashed at a time
 OPEN_SHARDS = 64  # of a corpus in a process; each holds a file descriptor
@@ -149,7 +149,8 @@ class Corpus:
                 "again"
             ) from None
         self._rows = len(table)
-        self._columns = {name: table[name] for name in SCHEMA.names}
+        # A corpus of an earlier version has no attributes.
+        self._columns = {name: table[name] for name in table.column_names}
         num_images = int(self._pixels.starts[-1])
         if self._rows != self.facts["studies"] or num_images != self.n_images:
             raise UserError(
@@ -200,6 +201,7 @@ class Corpus:
             images=tuple(images),
             labels=self._json("labels", row),
             questions=tuple(questions),
+            attributes=self.attributes(row),
         )
 
     def __iter__(self) -> Iterator[Study]:
@@ -232,6 +234,10 @@ class Corpus:
     def hidden_name(self, identifier: str) -> str:
         """A study's or a patient's name for logs and pages, see `hidden_names`."""
         return hidden_name(self._secret, identifier)
+
+    def attributes(self, row: int) -> dict[str, str]:
+        """What is known of a study's patient and scanner."""
+        return self._json("attributes", row) if "attributes" in self._columns else {}
 
     def image_rows(self, row: int) -> list[tuple[int, View]]:
         """Pixel rows and views of a study's images, in the order of its `images`."""

@@ -190,6 +190,7 @@ class StudyDataset(Dataset):
             "hidden_patient": self.corpus.hidden_name(study.patient),
             "labels": torch.from_numpy(np.asarray(self.labels[row], dtype=np.float32)),
             "label_names": dict(study.labels),
+            "attributes": dict(study.attributes),
             "text": self.options.text_of(study),
         }
         # Plain text reads neither pixels nor codes.
@@ -197,6 +198,8 @@ class StudyDataset(Dataset):
             return item
         assert image is not None  # studies without an image were skipped
         item["image_row"] = image
+        views = {number: view for number, view in self.corpus.image_rows(row)}
+        item["attributes"]["view"] = views[image]
         if self.options.batch_kind == "images":
             item["pixels"] = self._pixels(image, random)
             return item

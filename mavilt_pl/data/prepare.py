@@ -46,7 +46,7 @@ from mavilt_pl.parallel.shards import claim_shards, list_names
 # a parallel file system (about 220 for MIMIC-CXR).
 SHARD = 1024  # studies
 # Settings that are paths, which another machine has elsewhere.
-PLACES = ("root", "reports", "tables", "questions")
+PLACES = ("root", "reports", "tables", "questions", "patients")
 SETTINGS = "prepare.json"
 
 
@@ -321,6 +321,7 @@ def _row(study: Study) -> dict[str, Any]:
     """A study as a row of the table; what is nested becomes JSON."""
     row = {name: getattr(study, name) for name in TEXT_COLUMNS}
     row["labels"] = json.dumps(dict(study.labels))
+    row["attributes"] = json.dumps(dict(study.attributes))
     row["questions"] = json.dumps([asdict(question) for question in study.questions])
     images = []
     for image in study.images:

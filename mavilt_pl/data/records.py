@@ -72,6 +72,8 @@ class Study:
         labels: by lower-case name of the finding; one that is not mentioned has no entry.
         questions: from files; those from labels are worded when they are needed.
         report: the whole text, if the source has more than the two sections.
+        attributes: of the patient and the scanner, by which results are broken down; see
+            `sources.demographics`.
     """
 
     source: str
@@ -84,3 +86,4 @@ class Study:
     labels: Mapping[str, Label] = field(default_factory=dict)
     questions: tuple[Question, ...] = ()
     report: str = ""
+    attributes: Mapping[str, str] = field(default_factory=dict)

@@ -1,5 +1,5 @@
 """Figures with their provenance, and the pages that show them to people."""
 
-from mavilt_pl.evaluation.results import ResultsWriter
+from mavilt_pl.evaluation.results_writer import ResultsWriter
 
 __all__ = ["ResultsWriter"]

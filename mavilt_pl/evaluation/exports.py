@@ -70,7 +70,11 @@ def _of(records: Sequence[Record], task: str, path: Path) -> list[Any]:
     Raises:
         UserError: there is none.
     """
-    found = [record for record in records if record["task"] == task]
+    found = []
+    for record in records:
+        # Of a drawing there may be figures and no file.
+        if record["task"] == task and (task != "synthesis" or record.get("image")):
+            found.append(record)
     # An empty file would be taken for a model that wrote nothing.
     if not found:
         advice = "test with mavilt_pl.callbacks.ReportMetrics"

@@ -37,22 +37,33 @@ def write_tables(run: Path, figures: Sequence[Figure]) -> list[Path]:
         UserError: a file of that name is not ours.
     """
     # All figures, controls and single findings too: a spreadsheet filters.
+    table, tex = run / "figures.csv", run / "figures.tex"
+    write_csv(table, COLUMNS, figures)
+    check_replaceable(tex, TEX_MARK)
+    atomic_write_text(tex, _tex(figures))
+    return [table, tex]
+
+
+def write_csv(path: Path, columns: Sequence[str], figures: Sequence[Figure]) -> None:
+    """Write a row for each figure.
+
+    Args:
+        path: the file.
+        columns: keys of the figures; the header, by which a file of ours is recognised.
+        figures: one that lacks a key has an empty cell.
+
+    Raises:
+        UserError: a file of that name is not ours.
+    """
     table = io.StringIO()
     rows = csv.writer(table, lineterminator="\n")
-    rows.writerow(COLUMNS)
+    rows.writerow(columns)
     for figure in figures:
-        cells = [figure.get(column) for column in COLUMNS]
+        cells = [figure.get(column) for column in columns]
         # Names of sources are a user's; none may begin a formula.
         rows.writerow([inert_cell(cell) if isinstance(cell, str) else cell for cell in cells])
-    written = []
-    for path, mark, text in (
-        (run / "figures.csv", ",".join(COLUMNS), table.getvalue()),
-        (run / "figures.tex", TEX_MARK, _tex(figures)),
-    ):
-        check_replaceable(path, mark)
-        atomic_write_text(path, text)
-        written.append(path)
-    return written
+    check_replaceable(path, ",".join(columns))
+    atomic_write_text(path, table.getvalue())
 
 
 def headline_tables(figures: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ from mavilt_pl.evaluation.headlines import (
 )
 from mavilt_pl.evaluation.page import inline_images, write_page
 from mavilt_pl.evaluation.results import TASKS, Figure, read_results, write_json
+from mavilt_pl.evaluation.subgroups import FEWEST_PATIENTS, gather_subgroups
 
 # Curves of a training that the page shows, besides train/loss.
 # One curve a quantity; single tasks and findings are in TensorBoard.
@@ -52,6 +53,7 @@ def gather(run: Path) -> Path:
     write_json(run / "results.json", {"figures": figures, "made_by": made_by})
     write_tables(run, figures)
     samples = read_samples(run)
+    subgroups = gather_subgroups(run)
     return write_page(
         run / "report.html",
         "report.html.jinja",
@@ -59,6 +61,8 @@ def gather(run: Path) -> Path:
         tables=_tables(figures),
         per_finding=_per_finding(figures),
         controls=_controls(figures),
+        subgroups=subgroups,
+        fewest_patients=FEWEST_PATIENTS,
         control_headings=list(CONTROLS.values()),
         samples=samples,
         patients=real_sources(samples),

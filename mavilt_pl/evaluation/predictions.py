@@ -1,10 +1,15 @@
 """predictions.jsonl: what a model made of every tested study.
 
-The first line says what the file is (`about`). Each other line is a report or an answered question:
+The first line says what the file is (`about`). Each other line is of a report, a question or an
+image:
 
     {"task": "report", "source", "study", "patient", "generated", "reference", "labels"}
     {"task": "vqa", "source", "study", "patient", "question", "topic", "reference", "candidates",
      "probabilities" or "generated"}
+    {"task": "tokenizer" or "synthesis", "source", "study", "patient", "logits", "truths", "scores"}
+
+`attributes` are what is known of patient, scanner and view. `logits` are a judge's, by kind of
+image and finding; `truths` are 1 or 0 by finding.
 
 Studies and patients have their hidden names. Files of other programs need `generated` and
 `reference` only.
@@ -76,6 +81,10 @@ def read_predictions(path: Path) -> list[dict[str, Any]]:
         # What is missing; what the file says replaces it.
         record = {"task": "report", "source": path.name.split(".")[0], "patient": str(number)}
         record |= row
+        # Of an image there is no text to compare.
+        if record["task"] not in ("report", "vqa"):
+            records.append(record)
+            continue
         record["reference"] = _first(row, REFERENCES, where)
         # Closed questions have no generated text.
         if "probabilities" not in row:

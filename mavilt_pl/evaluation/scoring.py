@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from mavilt_pl.errors import UserError
 from mavilt_pl.evaluation.predictions import Record
@@ -21,7 +23,10 @@ from mavilt_pl.metrics.meteor_coco import meteor_coco
 from mavilt_pl.metrics.radeval import radeval_protocol, radeval_scores
 from mavilt_pl.metrics.report_pairs import pair_scores
 from mavilt_pl.metrics.text import TextScores
+from mavilt_pl.metrics.vqa import GroupedAUROC, GroupedMean
 
+IMAGE_TASKS = ("tokenizer", "synthesis")
+AS_TESTED = "as the test's own figure of this name"
 Table = tuple[Statistics, np.ndarray]  # statistics of rows, and the patient of each row
 
 
@@ -63,10 +68,15 @@ def score(
         of_source = [record for record in records if str(record["source"]) == source]
         reports = [record for record in of_source if record["task"] == "report"]
         answers = [record for record in of_source if record["task"] == "vqa"]
+        images = [record for record in of_source if record["task"] in IMAGE_TASKS]
         if reports:
             figures += _score_reports(source, reports, findings, extras)
         if answers:
             figures += _score_answers(source, answers, findings)
+        for task in dict.fromkeys(str(record["task"]) for record in images):
+            of_task = [record for record in images if record["task"] == task]
+            for metric in _image_metrics(of_task, findings):
+                figures += _figures(task, source, metric)
     if not figures:
         raise UserError("no record is of a report or a question: there is nothing to score")
     return figures
@@ -142,7 +152,7 @@ def _report_metrics(
     labels = [_labels(record) for record in reports]
     # Without any label there is no F1 against labels, only that between the texts.
     named = {name for known in labels for name in known} & TERM.keys()
-    if named:
+    if named and (findings is None or findings):
         against_labels = FindingsF1(sorted(named) if findings is None else findings)
         against_labels.update(generated, labels, patients)
         metrics.append(against_labels)
@@ -194,16 +204,64 @@ def _answer_metrics(answers: Sequence[Record], findings: Sequence[str] | None) -
     return [*metrics.values()]
 
 
+def _image_metrics(
+    images: Sequence[Record], findings: Sequence[str] | None
+) -> list[PatientBootstrapMetric]:
+    """Metrics of reconstructions or drawings: the mean of each score, the area of each finding."""
+    patients = [str(record["patient"]) for record in images]
+    metrics: list[PatientBootstrapMetric] = []
+    # All records of a test have the same scores and the same findings.
+    for name in images[0].get("scores", {}):
+        mean = GroupedMean(name, protocol=AS_TESTED)
+        mean.update([record["scores"][name] for record in images], [0] * len(images), patients)
+        metrics.append(mean)
+    for name, logits in images[0].get("logits", {}).items():
+        chosen = [finding for finding in logits if findings is None or finding in findings]
+        area = GroupedAUROC(chosen, f"{name}_auroc")
+        area.protocol = AS_TESTED
+        for number, finding in enumerate(chosen):
+            scores = torch.tensor([record["logits"][name][finding] for record in images])
+            truths = [record["truths"].get(finding, math.nan) for record in images]
+            area.update(scores, torch.tensor(truths), [number] * len(images), patients)
+        metrics.append(area)
+    return metrics
+
+
+def topics_of(task: str, records: Sequence[Record], findings: Sequence[str] | None) -> set[str]:
+    """The findings or topics that records have enough cases of for a figure.
+
+    A report's finding must be present in a reference. That of a question or an image must be
+    present in one and absent in another. Questions that are not answered by yes or no need one.
+    """
+    cases: dict[str, set[str]] = {}
+    for record in records:
+        if task == "vqa":
+            answer = str(record["reference"])
+            closed = set(record.get("candidates") or ()) == {"yes", "no"}
+            # Enough by itself.
+            values = {answer} if closed else {"yes", "no"}
+            cases.setdefault(str(record.get("topic", "other")), set()).update(values)
+            continue
+        known = _labels(record) if task == "report" else record.get("truths", {})
+        for finding, value in known.items():
+            cases.setdefault(finding, set()).add(str(value))
+    needed = {"vqa": {"yes", "no"}, "report": {"present"}}.get(task, {"1.0", "0.0"})
+    enough = {finding for finding, values in cases.items() if needed <= values}
+    return enough if findings is None or task == "vqa" else enough & set(findings)
+
+
 def tables(task: str, records: Sequence[Record], findings: Sequence[str] | None) -> list[Table]:
     """Each metric of a task as statistics of its rows, with the patient of each row.
 
     Args:
-        task: report or vqa.
+        task: report, vqa, tokenizer or synthesis.
         records: of that task and one source.
         findings: as for `score`.
     """
     if task == "vqa":
         return [_table(metric) for metric in _answer_metrics(records, findings)]
+    if task in IMAGE_TASKS:
+        return [_table(metric) for metric in _image_metrics(records, findings)]
     generated, references, patients = _columns(records)
     keys = np.array([patient_key(patient) for patient in patients])
     # CIDEr depends on all texts, so its rows stay in the order of the file.

@@ -62,7 +62,7 @@ def patient_key(patient: str) -> int:
 
 
 def bootstrap(
-    statistic: Statistic, patients: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
+    statistic: Statistic, patients: np.ndarray, number: int = RESAMPLES, seed: int = 0
 ) -> tuple[float | None, float | None]:
     """95 % percentile interval of a statistic, with patients resampled with replacement.
 
@@ -71,7 +71,7 @@ def bootstrap(
     Args:
         statistic: from weights float64 [n], how often each row counts.
         patients: the patient of each row, int64 [n].
-        resamples: number of resamples.
+        number: of resamples.
         seed: of the resampling.
 
     >>> scores = np.array([1.0, 2.0, 3.0, 4.0])
@@ -79,11 +79,11 @@ def bootstrap(
     >>> 1.5 <= low < 2.5 < high <= 4.0
     True
     """
-    resampled = [statistic(weights) for weights in _resamples(patients, resamples, seed)]
+    resampled = [statistic(weights) for weights in resamples(patients, number, seed)]
     return _percentiles(np.array(resampled))
 
 
-def _resamples(patients: np.ndarray, resamples: int, seed: int) -> Iterator[np.ndarray]:
+def resamples(patients: np.ndarray, number: int, seed: int) -> Iterator[np.ndarray]:
     """Weights float64 [n] of the rows in each resample; none below two patients."""
     # Patients, not rows, are resampled: a patient's studies resemble one another, and resampling
     # them one by one would give intervals that are too narrow.
@@ -93,7 +93,7 @@ def _resamples(patients: np.ndarray, resamples: int, seed: int) -> Iterator[np.n
     random = np.random.default_rng(seed)
     equal = np.full(len(unique), 1 / len(unique))
     # How often each patient is in a resample: n draws with replacement are one multinomial draw.
-    for count in random.multinomial(len(unique), equal, size=resamples):
+    for count in random.multinomial(len(unique), equal, size=number):
         # All rows of a patient get the patient's weight: they are not independent cases.
         yield count[index].astype(float)
 
@@ -142,7 +142,7 @@ def bootstrap_all(statistics: Statistics, patients: np.ndarray) -> dict[str, Est
     {'a': Estimate(value=1.0, low=None, high=None, n=2, positives=None)}
     """
     values = statistics(np.ones(len(patients)))
-    resampled = [statistics(weights) for weights in _resamples(patients, RESAMPLES, seed=0)]
+    resampled = [statistics(weights) for weights in resamples(patients, RESAMPLES, seed=0)]
     figures = {}
     for name, value in values.items():
         if np.isfinite(value):

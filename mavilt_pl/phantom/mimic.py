@@ -13,6 +13,7 @@ from rich.progress import track
 
 from mavilt_pl.parallel.process_pool import process_pool
 from mavilt_pl.phantom.anatomy import Projection, render, sample_body
+from mavilt_pl.phantom.demographics import write_demographics
 from mavilt_pl.phantom.files import encode_picture, write_archive, write_table
 from mavilt_pl.phantom.findings import Finding, sample_findings
 from mavilt_pl.phantom.shapes import Array
@@ -66,6 +67,7 @@ REPORT = """                                 FINAL REPORT
 """
 # As MIMIC-CXR numbers them: patients p10… to p19…, studies s50… on.
 FIRST_SUBJECT, FIRST_STUDY = 10_000_031, 50_000_000
+YEAR = 2100  # of all studies
 STUDIES_PER_TASK = 32  # tasks sent to a worker at a time
 
 
@@ -163,6 +165,8 @@ def write_mimic(options: MimicOptions, workers: int = 1) -> None:
     if options.zipped:
         reports = dict(study.report for study in studies)
         write_archive(options.root / "mimic-cxr-reports.zip", reports)
+    # MIMIC-IV is a download of its own, of the same patients.
+    write_demographics(options.root, [task.subject for task in tasks], YEAR, options.seed)
     if options.pixels == "jpg":
         _write_jpg_tables(options.root, studies)
     else:
@@ -244,7 +248,7 @@ def _write_study(task: StudyTask) -> StudyRows:
         report=(report, study.report if options.zipped else ""),
     )
     # MIMIC's dates are shifted to the years 2100 and later.
-    date = 21000101 + task.number % 28
+    date = YEAR * 10_000 + 101 + task.number % 28
     for name, view, image in study.images:
         path = folder / f"{name}.{'jpg' if options.pixels == 'jpg' else 'dcm'}"
         path.write_bytes(_encode(task, image, name, view, date))

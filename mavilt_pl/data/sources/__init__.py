@@ -42,6 +42,8 @@ READER_OPTIONS = {
     "indiana)",
     "labels": "chexpert (default) or negbio (mimic-cxr-jpg, mimic-cxr)",
     "tables": "folder of MIMIC-CXR-JPG's tables, for splits, views and labels (mimic-cxr)",
+    "patients": "folder hosp of MIMIC-IV, for figures by sex, age and ethnicity (mimic-cxr-jpg, "
+    "mimic-cxr)",
     "valid": "the split of the official validation set: val (default) or test (chexpert)",
 }
 Reject = Callable[[str, str, str, str], None]  # study, file, stage, reason

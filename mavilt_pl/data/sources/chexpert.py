@@ -11,6 +11,7 @@ import pandas as pd
 
 from mavilt_pl.data.records import Image, Split, Study
 from mavilt_pl.data.sources import Reject
+from mavilt_pl.data.sources.demographics import known, parse_age, parse_sex
 from mavilt_pl.data.sources.fields import parse_labels, parse_view, path_inside
 from mavilt_pl.data.sources.tables import find_table, group_rows, load_table
 from mavilt_pl.errors import Rejected, UserError
@@ -157,4 +158,8 @@ def _study(
         images.append(Image(path, parse_view(*codes), f"{name}_{match['image']}"))
     # `name` is patient and study joined, since study1 is in every patient's folder.
     patient = name.split("_")[0]
-    return Study("chexpert", patient, name, split, tuple(images), labels=labels[0])
+    sex, age = group[0].get("Sex", ""), group[0].get("Age", "")
+    attributes = known(sex=parse_sex(sex), age=parse_age(age))
+    return Study(
+        "chexpert", patient, name, split, tuple(images), labels=labels[0], attributes=attributes
+    )

@@ -10,6 +10,7 @@ import pandas as pd
 
 from mavilt_pl.data.records import Study
 from mavilt_pl.data.sources import Reject
+from mavilt_pl.data.sources.demographics import MimicPatients
 from mavilt_pl.data.sources.fields import hash_split
 from mavilt_pl.data.sources.mimic_cxr_jpg import (
     METADATA_TABLE,
@@ -17,6 +18,7 @@ from mavilt_pl.data.sources.mimic_cxr_jpg import (
     SPLIT_TABLE,
     StudyTables,
     check_labeller,
+    date_table,
     label_table,
     report_reader,
     split_table,
@@ -37,6 +39,7 @@ def read(
     reports: str | None = None,
     labels: str = "chexpert",
     tables: str | None = None,
+    patients: str | None = None,
     follow_links: bool = False,
 ) -> Iterator[Study]:
     """Yield the studies in the order of cxr-record-list.
@@ -51,6 +54,7 @@ def read(
         labels: as for mimic-cxr-jpg.
         tables: folder with the tables of MIMIC-CXR-JPG, each of which may be missing; default:
             `root`.
+        patients: as for mimic-cxr-jpg.
         follow_links: as for mimic-cxr-jpg.
 
     Raises:
@@ -78,6 +82,8 @@ def read(
         view_table(table_folder) if has_views else {},
         label_table(table_folder, labels) if has_labels else {},
         dict(zip(listed["study_id"], listed["path"])),
+        patients=MimicPatients(Path(patients)) if patients else None,
+        dates=date_table(table_folder) if patients and has_views else {},
     )
     yield from studies(rows, root, reject, study_tables)
     # Counted as rejected, so that read = kept + rejected holds for the studies of the release.

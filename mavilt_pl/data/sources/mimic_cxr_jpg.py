@@ -16,6 +16,7 @@ from mavilt_pl.data.links import check_top_links
 from mavilt_pl.data.records import Image, Split, Study
 from mavilt_pl.data.report_sections import sections
 from mavilt_pl.data.sources import Reject
+from mavilt_pl.data.sources.demographics import MimicPatients
 from mavilt_pl.data.sources.fields import parse_labels, parse_view, path_inside
 from mavilt_pl.data.sources.report_files import read_bounded, read_report_file
 from mavilt_pl.data.sources.tables import group_rows, load_table
@@ -48,12 +49,16 @@ class StudyTables:
         views: dicom_id → codes of its view, as `parse_view` takes them.
         labels: by subject and study.
         report_paths: by study; default: `files/p10/p…/s….txt`.
+        patients: of MIMIC-IV, if they are at hand.
+        dates: dicom_id → date of its study, for the patient's age.
     """
 
     read_report: ReadReport
     views: Mapping[str, tuple[str, ...]]
     labels: Labels
     report_paths: Mapping[str, str] = field(default_factory=dict)
+    patients: MimicPatients | None = None
+    dates: Mapping[str, str] = field(default_factory=dict)
 
 
 def read(
@@ -61,6 +66,7 @@ def read(
     reject: Reject,
     reports: str | None = None,
     labels: str = "chexpert",
+    patients: str | None = None,
     follow_links: bool = False,
 ) -> Iterator[Study]:
     """Yield the studies in the order of the split table.
@@ -72,6 +78,7 @@ def read(
         reject: called for everything that is not yielded.
         reports: as for `report_reader`.
         labels: the labeller, chexpert or negbio.
+        patients: folder hosp of MIMIC-IV, for sex, age and ethnicity.
         follow_links: as for `report_reader`.
 
     Raises:
@@ -83,7 +90,13 @@ def read(
         paths.append(f"{patient_folder(subject)}/s{study}/{dicom}.jpg")
     rows["path"] = paths
     read_report = report_reader(root, reports, follow_links)
-    tables = StudyTables(read_report, view_table(root), label_table(root, labels))
+    tables = StudyTables(
+        read_report,
+        view_table(root),
+        label_table(root, labels),
+        patients=MimicPatients(Path(patients)) if patients else None,
+        dates=date_table(root) if patients else {},
+    )
     yield from studies(rows, root, reject, tables)
 
 
@@ -166,6 +179,12 @@ def view_table(root: Path) -> dict[str, tuple[str, ...]]:
     return dict(zip(rows["dicom_id"], zip(rows["ViewPosition"], meanings)))
 
 
+def date_table(root: Path) -> dict[str, str]:
+    """dicom_id → StudyDate, YYYYMMDD, shifted as all of the patient's dates are."""
+    rows = load_table(root, METADATA_TABLE, ("dicom_id", "StudyDate"), key=("dicom_id",))
+    return dict(zip(rows["dicom_id"], rows["StudyDate"]))
+
+
 def split_table(root: Path) -> pd.DataFrame:
     """The split table: a row for each image."""
     columns = ("dicom_id", "study_id", "subject_id", "split")
@@ -246,6 +265,10 @@ def _study(group: list[dict[str, str]], root: Path, tables: StudyTables) -> Stud
     default_path = f"{patient_folder(subject)}/s{study}.txt"
     report = sections(tables.read_report(tables.report_paths.get(study, default_path)))
     label_row = tables.labels.get((subject, study), {})
+    attributes: dict[str, str] = {}
+    if tables.patients is not None:
+        date = tables.dates.get(group[0]["dicom_id"], "")
+        attributes = tables.patients.attributes(subject, date)
     return Study(
         source="mimic-cxr",
         patient=subject,
@@ -256,6 +279,7 @@ def _study(group: list[dict[str, str]], root: Path, tables: StudyTables) -> Stud
         impression=report["impression"],
         report=report["whole"],
         labels=parse_labels(label_row, list(label_row)),
+        attributes=attributes,
     )
 
 

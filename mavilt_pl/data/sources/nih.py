@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mavilt_pl.data.records import Image, Label, Split, Study
 from mavilt_pl.data.sources import Reject
+from mavilt_pl.data.sources.demographics import known, parse_age, parse_sex
 from mavilt_pl.data.sources.fields import hash_split, parse_view, path_inside
 from mavilt_pl.data.sources.tables import find_table, load_table
 from mavilt_pl.errors import Rejected, UserError
@@ -84,7 +85,11 @@ def read(root: Path, reject: Reject) -> Iterator[Study]:
         elif test or train:
             split = hash_split("nih", patient, test=0, val=VAL_SHARE)
         image = Image(path, parse_view(row["View Position"]), key)
-        yield Study("nih", patient, key, split, (image,), labels=labels)
+        # The releases name the column differently, and a table of one's own may lack it.
+        sex = row.get("Patient Sex", row.get("Patient Gender", ""))
+        age = row.get("Patient Age", "")
+        attributes = known(sex=parse_sex(sex), age=parse_age(age))
+        yield Study("nih", patient, key, split, (image,), labels=labels, attributes=attributes)
 
 
 def _read_list(root: Path, name: str) -> set[str]:

@@ -13,6 +13,7 @@ Columns, of which only `image` must be there:
     report      the whole report; without headings it counts as findings
     findings, impression    sections, if they are known (default: those of the report)
     labels      `edema=1; pneumonia=0; mass=-1`, or in JSON an object
+    sex, age, ethnicity, scanner    by which results are broken down; age in years
 
 Text and labels of a study stand on any of its rows; where several have them, they must agree.
 """
@@ -27,6 +28,7 @@ from typing import Any, cast
 from mavilt_pl.data.records import SPLITS, Image, Label, Split, Study
 from mavilt_pl.data.report_sections import sections
 from mavilt_pl.data.sources import Reject
+from mavilt_pl.data.sources.demographics import ATTRIBUTES, known, parse_age, parse_sex
 from mavilt_pl.data.sources.fields import hash_split, parse_labels, parse_view, path_inside
 from mavilt_pl.data.sources.tables import find_table, read_json_lines, read_table
 from mavilt_pl.errors import Rejected, UserError
@@ -43,9 +45,10 @@ COLUMNS = (
     "findings",
     "impression",
     "labels",
+    *ATTRIBUTES,
 )
 # Of a study, on whichever of its rows it stands.
-SHARED = ("patient", "split", "report", "findings", "impression", "labels")
+SHARED = ("patient", "split", "report", "findings", "impression", "labels", *ATTRIBUTES)
 # Words for the values that the tables of MIMIC-CXR-JPG and CheXpert write as numbers.
 LABEL_WORDS = {"present": "1", "absent": "0", "uncertain": "-1"}
 
@@ -169,6 +172,12 @@ def _study(root: Path, name: str, group: list[dict[str, str]]) -> Study:
         impression=shared["impression"] or of_report["impression"],
         report=of_report["whole"],
         labels=_labels(shared["labels"]),
+        attributes=known(
+            sex=parse_sex(shared["sex"]),
+            age=parse_age(shared["age"]),
+            ethnicity=shared["ethnicity"],
+            scanner=shared["scanner"],
+        ),
     )
 
 
