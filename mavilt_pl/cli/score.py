@@ -38,7 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--radeval", help="metrics of RadEval, such as radgraph,ratescore,radcliq,green"
     )
     parser.add_argument(
-        "--out", type=Path, help="folder for results.json, which `mavilt results` reads"
+        "--out",
+        type=Path,
+        help="folder for results.json and subgroups.json, which `mavilt results` reads",
     )
 
 
@@ -49,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
     from mavilt_pl.evaluation.protocols import apply_protocol, describe
     from mavilt_pl.evaluation.results import check_figures, versions, write_json
     from mavilt_pl.evaluation.scoring import Extras, score
+    from mavilt_pl.evaluation.subgroups import write_subgroups
 
     # Checked first: reading a large file and loading a model take a while.
     if (args.chexbert is None) != (args.bert is None):
@@ -79,4 +82,7 @@ def run(args: argparse.Namespace) -> int:
         made_by = {"predictions": args.file.name, "protocol": protocol, "versions": versions()}
         write_json(args.out / "results.json", {"figures": figures, "made_by": made_by})
         say(f"{len(figures)} figures: {args.out / 'results.json'}")
+        by_group = write_subgroups(args.out, records, scored_findings(args.file))
+        if by_group is not None:
+            say(f"figures by subgroup: {by_group}")
     return 0
