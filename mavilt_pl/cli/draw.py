@@ -1,4 +1,7 @@
-"""`mavilt draw TEXT…`: generate radiographs; each file says that it is synthetic."""
+"""`mavilt draw TEXT…`: generate radiographs, each of which says that it is synthetic.
+
+`mavilt draw --corpus CORPUS` generates a dataset.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,32 @@ from pathlib import Path
 
 from mavilt_pl.cli.model_arguments import add_model, load_model, make_writable
 from mavilt_pl.cli.terminal import say
-from mavilt_pl.data.records import OTHER
+from mavilt_pl.data.records import OTHER, SPLITS
 from mavilt_pl.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `mavilt draw`."""
-    parser.add_argument("texts", nargs="+", metavar="TEXT", help="a report, or findings")
+    parser.add_argument("texts", nargs="*", metavar="TEXT", help="a report, or findings")
     parser.add_argument(
-        "--out", type=Path, required=True, help="folder for 1.png, 2.png, …, one a text"
+        "--corpus",
+        type=Path,
+        help="instead of TEXTs: an image for each study, with its labels, as a dataset",
+    )
+    parser.add_argument(
+        "--split", choices=[*SPLITS], default="train", help="with --corpus (default train)"
+    )
+    parser.add_argument("--limit", type=int, help="with --corpus: at most this many studies")
+    parser.add_argument(
+        "--sections",
+        default="findings",
+        help="with --corpus: the part of a report that is drawn (default findings)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="folder for 1.png, 2.png, …, one a text, or for the dataset",
     )
     parser.add_argument(
         "--format",
@@ -63,6 +83,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
+    if bool(args.texts) == bool(args.corpus):
+        found = "both" if args.corpus else "neither"
+        raise UserError(f"TEXT and --corpus: found {found}; expected one of them")
+    if args.limit is not None and args.limit < 1:
+        raise UserError(f"--limit {args.limit}: expected 1 or more")
+    only_texts = [args.given, args.best_of > 1, args.judge, args.keep_text, args.view]
+    if args.corpus and (any(only_texts) or args.format != "png"):
+        raise UserError(
+            "--corpus draws one PNG a study from its text: drop --given, --best-of, --judge, "
+            "--keep-text, --view and --format"
+        )
     if args.best_of < 1 or (args.best_of > 1) != (args.judge is not None):
         found = "with" if args.judge else "without"
         raise UserError(
@@ -84,6 +115,8 @@ def run(args: argparse.Namespace) -> int:
     # Everything that can be refused is refused before the models are read, which takes a while.
     _check(args)
     make_writable(args.out, args.out)
+    if args.corpus:
+        return _draw_corpus(args)
     paths = []
     for number in range(1, len(args.texts) + 1):
         path = args.out / f"{number}.{args.format}"
@@ -104,4 +137,29 @@ def run(args: argparse.Namespace) -> int:
     for path, drawing in zip(paths, drawings):
         drawing.save(path, banner=not args.no_banner, keep_text=args.keep_text)
         say(path)
+    return 0
+
+
+def _draw_corpus(args: argparse.Namespace) -> int:
+    """Write a dataset of drawings, and say how to prepare it."""
+    from rich.progress import track
+
+    from mavilt_pl.data.corpus import Corpus
+    from mavilt_pl.inference.drawn_dataset import TABLE, draw_dataset
+
+    # Opened before the model is read, which takes a while.
+    corpus = Corpus(args.corpus)
+    model = load_model(args)
+    parts = draw_dataset(
+        model,
+        corpus,
+        args.out,
+        split=args.split,
+        limit=args.limit,
+        sections=args.sections,
+        seed=args.seed,
+    )
+    count = max(track(parts, "Drawing", total=None, transient=True))
+    say(f"{count:,} synthetic radiographs: {args.out / TABLE}")
+    say(f"mavilt prepare table {args.out} --out CORPUS makes a corpus of them")
     return 0

@@ -111,6 +111,10 @@ class CXRClassifier(LightningModule):
         if areas:
             self.log("val/auroc", torch.stack(areas).mean(), prog_bar=True, sync_dist=True)
 
+    def test_step(self, batch: dict, index: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """The `logits` [B,F], which `ClassifierMetrics` scores."""
+        return {"logits": self.net(batch["pixels"])}
+
     def configure_optimizers(self) -> Any:
         """AdamW with a one-cycle schedule."""
         h = self.hparams

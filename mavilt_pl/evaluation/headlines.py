@@ -10,6 +10,7 @@ SET_FIGURES = (
 )
 # The order of the rows. A new metric appears on no page before it is listed here.
 HEADLINES = {
+    "encoder": ("classifier_auroc_macro",),
     "tokenizer": (
         "psnr",
         "ssim",
@@ -61,6 +62,7 @@ HEADLINES = {
     "text": ("perplexity", "perplexity_before", "perplexity_ratio"),
 }
 TITLES = {
+    "encoder": "Classifier of findings",
     "tokenizer": "Tokenizer",
     "report": "Reports",
     "vqa": "Questions",
@@ -78,6 +80,7 @@ CONTROLS = {
 }
 # Metrics of single findings, `<metric>/<finding>`, and the heading of their column.
 FINDING_COLUMNS = {
+    "classifier_auroc": "classifier AUROC",
     "findings_f1": "report F1",
     "auroc": "question AUROC",
     "auprc": "question AUPRC",

@@ -6,7 +6,8 @@ image:
     {"task": "report", "source", "study", "patient", "generated", "reference", "labels"}
     {"task": "vqa", "source", "study", "patient", "question", "topic", "reference", "candidates",
      "probabilities" or "generated"}
-    {"task": "tokenizer" or "synthesis", "source", "study", "patient", "logits", "truths", "scores"}
+    {"task": "encoder", "tokenizer" or "synthesis", "source", "study", "patient", "logits",
+     "truths", "scores"}
 
 `attributes` are what is known of patient, scanner and view. `logits` are a judge's, by kind of
 image and finding; `truths` are 1 or 0 by finding.

@@ -18,7 +18,7 @@ from mavilt_pl.parallel.own_files import check_replaceable
 Figure = dict[str, Any]
 
 # The order of the tables on the page.
-TASKS = ("tokenizer", "report", "synthesis", "vqa", "text")
+TASKS = ("encoder", "tokenizer", "report", "synthesis", "vqa", "text")
 KEYS = ("task", "source", "metric", "value", "low", "high", "n", "protocol", "control")
 # Keys by which our files are recognised before they are replaced.
 MARKS = {

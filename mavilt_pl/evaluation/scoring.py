@@ -25,7 +25,7 @@ from mavilt_pl.metrics.report_pairs import pair_scores
 from mavilt_pl.metrics.text import TextScores
 from mavilt_pl.metrics.vqa import GroupedAUROC, GroupedMean
 
-IMAGE_TASKS = ("tokenizer", "synthesis")
+IMAGE_TASKS = ("encoder", "tokenizer", "synthesis")
 AS_TESTED = "as the test's own figure of this name"
 Table = tuple[Statistics, np.ndarray]  # statistics of rows, and the patient of each row
 
@@ -254,7 +254,7 @@ def tables(task: str, records: Sequence[Record], findings: Sequence[str] | None)
     """Each metric of a task as statistics of its rows, with the patient of each row.
 
     Args:
-        task: report, vqa, tokenizer or synthesis.
+        task: report, vqa, encoder, tokenizer or synthesis.
         records: of that task and one source.
         findings: as for `score`.
     """

@@ -283,10 +283,11 @@ class MAViLT:
         judge: Any = None,
         view: Side | None = None,
         given: Sequence[Mapping[Side, Radiograph]] | None = None,
+        names: Sequence[str] | None = None,
     ) -> Any:
         """Generate an image for each text.
 
-        The same text under the same seed is the same image, also within one call.
+        The same text under the same seed and name is the same image, also within one call.
 
         Args:
             texts: a report, or findings; or a list of them.
@@ -296,6 +297,7 @@ class MAViLT:
             judge: an encoder with findings (`load_encoder`).
             view: of a model of several views, what to generate (default: frontal).
             given: of a model of several views, the other view's image of each text's study.
+            names: one a text; the same text under another name is another sample.
 
         Returns:
             A `Drawing`, or a list of them for a list of texts.
@@ -319,7 +321,8 @@ class MAViLT:
         drawings = []
         for start in range(0, len(listed), DRAWN):
             part = listed[start : start + DRAWN]
-            keys, other = [sample_key(text) for text in part], None
+            named = part if names is None else names[start : start + DRAWN]
+            keys, other = [sample_key(name) for name in named], None
             if given is not None:
                 studies = self.encoder(given[start : start + DRAWN])
                 other = self.encoder.collate(studies)

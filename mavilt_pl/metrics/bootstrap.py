@@ -40,7 +40,7 @@ class Estimate(NamedTuple):
         """The figure as results.json has it.
 
         Args:
-            task: tokenizer | report | vqa | synthesis | text.
+            task: encoder | tokenizer | report | vqa | synthesis | text.
             source: name of the corpus.
             metric: name of the figure.
             protocol: how it is computed.
