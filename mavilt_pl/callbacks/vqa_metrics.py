@@ -69,7 +69,8 @@ class VQAMetrics(MetricCallback):
 
     Controls: another patient's image, and the answer that most training questions on the same topic
     have; a dataset without training studies takes those of the first that has some. Sensitivity and
-    specificity are at thresholds chosen on validation studies.
+    specificity are at thresholds chosen on validation studies, and so are those of a dataset that
+    has none: of the first that has some.
 
     Args:
         threshold_studies: how many validation studies of each source choose the thresholds; 0 for
@@ -107,22 +108,35 @@ class VQAMetrics(MetricCallback):
         for source, answers in self._majority.items():
             if not answers and trained:
                 self._majority[source] = trained[0]
-        for source, loader in enumerate(self._validation_loaders(trainer)):
+        for source, loader in self._validation_loaders(trainer).items():
             answered = self._validation_answers(trainer, pl_module, source, loader)
             self._thresholds[source] = choose_thresholds(gather_lists(answered))
+        # A dataset without validation studies is read at the thresholds that were chosen at home.
+        home = next(iter(self._thresholds.values()), {})
+        for source in range(len(data.corpora)):
+            self._thresholds.setdefault(source, home)
 
-    def _validation_loaders(self, trainer: Trainer) -> list[Any]:
-        """The loaders of the validation studies; none, with a warning, where they are too few."""
+    def _validation_loaders(self, trainer: Trainer) -> dict[int, Any]:
+        """The loader of each source with validation studies; none where they are too few."""
+        data: Any = trainer.datamodule
+        sources = [number for number, corpus in enumerate(data.corpora) if len(corpus.rows("val"))]
         if not self.threshold_studies:
-            return []
+            return {}
         try:
-            return trainer.datamodule.val_dataloader()
-        # A dataset may come without a validation split, and is tested all the same.
+            loaders = dict(zip(sources, data.evaluation_loaders("val", sources)))
+        # Of other views or sections than the studies have; they are tested all the same.
         except UserError as error:
             rank_zero_warn(
                 f"no thresholds, so no sensitivity and specificity: {error}", category=MaviltWarning
             )
-            return []
+            return {}
+        if not loaders:
+            rank_zero_warn(
+                "no thresholds, so no sensitivity and specificity: no corpus has validation "
+                "studies; prepare some with --split val, or as the dataset splits them",
+                category=MaviltWarning,
+            )
+        return loaders
 
     def _validation_answers(
         self, trainer: Trainer, module: LightningModule, source: int, loader: Any

@@ -17,20 +17,7 @@ from mavilt_pl.errors import UserError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `mavilt draw`."""
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="a report, or findings")
-    parser.add_argument(
-        "--corpus",
-        type=Path,
-        help="instead of TEXTs: an image for each study, with its labels, as a dataset",
-    )
-    parser.add_argument(
-        "--split", choices=[*SPLITS], default="train", help="with --corpus (default train)"
-    )
-    parser.add_argument("--limit", type=int, help="with --corpus: at most this many studies")
-    parser.add_argument(
-        "--sections",
-        default="findings",
-        help="with --corpus: the part of a report that is drawn (default findings)",
-    )
+    _add_corpus(parser)
     parser.add_argument(
         "--out",
         type=Path,
@@ -82,12 +69,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
 
 
+def _add_corpus(parser: argparse.ArgumentParser) -> None:
+    # What single texts and a dataset share is in `add_arguments`.
+    parser.add_argument(
+        "--corpus",
+        type=Path,
+        help="instead of TEXTs: an image for each study, with its labels, as a dataset",
+    )
+    parser.add_argument(
+        "--split", choices=[*SPLITS], default="train", help="with --corpus (default train)"
+    )
+    parser.add_argument("--limit", type=int, help="with --corpus: at most this many studies")
+    parser.add_argument(
+        "--sections",
+        default="findings",
+        help="with --corpus: the part of a report that is drawn (default findings)",
+    )
+
+
 def _check(args: argparse.Namespace) -> None:
     if bool(args.texts) == bool(args.corpus):
         found = "both" if args.corpus else "neither"
         raise UserError(f"TEXT and --corpus: found {found}; expected one of them")
     if args.limit is not None and args.limit < 1:
         raise UserError(f"--limit {args.limit}: expected 1 or more")
+    # They need a choice for each text, and a dataset has one for all.
     only_texts = [args.given, args.best_of > 1, args.judge, args.keep_text, args.view]
     if args.corpus and (any(only_texts) or args.format != "png"):
         raise UserError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -239,9 +239,10 @@ class CXRDataModule(LightningDataModule):
 
     # Loaders.
 
-    def _datasets(self, split: str) -> list[StudyDataset]:
+    def _datasets(self, split: str, only: Iterable[int] | None = None) -> list[StudyDataset]:
         datasets = []
-        for number, corpus in enumerate(self.corpora):
+        for number in range(len(self.corpora)) if only is None else only:
+            corpus = self.corpora[number]
             tokens = self.token_caches[number] if self.token_caches else None
             dataset = StudyDataset(
                 corpus,
@@ -307,10 +308,11 @@ class CXRDataModule(LightningDataModule):
             generator=torch.Generator().manual_seed(self._seed()),
         )
 
-    def _evaluation_loaders(self, split: str) -> list[DataLoader]:
+    def evaluation_loaders(self, split: str, only: Iterable[int] | None = None) -> list[DataLoader]:
+        """A loader for each corpus, or for those of these numbers, in their order."""
         rank, world = self._rank_and_world()
         loaders: list[DataLoader] = []
-        for dataset in self._datasets(split):
+        for dataset in self._datasets(split, only):
             loader: DataLoader = DataLoader(
                 dataset,
                 batch_size=self.hparams["eval_batch_size"],
@@ -328,7 +330,7 @@ class CXRDataModule(LightningDataModule):
 
     def val_dataloader(self) -> list[DataLoader]:
         """A loader for each corpus, in their order."""
-        loaders, world = self._evaluation_loaders("val"), self._rank_and_world()[1]
+        loaders, world = self.evaluation_loaders("val"), self._rank_and_world()[1]
         for name, loader in zip(self.names, loaders):
             count = len(loader.dataset)  # type: ignore[arg-type]
             # Modules average over ranks what each logs, so a rank without a study of its own would
@@ -343,8 +345,6 @@ class CXRDataModule(LightningDataModule):
 
     def test_dataloader(self) -> list[DataLoader]:
         """A loader for each corpus, in their order."""
-        return self._evaluation_loaders("test")
+        return self.evaluation_loaders("test")
 
-    def predict_dataloader(self) -> list[DataLoader]:
-        """The loaders of the test."""
-        return self._evaluation_loaders("test")
+    predict_dataloader = test_dataloader

@@ -216,6 +216,7 @@ def _image_metrics(
         mean.update([record["scores"][name] for record in images], [0] * len(images), patients)
         metrics.append(mean)
     for name, logits in images[0].get("logits", {}).items():
+        # A judge may know findings that the test does not score.
         chosen = [finding for finding in logits if findings is None or finding in findings]
         area = GroupedAUROC(chosen, f"{name}_auroc")
         area.protocol = AS_TESTED
@@ -242,6 +243,7 @@ def topics_of(task: str, records: Sequence[Record], findings: Sequence[str] | No
             values = {answer} if closed else {"yes", "no"}
             cases.setdefault(str(record.get("topic", "other")), set()).update(values)
             continue
+        # Both are mappings of findings, of words for reports and of numbers for images.
         known = _labels(record) if task == "report" else record.get("truths", {})
         for finding, value in known.items():
             cases.setdefault(finding, set()).add(str(value))

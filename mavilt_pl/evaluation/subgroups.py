@@ -1,6 +1,6 @@
 """Figures of a test by sex, age, ethnicity, scanner and view, and how far groups are apart.
 
-Some group is always the best and some the worst. So the largest gap stands beside what chance alone
+Some group is always the best and some the worst. So the largest gap stands next to what chance
 makes of it: patients are resampled, each group's deviation from its own figure is taken, and the
 range of these deviations over the groups is the gap that appears where there is none. Its 95th
 percentile, added to and subtracted from the gap, gives an interval that holds for all pairs of
@@ -98,6 +98,7 @@ def _groups(records: Sequence[Record]) -> Iterator[tuple[dict[str, str], dict[st
         # Another program's records may have none, or anything.
         if not isinstance(attributes, dict) or record["task"] not in TASKS:
             continue
+        # The view is the image's and not the patient's, so it is no attribute of the study.
         for attribute in (*ATTRIBUTES, "view"):
             group = str(attributes.get(attribute, ""))
             if group and group != "UNKNOWN":
@@ -153,6 +154,7 @@ def _gaps_of_table(
     resampled = []
     for weights_N in resamples(patient_N, RESAMPLES, seed=0):
         resampled.append([statistics(of_group_N * weights_N) for of_group_N in of_group_GN])
+    # Each figure of the metric by itself: another pair of groups may be furthest apart.
     gaps = []
     for name in values[0]:
         value_G = np.array([of_group[name] for of_group in values])
@@ -233,6 +235,7 @@ def _tables(content: Mapping[str, Any]) -> list[dict[str, Any]]:
         figures.setdefault(_place(figure), {})[figure["metric"], figure["group"]] = figure
         patients.setdefault(_place(figure), {})[figure["group"]] = figure["patients"]
     gaps = {(_place(gap), gap["metric"]): gap for gap in content["gaps"]}
+    # In the order of the page: task by task, and within a task as the attributes came.
     shown = []
     for place in sorted(figures, key=lambda place: TASKS.index(place[0])):
         rows = []
@@ -240,6 +243,7 @@ def _tables(content: Mapping[str, Any]) -> list[dict[str, Any]]:
             cells = [figures[place].get((metric, group)) for group in patients[place]]
             if any(cells):
                 rows.append({"metric": metric, "cells": cells, "gap": gaps.get((place, metric))})
+        # Named, so that nobody takes the groups shown for all.
         suppressed = [row["group"] for row in content["suppressed"] if _place(row) == place]
         table = dict(zip(("task", "source", "attribute"), place))
         counted = [*patients[place].items()]

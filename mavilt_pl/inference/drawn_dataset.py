@@ -65,6 +65,7 @@ def draw_dataset(
         "sections": sections,
         "seed": seed,
     }
+    # Before anything is drawn: drawing takes hours.
     _claim(out, settings)
     options = ItemOptions(batch_kind="pairs", sections=sections)
     rows = StudyDataset(corpus, split, options, limit=limit).rows
@@ -98,12 +99,14 @@ def _claim(out: Path, settings: Mapping[str, Any]) -> None:
 
 
 def _file(out: Path, corpus: Corpus, row: int) -> Path:
+    # The hidden name: neither the study's nor a number that would follow the table's order.
     return out / "images" / f"{corpus.hidden_name(corpus.text(row).study)}.png"
 
 
 def _draw_part(
     model: Any, corpus: Corpus, out: Path, rows: Sequence[int], options: ItemOptions, seed: int
 ) -> None:
+    # All of them were drawn before an interruption.
     if not rows:
         return
     studies = [corpus.text(row) for row in rows]

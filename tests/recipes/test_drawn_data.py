@@ -37,12 +37,8 @@ def test_classifiers_of_drawings_stand_next_to_those_of_real_images(
     for study in drawn:
         assert dict(study.labels) == dict(labels[study.study])
     compared = json.loads((out / "compare.json").read_text())
-    assert [arm["name"] for arm in compared["arms"]] == [
-        "real images",
-        "drawings",
-        "half of each",
-        "all of both",
-    ]
+    arms = ["real images", "drawings", "half of each", "all of both"]
+    assert [*compared["arms"]] == arms
     # The figure is scikit-learn's, of the predictions that the test wrote.
     test = out / "half/1/test"
     figures = json.loads((test / "results.json").read_text())["figures"]

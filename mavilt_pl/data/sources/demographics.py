@@ -136,10 +136,12 @@ class MimicPatients:
             subject: subject_id.
             study_date: YYYYMMDD, or "" if it is not known.
         """
+        # MIMIC-CXR has patients that MIMIC-IV has not.
         row: Mapping[str, str] = self._by_subject.get(subject, {})
         if not row:
             return {}
         age = ""
+        # Without a date, or with a cell that is no number, the age stays unknown.
         numbers = (study_date[:4], row["anchor_year"], row["anchor_age"])
         if all(number.isdigit() for number in numbers):
             years = int(study_date[:4]) - int(row["anchor_year"])
@@ -157,6 +159,7 @@ def _ethnicity(race: str) -> str:
     value = race.strip().upper()
     if value in NOT_STATED:
         return ""
+    # By its beginning: an origin may follow, such as PUERTO RICAN.
     for beginning, group in RACES.items():
         if value.startswith(beginning):
             return group
