@@ -132,6 +132,7 @@ class ReconstructionMetrics(MetricCallback):
         judged: list[dict[str, Any]] = [{} for _ in by_image]
         if self.judge is not None:
             judged = self._judge(observation, real_BCHW, recon_BCHW)
+        # One record an image, so that any breakdown can be computed without the model.
         for study, of_image, of_judge in zip(observation.studies, by_image, judged):
             self.record(observation, study, scores=of_image, **of_judge)
         originals, reconstructions = to_uint8(real_BCHW), to_uint8(recon_BCHW)

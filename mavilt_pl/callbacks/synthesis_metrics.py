@@ -187,6 +187,7 @@ class SynthesisMetrics(MetricCallback):
                 self._second_views(requested, rows, pictures)
         files = self._save(requested, [of_study["image"] for of_study in pictures])
         texts = requested.batch["text"]
+        # One record a study, whether its drawing was saved or not.
         for study, text, file, of_judge in zip(requested.studies, texts, files, judged):
             self.record(requested, study, generated="", reference=text, **file, **of_judge)
         for row in self.sampled_rows(requested):
@@ -198,6 +199,7 @@ class SynthesisMetrics(MetricCallback):
         folder = Path(requested.trainer.default_root_dir) / "test"
         files: list[dict[str, str]] = []
         for study, image in zip(requested.studies, images):
+            # A study without a file still has its record.
             if not self.save_images:
                 files.append({})
                 continue

@@ -156,6 +156,7 @@ def _draw_corpus(args: argparse.Namespace) -> int:
     # Opened before the model is read, which takes a while.
     corpus = Corpus(args.corpus)
     model = load_model(args)
+    # A generator: the bar moves with the studies that have their image.
     parts = draw_dataset(
         model,
         corpus,

@@ -82,6 +82,7 @@ def run(args: argparse.Namespace) -> int:
         made_by = {"predictions": args.file.name, "protocol": protocol, "versions": versions()}
         write_json(args.out / "results.json", {"figures": figures, "made_by": made_by})
         say(f"{len(figures)} figures: {args.out / 'results.json'}")
+        # The same as a test of ours writes; other programs' files name groups in `attributes`.
         by_group = write_subgroups(args.out, records, scored_findings(args.file))
         if by_group is not None:
             say(f"figures by subgroup: {by_group}")

@@ -109,6 +109,7 @@ class ResultsWriter(Callback):
         for callback in sources:
             predictions += getattr(callback, "predictions", [])
         write_predictions(folder / PREDICTIONS, predictions, NOTICE, provenance)
+        # From the predictions alone, as `mavilt score` does it.
         data: Any = trainer.datamodule
         write_subgroups(folder, predictions, list(data.findings))
         content = {"figures": check_figures(figures, str(folder)), "made_by": provenance}

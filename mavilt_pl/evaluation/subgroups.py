@@ -81,6 +81,7 @@ def subgroups(records: Sequence[Record], findings: Sequence[str] | None) -> dict
             about = {"attribute": named["attribute"], "group": group, "patients": patients}
             for figure in score(of_group, findings):
                 found["figures"].append({**figure, **about})
+        # A gap is between two.
         if len(shown) > 1:
             found["gaps"] += [{**named, **gap} for gap in _gaps(named["task"], shown, findings)]
     return {"fewest_patients": FEWEST_PATIENTS, **found}
@@ -112,6 +113,7 @@ def _groups(records: Sequence[Record]) -> Iterator[tuple[dict[str, str], dict[st
 
 def _gaps(task: str, groups: Groups, findings: Sequence[str] | None) -> list[dict[str, Any]]:
     """The largest gap of each average, over the findings that all groups have cases of."""
+    # A mean over other findings would be another figure.
     shared = [topics_of(task, of_group, findings) for of_group in groups.values()]
     common = sorted(set.intersection(*shared))
     # A unit is what one patient has in one group: a patient may have images of two views.
@@ -149,6 +151,7 @@ def _gaps_of_table(
     group_N = np.array([names[unit][0] for unit in units_N])
     patient_N = np.array([patient_key(names[unit][1]) for unit in units_N])
     of_group_GN = np.stack([group_N == number for number in range(len(groups))]).astype(float)
+    # As if the test had this group's rows alone.
     values = [statistics(of_group_N) for of_group_N in of_group_GN]
     # Patients are resampled as a whole, with all their groups.
     resampled = []
@@ -172,6 +175,7 @@ def _gap(
     defined = np.flatnonzero(np.isfinite(value_G))
     if len(defined) < 2:
         return None
+    # Groups without the figure take part in no comparison.
     value_G = value_G[defined]
     highest, lowest = int(value_G.argmax()), int(value_G.argmin())
     gap = float(value_G[highest] - value_G[lowest])
@@ -214,6 +218,7 @@ def gather_subgroups(run: Path) -> list[dict[str, Any]]:
                 f"{path} is not a file of subgroups ({type(error).__name__}: {error}); run the "
                 "test again"
             ) from None
+    # Of all tests in one file: a spreadsheet filters.
     if figures:
         write_csv(run / "subgroups.csv", (*COLUMNS, *OF_GROUP), figures)
     return found
@@ -229,6 +234,7 @@ def _tables(content: Mapping[str, Any]) -> list[dict[str, Any]]:
         Of each table its names, `groups` with their numbers of patients, `rows` of a headline with
         a figure for each group and its gap, and the names of `suppressed` groups.
     """
+    # By table first, since a table's groups are its columns.
     figures: dict[Place, dict[tuple[str, str], Figure]] = {}
     patients: dict[Place, dict[str, int]] = {}
     for figure in content["figures"]:

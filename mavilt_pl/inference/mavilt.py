@@ -311,9 +311,7 @@ class MAViLT:
         check_texts(self.generator.prompts, listed, scorer, best_of)
         check_given(listed, view, given, self.multi_view)
         # Whoever gets a drawing learns from its file how it was made.
-        details = []
-        if view:
-            details.append(f"{view} view")
+        details = [f"{view} view"] if view else []
         if given:
             details.append(f"from the {OTHER[view or 'frontal']} image")
         if scorer:

@@ -36,6 +36,7 @@ def write_demographics(root: Path, subjects: Iterable[int], year: int, seed: int
     """
     folder = root / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
+    # Rows of the two tables, one each a patient.
     patients: list[dict[str, Any]] = []
     admissions: list[dict[str, Any]] = []
     for subject in dict.fromkeys(subjects):
@@ -49,6 +50,7 @@ def write_demographics(root: Path, subjects: Iterable[int], year: int, seed: int
                 "anchor_year": year,
             }
         )
+        # An admission of its own each, so that no patient is without a stated or unstated race.
         race = random.choice([*RACES], p=[*RACES.values()])
         admissions.append({"subject_id": subject, "hadm_id": 20_000_000 + subject, "race": race})
     write_table(folder / "patients.csv.gz", patients)

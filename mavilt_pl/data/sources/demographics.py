@@ -108,6 +108,7 @@ class MimicPatients:
                 "MIMIC-IV"
             )
         columns = ("subject_id", "gender", "anchor_age", "anchor_year")
+        # `hosp` has larger tables, which are not needed.
         rows = load_table(self._folder, "patients", columns, key=("subject_id",))
         self._by_subject = {row["subject_id"]: row for row in rows.to_dict("records")}
         self._ethnicities = self._read_ethnicities()
@@ -156,6 +157,7 @@ def _ethnicity(race: str) -> str:
     >>> _ethnicity("BLACK/AFRICAN AMERICAN"), _ethnicity("UNKNOWN"), _ethnicity("MULTIPLE")
     ('black', '', 'other')
     """
+    # Versions of MIMIC-IV spell the same values in other cases.
     value = race.strip().upper()
     if value in NOT_STATED:
         return ""
