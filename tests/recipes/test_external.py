@@ -42,6 +42,18 @@ def test_another_hospital_stands_next_to_the_own_test_set(chain: Path, tmp_path:
     # It has no training studies: what is most frequent at home is the answer to beat, not "yes".
     majority = areas["external_mimic-cxr-jpg", "accuracy", "majority_answer"]["value"]
     assert majority > 0.5
+    # Its answers are read at the thresholds of the validation at home; it has none of its own.
+    thresholds: dict[str, dict[str, set[float]]] = {}
+    lines = (out / "stage2/test/predictions.jsonl").read_text().splitlines()[1:]
+    for record in map(json.loads, lines):
+        if "threshold" in record:
+            of_source = thresholds.setdefault(record["source"], {})
+            of_source.setdefault(record["topic"], set()).add(record["threshold"])
+    home, away = thresholds["phantom_mimic"], thresholds["external_mimic-cxr-jpg"]
+    assert home and all(len(values) == 1 for values in home.values())
+    assert {topic: away[topic] for topic in home if topic in away} == {
+        topic: home[topic] for topic in home if topic in away
+    }
     page = (out / "report.html").read_text()
     assert "external_mimic-cxr-jpg" in page and "phantom_mimic" in page
 
