@@ -124,7 +124,7 @@ class MetricCallback(Callback):
         self.figures = self._finish(trainer, pl_module, "test")
         gathered = gather_lists(self.predictions)
         # Not in the order of ranks, which would depend on their number.
-        self.predictions = sorted(gathered, key=lambda one: (one["source"], one["study"]))
+        self.predictions = sorted(gathered, key=_place)
         self.examples = self._gather_samples()
 
     def _start(
@@ -229,6 +229,11 @@ class MetricCallback(Callback):
         for source in sorted(by_source):
             examples += [example for _, example in _smallest(by_source[source], self.samples)]
         return examples
+
+
+def _place(prediction: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Where a prediction stands in the file; each view of a study may have one."""
+    return prediction["source"], prediction["study"], prediction["attributes"].get("view", "")
 
 
 def _smallest(samples: list[Sample], number: int) -> list[Sample]:

@@ -75,7 +75,7 @@ def score(
             figures += _score_answers(source, answers, findings)
         for task in dict.fromkeys(str(record["task"]) for record in images):
             of_task = [record for record in images if record["task"] == task]
-            for metric in _image_metrics(of_task, findings):
+            for metric in _image_metrics(of_task, None):
                 figures += _figures(task, source, metric)
     if not figures:
         raise UserError("no record is of a report or a question: there is nothing to score")
@@ -249,7 +249,8 @@ def topics_of(task: str, records: Sequence[Record], findings: Sequence[str] | No
             cases.setdefault(finding, set()).add(str(value))
     needed = {"vqa": {"yes", "no"}, "report": {"present"}}.get(task, {"1.0", "0.0"})
     enough = {finding for finding, values in cases.items() if needed <= values}
-    return enough if findings is None or task == "vqa" else enough & set(findings)
+    # A judge scores all of its own findings, whatever the data ask about.
+    return enough & set(findings) if task == "report" and findings is not None else enough
 
 
 def tables(task: str, records: Sequence[Record], findings: Sequence[str] | None) -> list[Table]:

@@ -134,11 +134,14 @@ def _usable(
             rows[corpus.name, name] = corpus, int(row)
     usable = []
     for record in records:
+        # Answers and reconstructions are no cases.
+        if record["task"] not in ("report", "synthesis"):
+            continue
         kind = "drawing" if record.get("image") else "report"
         found = rows.get((record["source"], str(record.get("study"))))
         # A reader cannot compare a report with nothing.
-        complete = record["reference"] and (record.get("generated") or kind == "drawing")
-        if record["task"] in ("report", "synthesis") and complete and found is not None:
+        complete = record.get("reference") and (record.get("generated") or kind == "drawing")
+        if complete and found is not None:
             usable.append({"generated": "", **record, "kind": kind, "real": found})
     if not usable:
         names = ", ".join(corpus.name for corpus in corpora)

@@ -69,6 +69,9 @@ def run(corpus_path: Path, tmp_path: Path) -> Path:
         Image.fromarray(np.full((20, 30), 200, np.uint8)).save(folder / name)
         drawing = {"generated": "", "reference": text, "image": name}
         records.append({"task": "synthesis", **named, **drawing, "labels": {}})
+        # What a test of the tokenizer and one without saved drawings leave is no case.
+        records.append({"task": "tokenizer", **named, "scores": {"psnr": 20.0}})
+        records.append({"task": "synthesis", **named, "generated": "", "reference": text})
     write_predictions(folder / "predictions.jsonl", records, "notice", {})
     return tmp_path / "run"
 
