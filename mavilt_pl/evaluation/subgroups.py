@@ -246,6 +246,9 @@ def _tables(content: Mapping[str, Any]) -> list[dict[str, Any]]:
     for place in sorted(figures, key=lambda place: TASKS.index(place[0])):
         rows = []
         for metric in HEADLINES[place[0]]:
+            # What chance would reach is no figure of the model.
+            if metric.endswith("_chance"):
+                continue
             cells = [figures[place].get((metric, group)) for group in patients[place]]
             if any(cells):
                 rows.append({"metric": metric, "cells": cells, "gap": gaps.get((place, metric))})
