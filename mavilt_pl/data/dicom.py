@@ -6,7 +6,10 @@ many bits a pixel has. See `mavilt_pl.data.dicom_grey_scale` for what follows.
 
 from __future__ import annotations
 
+import io
 import struct
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +34,7 @@ MODALITIES = ("CR", "DX", "DR", "RG", "RF", "XR", "SC", "OT", "")
 GREY = ("MONOCHROME1", "MONOCHROME2")
 
 UNCOMPRESSED = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
+BEGINNING_BYTES = 2**16  # where the elements of patient and equipment stand
 HEADER_BYTES = 1024  # where the transfer syntax and a stream's size stand
 JPEG2000_SIZE = b"\xff\x4f\xff\x51"  # the markers SOC and SIZ
 JPEG_START = b"\xff\xd8"
@@ -47,6 +51,36 @@ def read_dicom(path: Path) -> GreyImage:
     _reject_deflated(path)
     # `force`: old scanners and anonymisers write neither preamble nor file meta information.
     return grey_of_dataset(path, pydicom.dcmread(path, force=True))
+
+
+def header_values(path: Path, keywords: Sequence[str]) -> dict[str, str]:
+    """Values of a header's first elements; "" for one that is not there or cannot be read.
+
+    Only the beginning of the file is read, whatever its elements promise.
+
+    Args:
+        path: of a regular file.
+        keywords: of elements, such as PatientSex.
+    """
+    with path.open("rb") as file:
+        beginning = file.read(BEGINNING_BYTES)
+    values = dict.fromkeys(keywords, "")
+    # Inflating it is what `_reject_deflated` refuses as well.
+    if DeflatedExplicitVRLittleEndian.encode() in beginning[:HEADER_BYTES]:
+        return values
+    try:
+        # pydicom warns of every oddity; an image that matters is refused when it is decoded.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            data = pydicom.dcmread(
+                io.BytesIO(beginning),
+                force=True,
+                stop_before_pixels=True,
+                specific_tags=[*keywords],
+            )
+            return {keyword: str(data.get(keyword) or "") for keyword in keywords}
+    except Exception:
+        return values
 
 
 def grey_of_dataset(path: Path | str, data: pydicom.Dataset) -> GreyImage:

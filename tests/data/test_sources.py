@@ -13,6 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
+import pydicom
 import pytest
 from dataset_layouts import (
     LAYOUTS,
@@ -30,6 +31,7 @@ from dataset_layouts import (
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from words import mavilt
 
 from mavilt_pl.cli import main
 from mavilt_pl.data.records import Study
@@ -486,6 +488,29 @@ def test_rsna_boxes_and_classes(tmp_path: Path) -> None:
     )
     (tmp_path / "stage_2_train_labels.csv").write_text("patientId,Target\na,1\na,0\n")
     assert "Target 0 and 1" in read("rsna", tmp_path)[1][0][3]
+
+
+def test_rsna_attributes_come_from_the_headers(tmp_path: Path) -> None:
+    mavilt("phantom mimic-dicom --studies 3 --size 40 --workers 1", tmp_path / "phantom")
+    files = sorted((tmp_path / "phantom").rglob("*.dcm"))[:3]
+    root, elsewhere = tmp_path / "rsna", tmp_path / "elsewhere"
+    (root / "stage_2_train_images").mkdir(parents=True)
+    elsewhere.mkdir()
+    for name, file in zip("abc", files):
+        data = pydicom.dcmread(file)
+        data.PatientSex, data.PatientAge, data.ManufacturerModelName = "F", "062Y", "DX  1"
+        # The last one lies outside of the folder.
+        folder = elsewhere if name == "c" else root / "stage_2_train_images"
+        data.save_as(folder / f"{name}.dcm")
+    (root / "stage_2_train_images/c.dcm").symlink_to(elsewhere / "c.dcm")
+    (root / "stage_2_train_images/b.dcm").write_bytes(b"no header")
+    table = "patientId,Target\na,1\nb,0\nc,0\nd,0\n"
+    (root / "stage_2_train_labels.csv").write_text(table)
+    studies, _ = read("rsna", root)
+    known = {"sex": "female", "age": "60 to 79", "scanner": "DX 1"}
+    assert [dict(study.attributes) for study in studies] == [known, {}, {}, {}]
+    studies, _ = read("rsna", root, follow_links=True)
+    assert dict(studies[2].attributes) == known
 
 
 def test_vqa_rad_questions(tmp_path: Path) -> None:

@@ -5,17 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from mavilt_pl.data.dicom import header_values
+from mavilt_pl.data.links import check_link
 from mavilt_pl.data.records import Image, Label, Study
 from mavilt_pl.data.sources import Reject
+from mavilt_pl.data.sources.demographics import known, parse_age, parse_sex
 from mavilt_pl.data.sources.fields import hash_split, path_inside
 from mavilt_pl.data.sources.tables import find_table, group_rows, load_table, read_table
 from mavilt_pl.errors import Rejected
 
+# DICOM elements of the images, for their attributes.
+HEADER = ("PatientSex", "PatientAge", "ManufacturerModelName")
 # Detailed class → the Target that belongs to it.
 CLASSES = {"lung opacity": "1", "normal": "0", "no lung opacity / not normal": "0"}
 
 
-def read(root: Path, reject: Reject) -> Iterator[Study]:
+def read(root: Path, reject: Reject, follow_links: bool = False) -> Iterator[Study]:
     """Yield one study an image, split 70 / 10 / 20 by hash.
 
     Several rows of a patientId are boxes of one image and give one study. Target is both
@@ -25,6 +30,7 @@ def read(root: Path, reject: Reject) -> Iterator[Study]:
     Args:
         root: the folder with the tables and stage_2_train_images/.
         reject: called for everything that is not yielded.
+        follow_links: read also the headers of images that lie elsewhere.
 
     Raises:
         UserError: a table is missing or damaged.
@@ -43,7 +49,23 @@ def read(root: Path, reject: Reject) -> Iterator[Study]:
         # patientId names one image; the challenge does not say which images share a patient.
         image = Image(path, "FRONTAL", patient)
         split = hash_split("rsna", patient)
-        yield Study("rsna", patient, patient, split, (image,), labels=labels)
+        attributes = _attributes(path, None if follow_links else root.resolve())
+        yield Study("rsna", patient, patient, split, (image,), labels=labels, attributes=attributes)
+
+
+def _attributes(path: Path, allowed: Path | None) -> dict[str, str]:
+    """Sex, age and scanner in the header of an image, which lies in `allowed`."""
+    try:
+        if allowed is not None:
+            check_link(path, allowed)
+        # What is not there, or is no file, is rejected when it is decoded.
+        if not path.is_file():
+            return {}
+        header = header_values(path, HEADER)
+    except (OSError, Rejected):
+        return {}
+    sex, age, scanner = (header[keyword] for keyword in HEADER)
+    return known(sex=parse_sex(sex), age=parse_age(age), scanner=scanner)
 
 
 def _read_classes(root: Path) -> dict[str, set[str]]:
