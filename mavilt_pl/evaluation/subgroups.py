@@ -21,9 +21,10 @@ from mavilt_pl.errors import UserError
 from mavilt_pl.evaluation.figure_tables import COLUMNS, write_csv
 from mavilt_pl.evaluation.headlines import HEADLINES
 from mavilt_pl.evaluation.predictions import Record
-from mavilt_pl.evaluation.results import TASKS, Figure, write_json
+from mavilt_pl.evaluation.results import MARKS, TASKS, Figure, write_json
 from mavilt_pl.evaluation.scoring import Table, score, tables, topics_of
 from mavilt_pl.metrics.bootstrap import RESAMPLES, patient_key, resamples
+from mavilt_pl.parallel.own_files import check_replaceable
 
 FILE = "subgroups.json"
 FEWEST_PATIENTS = 10  # of a group that is shown: fewer are neither a figure nor anonymous
@@ -47,6 +48,8 @@ def write_subgroups(
     """
     content = subgroups(records, findings)
     path = folder / FILE
+    # Before it is removed as well as before it is replaced.
+    check_replaceable(path, MARKS[FILE])
     if not content["figures"] and not content["suppressed"]:
         # That of an earlier test is not this one's.
         path.unlink(missing_ok=True)

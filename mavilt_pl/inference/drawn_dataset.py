@@ -16,6 +16,7 @@ from typing import Any
 
 from mavilt_pl.data.corpus import Corpus
 from mavilt_pl.data.dataset import ItemOptions, StudyDataset
+from mavilt_pl.data.sources.table import LABEL_WORDS
 from mavilt_pl.data.sources.tables import inert_cell
 from mavilt_pl.errors import UserError
 from mavilt_pl.parallel.atomic_write import atomic_write_text
@@ -24,7 +25,6 @@ from mavilt_pl.ranges import PositiveInt
 SETTINGS, TABLE = "drawing.json", "studies.csv"
 COLUMNS = ("image", "study", "patient", "split", "view", "labels")
 PART = 64  # texts drawn at a time: what a kill costs
-NUMBERS = {"present": "1", "absent": "0", "uncertain": "-1"}
 
 
 def draw_dataset(
@@ -124,7 +124,7 @@ def _write_table(out: Path, corpus: Corpus, rows: Sequence[int], split: str) -> 
     writer.writerow(COLUMNS)
     for row in rows:
         study = corpus[row]
-        labels = "; ".join(f"{name}={NUMBERS[label]}" for name, label in study.labels.items())
+        labels = "; ".join(f"{name}={LABEL_WORDS[label]}" for name, label in study.labels.items())
         path = _file(out, corpus, row)
         # A model of one view draws what most of its training images are.
         cells = [

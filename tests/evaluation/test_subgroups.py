@@ -145,6 +145,18 @@ def test_records_without_attributes_or_with_one_group_have_no_subgroups() -> Non
         assert subgroups(same, None)["figures"] == []
 
 
+def test_a_file_of_somebody_else_is_not_removed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Records without groups leave no subgroups.json, and take none away that is not ours."""
+    (tmp_path / "subgroups.json").write_text("mine")
+    record = {"patient": "1", "generated": "clear lungs", "reference": "clear lungs"}
+    (tmp_path / "mine.jsonl").write_text(json.dumps(record))
+    assert main(["score", str(tmp_path / "mine.jsonl"), "--out", str(tmp_path)]) == 1
+    assert str(tmp_path / "subgroups.json") in capsys.readouterr().err
+    assert (tmp_path / "subgroups.json").read_text() == "mine"
+
+
 def test_chance_explains_gaps_where_there_is_none_and_no_real_one() -> None:
     """Of tests without a difference, 5 % have a gap above what chance allows."""
     random = np.random.default_rng(4)
