@@ -118,10 +118,10 @@ class VQAMetrics(MetricCallback):
 
     def _validation_loaders(self, trainer: Trainer) -> dict[int, Any]:
         """The loader of each source with validation studies; none where they are too few."""
-        data: Any = trainer.datamodule
-        sources = [number for number, corpus in enumerate(data.corpora) if len(corpus.rows("val"))]
         if not self.threshold_studies:
             return {}
+        data: Any = trainer.datamodule
+        sources = [number for number, corpus in enumerate(data.corpora) if len(corpus.rows("val"))]
         try:
             loaders = dict(zip(sources, data.evaluation_loaders("val", sources)))
         # Of other views or sections than the studies have; they are tested all the same.

@@ -87,9 +87,12 @@ def _claim(out: Path, settings: Mapping[str, Any]) -> None:
     path, text = out / SETTINGS, json.dumps(settings, indent=1)
     if path.exists():
         # Half of the images by one model and half by another would be taken for one dataset.
-        if path.read_text(encoding="utf-8") != text:
+        found = " ".join(path.read_text(encoding="utf-8").split())
+        expected = " ".join(text.split())
+        if found != expected:
             raise UserError(
-                f"{out} was drawn with other settings (see {path.name}): choose another --out"
+                f"{out} was drawn with other settings: {path.name} has {found[:400]}, this call is "
+                f"{expected}: choose another --out"
             )
         return
     if out.exists() and any(out.iterdir()):
