@@ -84,21 +84,27 @@ def draw_dataset(
 
 def _claim(out: Path, settings: Mapping[str, Any]) -> None:
     """Begin a folder, or check that it was begun with the same settings."""
-    path, text = out / SETTINGS, json.dumps(settings, indent=1)
+    path = out / SETTINGS
     if path.exists():
+        try:
+            before = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (TypeError, ValueError):
+            before = {}
         # Half of the images by one model and half by another would be taken for one dataset.
-        found = " ".join(path.read_text(encoding="utf-8").split())
-        expected = " ".join(text.split())
-        if found != expected:
+        differing = []
+        for key, value in settings.items():
+            if before.get(key) != value:
+                differing.append(f"{key} was {before.get(key)!r} and is {value!r}")
+        if differing:
             raise UserError(
-                f"{out} was drawn with other settings: {path.name} has {found[:400]}, this call is "
-                f"{expected}: choose another --out"
+                f"{out} was drawn with other settings ({'; '.join(differing)}): choose another "
+                "--out, or delete the folder"
             )
         return
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty and holds no {SETTINGS}: choose another --out")
     (out / "images").mkdir(parents=True, exist_ok=True)
-    atomic_write_text(path, text)
+    atomic_write_text(path, json.dumps(settings, indent=1))
 
 
 def _file(out: Path, corpus: Corpus, row: int) -> Path:
